@@ -1,0 +1,1 @@
+"""Calibration of pruning to a quality budget, and the measures of quality it uses."""

@@ -1,0 +1,1 @@
+"""PyTorch reference models; they read like the papers and load the original checkpoints."""

@@ -1,0 +1,300 @@
+"""The original file layouts, in and out. Loading is strict: every key used, every weight filled.
+
+The released code loads with `strict=False` and ignores what does not fit; here a missing, extra or misshapen key is
+a `CheckpointError` that lists them. No pickled code runs: `.pth` is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from ldp_runtime.errors import CheckpointError, ConfigError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ldp_export.models.bsq_vae import BsqVae, VaeConfig
+from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+
+State = dict[str, torch.Tensor]
+
+#: Keys that the original files may hold and that carry nothing: recomputed, unused or all zeros.
+_IGNORED_TRANSFORMER = re.compile(
+    r"(.*\.zero_k_bias|lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen)$"
+)
+_IGNORED_VAE = re.compile(r"(quantizer|quantize)\.lfq\.mask$")
+_CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.*)")
+_INDEX_NAME = "model.safetensors.index.json"
+
+
+def read_state(path: Path | str) -> State:
+    """All tensors of a safetensors file, a sharded folder (or its index file), or a `.pth` file.
+
+    Raises:
+        CheckpointError: no such file, truncated, a shard missing, or pickled objects other than tensors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}")
+    if path.is_dir():
+        index = path / _INDEX_NAME
+        shards = sorted(path.glob("*.safetensors"))
+        if index.exists():
+            return _read_sharded(index)
+        if len(shards) == 1:
+            return _read_safetensors(shards[0])
+        raise CheckpointError(
+            f"{path} holds {len(shards)} safetensors files and no {_INDEX_NAME}",
+            hint="name the file itself, or fetch the index file that belongs to the shards",
+        )
+    if path.name.endswith(".index.json"):
+        return _read_sharded(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_pth(path)
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"cannot read {path} ({path.stat().st_size} bytes): {error}",
+            hint="the file is truncated or not safetensors; fetch it again",
+        ) from error
+
+
+def _read_sharded(index: Path) -> State:
+    try:
+        files: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
+    state: State = {}
+    for name in sorted(set(files.values())):
+        shard = index.parent / name
+        if not shard.exists():
+            raise CheckpointError(f"{index} names the shard {name}, which is not beside it")
+        state |= _read_safetensors(shard)
+    absent = sorted(set(files) - set(state))
+    if absent:
+        raise CheckpointError(f"{index} names keys that its shards lack: {_listing(absent)}")
+    return {key: state[key] for key in files}
+
+
+def _read_pth(path: Path) -> State:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many types here: pickle, zip, runtime
+        raise CheckpointError(
+            f"cannot read {path} without running pickled code: {str(error).splitlines()[0]}",
+            hint="the file is truncated, or holds more than tensors; convert it to safetensors where you trust it",
+        ) from error
+    return _find_weights(loaded, path)
+
+
+def _find_weights(loaded: object, path: Path) -> State:
+    """The tensor dictionary inside the known containers: flat, VAE files (`vae`), training checkpoints."""
+    if isinstance(loaded, Mapping):
+        for keys in (("trainer", "gpt_fsdp"), ("vae",), ("state_dict",)):
+            inner: object = loaded
+            for key in keys:
+                inner = inner.get(key) if isinstance(inner, Mapping) else None
+            if isinstance(inner, Mapping):
+                loaded = inner
+                break
+        if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
+            return {str(key): value for key, value in loaded.items()}
+    raise CheckpointError(
+        f"{path} holds no dictionary of tensors (looked at the top, 'vae' and 'trainer.gpt_fsdp')"
+    )
+
+
+def flatten_blocks(state: State) -> State:
+    """`block_chunks.{i}.module.{j}.*` to `blocks.{k}.*`; keys that are already flat stay."""
+    places = [(m, key) for key in state if (m := _CHUNKED.match(key))]
+    if not places:
+        return dict(state)
+    per_chunk = 1 + max(int(m[2]) for m, _ in places)
+    flat = {key: value for key, value in state.items() if not _CHUNKED.match(key)}
+    for m, key in places:
+        flat[f"blocks.{int(m[1]) * per_chunk + int(m[2])}.{m[3]}"] = state[key]
+    return flat
+
+
+def _shape(state: State, key: str, dims: int) -> tuple[int, ...]:
+    if key not in state:
+        raise CheckpointError(
+            f"the checkpoint lacks {key!r}, from which its sizes are read",
+            hint="is this an Infinity transformer (or BSQ VAE) in the original layout?",
+        )
+    shape = tuple(state[key].shape)
+    if len(shape) != dims:
+        raise CheckpointError(f"{key!r} has shape {shape}, expected {dims} dimensions")
+    return shape
+
+
+def _count(keys: Iterable[str], pattern: str) -> int:
+    return 1 + max((int(m[1]) for key in keys if (m := re.match(pattern, key))), default=-1)
+
+
+def infer_transformer_config(state: State) -> InfinityConfig:
+    """Sizes of an Infinity transformer from the shapes of its tensors (original or flat keys)."""
+    chunks = _count(state, r"block_chunks\.(\d+)\.")
+    flat = flatten_blocks(state)
+    bits = _shape(flat, "word_embed.weight", 2)[1]
+    text_tokens, text_channels = _shape(flat, "cfg_uncond", 2)
+    if "blocks.0.sa.scale_mul_1H11" in flat:
+        heads = flat["blocks.0.sa.scale_mul_1H11"].numel()
+    elif "blocks.0.sa.scale_mul" in flat:
+        heads = flat["blocks.0.sa.scale_mul"].numel()
+    else:
+        raise CheckpointError("the checkpoint has no self-attention temperature (sa.scale_mul_1H11)")
+    try:
+        return InfinityConfig(
+            depth=_count(flat, r"blocks\.(\d+)\."),
+            width=_shape(flat, "pos_start", 3)[2],
+            heads=heads,
+            ffn=_shape(flat, "blocks.0.ffn.fc1.weight", 2)[0],
+            bits=bits,
+            text_channels=text_channels,
+            text_tokens=text_tokens,
+            levels=_shape(flat, "lvl_embed.weight", 2)[0],
+            pool_heads=_shape(flat, "text_proj_for_sos.ca.mat_q", 3)[1],
+            chunks=max(chunks, 1),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's shapes make no model: {error.message}") from error
+
+
+def infer_vae_config(state: State) -> VaeConfig:
+    """Sizes of a BSQ VAE from the shapes of its tensors (wrapped or plain keys)."""
+    flat = unwrap_vae_keys(state)
+    widest, bits = _shape(flat, "decoder.conv_in.weight", 4)[:2]
+    base = _shape(flat, "encoder.conv_in.weight", 4)[0]
+    levels = _count(flat, r"encoder\.down\.(\d+)\.")
+    widths = [_shape(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
+    if not widths or widths[-1] != widest or any(width % base for width in widths):
+        raise CheckpointError(
+            f"VAE level widths {widths} do not fit base width {base} and top width {widest}"
+        )
+    return VaeConfig(
+        bits=bits,
+        base_channels=base,
+        channel_multipliers=tuple(width // base for width in widths),
+        res_blocks=_count(flat, r"encoder\.down\.0\.block\.(\d+)\."),
+        stride=2 ** sum(f"encoder.down.{l}.downsample.conv.weight" in flat for l in range(levels)),
+    )
+
+
+def unwrap_vae_keys(state: State) -> State:
+    """Takes off the `.conv.` and `.norm.` wrappers: `x.conv.weight` -> `x.weight` where x is itself a layer."""
+    wrapped = re.compile(
+        r"(.*\.(?:conv\d?|conv_in|conv_out|nin_shortcut|norm\d?|norm_out))\.(?:conv|norm)\.(\w+)$"
+    )
+    flat: State = {}
+    for key, value in state.items():
+        m = wrapped.match(key)
+        flat[f"{m[1]}.{m[2]}" if m else key] = value
+    return flat
+
+
+def load_transformer(path: Path | str, config: InfinityConfig | None = None) -> InfinityTransformer:
+    """An Infinity transformer from its original files; sizes inferred unless given.
+
+    Raises:
+        CheckpointError: unreadable, or keys and shapes are not those of the architecture (all are listed).
+    """
+    state = read_state(path)
+    return build_transformer(state, config, origin=str(path))
+
+
+def build_transformer(
+    state: State, config: InfinityConfig | None = None, origin: str = "checkpoint"
+) -> InfinityTransformer:
+    config = config or infer_transformer_config(state)
+    flat = {
+        key.replace("sa.scale_mul", "sa.scale_mul_1H11") if key.endswith("sa.scale_mul") else key: value
+        for key, value in flatten_blocks(state).items()
+        if not _IGNORED_TRANSFORMER.match(key)
+    }
+    for key, value in flat.items():
+        if key.endswith("sa.scale_mul_1H11"):  # FSDP-era files hold (1, 1, H, 1)
+            flat[key] = value.reshape(1, -1, 1, 1)
+    return _fill(InfinityTransformer, config, flat, origin)
+
+
+def load_vae(path: Path | str, config: VaeConfig | None = None) -> BsqVae:
+    """A BSQ VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
+    return build_vae(read_state(path), config, origin=str(path))
+
+
+def build_vae(state: State, config: VaeConfig | None = None, origin: str = "checkpoint") -> BsqVae:
+    flat = {k: v for k, v in unwrap_vae_keys(state).items() if not _IGNORED_VAE.match(k)}
+    return _fill(BsqVae, config or infer_vae_config(flat), flat, origin)
+
+
+def _fill(kind: type, config: InfinityConfig | VaeConfig, state: State, origin: str) -> nn.Module:  # pyright: ignore
+    """A model on the meta device filled with `state`, strictly, in float32."""
+    with torch.device("meta"):
+        model = kind(config)
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    missing = sorted(set(expected) - set(state))
+    extra = sorted(set(state) - set(expected))
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {shape}"
+        for key, shape in expected.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    problems = {"missing": missing, "unexpected": extra, "of the wrong shape": misshapen}
+    found = [f"{len(keys)} {what}: {_listing(keys)}" for what, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(
+            f"{origin} does not fit {config}:\n  " + "\n  ".join(found),
+            hint="the file is of another model, or of another size than named",
+        )
+    model.load_state_dict({k: v.to(torch.float32) for k, v in state.items()}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _listing(keys: Iterable[str], most: int = 20) -> str:
+    keys = list(keys)
+    more = f", and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
+def original_transformer_state(model: InfinityTransformer) -> State:
+    """The model's tensors under the original key names, block chunks and zero buffers included."""
+    config = model.config
+    per_chunk = config.depth // config.chunks
+    state: State = {}
+    for key, value in model.state_dict().items():
+        m = re.match(r"blocks\.(\d+)\.(.*)", key)
+        if m and config.chunks > 1:
+            index = int(m[1])
+            key = f"block_chunks.{index // per_chunk}.module.{index % per_chunk}.{m[2]}"
+        state[key] = value.detach().contiguous()
+        if key.endswith(".v_bias"):
+            state[key.removesuffix("v_bias") + "zero_k_bias"] = torch.zeros_like(value)
+    return state
+
+
+def original_vae_state(model: BsqVae) -> State:
+    """The VAE's tensors under the original, wrapped key names, with the unused bit-mask buffers."""
+    state: State = {}
+    for key, value in model.state_dict().items():
+        stem, _, kind = key.rpartition(".")
+        wrapper = "norm" if re.search(r"norm(\d|_out)?$", stem) else "conv"
+        state[f"{stem}.{wrapper}.{kind}"] = value.detach().contiguous()
+    mask = 2 ** torch.arange(model.config.bits - 1, -1, -1, dtype=torch.int64)
+    return state | {"quantizer.lfq.mask": mask, "quantize.lfq.mask": mask.clone()}
+
+
+def save_state(state: State, path: Path | str, dtype: torch.dtype | None = None) -> None:
+    """Writes safetensors; floating-point tensors are stored as `dtype` where one is given."""
+    stored = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in state.items()}
+    save_file(stored, Path(path))

@@ -1,0 +1,79 @@
+"""Every error that users meet. One root, a handful of leaves; each message says found, expected, and the mend."""
+
+from __future__ import annotations
+
+
+class LdpError(Exception):
+    """Root of all errors raised on purpose. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\n  hint: {hint}")
+        self.message = message
+        self.hint = hint
+
+    @property
+    def code(self) -> str:
+        """Stable name for programs: the class name."""
+        return type(self).__name__
+
+
+class ConfigError(LdpError, ValueError):
+    """A request or option that cannot be served: unknown model, impossible size, bad threshold, empty prompt."""
+
+    exit_code = 2
+
+
+class CheckpointError(LdpError):
+    """A checkpoint that is missing, truncated, or whose keys and shapes are not those of its architecture."""
+
+    exit_code = 3
+
+
+class ExportError(LdpError):
+    """A model that could not be turned into a graph."""
+
+    exit_code = 4
+
+
+class EngineBuildError(LdpError):
+    """A graph that could not be turned into an engine, or a build that ran out of disk or memory."""
+
+    exit_code = 5
+
+
+class VerificationError(LdpError):
+    """Engines whose results differ from the reference model by more than the stated tolerance."""
+
+    exit_code = 6
+
+
+class IncompatibleBundleError(LdpError):
+    """A bundle that this machine, these packages or this request cannot run."""
+
+    exit_code = 7
+
+
+class IntegrityError(LdpError):
+    """A bundle whose files are missing, truncated, or not the ones that were built."""
+
+    exit_code = 8
+
+
+class CapacityError(LdpError):
+    """Not enough memory or disk for what was asked; raised before anything is allocated."""
+
+    exit_code = 9
+
+
+class NonFiniteError(LdpError):
+    """NaN or infinity in an engine's output; the message names graph and scale. No image is returned."""
+
+    exit_code = 10
+
+
+class Cancelled(LdpError):
+    """The caller stopped the run."""
+
+    exit_code = 130

@@ -1,0 +1,71 @@
+"""From sampled bits to the accumulated latent and to the next scale's input.
+
+Notation of the VAR recursion: R_k are the residual codes of scale k, F_k = F_{k-1} + Up(R_k) the accumulated
+latent, and Down(F_{k-1}) the input of scale k. Tokens live on the transformer's grid [B, h, w, bits]; latents on the
+VAE's grid [B, d, H, W]. With 2x2 patchify (8B) one token is a 2x2 patch of latents and bits = 4 d; else they coincide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from ldp_runtime.schedule import Grid
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """How tokens map to latents.
+
+    Attributes:
+        channels: d, the VAE's bits per latent position.
+        patch: latents per token side (1, or 2 with patchify).
+    """
+
+    channels: int
+    patch: int = 1
+
+    @property
+    def bits(self) -> int:
+        """Bits per token: d * patch**2."""
+        return self.channels * self.patch**2
+
+    def latent_grid(self, grid: Grid) -> Grid:
+        """Latent grid (H, W) of a token grid (h, w)."""
+        return grid[0] * self.patch, grid[1] * self.patch
+
+
+def bits_to_codes(bits: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
+    """Bits (0/1, any shape) to BSQ code values +-1/sqrt(d) in float32; d is the VAE's, also with patchify."""
+    return (bits.to(torch.float32) * 2 - 1) / layout.channels**0.5
+
+
+def tokens_to_latent(codes: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
+    """Token codes [B, h, w, bits] to a latent map [B, d, H, W] (pixel shuffle where tokens are patches)."""
+    channels_first = codes.permute(0, 3, 1, 2)
+    return F.pixel_shuffle(channels_first, layout.patch) if layout.patch > 1 else channels_first
+
+
+def latent_to_tokens(latent: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
+    """Latent map [B, d, H, W] to tokens [B, h*w, bits], row-major: the inverse of `tokens_to_latent`."""
+    if layout.patch > 1:
+        latent = F.pixel_unshuffle(latent, layout.patch)
+    return latent.flatten(2).transpose(1, 2)
+
+
+def resize(latent: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Bilinear resize of [B, d, H, W] as in the originals: align_corners False, no antialiasing, up and down alike."""
+    if tuple(latent.shape[-2:]) == tuple(grid):
+        return latent
+    return F.interpolate(latent, size=grid, mode="bilinear", align_corners=False)
+
+
+def accumulate(latent: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """F_k = F_{k-1} + Up(R_k); latent [B, d, H, W] at the final grid, residual [B, d, h', w']."""
+    return latent + resize(residual, (latent.shape[-2], latent.shape[-1]))
+
+
+def next_input(latent: torch.Tensor, grid: Grid, layout: LatentLayout) -> torch.Tensor:
+    """Down(F) on the token grid of the next scale: [B, d, H, W] -> [B, h*w, bits]."""
+    return latent_to_tokens(resize(latent, layout.latent_grid(grid)), layout)
