@@ -1,0 +1,101 @@
+"""The `blocks` graph: one call is one scale. Latent tokens in, logits and this scale's keys and values out.
+
+No graph knows about pruning: pruned tokens are rows that are absent from `latents`, `cos` and `sin`; a stopped
+unconditional branch is rows that are absent everywhere. A large model is split into chunks of blocks: the first
+embeds, the last holds the head, `hidden` passes between them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
+from ldp_export.models.infinity import Block, InfinityConfig, InfinityTransformer, modulate
+
+
+def blocks_signature(config: InfinityConfig, first: int, last: int) -> GraphSignature:
+    """Inputs and outputs of blocks [first, last), in the graph's order."""
+    R, L, P, T = Axis.ROWS, Axis.TOKENS, Axis.PAST, Axis.TEXT
+    H, c, C = config.heads, config.head_dim, config.width
+    inputs = (
+        [TensorSpec("latents", (R, L, config.bits)), TensorSpec("offset", (R, C))]
+        if first == 0
+        else [TensorSpec("hidden", (R, L, C))]
+    )
+    inputs += [TensorSpec("cos", (L, c // 2)), TensorSpec("sin", (L, c // 2)), TensorSpec("modulation", (R, 6, C))]
+    if last == config.depth:
+        inputs.append(TensorSpec("head_modulation", (R, 2, C)))
+    inputs.append(TensorSpec("text_mask", (R, T), "bool"))
+    outputs = [TensorSpec("logits", (R, L, 2 * config.bits)) if last == config.depth else TensorSpec("hidden_out", (R, L, C))]
+    for i in range(first, last):
+        inputs += [TensorSpec(f"text_k_{i}", (R, H, T, c)), TensorSpec(f"text_v_{i}", (R, H, T, c))]
+        inputs += [TensorSpec(f"past_k_{i}", (P, R, H, c)), TensorSpec(f"past_v_{i}", (P, R, H, c))]
+        outputs += [TensorSpec(f"new_k_{i}", (L, R, H, c)), TensorSpec(f"new_v_{i}", (L, R, H, c))]
+    name = "blocks" if (first, last) == (0, config.depth) else f"blocks_{first}_{last}"
+    return GraphSignature(name, tuple(inputs), tuple(outputs))
+
+
+class BlocksGraph(nn.Module):
+    """Blocks [first, last) of a transformer with the calling convention of `blocks_signature`.
+
+    Keys and values are sequence-major, [tokens, rows, heads, head_dim]: a prefix of a preallocated cache is then one
+    contiguous piece of memory and binds by pointer.
+    """
+
+    def __init__(self, model: InfinityTransformer, first: int = 0, last: int | None = None) -> None:
+        super().__init__()
+        config = model.config
+        self.first, self.last = first, config.depth if last is None else last
+        self.eps = config.norm_eps
+        self.signature = blocks_signature(config, self.first, self.last)
+        self.blocks = nn.ModuleDict({str(i): model.blocks[i] for i in range(self.first, self.last)})
+        if self.first == 0:
+            self.word_embed = model.word_embed
+        if self.last == config.depth:
+            self.head = model.head
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = dict(zip(self.signature.input_names, tensors, strict=True))
+        if self.first == 0:
+            # The bias of the embedding is part of `offset`, which differs for the start token (see prompt.py).
+            x = nn.functional.linear(given["latents"], self.word_embed.weight) + given["offset"][:, None]
+        else:
+            x = given["hidden"]
+        rope = (given["cos"], given["sin"])
+        text_mask = given["text_mask"][:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        caches: list[torch.Tensor] = []
+        for name, block in self.blocks.items():
+            text = (given[f"text_k_{name}"], given[f"text_v_{name}"])
+            past = (given[f"past_k_{name}"], given[f"past_v_{name}"])
+            x, new_k, new_v = self._block(block, x, given["modulation"], rope, text, text_mask, past)
+            caches += [new_k, new_v]
+        if self.last_is_head:
+            scale, shift = given["head_modulation"].split(1, dim=1)
+            x = self.head(modulate(x, scale, shift, self.eps))
+        return (x, *caches)
+
+    @property
+    def last_is_head(self) -> bool:
+        return hasattr(self, "head")
+
+    def _block(self, block, x, modulation, rope, text, text_mask, past):  # noqa: ANN001, ANN202
+        gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0] + modulation).split(1, dim=1)
+        q, k, v = block.sa.project(modulate(x, scale1, shift1, self.eps), rope)  # [R, L, H, c]
+        new_k, new_v = k.transpose(0, 1), v.transpose(0, 1)  # [L, R, H, c]
+        all_k, all_v = torch.cat((past[0], new_k)), torch.cat((past[1], new_v))
+        x = x + gate1 * block.sa.proj(_attention(q, all_k.permute(1, 2, 0, 3), all_v.permute(1, 2, 0, 3), 1.0))
+        q = block.ca.mat_q(block.ca_norm(x)).unflatten(-1, (block.ca.heads, -1))
+        x = x + block.ca.proj(_attention(q, *text, q.shape[-1] ** -0.5, text_mask))
+        x = x + gate2 * block.ffn(modulate(x, scale2, shift2, self.eps))
+        return x, new_k, new_v
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """q [R, L, H, c] against k, v [R, H, S, c] -> [R, L, C]."""
+    out = nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).flatten(2)
+
+

@@ -1,0 +1,38 @@
+"""An engine that runs a PyTorch module: for parity tests and as the eager candidate of comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+
+class EagerEngine:
+    """Runs `module(*inputs) -> tuple` with inputs and outputs in the given order of names."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        input_names: Sequence[str],
+        output_names: Sequence[str],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self._module: nn.Module | None = module.to(self.device)
+        self._input_names, self._output_names = list(input_names), list(output_names)
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        if self._module is None:
+            raise RuntimeError(f"the engine {self.name!r} is closed")
+        results = self._module(*(inputs[name] for name in self._input_names))
+        results = results if isinstance(results, tuple) else (results,)
+        for name, result in zip(self._output_names, results, strict=True):
+            if name in outputs:
+                outputs[name].copy_(result)
+
+    def close(self) -> None:
+        self._module = None

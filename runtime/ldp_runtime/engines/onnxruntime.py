@@ -1,0 +1,134 @@
+"""ONNX Runtime engines: the CPU provider anywhere, the CUDA provider by configuration.
+
+Tensors are bound by pointer, so the K/V of a call lands in the cache without a copy, and outputs that have no place
+are not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ELEMENT_TYPES: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.int64: np.int64,
+    torch.bool: np.bool_,
+}
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module, or an error that names the extra to install."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise IncompatibleBundleError(
+            "this bundle needs ONNX Runtime, which is not installed",
+            hint="pip install 'ldp-export[cpu]' (or [cuda] on a machine with an NVIDIA GPU)",
+        ) from error
+    return ort
+
+
+def check_provider(device: torch.device) -> None:
+    """Raises IncompatibleBundleError when ONNX Runtime cannot run on `device` here."""
+    ort = import_onnxruntime()
+    wanted = _PROVIDERS.get(device.type)
+    if wanted is None:
+        raise IncompatibleBundleError(f"ONNX Runtime engines run on 'cpu' or 'cuda', not on {device.type!r}")
+    if wanted not in ort.get_available_providers():
+        raise IncompatibleBundleError(
+            f"this ONNX Runtime ({ort.__version__}) has no {wanted}; it offers {ort.get_available_providers()}",
+            hint="install onnxruntime-gpu instead of onnxruntime (ldp-export[cuda]), or load with device='cpu'",
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise IncompatibleBundleError("device 'cuda' was asked for, but PyTorch finds no CUDA GPU on this machine")
+
+
+def _session_options(ort: Any, device: torch.device, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors; the rest arrives as exceptions
+    options.enable_mem_pattern = False  # patterns are kept per shape: unbounded with a dynamic number of tokens
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if device.type != "cpu":
+        # The provider list alone does not show it when single nodes land on the CPU.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+class OnnxRuntimeEngine:
+    """One ONNX graph in one session.
+
+    Raises:
+        IncompatibleBundleError: the provider is missing, or a node has no kernel on it.
+        IntegrityError: the file is no valid model.
+    """
+
+    def __init__(self, name: str, path: Path, device: torch.device | str = "cpu", threads: int | None = None) -> None:
+        ort = import_onnxruntime()
+        self.name = name
+        self.device = torch.device(device)
+        check_provider(self.device)
+        provider = _PROVIDERS[self.device.type]
+        options = _session_options(ort, self.device, threads)
+        try:
+            session = ort.InferenceSession(path, options, providers=[provider])
+        except Exception as error:  # onnxruntime raises a type per status code
+            raise _load_error(error, name, path) from error
+        if session.get_providers()[0] != provider:
+            raise IncompatibleBundleError(f"ONNX Runtime loaded {name!r} on {session.get_providers()}, not {provider}")
+        self._session: onnxruntime.InferenceSession | None = session
+
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        if self._session is None:
+            raise LdpError(f"the engine {self.name!r} is closed")
+        binding = self._session.io_binding()
+        for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, tensor in tensors.items():
+                bind(
+                    name,
+                    self.device.type,
+                    self.device.index or 0,
+                    _ELEMENT_TYPES[tensor.dtype],
+                    tuple(tensor.shape),
+                    tensor.data_ptr(),
+                )
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # the session runs on a stream of its own
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime raises a type per status code
+            raise _run_error(error, self.name, inputs) from error
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _load_error(error: Exception, name: str, path: Path) -> LdpError:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    if "NOT_IMPLEMENTED" in text or "fallback" in text:
+        return IncompatibleBundleError(f"ONNX Runtime cannot run the graph {name!r} here: {text}")
+    return IntegrityError(
+        f"ONNX Runtime cannot load {path}: {text}", hint="rebuild the bundle, or copy it again from where it was built"
+    )
+
+
+def _run_error(error: Exception, name: str, inputs: Mapping[str, torch.Tensor]) -> LdpError:
+    text = str(error).strip().splitlines()[0]
+    shapes = {key: tuple(value.shape) for key, value in list(inputs.items())[:4]}
+    if "alloc" in text.lower() or "bad_alloc" in text:
+        return CapacityError(
+            f"ONNX Runtime ran out of memory in the graph {name!r} (inputs {shapes}): {text}",
+            hint="draw fewer images at a time, or load with a lower max_batch",
+        )
+    return LdpError(f"the graph {name!r} failed with inputs {shapes}: {text}")

@@ -1,0 +1,41 @@
+"""Classifier-free guidance at the logits, and the gap between its two branches that SATS watches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ldp_runtime.errors import ConfigError
+
+
+def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[float, ...]:
+    """A number, or one number per scale, to a tuple of `scales` numbers.
+
+    Raises:
+        ConfigError: too few values, or values that are not finite.
+    """
+    values = (float(value),) * scales if isinstance(value, int | float) else tuple(float(v) for v in value)
+    if len(values) < scales:
+        raise ConfigError(f"{name} has {len(values)} values, the schedule has {scales} scales")
+    if not all(abs(v) < float("inf") for v in values):
+        raise ConfigError(f"{name} must be finite, got {values}")
+    return values[:scales]
+
+
+def last_guided_scale(guidance: Sequence[float]) -> int:
+    """The last scale whose guidance differs from 1, or -1: after it the unconditional branch serves nothing."""
+    return max((k for k, g in enumerate(guidance) if g != 1), default=-1)
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """g * l_cond + (1 - g) * l_uncond; any shape, the same for both."""
+    return scale * conditional + (1 - scale) * unconditional
+
+
+def gap_per_token(conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+    """Mean over bits of the squared difference of per-bit logit differences: [L, bits] twice -> [L].
+
+    The difference l1 - l0 of a bit is what its softmax depends on; raw logits carry an arbitrary shift.
+    """
+    return (conditional - unconditional).square().mean(dim=-1)

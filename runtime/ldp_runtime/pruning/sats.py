@@ -1,0 +1,74 @@
+"""SATS, Scale-Adaptive Termination: when the unconditional branch has no more to say (LD-Pruning, section 3).
+
+Delta_k measures how far the two branches' logits are apart at scale k; once it changes by less than a threshold from
+one scale to the next, all later scales run the conditional branch alone. The paper compares raw L2 norms, which grow
+with the number of tokens; the root mean square is the default here. It checks *after* scale k (the logits exist only
+then) and takes effect from scale k + 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ldp_runtime.schedule import Grid
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class GuidanceGap:
+    """The gap of one scale, token by token.
+
+    Attributes:
+        grid: token grid (h, w) of the scale.
+        per_token: mean squared gap of each computed token [kept].
+        kept: indices of these tokens in the grid [kept], or None when all were computed.
+        bits: bits per token.
+    """
+
+    grid: Grid
+    per_token: torch.Tensor
+    kept: torch.Tensor | None
+    bits: int
+
+    @property
+    def rms(self) -> float:
+        """Root mean square over the computed tokens (0 when there are none)."""
+        return float(self.per_token.mean().sqrt()) if self.per_token.numel() else 0.0
+
+
+def change(previous: GuidanceGap, current: GuidanceGap, norm: str = "rms") -> float | None:
+    """gamma_k = |Delta_k - Delta_{k-1}| / (Delta_{k-1} + eps), over the same region of the picture.
+
+    Where either scale is pruned, both gaps are taken over the current tokens whose place was computed at the previous
+    scale too (nearest position), so that a change of region does not pass for a change of guidance.
+
+    Args:
+        norm: "rms", or "l2" for the paper's raw norm.
+
+    Returns:
+        None where the two scales share no computed place.
+    """
+    before, now = _matched(previous, current)
+    if not before.numel():
+        return None
+    if norm == "l2":
+        delta_before, delta = (float((m.double().sum() * current.bits).sqrt()) for m in (before, now))
+    else:
+        delta_before, delta = (float(m.double().mean().sqrt()) for m in (before, now))
+    return abs(delta - delta_before) / (delta_before + EPSILON)
+
+
+def _matched(previous: GuidanceGap, current: GuidanceGap) -> tuple[torch.Tensor, torch.Tensor]:
+    if previous.kept is None and current.kept is None:
+        return previous.per_token, current.per_token
+    device = current.per_token.device
+    (h, w), (ph, pw) = current.grid, previous.grid
+    kept = torch.arange(h * w, device=device) if current.kept is None else current.kept
+    parents = (kept // w * ph // h) * pw + kept % w * pw // w
+    before = torch.full((ph * pw,), float("nan"), device=device)
+    before[slice(None) if previous.kept is None else previous.kept] = previous.per_token
+    known = ~before[parents].isnan()
+    return before[parents][known], current.per_token[known]

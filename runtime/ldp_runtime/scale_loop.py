@@ -1,0 +1,316 @@
+"""The next-scale loop: LD-Pruning's Algorithm 1, with its printed defects mended.
+
+For each scale: choose the tokens, run the branches that are alive, guide, sample with noise that belongs to
+positions, put the new residual over the fill, accumulate, and decide whether the unconditional branch goes on.
+(The printed algorithm reads logits of scale k before they exist and down-samples to the wrong grid; the paper's text
+resolves both as done here.)
+
+Images run in one call while every image has the same tokens. From the first pruned scale on each runs by itself with
+its own rows, so masks are never ragged and a pruned image does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ldp_runtime.blocks import Blocks, PromptRows, Rope
+from ldp_runtime.guidance import gap_per_token, guide, last_guided_scale
+from ldp_runtime.kv_cache import KVCache
+from ldp_runtime.pruning.policies import PictureSoFar, Policy, Selection
+from ldp_runtime.pruning.sats import GuidanceGap
+from ldp_runtime.residual import (
+    LatentLayout,
+    accumulate,
+    bits_to_codes,
+    next_input,
+    tokens_to_latent,
+)
+from ldp_runtime.sampling import SamplingFilter, logit_difference, sample_bits
+from ldp_runtime.schedule import ScaleSchedule, rope_table
+from ldp_runtime.trace import ScaleTrace
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What all images of a run share. Guidance and temperature hold one number per scale."""
+
+    schedule: ScaleSchedule
+    layout: LatentLayout
+    guidance: tuple[float, ...]
+    temperature: tuple[float, ...]
+    filter: SamplingFilter
+    policy: Policy
+    level_offsets: torch.Tensor  # [levels, C], see PromptRows.start for scale 0
+
+
+@dataclass
+class ImageState:
+    """One image on its way. Only the loop writes to it.
+
+    Attributes:
+        noise: logistic noise of the full grid of every scale, [h*w, bits] each.
+        forced_bits: teacher forcing for verification: bits of every scale [h*w, bits], or None.
+        forced_keep: kept token indices per scale, for verification (None: all), or None to ask the policy.
+        latent: F_k [d, H, W].
+        residual: R_k on the token grid [bits, h, w]; computed: where it was computed [h, w].
+        score: map that chose the tokens of scale k, or None.
+        gaps: guidance gap of every scale so far (None where not measured).
+        unconditional: whether the unconditional branch is alive.
+        trace: one entry per scale so far.
+    """
+
+    seed: int
+    noise: tuple[torch.Tensor, ...]
+    latent: torch.Tensor
+    unconditional: bool
+    forced_bits: Sequence[torch.Tensor] | None = None
+    forced_keep: Sequence[torch.Tensor | None] | None = None
+    residual: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    computed: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    score: torch.Tensor | None = None
+    gaps: list[GuidanceGap | None] = field(default_factory=list)
+    trace: list[ScaleTrace] = field(default_factory=list)
+
+
+@dataclass
+class _Group:
+    """Images that share an engine call: their rows are [conditional of each, unconditional of those alive]."""
+
+    images: list[ImageState]
+    prompt: PromptRows
+    cache: KVCache
+
+    def alive(self) -> list[int]:
+        return [i for i, image in enumerate(self.images) if image.unconditional]
+
+    def keep_rows(self, rows: list[int]) -> None:
+        if rows != list(range(self.prompt.rows)):
+            self.prompt, self.cache = self.prompt.take(rows), self.cache.with_rows(rows)
+
+    def rows_of(self, index: int) -> list[int]:
+        """Rows of one image in the current layout."""
+        alive = self.alive()
+        extra = [len(self.images) + alive.index(index)] if index in alive else []
+        return [index, *extra]
+
+    def split(self) -> list[_Group]:
+        """One group per image, each with a cache of its own rows."""
+        if len(self.images) == 1:
+            return [self]
+        return [
+            _Group([image], self.prompt.take(self.rows_of(i)), self.cache.with_rows(self.rows_of(i)))
+            for i, image in enumerate(self.images)
+        ]
+
+
+#: Called after each scale of each group with the scale's index and its images; may raise to stop the run.
+OnScale = Callable[[int, Sequence[ImageState]], None]
+#: Called with (scale, image index in the group, raw logits of the group): for verification.
+OnLogits = Callable[[int, torch.Tensor], None]
+
+
+@torch.no_grad()
+def run_scales(
+    blocks: Blocks,
+    prompt: PromptRows,
+    images: Sequence[ImageState],
+    settings: LoopSettings,
+    on_scale: OnScale | None = None,
+    on_logits: OnLogits | None = None,
+) -> None:
+    """Draws all images; their `latent` is then ready to be decoded.
+
+    Args:
+        prompt: rows [conditional of each image, unconditional of each image whose `unconditional` is set].
+    """
+    schedule, policy = settings.schedule, settings.policy
+    scales = policy.scales_to_run(schedule)
+    capacity = max(1, schedule.offsets[scales - 1])  # the last scale's keys and values serve nobody
+    groups = [_Group(list(images), prompt, blocks.new_cache(capacity, prompt.rows))]
+    table = rope_table(schedule, blocks.shape.head_dim)
+    pruned = set(policy.prunes(schedule))
+    for k in range(scales):
+        for group in groups:
+            _retire_branches(group, k, settings)
+        if k in pruned or any(_forced(image, k) is not None for image in images):
+            groups = [single for group in groups for single in group.split()]
+        for group in groups:
+            rope = (table[k][0].to(blocks.device), table[k][1].to(blocks.device))
+            _step(k, k == scales - 1, group, rope, blocks, settings, on_logits)
+            if on_scale is not None:
+                on_scale(k, group.images)
+
+
+def _retire_branches(group: _Group, k: int, settings: LoopSettings) -> None:
+    """Takes out the rows of unconditional branches that no scale from k on will use: stopped by the policy, or
+    without guidance in all scales to come (which changes no image)."""
+    needed = k <= last_guided_scale(settings.guidance)
+    rows, next_row = list(range(len(group.images))), len(group.images)
+    for image in group.images:
+        if not image.unconditional:
+            continue
+        if needed and not _stopped(image):
+            rows.append(next_row)
+        else:
+            image.unconditional = False
+        next_row += 1
+    group.keep_rows(rows)
+
+
+def _stopped(image: ImageState) -> bool:
+    return bool(image.trace) and any(scale.unconditional_stopped for scale in image.trace)
+
+
+def _forced(image: ImageState, k: int) -> torch.Tensor | None:
+    return None if image.forced_keep is None else image.forced_keep[k]
+
+
+def _step(
+    k: int,
+    is_last: bool,
+    group: _Group,
+    rope: Rope,
+    blocks: Blocks,
+    settings: LoopSettings,
+    on_logits: OnLogits | None,
+) -> None:
+    """One scale of one group."""
+    started = time.perf_counter()
+    inputs = _inputs(k, group.images, settings)  # [B, h*w, bits]
+    choice = _choose(k, group.images[0], inputs[0], settings)
+    if choice is not None:
+        kept = choice.selection.kept
+        inputs, rope = inputs[:, kept], (rope[0][kept], rope[1][kept])
+    selected = time.perf_counter()
+    logits = _run_rows(k, is_last, group, inputs, rope, blocks, settings) if inputs.shape[1] else None
+    if logits is not None and on_logits is not None:
+        on_logits(k, logits)
+    computed = time.perf_counter()
+    alive = group.alive()
+    for i, image in enumerate(group.images):
+        gap = None
+        codes = inputs.new_empty(0, settings.layout.bits)
+        if logits is not None:
+            other = logits[len(group.images) + alive.index(i)] if i in alive else None
+            codes, gap = _sample(k, image, logits[i], other, choice, settings)
+        _accumulate(k, image, codes, choice, settings)
+        image.gaps.append(gap)
+        stops = i in alive and not is_last and settings.policy.stops_after(image.gaps, k, settings.schedule)
+        image.trace.append(
+            ScaleTrace(
+                scale=k,
+                grid=settings.schedule.grids[k],
+                tokens=inputs.shape[1],
+                tokens_full=settings.schedule.tokens[k],
+                rows=1 + (i in alive),
+                guided=i in alive and settings.guidance[k] != 1,
+                images_in_call=len(group.images),
+                gap=None if gap is None else gap.rms,
+                unconditional_stopped=stops,
+                select_s=selected - started,
+                blocks_s=computed - selected,
+                residual_s=time.perf_counter() - computed,
+                kept=None if choice is None else choice.selection.kept,
+                score=None if choice is None else choice.selection.score,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The tokens chosen for a scale, and what they were chosen from."""
+
+    picture: PictureSoFar
+    selection: Selection
+
+
+def _inputs(k: int, images: Sequence[ImageState], settings: LoopSettings) -> torch.Tensor:
+    """Down(F_{k-1}) of all images on the grid of scale k [B, h*w, bits]; zeros at scale 0, whose token is given."""
+    layout, grid = settings.layout, settings.schedule.grids[k]
+    if k == 0:
+        return images[0].latent.new_zeros(len(images), grid[0] * grid[1], layout.bits)
+    return next_input(torch.stack([image.latent for image in images]), grid, layout)
+
+
+def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSettings) -> _Choice | None:
+    """The policy's tokens of scale k, None for all. Batches were split before the first pruned scale."""
+    forced, schedule = _forced(image, k), settings.schedule
+    if k == 0 or (forced is None and k not in settings.policy.prunes(schedule)):
+        return None
+    picture = PictureSoFar(
+        schedule=schedule,
+        scale=k,
+        residual=image.residual,
+        computed=image.computed,
+        energy=image.score,
+        latent=inputs.T.unflatten(1, schedule.grids[k]),
+        seed=image.seed,
+    )
+    if forced is not None:
+        return _Choice(picture, Selection(forced, torch.zeros(schedule.grids[k])))
+    selection = settings.policy.select(picture)
+    return None if selection is None else _Choice(picture, selection)
+
+
+def _run_rows(
+    k: int,
+    is_last: bool,
+    group: _Group,
+    inputs: torch.Tensor,
+    rope: Rope,
+    blocks: Blocks,
+    settings: LoopSettings,
+) -> torch.Tensor:
+    """The engine call: both branches of an image see the same tokens [B, L, bits] -> logits [R, L, 2 * bits]."""
+    rows = torch.cat((inputs, inputs[group.alive()])) if group.alive() else inputs
+    offset = group.prompt.start if k == 0 else settings.level_offsets[k].expand(group.prompt.rows, -1)
+    return blocks.run(
+        rows.contiguous(), offset.contiguous(), rope, group.prompt, group.cache, scale=k, remember=not is_last
+    )
+
+
+def _sample(
+    k: int,
+    image: ImageState,
+    conditional: torch.Tensor,
+    unconditional: torch.Tensor | None,
+    choice: _Choice | None,
+    settings: LoopSettings,
+) -> tuple[torch.Tensor, GuidanceGap | None]:
+    """Logit pairs of the branches [L, 2 * bits] to codes [L, bits] and, where the policy watches, the guidance gap."""
+    kept, gap = (None if choice is None else choice.selection.kept), None
+    difference = logit_difference(conditional)
+    if unconditional is not None:
+        other = logit_difference(unconditional)
+        if settings.policy.watches_guidance(k, settings.schedule):
+            grid, bits = settings.schedule.grids[k], settings.layout.bits
+            gap = GuidanceGap(grid, gap_per_token(difference, other), kept, bits)
+        if settings.guidance[k] != 1:
+            difference = guide(difference, other, settings.guidance[k])
+    noise = image.noise[k] if kept is None else image.noise[k][kept]
+    bits = sample_bits(difference / settings.temperature[k], noise, settings.filter)
+    if image.forced_bits is not None:
+        bits = image.forced_bits[k] if kept is None else image.forced_bits[k][kept]
+    return bits_to_codes(bits, settings.layout), gap
+
+
+def _accumulate(
+    k: int, image: ImageState, codes: torch.Tensor, choice: _Choice | None, settings: LoopSettings
+) -> None:
+    """R_k: new codes [L, bits] over the policy's fill; F_k = F_{k-1} + Up(R_k)."""
+    h, w = settings.schedule.grids[k]
+    computed = torch.ones(h * w, dtype=torch.bool, device=codes.device)
+    residual = codes
+    if choice is not None:
+        kept = choice.selection.kept
+        residual = settings.policy.fill_residual(choice.picture).flatten(1).T.clone()
+        residual[kept] = codes
+        computed = torch.zeros_like(computed).index_fill_(0, kept, True)
+    token_map = residual.view(1, h, w, settings.layout.bits)
+    image.latent = accumulate(image.latent[None], tokens_to_latent(token_map, settings.layout))[0]
+    image.residual, image.computed = token_map[0].permute(2, 0, 1), computed.view(h, w)
+    image.score = None if choice is None else choice.selection.score
