@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
-from ldp_export.models.infinity import Block, InfinityConfig, InfinityTransformer, modulate
+from ldp_export.models.infinity import Block, InfinityConfig, InfinityTransformer, KeyValue, Rope, modulate
 
 
 def blocks_signature(config: InfinityConfig, first: int, last: int) -> GraphSignature:
@@ -27,7 +27,8 @@ def blocks_signature(config: InfinityConfig, first: int, last: int) -> GraphSign
     if last == config.depth:
         inputs.append(TensorSpec("head_modulation", (R, 2, C)))
     inputs.append(TensorSpec("text_mask", (R, T), "bool"))
-    outputs = [TensorSpec("logits", (R, L, 2 * config.bits)) if last == config.depth else TensorSpec("hidden_out", (R, L, C))]
+    has_head = last == config.depth
+    outputs = [TensorSpec("logits", (R, L, 2 * config.bits)) if has_head else TensorSpec("hidden_out", (R, L, C))]
     for i in range(first, last):
         inputs += [TensorSpec(f"text_k_{i}", (R, H, T, c)), TensorSpec(f"text_v_{i}", (R, H, T, c))]
         inputs += [TensorSpec(f"past_k_{i}", (P, R, H, c)), TensorSpec(f"past_v_{i}", (P, R, H, c))]
@@ -79,7 +80,17 @@ class BlocksGraph(nn.Module):
     def last_is_head(self) -> bool:
         return hasattr(self, "head")
 
-    def _block(self, block, x, modulation, rope, text, text_mask, past):  # noqa: ANN001, ANN202
+    def _block(
+        self,
+        block: Block,
+        x: torch.Tensor,
+        modulation: torch.Tensor,
+        rope: Rope,
+        text: KeyValue,
+        text_mask: torch.Tensor,
+        past: KeyValue,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `Block.forward`, with the text K/V given, and only the new K/V returned."""
         gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0] + modulation).split(1, dim=1)
         q, k, v = block.sa.project(modulate(x, scale1, shift1, self.eps), rope)  # [R, L, H, c]
         new_k, new_v = k.transpose(0, 1), v.transpose(0, 1)  # [L, R, H, c]
@@ -97,5 +108,3 @@ def _attention(
     """q [R, L, H, c] against k, v [R, H, S, c] -> [R, L, C]."""
     out = nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2).flatten(2)
-
-

@@ -56,7 +56,9 @@ def _trace(module: nn.Module, signature: GraphSignature) -> Any:
     """The ONNX program of the module, traced on fake tensors with every axis dynamic."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    dims = {axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in signature.axes}
+    dims = {
+        axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in signature.axes
+    }
     examples = tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype) for spec in signature.inputs)
     shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in signature.inputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)

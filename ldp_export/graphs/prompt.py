@@ -15,7 +15,11 @@ from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 
 def prompt_signature(config: InfinityConfig) -> GraphSignature:
     R, T, C, H, c = Axis.ROWS, Axis.TEXT, config.width, config.heads, config.head_dim
-    outputs = [TensorSpec("start", (R, C)), TensorSpec("modulation", (R, 6, C)), TensorSpec("head_modulation", (R, 2, C))]
+    outputs = [
+        TensorSpec("start", (R, C)),
+        TensorSpec("modulation", (R, 6, C)),
+        TensorSpec("head_modulation", (R, 2, C)),
+    ]
     for i in range(config.depth):
         outputs += [TensorSpec(f"text_k_{i}", (R, H, T, c)), TensorSpec(f"text_v_{i}", (R, H, T, c))]
     return GraphSignature("prompt", (TensorSpec("features", (R, T, config.text_channels)),), tuple(outputs))

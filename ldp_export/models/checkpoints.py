@@ -109,9 +109,7 @@ def _find_weights(loaded: object, path: Path) -> State:
                 break
         if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
             return {str(key): value for key, value in loaded.items()}
-    raise CheckpointError(
-        f"{path} holds no dictionary of tensors (looked at the top, 'vae' and 'trainer.gpt_fsdp')"
-    )
+    raise CheckpointError(f"{path} holds no dictionary of tensors (looked at the top, 'vae' and 'trainer.gpt_fsdp')")
 
 
 def flatten_blocks(state: State) -> State:
@@ -179,9 +177,7 @@ def infer_vae_config(state: State) -> VaeConfig:
     levels = _count(flat, r"encoder\.down\.(\d+)\.")
     widths = [_shape(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
     if not widths or widths[-1] != widest or any(width % base for width in widths):
-        raise CheckpointError(
-            f"VAE level widths {widths} do not fit base width {base} and top width {widest}"
-        )
+        raise CheckpointError(f"VAE level widths {widths} do not fit base width {base} and top width {widest}")
     return VaeConfig(
         bits=bits,
         base_channels=base,
@@ -193,9 +189,7 @@ def infer_vae_config(state: State) -> VaeConfig:
 
 def unwrap_vae_keys(state: State) -> State:
     """Takes off the `.conv.` and `.norm.` wrappers: `x.conv.weight` -> `x.weight` where x is itself a layer."""
-    wrapped = re.compile(
-        r"(.*\.(?:conv\d?|conv_in|conv_out|nin_shortcut|norm\d?|norm_out))\.(?:conv|norm)\.(\w+)$"
-    )
+    wrapped = re.compile(r"(.*\.(?:conv\d?|conv_in|conv_out|nin_shortcut|norm\d?|norm_out))\.(?:conv|norm)\.(\w+)$")
     flat: State = {}
     for key, value in state.items():
         m = wrapped.match(key)

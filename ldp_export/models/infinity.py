@@ -55,9 +55,7 @@ class InfinityConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ConfigError(
-                f"width {self.width} over {self.heads} heads must give a head dimension divisible by 4"
-            )
+            raise ConfigError(f"width {self.width} over {self.heads} heads must give a head dimension divisible by 4")
         if self.width % self.pool_heads:
             raise ConfigError(f"width {self.width} is not divisible by {self.pool_heads} pooling heads")
         if self.depth % self.chunks:

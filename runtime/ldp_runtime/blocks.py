@@ -105,6 +105,10 @@ class Blocks:
     def new_cache(self, capacity: int, rows: int) -> KVCache:
         return KVCache(self.shape.depth, capacity, rows, self.shape.heads, self.shape.head_dim, self.device)
 
+    def close(self) -> None:
+        for chunk in self._chunks:
+            chunk.engine.close()
+
     def run(
         self,
         latents: torch.Tensor,

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from ldp_runtime.schedule import Grid
 from torch.nn import functional as F
+
+from ldp_runtime.schedule import Grid
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.schedule import ScaleSchedule
 

@@ -47,7 +47,7 @@ class LoopSettings:
     level_offsets: torch.Tensor  # [levels, C], see PromptRows.start for scale 0
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageState:
     """One image on its way. Only the loop writes to it.
 
@@ -298,9 +298,7 @@ def _sample(
     return bits_to_codes(bits, settings.layout), gap
 
 
-def _accumulate(
-    k: int, image: ImageState, codes: torch.Tensor, choice: _Choice | None, settings: LoopSettings
-) -> None:
+def _accumulate(k: int, image: ImageState, codes: torch.Tensor, choice: _Choice | None, settings: LoopSettings) -> None:
     """R_k: new codes [L, bits] over the policy's fill; F_k = F_{k-1} + Up(R_k)."""
     h, w = settings.schedule.grids[k]
     computed = torch.ones(h * w, dtype=torch.bool, device=codes.device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+
 from ldp_runtime.errors import ConfigError
 
 Grid = tuple[int, int]

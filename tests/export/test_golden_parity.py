@@ -26,8 +26,7 @@ def golden_bits(run: dict[str, torch.Tensor], scales: int) -> list[torch.Tensor]
 
 def test_rope(golden: Golden) -> None:
     cos, sin = (
-        torch.cat(parts)
-        for parts in zip(*rope_table(golden.schedule, golden.transformer.config.head_dim), strict=True)
+        torch.cat(parts) for parts in zip(*rope_table(golden.schedule, golden.transformer.config.head_dim), strict=True)
     )
     expected = torch.from_numpy(golden.arrays("rope")["cos_sin"])
     torch.testing.assert_close(torch.stack((cos, sin)), expected, atol=1e-6, rtol=0)
@@ -76,9 +75,7 @@ def test_bits_of_free_runs(golden: Golden, name: str) -> None:
         differing = run.bits[k] != bits
         if differing.any():
             margins = logit_difference(run.guided[k])[differing].abs()
-            pytest.fail(
-                f"scale {k}: {int(differing.sum())} bits differ, logit differences {margins.tolist()[:8]}"
-            )
+            pytest.fail(f"scale {k}: {int(differing.sum())} bits differ, logit differences {margins.tolist()[:8]}")
     assert golden.config["runs"][name]["min_margin"] > MARGIN or name.startswith("sampled")
 
 

@@ -1,0 +1,404 @@
+"""Building a bundle: plan, resumable stages, verification, and an atomic publication."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from ldp_runtime.bundle import (
+    CONSTANTS,
+    REFERENCE,
+    SCHEMA_VERSION,
+    TOKENIZER,
+    VERSIONS,
+    Bundle,
+    Defaults,
+    GraphEntry,
+    Limits,
+    Manifest,
+    ModelEntry,
+    TensorEntry,
+    describe_files,
+)
+from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, EngineBuildError
+from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
+from safetensors.torch import save_file
+from torch import nn
+
+from ldp_export import __version__
+from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
+from ldp_export.graphs.decoder import DecoderGraph, decoder_signature
+from ldp_export.graphs.onnx_export import MODEL_FILE, OPSET, export_graph
+from ldp_export.graphs.prompt import PromptGraph, level_offsets, prompt_signature
+from ldp_export.graphs.signature import GraphSignature
+from ldp_export.graphs.text_encoder import TextEncoderGraph, text_encoder_signature
+from ldp_export.models.bsq_vae import BsqVae
+from ldp_export.models.checkpoints import load_transformer, load_vae
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.registry import ModelSpec
+from ldp_export.models.sources import Sources
+from ldp_export.models.text_encoder import TextEncoder, load_text_encoder
+from ldp_export.progress import Progress, ProgressEvent, silent
+from ldp_export.publish import assemble_version, make_current, write_report
+from ldp_export.reference_cases import record_cases
+from ldp_export.stages import STAGE_FILE, Stage, remove_leftovers, run_stages
+from ldp_export.verify import Report, require_verified, verify_bundle
+
+#: Rows that engines are built for: dynamic in ONNX Runtime, a bound for the capacity check and the manifest.
+_MAX_ROWS = 64
+#: Bytes written per byte of sources: a 16-bit checkpoint doubles when its graphs are float32.
+_DISK_FACTOR = 2.2
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        output: path of the bundle.
+        size: scale schedule, or None for the model's own.
+        chunk: blocks per `blocks` graph, or None for all in one.
+        force: build every stage anew.
+    """
+
+    output: Path
+    size: str | None = None
+    chunk: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A checked build: what it will do and need. Making one reads headers, not weights."""
+
+    spec: ModelSpec
+    sources: Sources
+    options: BuildOptions
+
+    @property
+    def size(self) -> str:
+        return self.options.size or self.spec.size
+
+    @property
+    def graph_names(self) -> list[str]:
+        names = ["prompt", *(f"blocks_{a}_{b}" for a, b in self.chunks), "decoder"]
+        if len(self.chunks) == 1:
+            names[1] = "blocks"
+        return (["text_encoder"] if self.sources.text_encoder else []) + names
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        depth = self.spec.transformer.depth
+        step = self.options.chunk or depth
+        return [(first, min(first + step, depth)) for first in range(0, depth, step)]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes the build writes at most: float32 weights and the recorded reference runs."""
+        return int(self.sources.size() * _DISK_FACTOR) + 64 * 2**20
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "model": self.spec.name,
+            "size": self.size,
+            "sources": {part: str(path) for part, path in self.sources.items()},
+            "output": str(self.options.output),
+            "graphs": self.graph_names,
+            "disk_bytes": self.disk_bytes,
+        }
+
+
+def plan_build(spec: ModelSpec, sources: Sources, options: BuildOptions) -> BuildPlan:
+    """Checks everything that can be checked before work begins.
+
+    Raises:
+        ConfigError: unknown size, impossible chunk, or an output path that is no bundle.
+        CapacityError: the disk is too small.
+    """
+    if options.size is not None and options.size not in SCALES_OF_SIZE:
+        raise ConfigError(f"unknown size {options.size!r}", hint=f"one of {', '.join(SCALES_OF_SIZE)}")
+    if options.chunk is not None and options.chunk < 1:
+        raise ConfigError(f"a chunk needs at least one block, got {options.chunk}")
+    levels = SCALES_OF_SIZE[options.size or spec.size]
+    if levels > spec.transformer.levels:
+        raise ConfigError(f"{spec.name} embeds {spec.transformer.levels} scales, {options.size} has {levels}")
+    _check_output(options.output)
+    plan = BuildPlan(spec, sources, options)
+    free = shutil.disk_usage(_existing_parent(options.output)).free
+    if plan.disk_bytes > free:
+        raise CapacityError(
+            f"the build needs up to {plan.disk_bytes / 2**30:.1f} GiB on the disk of {options.output}, "
+            f"{free / 2**30:.1f} GiB are free",
+            hint="free some space, or choose another --output",
+        )
+    return plan
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"the output {output} is a file")
+    known = {VERSIONS, "stages", "reports", "profiles", "CURRENT", ".lock"}
+    foreign = [p.name for p in output.iterdir() if p.name not in known] if output.exists() else []
+    if foreign:
+        raise ConfigError(
+            f"the output {output} holds other things: {', '.join(sorted(foreign)[:5])}",
+            hint="name an empty folder, a new one, or the bundle to rebuild",
+        )
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.resolve()
+    return path if path.exists() else _existing_parent(path.parent)
+
+
+def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report]:
+    """Builds, verifies and publishes a bundle; the previous version serves until the new one is verified.
+
+    Raises:
+        CheckpointError, ExportError, EngineBuildError: a stage failed; finished stages are kept for the next try.
+        VerificationError: the engines are wrong; they are kept as a rejected version, CURRENT is unchanged.
+    """
+    root = plan.options.output
+    root.mkdir(parents=True, exist_ok=True)
+    with _exclusive(root), _disk_errors(root):
+        remove_leftovers(root / "stages")
+        remove_leftovers(root / VERSIONS)
+        if plan.options.force:
+            shutil.rmtree(root / "stages", ignore_errors=True)
+        work = _Work(plan)
+        stages = work.stages()
+        count = len(stages) + 1
+        renumbered = _within(progress, count)
+        folders = run_stages(stages, root / "stages", renumbered)
+        manifest, files = _manifest(plan, work, folders)
+        folder = assemble_version(root, manifest, files)
+        bundle = Bundle(manifest, folder, root, "unverified")
+        progress(ProgressEvent("verify", count - 1, count, "started"))
+        report = verify_bundle(
+            bundle, on_check=lambda check: progress(ProgressEvent("verify", count - 1, count, "advanced", check.name))
+        )
+        write_report(root, manifest, report.to_json())
+        require_verified(report, bundle)
+        make_current(root, manifest)
+        _forget_old_stages(root / "stages", folders)
+        progress(ProgressEvent("verify", count - 1, count, "finished"))
+    return Bundle(manifest, folder, root, "verified"), report
+
+
+@contextmanager
+def _exclusive(root: Path) -> Iterator[None]:
+    try:
+        with FileLock(root / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(
+            f"another build is writing to {root}", hint="wait for it, or name another --output"
+        ) from error
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EngineBuildError(
+                f"the disk of {root} is full", hint="free some space and run the command again: it resumes"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise EngineBuildError(f"cannot write to {root}: {error}") from error
+        raise
+
+
+def _within(progress: Progress, count: int) -> Progress:
+    def report(event: ProgressEvent) -> None:
+        progress(ProgressEvent(event.stage, event.index, count, event.state, event.detail, event.seconds))
+
+    return report
+
+
+class _Work:
+    """The stages of a plan. Models are loaded when the first stage that is not cached asks for them."""
+
+    def __init__(self, plan: BuildPlan) -> None:
+        self.plan = plan
+        self.hashes = plan.sources.hashes()
+
+    @cached_property
+    def transformer(self) -> InfinityTransformer:
+        return load_transformer(self.plan.sources.transformer, self.plan.spec.transformer)
+
+    @cached_property
+    def vae(self) -> BsqVae:
+        return load_vae(self.plan.sources.vae, self.plan.spec.vae)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder | None:
+        folder = self.plan.sources.text_encoder
+        if folder is None:
+            return None
+        encoder = load_text_encoder(folder)
+        wanted = self.plan.spec.transformer.text_channels
+        if encoder.channels != wanted:
+            raise CheckpointError(f"the text encoder has {encoder.channels} channels, the transformer reads {wanted}")
+        return encoder
+
+    @property
+    def model(self) -> ModelEntry:
+        spec, t = self.plan.spec, self.plan.spec.transformer
+        return ModelEntry(
+            name=spec.name,
+            family="infinity",
+            size=self.plan.size,
+            depth=t.depth,
+            width=t.width,
+            heads=t.heads,
+            ffn=t.ffn,
+            bits=t.bits,
+            text_channels=t.text_channels,
+            levels=t.levels,
+            latent_channels=spec.vae.bits,
+            patch=spec.patch,
+            vae_stride=spec.vae.stride,
+        )
+
+    @property
+    def defaults(self) -> Defaults:
+        spec = self.plan.spec
+        return Defaults(guidance=spec.guidance, temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p)
+
+    def stages(self) -> list[Stage]:
+        """Export of each graph, constants, and the reference runs."""
+        stages = []
+        if self.plan.sources.text_encoder is not None:
+            stages.append(self._graph_stage("text_encoder", ("text_encoder",)))
+        stages.append(self._graph_stage("prompt", ("transformer",)))
+        blocks = [name for name in self.plan.graph_names if name.startswith("blocks")]
+        stages += [self._graph_stage(name, ("transformer",)) for name in blocks]
+        stages.append(self._graph_stage("decoder", ("vae",)))
+        inputs = {"sources": self.hashes, "toolchain": toolchain(), "spec": asdict(self.plan.spec)}
+        stages.append(Stage("constants", inputs, self._write_constants))
+        stages.append(Stage(REFERENCE, inputs | {"size": self.plan.size}, self._record))
+        return stages
+
+    def _graph_stage(self, name: str, parts: tuple[str, ...]) -> Stage:
+        inputs = {
+            "sources": {part: self.hashes[part] for part in parts},
+            "architecture": asdict(self.plan.spec.vae if parts == ("vae",) else self.plan.spec.transformer),
+            "opset": OPSET,
+            "precision": "float32",
+            "toolchain": toolchain(),
+        }
+        return Stage(name, inputs, lambda folder: export_graph(self._graph(name), folder))
+
+    def _graph(self, name: str) -> nn.Module:
+        if name == "text_encoder":
+            assert self.text_encoder is not None
+            return TextEncoderGraph(self.text_encoder.module)
+        if name == "prompt":
+            return PromptGraph(self.transformer)
+        if name == "decoder":
+            return DecoderGraph(self.vae)
+        first, last = self.bounds(name)
+        return BlocksGraph(self.transformer, first, last)
+
+    def bounds(self, name: str) -> tuple[int, int]:
+        """First and last block of a `blocks` graph."""
+        if name == "blocks":
+            return 0, self.plan.spec.transformer.depth
+        _, first, last = name.split("_")
+        return int(first), int(last)
+
+    def signature(self, name: str) -> GraphSignature:
+        spec = self.plan.spec
+        if name == "text_encoder":
+            return text_encoder_signature(spec.transformer.text_channels)
+        if name == "prompt":
+            return prompt_signature(spec.transformer)
+        if name == "decoder":
+            return decoder_signature(spec.vae)
+        return blocks_signature(spec.transformer, *self.bounds(name))
+
+    def _write_constants(self, folder: Path) -> None:
+        tensors = {
+            "unconditional_text": self.transformer.cfg_uncond.detach().contiguous(),
+            "level_offsets": level_offsets(self.transformer).contiguous(),
+        }
+        save_file(tensors, folder / CONSTANTS)
+        if self.text_encoder is not None:
+            shutil.copyfile(self.text_encoder.tokenizer, folder / TOKENIZER)
+
+    def _record(self, folder: Path) -> None:
+        cases = record_cases(self.transformer, self.vae, self.text_encoder, self.model, self.defaults)
+        cases.save(folder)
+
+
+def toolchain() -> dict[str, str]:
+    """Versions that a graph depends on."""
+    names = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return versions | {"ldp-export": __version__, "python": platform.python_version()}
+
+
+def _manifest(plan: BuildPlan, work: _Work, folders: dict[str, Path]) -> tuple[Manifest, dict[str, Path]]:
+    """The sealed manifest, and where each of the version's files lies now."""
+    files: dict[str, Path] = {}
+    for stage, folder in folders.items():
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != STAGE_FILE):
+            inside = str(path.relative_to(folder))
+            files[inside if stage == "constants" else f"{stage}/{inside}"] = path
+    graphs = {}
+    for name in plan.graph_names:
+        signature, is_blocks = work.signature(name), name.startswith("blocks")
+        first, last = work.bounds(name) if is_blocks else (0, 0)
+        graphs[name] = GraphEntry(
+            kind="blocks" if is_blocks else name,  # pyright: ignore[reportArgumentType]
+            file=f"{name}/{MODEL_FILE}",
+            inputs=_tensors(signature.inputs),
+            outputs=_tensors(signature.outputs),
+            first=first,
+            last=last,
+        )
+    schedules = [ScaleSchedule.of_size(plan.size, ratio) for ratio in TEMPLATES]
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=work.model,
+        defaults=work.defaults,
+        limits=Limits(
+            rows=_MAX_ROWS,
+            text_tokens=plan.spec.transformer.text_tokens,
+            tokens=max(max(s.tokens) for s in schedules),
+            past=max(s.offsets[-2] for s in schedules),
+        ),
+        backend="onnxruntime",
+        precision="float32",
+        graphs=graphs,
+        files={name: describe_files(path.parent, [path.name])[path.name] for name, path in sorted(files.items())},
+        sources=work.hashes,
+        toolchain=toolchain(),
+        has_text_encoder=plan.sources.text_encoder is not None,
+    ).sealed()
+    return manifest, files
+
+
+def _tensors(specs: tuple) -> tuple[TensorEntry, ...]:
+    return tuple(
+        TensorEntry(name=s.name, shape=tuple(d if isinstance(d, int) else str(d) for d in s.shape), dtype=s.dtype)
+        for s in specs
+    )
+
+
+def _forget_old_stages(cache: Path, used: dict[str, Path]) -> None:
+    """Keeps the stages of this build and drops those of earlier ones: the cache does not grow without bound."""
+    keep = {folder.name for folder in used.values()}
+    for folder in cache.iterdir():
+        if folder.is_dir() and folder.name not in keep:
+            shutil.rmtree(folder, ignore_errors=True)

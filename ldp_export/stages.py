@@ -1,0 +1,109 @@
+"""Stages of a build, cached by content: a stage whose inputs have not changed is not done again.
+
+    OUTPUT/stages/NAME-KEY/   files of the stage, and stage.json: its inputs and the hashes of its files
+
+A stage is written beside its place and renamed into it when complete, so a killed build leaves no half stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldp_runtime.bundle import describe_files, hash_file
+
+from ldp_export.progress import Progress, ProgressEvent
+
+logger = logging.getLogger(__name__)
+
+STAGE_FILE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a build.
+
+    Attributes:
+        name: also the folder of its files in the bundle.
+        inputs: everything its result depends on, as plain JSON; changing any value changes the key.
+        run: writes the stage's files into the folder it is given.
+    """
+
+    name: str
+    inputs: Mapping[str, Any]
+    run: Callable[[Path], None]
+
+    @property
+    def key(self) -> str:
+        canonical = json.dumps(self.inputs, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(f"{self.name}:{canonical}".encode()).hexdigest()[:16]
+
+
+def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str, Path]:
+    """Runs what is not cached; returns the folder of each stage's files."""
+    cache.mkdir(parents=True, exist_ok=True)
+    folders = {}
+    for index, stage in enumerate(stages):
+        place = cache / f"{stage.name}-{stage.key}"
+        if _is_complete(place):
+            progress(ProgressEvent(stage.name, index, len(stages), "reused"))
+        else:
+            _run(stage, place, cache, index, len(stages), progress)
+        folders[stage.name] = place
+    return folders
+
+
+def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progress: Progress) -> None:
+    started = time.perf_counter()
+    progress(ProgressEvent(stage.name, index, count, "started", what_changed(stage, cache)))
+    scratch = cache / f".tmp-{uuid.uuid4().hex}"
+    scratch.mkdir()
+    try:
+        stage.run(scratch)
+        names = [str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file()]
+        files = {name: entry.model_dump() for name, entry in describe_files(scratch, names).items()}
+        record = {"name": stage.name, "inputs": dict(stage.inputs), "files": files}
+        (scratch / STAGE_FILE).write_text(json.dumps(record, indent=1))
+        shutil.rmtree(place, ignore_errors=True)
+        scratch.rename(place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    progress(ProgressEvent(stage.name, index, count, "finished", seconds=time.perf_counter() - started))
+
+
+def _is_complete(place: Path) -> bool:
+    """Whether the stage is there and its files are the ones it wrote."""
+    try:
+        files = json.loads((place / STAGE_FILE).read_text())["files"]
+        return all(hash_file(place / name) == entry["sha256"] for name, entry in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def what_changed(stage: Stage, cache: Path) -> str:
+    """In words, which inputs differ from the newest earlier run of this stage ("" when there is none)."""
+    earlier = sorted(cache.glob(f"{stage.name}-*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime)
+    for record in reversed(earlier):
+        try:
+            known = json.loads(record.read_text())["inputs"]
+        except (OSError, ValueError, KeyError):
+            continue
+        changed = sorted(
+            k for k in {*known, *stage.inputs} if known.get(k) != json.loads(json.dumps(stage.inputs.get(k)))
+        )
+        return f"changed: {', '.join(changed)}" if changed else "its files were damaged"
+    return ""
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Scratch folders of builds that were killed."""
+    for scratch in folder.glob(".tmp-*"):
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,240 @@
+"""Is the bundle right? Engines against the recorded runs of the reference model; fails closed.
+
+Everything is compared per output and per scale, on the machine that will run it, from the bundle alone.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from ldp_runtime.blocks import PromptRows
+from ldp_runtime.bundle import REFERENCE, Bundle
+from ldp_runtime.errors import VerificationError
+from ldp_runtime.guidance import per_scale
+from ldp_runtime.pipeline import Engines, open_engines, run_prompt
+from ldp_runtime.pruning.policies import Policy
+from ldp_runtime.sampling import SamplingFilter, position_noise
+from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
+from ldp_runtime.schedule import ScaleSchedule
+
+from ldp_export.reference_cases import Case, ReferenceCases
+
+#: Largest absolute error, per unit of the reference output's root mean square where that exceeds `UNIT`. Two correct
+#: float32 implementations of a model with logits of standard deviation 2.5 differ by up to 1.2e-5.
+LOGITS, LATENT, IMAGE, FEATURES = 1.2e-5, 1e-6, 1e-4, 1e-5
+UNIT = 2.5
+#: Closest decision above which rounding cannot flip a bit, so that end images must agree in every bit.
+CLEAR_MARGIN = 1e-4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was measured, against which limit."""
+
+    name: str
+    passed: bool
+    measured: float
+    limit: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a verification: what was checked, where."""
+
+    digest: str
+    state: str
+    device: str
+    machine: str
+    packages: dict[str, str]
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if not check.passed]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify_bundle(
+    bundle: Bundle,
+    device: str = "cpu",
+    threads: int | None = None,
+    on_check: Callable[[Check], None] = lambda check: None,
+) -> Report:
+    """Runs all checks on the bundle's engines; never raises for a wrong result, only for a bundle that cannot run.
+
+    Raises:
+        IncompatibleBundleError, IntegrityError: the engines cannot be opened here.
+    """
+    target = torch.device(device)
+    engines = open_engines(bundle, target, threads)
+    checks: list[Check] = []
+
+    def add(check: Check) -> None:
+        checks.append(check)
+        on_check(check)
+
+    try:
+        reference = ReferenceCases.load(bundle.path(REFERENCE))
+        _check_text(engines, reference, target, add)
+        for case in reference.cases:
+            _check_case(bundle, engines, reference, case, target, add)
+        _check_identical_rows(bundle, engines, reference, target, add)
+    finally:
+        engines.close()
+    state = "verified" if checks and all(check.passed for check in checks) else "rejected"
+    return Report(bundle.manifest.digest, state, device, machine_name(target), packages(), tuple(checks))
+
+
+def require_verified(report: Report, bundle: Bundle) -> None:
+    """Raises VerificationError that lists every failed check."""
+    if report.state != "verified":
+        lines = [f"{c.name}: {c.measured:.3g} exceeds {c.limit:.3g} {c.detail}".rstrip() for c in report.failures]
+        raise VerificationError(
+            f"{len(lines)} of {len(report.checks)} checks of {bundle.folder} failed:\n  " + "\n  ".join(lines),
+            hint=f"the inputs and expected outputs are in {bundle.path(REFERENCE)}",
+        )
+
+
+def machine_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.system()} {platform.machine()}"
+
+
+def packages() -> dict[str, str]:
+    """Versions of what runs the engines."""
+    import onnxruntime
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+def _compare(name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Check:
+    """Largest absolute difference; NaN, infinity and wrong shapes fail."""
+    got, expected = got.cpu(), expected.cpu()
+    if got.shape != expected.shape:
+        return Check(
+            name, False, float("inf"), tolerance, f"shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        )
+    size = float(expected.double().square().mean().sqrt()) if expected.numel() else 0.0
+    limit = tolerance * max(1.0, size / UNIT)
+    difference = float((got.double() - expected.double()).abs().max()) if expected.numel() else 0.0
+    finite = bool(got.isfinite().all())
+    return Check(name, finite and difference <= limit, difference if finite else float("inf"), limit)
+
+
+def _check_text(
+    engines: Engines, reference: ReferenceCases, device: torch.device, add: Callable[[Check], None]
+) -> None:
+    if engines.text_encoder is None:
+        return
+    for i in range(len([name for name in reference.tensors if name.endswith(".ids")])):
+        ids, expected = reference.tensors[f"text{i}.ids"], reference.tensors[f"text{i}.features"]
+        features = torch.empty(1, *expected.shape, device=device)
+        engines.text_encoder.run({"ids": ids[None].to(device)}, {"features": features})
+        add(_compare(f"text_encoder, prompt {i}", features[0], expected, FEATURES))
+
+
+def _check_case(
+    bundle: Bundle,
+    engines: Engines,
+    reference: ReferenceCases,
+    case: Case,
+    device: torch.device,
+    add: Callable[[Check], None],
+) -> None:
+    """A teacher-forced run through prompt, blocks and decoder, scale by scale; then a free run, where seeds say so."""
+    schedule = bundle.manifest.schedule(case.aspect_ratio)
+    S = len(schedule)
+    bits = [b.bool().to(device) for b in reference.per_scale(case, "bits", S)]
+    keep = [None if i is None else i.to(device) for i in reference.keep(case, S)] if case.pruned else None
+    seen: dict[int, torch.Tensor] = {}
+    prompt = prompt_rows(bundle, engines, reference.tensors[f"{case.name}.features"].to(device), case.guidance != 1)
+    state = run_case(bundle, engines, prompt, schedule, case, bits, keep, lambda k, logits: seen.setdefault(k, logits))
+    for k in range(S):
+        expected = reference.tensors[f"{case.name}.logits_{k}"]
+        add(_compare(f"{case.name}, scale {k}, logits", seen[k], expected, LOGITS))
+    if case.pruned:
+        return
+    latent = reference.tensors[f"{case.name}.latent"]
+    add(_compare(f"{case.name}, latent", state.latent, latent, LATENT))
+    if f"{case.name}.image" in reference.tensors:
+        expected = reference.tensors[f"{case.name}.image"]
+        image = torch.empty(1, *expected.shape, device=device)
+        engines.decoder.run({"latent": latent[None].to(device).contiguous()}, {"image": image})
+        add(_compare(f"{case.name}, decoder", image[0], expected, IMAGE))
+    if case.margin is not None and case.margin > CLEAR_MARGIN:
+        free = run_case(bundle, engines, prompt, schedule, case, None, None, None)
+        add(_compare(f"{case.name}, latent drawn freely", free.latent, latent, LATENT))
+
+
+def prompt_rows(bundle: Bundle, engines: Engines, features: torch.Tensor, guided: bool) -> PromptRows:
+    """Rows of one image: its text, and the learned unconditional text of the same length."""
+    rows = [features, engines.unconditional_text[: len(features)]] if guided else [features]
+    return run_prompt(engines.prompt, bundle.manifest, torch.stack(rows))
+
+
+def run_case(
+    bundle: Bundle,
+    engines: Engines,
+    prompt: PromptRows,
+    schedule: ScaleSchedule,
+    case: Case,
+    bits: Sequence[torch.Tensor] | None,
+    keep: Sequence[torch.Tensor | None] | None,
+    on_logits: Callable[[int, torch.Tensor], Any] | None,
+) -> ImageState:
+    """One image through the runtime's loop, teacher-forced where `bits` are given."""
+    manifest = bundle.manifest
+    layout, S = manifest.model.layout, len(schedule)
+    device, defaults = engines.blocks.device, manifest.defaults
+    h, w = layout.latent_grid(schedule.final_grid)
+    noise = position_noise(case.seed or 0, schedule, layout.bits)
+    state = ImageState(
+        seed=case.seed or 0,
+        noise=tuple(n.to(device) for n in noise),
+        latent=torch.zeros(layout.channels, h, w, device=device),
+        unconditional=case.guidance != 1,
+        forced_bits=bits,
+        forced_keep=keep,
+    )
+    settings = LoopSettings(
+        schedule,
+        layout,
+        per_scale(case.guidance, S, "guidance"),
+        per_scale(defaults.temperature, S, "temperature"),
+        SamplingFilter(defaults.top_k, defaults.top_p),
+        Policy(),
+        engines.level_offsets,
+    )
+    run_scales(engines.blocks, prompt, [state], settings, None, on_logits)
+    return state
+
+
+def _check_identical_rows(
+    bundle: Bundle,
+    engines: Engines,
+    reference: ReferenceCases,
+    device: torch.device,
+    add: Callable[[Check], None],
+) -> None:
+    """The same text twice in one call gives the same logits twice."""
+    case = reference.cases[0]
+    features = reference.tensors[f"{case.name}.features"].to(device)
+    prompt = run_prompt(engines.prompt, bundle.manifest, torch.stack((features, features)))
+    schedule, worst = bundle.manifest.schedule(case.aspect_ratio), 0.0
+    bits = [b.bool().to(device) for b in reference.per_scale(case, "bits", len(schedule))]
+
+    def compare(k: int, logits: torch.Tensor) -> None:
+        nonlocal worst
+        worst = max(worst, float((logits[0] - logits[1]).abs().max()))
+
+    guided = Case(case.name, case.aspect_ratio, case.guidance if case.guidance != 1 else 2.0, seed=case.seed)
+    run_case(bundle, engines, prompt, schedule, guided, bits, None, compare)
+    add(Check("identical rows, logits", worst <= LOGITS, worst, LOGITS))

@@ -1,0 +1,267 @@
+"""The bundle: a directory of engines and everything that they depend on, described by a manifest.
+
+    OUTPUT/
+      CURRENT                     name of the version that serves; replaced atomically
+      versions/DIGEST/            hashed content, never changed
+        manifest.json  constants.safetensors  tokenizer.json  reference/  text_encoder/  prompt/  blocks/  decoder/
+      reports/DIGEST.json         what `verify` found, on which machine
+
+The manifest is read and checked before any engine is opened. Its digest covers every file's hash, so an edit by hand
+is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
+from ldp_runtime.residual import LatentLayout
+from ldp_runtime.schedule import ScaleSchedule
+
+SCHEMA_VERSION = 1
+MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "reports"
+CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
+
+State = Literal["verified", "unverified", "rejected"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Entry):
+    size: int
+    sha256: str
+
+
+class TensorEntry(_Entry):
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class GraphEntry(_Entry):
+    """One graph; `first` and `last` bound the blocks of a `blocks` chunk."""
+
+    kind: Literal["text_encoder", "prompt", "blocks", "decoder"]
+    file: str
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    first: int = 0
+    last: int = 0
+
+
+class ModelEntry(_Entry):
+    """The model's architecture, as far as the runtime needs it."""
+
+    name: str
+    family: Literal["infinity"]
+    size: str
+    depth: int
+    width: int
+    heads: int
+    ffn: int
+    bits: int
+    text_channels: int
+    levels: int
+    latent_channels: int
+    patch: int
+    vae_stride: int
+
+    @property
+    def layout(self) -> LatentLayout:
+        return LatentLayout(self.latent_channels, self.patch)
+
+    @property
+    def pixels_per_token(self) -> int:
+        return self.vae_stride * self.patch
+
+
+class Defaults(_Entry):
+    """What a request that does not say gets."""
+
+    guidance: float
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+class Limits(_Entry):
+    """The largest sizes that the engines were built for."""
+
+    rows: int
+    text_tokens: int
+    tokens: int
+    past: int
+
+
+class Manifest(_Entry):
+    """Everything an engine depends on."""
+
+    schema_version: int
+    model: ModelEntry
+    defaults: Defaults
+    limits: Limits
+    backend: Literal["onnxruntime"]
+    precision: Literal["float32"]
+    graphs: dict[str, GraphEntry]
+    files: dict[str, FileEntry]
+    sources: dict[str, str]
+    toolchain: dict[str, str]
+    has_text_encoder: bool
+    digest: str = ""
+
+    def computed_digest(self) -> str:
+        """SHA-256 of the manifest without its digest field, in canonical JSON."""
+        content = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def sealed(self) -> Manifest:
+        return self.model_copy(update={"digest": self.computed_digest()})
+
+    @property
+    def version(self) -> str:
+        """Name of the version's folder."""
+        return self.digest[:16]
+
+    def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
+        return ScaleSchedule.of_size(self.model.size, aspect_ratio)
+
+    def weight_bytes(self) -> int:
+        """Bytes of all graphs with their weights."""
+        folders = {str(Path(graph.file).parent) for graph in self.graphs.values()}
+        return sum(entry.size for name, entry in self.files.items() if str(Path(name).parent) in folders)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A manifest that fits its files, and where they lie.
+
+    Attributes:
+        folder: of this version; root: the output path it belongs to, or None for a version that lies alone.
+        state: what verification on this machine's kind of target said.
+    """
+
+    manifest: Manifest
+    folder: Path
+    root: Path | None
+    state: State
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+
+def open_bundle(path: Path | str, integrity: Literal["full", "sizes"] = "full") -> Bundle:
+    """Reads and checks a bundle; opens no engine.
+
+    Args:
+        path: the output path of a build, or one version's folder.
+        integrity: "full" hashes every file, "sizes" compares sizes only (large models, trusted disks).
+
+    Raises:
+        ConfigError: there is no bundle at `path`.
+        IntegrityError: the manifest was edited, or a file is missing, truncated or changed.
+        IncompatibleBundleError: written by a newer toolkit.
+    """
+    folder, root = _locate(Path(path))
+    manifest = read_manifest(folder)
+    if root is not None and folder.name != manifest.version:
+        raise IntegrityError(
+            f"{folder} holds the version {manifest.version}", hint="restore the folder's name, or rebuild the bundle"
+        )
+    check_files(folder, manifest.files, integrity)
+    return Bundle(manifest, folder, root, read_state(root, manifest))
+
+
+def _locate(path: Path) -> tuple[Path, Path | None]:
+    if (path / MANIFEST).is_file():
+        is_version = path.parent.name == VERSIONS and (path.parent.parent / CURRENT).exists()
+        return path, path.parent.parent if is_version else None
+    pointer = path / CURRENT
+    if not pointer.is_file():
+        raise ConfigError(f"there is no bundle at {path}", hint="build one: ldp-export build --output " + str(path))
+    name = pointer.read_text().strip()
+    folder = path / VERSIONS / name
+    if not name or not (folder / MANIFEST).is_file():
+        raise IntegrityError(
+            f"{pointer} names the version {name!r}, which is not under {path / VERSIONS}", hint="rebuild the bundle"
+        )
+    return folder, path
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a version's folder, digest checked."""
+    path = folder / MANIFEST
+    try:
+        raw: Any = json.loads(path.read_text())
+        written = raw.get("schema_version") if isinstance(raw, dict) else None
+        if isinstance(written, int) and written > SCHEMA_VERSION:
+            raise IncompatibleBundleError(
+                f"{path} has schema version {written}; this runtime reads up to {SCHEMA_VERSION}",
+                hint="upgrade ldp-export, or rebuild the bundle with this version",
+            )
+        manifest = Manifest.model_validate(raw)
+    except (OSError, ValueError, ValidationError) as error:
+        if isinstance(error, IncompatibleBundleError):
+            raise
+        raise IntegrityError(f"{path} is not a valid manifest: {error}", hint="rebuild the bundle") from error
+    if manifest.digest != manifest.computed_digest():
+        raise IntegrityError(
+            f"{path} was changed after the build: its digest is {manifest.computed_digest()[:16]}, "
+            f"it says {manifest.digest[:16] or 'nothing'}",
+            hint="settings belong into the request; what the engines depend on takes a rebuild",
+        )
+    return manifest
+
+
+def check_files(folder: Path, files: dict[str, FileEntry], integrity: Literal["full", "sizes"]) -> None:
+    """Compares the files of a version with its manifest."""
+    problems: list[str] = []
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry.size:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry.size}")
+        elif integrity == "full" and hash_file(path) != entry.sha256:
+            problems.append(f"{name} has another content (SHA-256) than was built")
+    if problems:
+        raise IntegrityError(
+            f"the bundle {folder} is damaged:\n  " + "\n  ".join(problems),
+            hint="copy it again from where it was built, or rebuild it",
+        )
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Size and hash of files, keyed by their path relative to `folder`."""
+    return {
+        name: FileEntry(size=(folder / name).stat().st_size, sha256=hash_file(folder / name)) for name in sorted(names)
+    }
+
+
+def report_path(root: Path, manifest: Manifest) -> Path:
+    return root / REPORTS / f"{manifest.version}.json"
+
+
+def read_state(root: Path | None, manifest: Manifest) -> State:
+    """What the last verification said; unverified where there is none."""
+    if root is None or not report_path(root, manifest).is_file():
+        return "unverified"
+    try:
+        report = json.loads(report_path(root, manifest).read_text())
+        known = report["digest"] == manifest.digest and report["state"] in ("verified", "rejected")
+        return report["state"] if known else "unverified"
+    except (ValueError, KeyError, OSError):
+        return "unverified"

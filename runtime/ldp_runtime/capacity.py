@@ -1,0 +1,81 @@
+"""What a run will need, predicted before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from ldp_runtime.bundle import Manifest
+from ldp_runtime.errors import CapacityError
+from ldp_runtime.kv_cache import KVCache
+from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a pipeline needs at most, on the device that runs the engines."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations
+
+    def __str__(self) -> str:
+        parts = (f"{name} {_gib(getattr(self, name))}" for name in ("weights", "kv_cache", "activations"))
+        return f"{_gib(self.total)} ({', '.join(parts)})"
+
+
+def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
+    """An upper bound for `max_batch` images with guidance, over all aspect ratios of the bundle's size.
+
+    Counts the weights twice (runtimes pack matrices into a layout of their own), the K/V arena twice for batches
+    (images move into arenas of their own at the first pruned scale), and for activations the widest layer of the
+    largest scale, its attention scores included, and the decoder's widest feature map.
+    """
+    model = manifest.model
+    schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in TEMPLATES]
+    past = max(s.offsets[-2] for s in schedules)
+    tokens = max(max(s.tokens) for s in schedules)
+    rows = 2 * max_batch
+    arena = KVCache.size_in_bytes(model.depth, past, rows, model.width)
+    widest = tokens * rows * (model.ffn + 4 * model.width) * 4
+    scores = rows * model.heads * tokens * (past + tokens) * 4
+    pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
+    decoder = pixels * 128 * 4 * 3
+    return MemoryEstimate(
+        weights=2 * manifest.weight_bytes(),
+        kv_cache=arena * (2 if max_batch > 1 else 1),
+        activations=max(widest + scores, decoder),
+    )
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def check_capacity(
+    manifest: Manifest, max_batch: int, device: torch.device, memory_limit: int | None
+) -> MemoryEstimate:
+    """The estimate, or CapacityError when it exceeds `memory_limit` (bytes; None: what is available now)."""
+    estimate = estimate_memory(manifest, max_batch)
+    limit = available_memory(device) if memory_limit is None else memory_limit
+    if estimate.total > limit:
+        fitting = next((b for b in range(max_batch, 0, -1) if estimate_memory(manifest, b).total <= limit), 0)
+        hint = f"max_batch={fitting} fits" if fitting else "no batch size fits; use a larger machine or a smaller model"
+        raise CapacityError(
+            f"{manifest.model.name} with max_batch={max_batch} needs up to {estimate} on {device}; {_gib(limit)} is allowed",
+            hint=hint,
+        )
+    return estimate
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

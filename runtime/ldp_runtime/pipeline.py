@@ -1,0 +1,422 @@
+"""The pipeline: what a service embeds. Load a bundle once, call it with prompts, from any thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+
+from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
+from ldp_runtime.bundle import CONSTANTS, TOKENIZER, Bundle, Manifest, open_bundle
+from ldp_runtime.capacity import check_capacity
+from ldp_runtime.engines.base import Engine
+from ldp_runtime.errors import (
+    Cancelled,
+    CapacityError,
+    ConfigError,
+    IncompatibleBundleError,
+    LdpError,
+    NonFiniteError,
+)
+from ldp_runtime.pixels import to_output
+from ldp_runtime.pruning.policies import Policy, describe
+from ldp_runtime.request import ImageRequest, Request, Text, make_request
+from ldp_runtime.sampling import position_noise
+from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
+from ldp_runtime.text import PromptTokenizer
+from ldp_runtime.trace import ScaleTrace, Trace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The opened graphs of a bundle and the constants that belong to them.
+
+    Attributes:
+        text_encoder: None where the bundle expects text features.
+        unconditional_text: learned unconditional rows [text_tokens, text_channels].
+        level_offsets: what `blocks` adds to every token of scale k >= 1 [levels, width].
+    """
+
+    text_encoder: Engine | None
+    prompt: Engine
+    blocks: Blocks
+    decoder: Engine
+    unconditional_text: torch.Tensor
+    level_offsets: torch.Tensor
+
+    def close(self) -> None:
+        for engine in (self.text_encoder, self.prompt, self.decoder):
+            if engine is not None:
+                engine.close()
+        self.blocks.close()
+
+
+@dataclass(frozen=True)
+class ScaleEvent:
+    """Given to the callback after each scale of each engine call.
+
+    Attributes:
+        scale: index of the scale; scales: number of scales that will be run.
+        images: indices of the images in the call (within the request).
+        traces: what happened at this scale, one per image.
+    """
+
+    scale: int
+    scales: int
+    images: tuple[int, ...]
+    traces: tuple[ScaleTrace, ...]
+    _preview: Callable[[int], Any]
+
+    def preview(self, index: int = 0) -> Any:
+        """The picture so far of `images[index]`, decoded now (a PIL image)."""
+        return self._preview(index)
+
+
+#: Return False to stop the run, which then raises `Cancelled`.
+ScaleCallback = Callable[[ScaleEvent], bool | None]
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Images in the order of the request, prompt by prompt, with the seed and trace of each.
+
+    Attributes:
+        images: a list of PIL images; or an array [B, H, W, 3] ("numpy") or tensor [B, 3, H, W] ("torch"), float32 in
+            [0, 1]; or latents [B, d, h, w] ("latent").
+    """
+
+    images: Any
+    seeds: tuple[int, ...]
+    traces: tuple[Trace, ...]
+
+
+class Pipeline:
+    """Engines and the loop that drives them. Calls from several threads queue; a failed call leaves no trace."""
+
+    def __init__(self, manifest: Manifest, engines: Engines, tokenizer: PromptTokenizer | None, max_batch: int) -> None:
+        self.manifest = manifest
+        self.max_batch = max_batch
+        self._engines: Engines | None = engines
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str | Bundle,
+        *,
+        device: str | torch.device = "cpu",
+        threads: int | None = None,
+        max_batch: int = 4,
+        memory_limit: int | None = None,
+        integrity: Literal["full", "sizes"] = "full",
+        allow_rejected: bool = False,
+    ) -> Pipeline:
+        """Opens a bundle.
+
+        Args:
+            device: "cpu", or "cuda" where ONNX Runtime has its CUDA provider.
+            threads: of a CPU engine; None lets ONNX Runtime decide.
+            max_batch: images drawn together; longer requests are drawn in several goes.
+            memory_limit: bytes the pipeline may need; None: what the device has free.
+            integrity: "full" hashes every file of the bundle, "sizes" compares sizes only.
+            allow_rejected: load although verification failed.
+
+        Raises:
+            ConfigError: no bundle there, or senseless options.
+            IntegrityError, IncompatibleBundleError: see `open_bundle`.
+            CapacityError: predicted to need more memory than allowed; nothing was allocated.
+        """
+        if max_batch < 1:
+            raise ConfigError(f"max_batch must be at least 1, got {max_batch}")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {threads}")
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity)
+        _check_state(opened, allow_rejected)
+        target = torch.device(device)
+        estimate = check_capacity(opened.manifest, max_batch, target, memory_limit)
+        logger.info("loading %s, needs up to %s", opened.manifest.model.name, estimate)
+        engines = open_engines(opened, target, threads)
+        manifest, tokenizer = opened.manifest, None
+        if manifest.has_text_encoder:
+            tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
+        return cls(manifest, engines, tokenizer, max_batch)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        policy: Policy | str | None = None,
+        aspect_ratio: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pil",
+        callback_on_scale: ScaleCallback | None = None,
+    ) -> GenerationResult:
+        """Draws images.
+
+        Args:
+            prompt: a text or several; or `prompt_embeds`, text features [T, text_channels] of each prompt.
+            negative_prompt: what to steer away from, one for all or one each; None uses the learned unconditional text.
+            guidance_scale: one number, or one per scale; 1 means no guidance.
+            temperature: of the logits, one number or one per scale.
+            top_k: 1 draws the likeliest bits; top_p: bits of probability <= 1 - top_p cannot be drawn (0: off).
+            seed: of the first image (`seed + i` for the others), or one per image; None draws seeds and reports them.
+            policy: None for the full model; a policy, or its text ("ld", "ld:rho=0.4", "skip:count=1").
+            aspect_ratio: height / width, nearest template; or `height` and `width` in pixels, exactly.
+            output_type: "pil", "numpy", "torch" or "latent".
+            callback_on_scale: sees a `ScaleEvent` after each scale; returns False to stop.
+
+        Raises:
+            ConfigError: the request cannot be served; no work was done.
+            Cancelled: the callback stopped the run.
+            NonFiniteError: an engine gave NaN or infinity; the message names graph and scale.
+            CapacityError: out of memory in mid-run. The pipeline can be used again after any of these.
+        """
+        request = make_request(
+            self.manifest,
+            prompt=prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt=negative_prompt,
+            negative_prompt_embeds=negative_prompt_embeds,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            num_images_per_prompt=num_images_per_prompt,
+            seed=seed,
+            policy=policy,
+            aspect_ratio=aspect_ratio,
+            height=height,
+            width=width,
+            output_type=output_type,
+        )
+        with self._lock:
+            engines = self._open_engines()
+            latents: list[torch.Tensor] = []
+            traces: list[Trace] = []
+            try:
+                for first in range(0, len(request.images), self.max_batch):
+                    part = replace(request, images=request.images[first : first + self.max_batch])
+                    for latent, trace in self._draw(engines, part, first, callback_on_scale):
+                        latents.append(latent)
+                        traces.append(trace)
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                raise CapacityError(
+                    f"out of memory while drawing {len(request.images)} images: {error}",
+                    hint="load with a lower max_batch",
+                ) from error
+            seeds = tuple(image.seed for image in request.images)
+            if request.output_type == "latent":
+                return GenerationResult(torch.stack(latents), seeds, tuple(traces))
+            decoded = [self._decode(engines, latent) for latent in latents]
+        traces = [replace(trace, decode_s=seconds) for trace, (_, seconds) in zip(traces, decoded, strict=True)]
+        pixels = torch.cat([image for image, _ in decoded])
+        return GenerationResult(to_output(pixels, request.output_type), seeds, tuple(traces))
+
+    def warmup(self, batch: int = 1) -> None:
+        """Draws once and throws the pictures away: allocators and kernels are then as in service."""
+        features = self._open_engines().unconditional_text[:8]
+        self(prompt_embeds=[features] * batch, seed=0, output_type="latent")
+
+    def close(self) -> None:
+        """Releases the engines' memory, after a running call has ended."""
+        with self._lock:
+            if self._engines is not None:
+                self._engines.close()
+                self._engines = None
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_engines(self) -> Engines:
+        if self._engines is None:
+            raise LdpError("this pipeline is closed", hint="load the bundle again")
+        return self._engines
+
+    def _draw(
+        self, engines: Engines, request: Request, first: int, callback: ScaleCallback | None
+    ) -> list[tuple[torch.Tensor, Trace]]:
+        """Latent and trace of each image of one batch; `first` is the batch's place in the request."""
+        started = time.perf_counter()
+        schedule, layout = request.schedule, self.manifest.model.layout
+        guided = any(g != 1 for g in request.guidance)
+        prompt = self._prompt_rows(engines, request.images, guided)
+        device, (h, w) = engines.blocks.device, layout.latent_grid(schedule.final_grid)
+        states = [
+            ImageState(
+                seed=image.seed,
+                noise=tuple(n.to(device) for n in position_noise(image.seed, schedule, layout.bits)),
+                latent=torch.zeros(layout.channels, h, w, device=device),
+                unconditional=guided,
+            )
+            for image in request.images
+        ]
+        text_s = time.perf_counter() - started
+        settings = LoopSettings(
+            schedule,
+            layout,
+            request.guidance,
+            request.temperature,
+            request.filter,
+            request.policy,
+            engines.level_offsets,
+        )
+
+        def on_scale(k: int, images: Sequence[ImageState]) -> None:
+            if callback is None:
+                return
+            event = ScaleEvent(
+                scale=k,
+                scales=request.policy.scales_to_run(schedule),
+                images=tuple(first + states.index(image) for image in images),
+                traces=tuple(image.trace[-1] for image in images),
+                _preview=lambda i: to_output(self._decode(engines, images[i].latent)[0], "pil")[0],
+            )
+            if callback(event) is False:
+                raise Cancelled(f"stopped by the callback after scale {k} of {event.scales}")
+
+        run_scales(engines.blocks, prompt, states, settings, on_scale)
+        words = describe(request.policy)
+        return [
+            (
+                state.latent,
+                Trace(state.seed, words, tuple(state.trace), len(schedule), schedule.total_tokens, text_s),
+            )
+            for state in states
+        ]
+
+    def _prompt_rows(self, engines: Engines, images: Sequence[ImageRequest], guided: bool) -> PromptRows:
+        """Rows [conditional of each image, unconditional of each image]; equal prompts are encoded once."""
+        known: dict[tuple[object, object], tuple[PromptRows, PromptRows | None]] = {}
+        pairs = []
+        for image in images:
+            key = (_identity(image.text), _identity(image.negative))
+            if key not in known:
+                known[key] = self._encode(engines, image.text, image.negative, guided)
+            pairs.append(known[key])
+        conditional = [pair[0] for pair in pairs]
+        return PromptRows.stack(conditional + [pair[1] for pair in pairs if pair[1] is not None])
+
+    def _encode(
+        self, engines: Engines, text: Text, negative: Text | None, guided: bool
+    ) -> tuple[PromptRows, PromptRows | None]:
+        """Both branches of one prompt. The learned unconditional text is as long as the prompt: one call for both."""
+        features = self._features(engines, text)
+        if not guided:
+            return run_prompt(engines.prompt, self.manifest, features[None]), None
+        if negative is not None:
+            other = self._features(engines, negative)
+            return tuple(run_prompt(engines.prompt, self.manifest, f[None]) for f in (features, other))  # pyright: ignore
+        unconditional = engines.unconditional_text[: len(features)]
+        both = run_prompt(engines.prompt, self.manifest, torch.stack((features, unconditional)))
+        return both.take([0]), both.take([1])
+
+    def _features(self, engines: Engines, text: Text) -> torch.Tensor:
+        """Text features [T, text_channels]; each prompt is encoded at its own length, so batch-mates cannot matter."""
+        if isinstance(text, torch.Tensor):
+            return text.to(engines.prompt.device)
+        if engines.text_encoder is None or self._tokenizer is None:
+            raise ConfigError("this bundle has no text encoder: pass prompt_embeds")
+        ids = self._tokenizer(text).to(engines.text_encoder.device)
+        features = torch.empty(1, len(ids), self.manifest.model.text_channels, device=ids.device)
+        engines.text_encoder.run({"ids": ids[None]}, {"features": features})
+        _check_finite(features, "text_encoder")
+        return features[0]
+
+    def _decode(self, engines: Engines, latent: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """One latent [d, h, w] to an image [1, 3, H, W] in [-1, 1], and the seconds it took."""
+        started = time.perf_counter()
+        stride = self.manifest.model.vae_stride
+        image = latent.new_empty(1, 3, latent.shape[1] * stride, latent.shape[2] * stride)
+        engines.decoder.run({"latent": latent[None].contiguous()}, {"image": image})
+        _check_finite(image, "decoder")
+        return image, time.perf_counter() - started
+
+
+def run_prompt(engine: Engine, manifest: Manifest, features: torch.Tensor) -> PromptRows:
+    """The prompt graph on equally long texts [R, T, text_channels]."""
+    model = manifest.model
+    R, T, _ = features.shape
+    C, H, c = model.width, model.heads, model.width // model.heads
+    outputs = {
+        "start": features.new_empty(R, C),
+        "modulation": features.new_empty(R, 6, C),
+        "head_modulation": features.new_empty(R, 2, C),
+    }
+    text_kv = tuple((features.new_empty(R, H, T, c), features.new_empty(R, H, T, c)) for _ in range(model.depth))
+    for i, (k, v) in enumerate(text_kv):
+        outputs |= {f"text_k_{i}": k, f"text_v_{i}": v}
+    engine.run({"features": features.contiguous()}, outputs)
+    for tensor in outputs.values():
+        _check_finite(tensor, "prompt")
+    mask = torch.ones(R, T, dtype=torch.bool, device=features.device)
+    return PromptRows(outputs["start"], outputs["modulation"], outputs["head_modulation"], mask, text_kv)
+
+
+def open_engines(bundle: Bundle, device: torch.device, threads: int | None = None) -> Engines:
+    """Opens all graphs of a bundle on a device."""
+    from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine, check_provider
+
+    check_provider(device)
+    manifest = bundle.manifest
+
+    def of_kind(kind: str) -> list[tuple[int, int, Engine]]:
+        return [
+            (graph.first, graph.last, OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads))
+            for name, graph in sorted(manifest.graphs.items(), key=lambda item: item[1].first)
+            if graph.kind == kind
+        ]
+
+    constants = load_file(bundle.path(CONSTANTS), device=str(device))
+    model = manifest.model
+    shape = ModelShape(model.depth, model.width, model.heads, model.bits, model.text_channels)
+    encoder = of_kind("text_encoder")
+    return Engines(
+        text_encoder=encoder[0][2] if encoder else None,
+        prompt=of_kind("prompt")[0][2],
+        blocks=Blocks([BlocksChunk(engine, first, last) for first, last, engine in of_kind("blocks")], shape),
+        decoder=of_kind("decoder")[0][2],
+        unconditional_text=constants["unconditional_text"],
+        level_offsets=constants["level_offsets"],
+    )
+
+
+def _check_state(bundle: Bundle, allow_rejected: bool) -> None:
+    verify = f"ldp-export verify {bundle.root or bundle.folder}"
+    if bundle.state == "rejected" and not allow_rejected:
+        raise IncompatibleBundleError(
+            f"the bundle {bundle.folder} failed verification", hint=f"see {verify}; allow_rejected=True loads it anyway"
+        )
+    if bundle.state != "verified":
+        logger.warning("the bundle %s is %s; run: %s", bundle.folder, bundle.state, verify)
+
+
+def _check_finite(tensor: torch.Tensor, graph: str) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise NonFiniteError(f"the graph {graph!r} gave NaN or infinity", hint="verify the bundle")
+
+
+def _identity(text: Text | None) -> object:
+    return id(text) if isinstance(text, torch.Tensor) else text

@@ -1,0 +1,22 @@
+"""Decoder output to what callers ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def to_uint8(image: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] in [-1, 1] to uint8 RGB [B, H, W, 3], truncated as the originals do."""
+    return ((image + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def to_output(image: torch.Tensor, output_type: str) -> Any:
+    """[B, 3, H, W] in [-1, 1] to PIL images, a float array [B, H, W, 3] or a float tensor [B, 3, H, W] in [0, 1]."""
+    if output_type == "pil":
+        from PIL import Image
+
+        return [Image.fromarray(pixels.numpy()) for pixels in to_uint8(image).cpu()]
+    unit = (image + 1) / 2
+    return unit.permute(0, 2, 3, 1).cpu().numpy() if output_type == "numpy" else unit

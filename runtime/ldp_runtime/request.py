@@ -1,0 +1,168 @@
+"""What a caller asks for, checked before any work is done."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from ldp_runtime.bundle import Manifest
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.guidance import per_scale
+from ldp_runtime.pruning.policies import Policy, parse_policy
+from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+
+OutputType = Literal["pil", "numpy", "torch", "latent"]
+#: A prompt in words, or its text features [T, text_channels].
+Text = str | torch.Tensor
+
+_SEED_BITS = 63
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image: its text, what it is steered away from (None: the learned unconditional text), and its seed."""
+
+    text: Text
+    negative: Text | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: images in order, and what they share."""
+
+    images: tuple[ImageRequest, ...]
+    schedule: ScaleSchedule
+    guidance: tuple[float, ...]
+    temperature: tuple[float, ...]
+    filter: SamplingFilter
+    policy: Policy
+    output_type: OutputType
+
+
+def make_request(
+    manifest: Manifest,
+    *,
+    prompt: str | Sequence[str] | None,
+    prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None,
+    negative_prompt: str | Sequence[str] | None,
+    negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None,
+    guidance_scale: float | Sequence[float] | None,
+    temperature: float | Sequence[float] | None,
+    top_k: int | None,
+    top_p: float | None,
+    num_images_per_prompt: int,
+    seed: int | Sequence[int] | None,
+    policy: Policy | str | None,
+    aspect_ratio: float | None,
+    height: int | None,
+    width: int | None,
+    output_type: str,
+) -> Request:
+    """Checks the arguments of `Pipeline.__call__` and fills in the bundle's defaults.
+
+    Raises:
+        ConfigError: anything that cannot be served.
+    """
+    texts = _texts(manifest, prompt, prompt_embeds, "prompt")
+    if texts is None:
+        raise ConfigError("give a prompt or prompt_embeds")
+    negatives = _texts(manifest, negative_prompt, negative_prompt_embeds, "negative_prompt")
+    if negatives is not None and len(negatives) not in (1, len(texts)):
+        raise ConfigError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one, or one each")
+    if num_images_per_prompt < 1:
+        raise ConfigError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
+    schedule = _schedule(manifest, aspect_ratio, height, width)
+    defaults, S = manifest.defaults, len(schedule)
+    heat = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
+    if any(t <= 0 for t in heat):
+        raise ConfigError(f"temperature must be positive, got {heat}", hint="top_k=1 draws the likeliest bits")
+    chosen = (parse_policy(policy) if isinstance(policy, str) else policy) or Policy()
+    chosen.check(schedule)
+    if output_type not in get_args(OutputType):
+        raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
+    count = len(texts) * num_images_per_prompt
+    seeds = _seeds(seed, count)
+    images = []
+    for i in range(count):
+        which = i // num_images_per_prompt
+        negative = None if negatives is None else negatives[which if len(negatives) > 1 else 0]
+        images.append(ImageRequest(texts[which], negative, seeds[i]))
+    return Request(
+        images=tuple(images),
+        schedule=schedule,
+        guidance=per_scale(defaults.guidance if guidance_scale is None else guidance_scale, S, "guidance_scale"),
+        temperature=heat,
+        filter=SamplingFilter(defaults.top_k if top_k is None else top_k, defaults.top_p if top_p is None else top_p),
+        policy=chosen,
+        output_type=output_type,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _texts(
+    manifest: Manifest,
+    words: str | Sequence[str] | None,
+    features: torch.Tensor | Sequence[torch.Tensor] | None,
+    name: str,
+) -> list[Text] | None:
+    if words is not None and features is not None:
+        raise ConfigError(f"give {name} or {name}_embeds, not both")
+    if words is not None:
+        if not manifest.has_text_encoder:
+            raise ConfigError(
+                f"this bundle has no text encoder: pass {name}_embeds", hint="or build with --text-encoder"
+            )
+        listed = [words] if isinstance(words, str) else list(words)
+        if not listed or not all(isinstance(text, str) for text in listed):
+            raise ConfigError(f"{name} must be a text or a non-empty list of texts")
+        if any(not text.strip() for text in listed):
+            raise ConfigError(f"the {name} is empty", hint="describe the picture in a few words")
+        return list(listed)
+    if features is None:
+        return None
+    channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
+    rows = [features] if isinstance(features, torch.Tensor) and features.dim() == 2 else list(features)
+    for row in rows:
+        if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
+            raise ConfigError(
+                f"{name}_embeds must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}"
+            )
+        if not bool(row.isfinite().all()):
+            raise ConfigError(f"{name}_embeds hold NaN or infinity")
+    if not rows:
+        raise ConfigError(f"{name}_embeds is empty")
+    return [row.to(torch.float32) for row in rows]
+
+
+def sizes(manifest: Manifest) -> list[tuple[int, int]]:
+    """All (height, width) in pixels that the bundle draws."""
+    grids = (manifest.schedule(ratio).final_grid for ratio in TEMPLATES)
+    return [(h * manifest.model.pixels_per_token, w * manifest.model.pixels_per_token) for h, w in grids]
+
+
+def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None, width: int | None) -> ScaleSchedule:
+    if height is None and width is None:
+        return manifest.schedule(1.0 if aspect_ratio is None else aspect_ratio)
+    if aspect_ratio is not None or height is None or width is None:
+        raise ConfigError("give height and width together, or aspect_ratio alone (height / width)")
+    for ratio, size in zip(TEMPLATES, sizes(manifest), strict=True):
+        if size == (height, width):
+            return manifest.schedule(ratio)
+    offered = ", ".join(f"{h}x{w}" for h, w in sizes(manifest))
+    raise ConfigError(f"this bundle cannot draw {height}x{width} (height x width)", hint=f"it draws {offered}")
+
+
+def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    if seed is None:
+        return [secrets.randbits(32) for _ in range(count)]
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else [int(s) for s in seed]
+    if len(seeds) != count:
+        raise ConfigError(f"{len(seeds)} seeds for {count} images; give one number, or one per image")
+    if any(not 0 <= s < 2**_SEED_BITS for s in seeds):
+        raise ConfigError(f"seeds must lie in [0, 2**{_SEED_BITS}), got {seeds}")
+    return seeds
