@@ -1,0 +1,65 @@
+"""The command line: one module a verb, thin. Heavy modules are imported where they are used, so help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+
+import click
+from ldp_runtime.errors import LdpError
+
+from ldp_export import __version__
+
+_VERBS = ("build", "generate", "verify", "inspect", "bench", "models")
+
+
+class _Verbs(click.Group):
+    """Finds a verb's module when the verb is asked for; turns typed errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        return importlib.import_module(f"ldp_export.cli.{cmd_name}").command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except LdpError as error:
+            _say(error)
+            ctx.exit(error.exit_code)
+
+
+def _say(error: LdpError) -> None:
+    """To people on stderr; with --json also to programs, on stdout."""
+    if "--json" in sys.argv:
+        entry = {"code": error.code, "message": error.message, "hint": error.hint}
+        click.echo(json.dumps({"error": entry}))
+    click.secho(f"error: {error.message}", fg="red", err=True)
+    if error.hint:
+        click.echo(f"  hint: {error.hint}", err=True)
+
+
+@click.command(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  ldp-export build --output bundles/shapes
+  ldp-export generate bundles/shapes "a red circle" --policy ld --output circle.png
+  ldp-export bench bundles/shapes --policy ld --policy skip:count=1
+""",
+)
+@click.version_option(__version__, prog_name="ldp-export")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens, on stderr.")
+def main(verbose: bool) -> None:
+    """Compiled engines and LD-Pruning for next-scale (VAR, Infinity) image models.
+
+    Builds a bundle of engines from a checkpoint, verifies it, draws with it, and measures it against eager PyTorch.
+    """
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

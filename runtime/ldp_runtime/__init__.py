@@ -1,16 +1,37 @@
-"""The runtime of ldp-export bundles: load one, draw with it. Needs no exporter."""
+"""The runtime of ldp-export bundles: load one, draw with it. Needs no exporter.
 
-from ldp_runtime.bundle import open_bundle
-from ldp_runtime.errors import LdpError
-from ldp_runtime.pipeline import GenerationResult, Pipeline, ScaleEvent
-from ldp_runtime.pruning import (
-    FixedRatio,
-    LatentDiscrepancy,
-    Policy,
-    SkipLastScales,
-    StopGuidanceAfter,
-    parse_policy,
-)
+Names are imported when they are first used, so that importing the package (or its errors) does not load PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldp_runtime.bundle import open_bundle
+    from ldp_runtime.errors import LdpError
+    from ldp_runtime.pipeline import GenerationResult, Pipeline, ScaleEvent
+    from ldp_runtime.pruning import (
+        FixedRatio,
+        LatentDiscrepancy,
+        Policy,
+        SkipLastScales,
+        StopGuidanceAfter,
+        parse_policy,
+    )
+
+_HOMES = {
+    "open_bundle": "bundle",
+    "LdpError": "errors",
+    "GenerationResult": "pipeline",
+    "Pipeline": "pipeline",
+    "ScaleEvent": "pipeline",
+    "FixedRatio": "pruning",
+    "LatentDiscrepancy": "pruning",
+    "Policy": "pruning",
+    "SkipLastScales": "pruning",
+    "StopGuidanceAfter": "pruning",
+    "parse_policy": "pruning",
+}
 
 __all__ = [
     "FixedRatio",
@@ -25,3 +46,9 @@ __all__ = [
     "open_bundle",
     "parse_policy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,71 @@
+"""`ldp-export build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ldp_export.cli.options import as_json, print_json, shown_progress, weights_options
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ldp-export build                                      the embedded model, into bundles/infinity-shapes
+  ldp-export build --model infinity-2b --dry-run        what it would do and need
+  ldp-export build --weights t.safetensors --vae v.safetensors --pn 0.06M --output bundles/mine
+"""
+)
+@click.option("--model", help="A registry name; see `ldp-export models`.  [default: infinity-shapes]")
+@weights_options
+@click.option("--output", type=click.Path(path_type=Path), help="Path of the bundle.  [default: bundles/MODEL]")
+@click.option("--pn", "size", help="Scale schedule: 0.06M, 0.25M, 0.6M or 1M.  [default: the model's]")
+@click.option("--chunk", type=int, help="Blocks per engine; a large model is split so that each part stays small.")
+@click.option("--guidance", type=float, help="Default guidance of the bundle.  [default: the model's]")
+@click.option("--temperature", type=float, help="Default temperature of the bundle.  [default: the model's]")
+@click.option("--force", is_flag=True, help="Redo stages that are already done.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and needed, and stop.")
+@as_json
+def command(
+    model: str | None,
+    weights: Path | None,
+    vae: Path | None,
+    text_encoder: Path | None,
+    output: Path | None,
+    size: str | None,
+    chunk: int | None,
+    guidance: float | None,
+    temperature: float | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build a bundle: export graphs, make engines, verify them against the reference model, publish.
+
+    Needs no network for the embedded model. A build that fails or is killed leaves the previous bundle serving, and
+    running the command again resumes it.
+    """
+    from ldp_export.build import BuildOptions, build, plan_build
+    from ldp_export.models.resolve import resolve_model
+
+    spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature)
+    output = output or Path("bundles") / spec.name
+    plan = plan_build(spec, sources, BuildOptions(output, size, chunk, force))
+    if dry_run:
+        print_json(plan.to_json())
+        return
+    with shown_progress(as_json) as progress:
+        bundle, report = build(plan, progress)
+    summary = {
+        "bundle": str(output),
+        "version": bundle.manifest.version,
+        "state": bundle.state,
+        "checks": len(report.checks),
+        "bytes": sum(entry.size for entry in bundle.manifest.files.values()),
+    }
+    if as_json:
+        print_json(summary)
+        return
+    click.echo(f"{output}: version {summary['version']}, {summary['bytes'] / 2**20:.1f} MiB")
+    click.echo(f"verified: {summary['checks']} checks against the reference model on {report.machine}")

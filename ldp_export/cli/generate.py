@@ -1,0 +1,111 @@
+"""`ldp-export generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, threads_option
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ldp-export generate bundles/infinity-shapes "a red circle" --output circle.png
+  ldp-export generate bundles/infinity-shapes "a blue star" "two green rings" --policy ld --seed 7 --output pictures/
+  ldp-export generate bundles/infinity-shapes "a red circle" --policy ld:rho=0.4,fill=zero --trace trace.json
+"""
+)
+@bundle_argument
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path(), help="A .png file (one image) or a folder.")
+@click.option(
+    "--policy", default="none", show_default=True, help="none, ld, ld-skip-2, skip:count=1, fixed:keep=0.4, ..."
+)
+@click.option("--negative-prompt", help="What to steer away from.")
+@click.option("--guidance", type=float, help="Guidance scale; 1 means none.  [default: the bundle's]")
+@click.option("--temperature", type=float, help="[default: the bundle's]")
+@click.option("--top-k", type=int, help="1 draws the likeliest bits.")
+@click.option("--top-p", type=float, help="0 switches the filter off.")
+@click.option("--num-images", type=int, default=1, show_default=True, help="Images per prompt.")
+@click.option("--seed", type=int, help="Seed of the first image; the others count up. Default: drawn and reported.")
+@click.option("--aspect-ratio", type=float, help="height / width; the nearest template is drawn.")
+@click.option("--height", type=int)
+@click.option("--width", type=int)
+@click.option("--trace", type=click.Path(path_type=Path), help="Write what happened at each scale, as JSON.")
+@device_option
+@threads_option
+@as_json
+def command(
+    bundle: Path,
+    prompts: tuple[str, ...],
+    output: Path,
+    policy: str,
+    negative_prompt: str | None,
+    guidance: float | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    num_images: int,
+    seed: int | None,
+    aspect_ratio: float | None,
+    height: int | None,
+    width: int | None,
+    trace: Path | None,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Draw PROMPTS with a bundle, and say what each image cost."""
+    from ldp_runtime.errors import ConfigError
+    from ldp_runtime.pipeline import Pipeline
+
+    single = output.suffix.lower() == ".png"
+    if single and len(prompts) * num_images != 1:
+        raise ConfigError(
+            f"{output} is one file, {len(prompts) * num_images} images were asked for", hint="name a folder"
+        )
+    with Pipeline.load(bundle, device=device, threads=threads) as pipe:
+        result = pipe(
+            list(prompts),
+            negative_prompt=negative_prompt,
+            guidance_scale=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            num_images_per_prompt=num_images,
+            seed=seed,
+            policy=policy,
+            aspect_ratio=aspect_ratio,
+            height=height,
+            width=width,
+        )
+    (output.parent if single else output).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, (image, one) in enumerate(zip(result.images, result.traces, strict=True)):
+        path = output if single else output / f"image-{i:03d}-seed{one.seed}.png"
+        image.save(path)
+        seconds = sum(s.select_s + s.blocks_s / s.images_in_call + s.residual_s for s in one.scales)
+        rows.append(
+            {
+                "file": str(path),
+                "prompt": prompts[i // num_images],
+                "seed": one.seed,
+                "policy": one.policy,
+                "tokens": one.tokens,
+                "tokens_full": one.tokens_full,
+                "unconditional_stopped_after": one.stopped_after,
+                "scales_s": round(seconds, 4),
+            }
+        )
+    if trace is not None:
+        trace.write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        stopped = row["unconditional_stopped_after"]
+        tail = "" if stopped is None else f", one branch from scale {stopped + 1}"
+        click.echo(f"{row['file']}: seed {row['seed']}, {row['tokens']} of {row['tokens_full']} tokens{tail}")

@@ -1,0 +1,77 @@
+"""`ldp-export inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ldp_export.cli.options import as_json, bundle_argument, print_json
+
+if TYPE_CHECKING:
+    from ldp_runtime.bundle import Bundle
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ldp-export inspect bundles/infinity-shapes
+  ldp-export inspect bundles/infinity-shapes --json
+"""
+)
+@bundle_argument
+@as_json
+def command(bundle: Path, as_json: bool) -> None:
+    """Show what a bundle holds: model, graphs, scales, sizes it draws, memory it needs, and whether it is verified."""
+    from ldp_runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle, integrity="sizes")
+    if as_json:
+        print_json(
+            {"state": opened.state, "folder": str(opened.folder), "manifest": opened.manifest.model_dump(mode="json")}
+        )
+        return
+    _print(opened)
+
+
+def _print(bundle: Bundle) -> None:
+    from ldp_runtime.capacity import estimate_memory
+    from ldp_runtime.request import sizes
+    from rich.console import Console
+    from rich.table import Table
+
+    manifest, console = bundle.manifest, Console()
+    model, schedule = manifest.model, manifest.schedule()
+    console.print(
+        f"[bold]{model.name}[/bold] ({model.family}), version {manifest.version}, [bold]{bundle.state}[/bold]"
+    )
+    console.print(
+        f"{model.depth} blocks, width {model.width}, {model.heads} heads, {model.bits} bits a token; "
+        f"{manifest.precision} on {manifest.backend}"
+    )
+    console.print("draws (height x width): " + ", ".join(f"{h}x{w}" for h, w in sizes(manifest)))
+    console.print(f"memory, batch 1: up to {estimate_memory(manifest, 1)}")
+    graphs = Table(title="graphs")
+    for title in ("graph", "inputs", "outputs", "MiB"):
+        graphs.add_column(title)
+    for name, graph in manifest.graphs.items():
+        folder = graph.file.split("/")[0]
+        size = sum(entry.size for path, entry in manifest.files.items() if path.startswith(folder + "/"))
+        graphs.add_row(name, _listed(graph.inputs), _listed(graph.outputs), f"{size / 2**20:.1f}")
+    console.print(graphs)
+    scales = Table(title=f"scales at 1:1 ({schedule.total_tokens} tokens); * where LD-Pruning thins out by default")
+    for title in ("scale", "grid", "tokens", "past"):
+        scales.add_column(title, justify="right")
+    pruned = schedule.detail_scales()
+    for k, (h, w) in enumerate(schedule.grids):
+        scales.add_row(f"{k}{'*' if k in pruned else ' '}", f"{h}x{w}", str(h * w), str(schedule.offsets[k]))
+    console.print(scales)
+
+
+def _listed(tensors: tuple) -> str:
+    """The first tensors with their shapes; the per-layer ones are counted."""
+    plain = [t for t in tensors if not t.name[-1].isdigit()]
+    text = ", ".join(f"{t.name} {list(t.shape)}".replace("'", "") for t in plain)
+    layers = len(tensors) - len(plain)
+    return f"{text}{f' + {layers} per-layer K/V' if layers else ''}"

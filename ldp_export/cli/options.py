@@ -1,0 +1,62 @@
+"""Options and output that several verbs share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ldp_export.progress import Progress, ProgressEvent
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or cuda with onnxruntime-gpu.")
+threads_option = click.option("--threads", type=int, help="Threads of a CPU engine. Default: ONNX Runtime decides.")
+
+
+def weights_options(function: Any) -> Any:
+    """--weights, --vae and --text-encoder."""
+    path = click.Path(path_type=Path)
+    for name, text in (
+        ("--text-encoder", "Folder of a T5 encoder: config.json, safetensors, tokenizer.json."),
+        ("--vae", "BSQ VAE in the original layout: .pth or safetensors."),
+        ("--weights", "Infinity transformer in the original layout: .pth, safetensors, or a folder of shards."),
+    ):
+        function = click.option(name, type=path, help=text)(function)
+    return function
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+@contextmanager
+def shown_progress(as_json: bool) -> Iterator[Progress]:
+    """Draws stages on stderr with rich, or prints each event as a line of JSON on stdout."""
+    if as_json:
+        yield lambda event: click.echo(json.dumps({"progress": event.__dict__}))
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, TextColumn("[dim]{task.fields[detail]}"), console=console) as bars:
+        task = bars.add_task("starting", total=None, detail="")
+
+        def show(event: ProgressEvent) -> None:
+            done = event.index + (event.state in ("finished", "reused"))
+            title = f"[{event.index + 1}/{event.count}] {event.stage}"
+            bars.update(task, description=title, total=event.count, completed=done, detail=event.detail[:60])
+            if event.state == "finished":
+                console.print(f"  {event.stage}: {event.seconds:.1f} s" if event.seconds else f"  {event.stage}: done")
+            elif event.state == "reused":
+                console.print(f"  {event.stage}: reused, nothing it depends on has changed")
+
+        yield show

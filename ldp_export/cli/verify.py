@@ -1,0 +1,59 @@
+"""`ldp-export verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, threads_option
+
+if TYPE_CHECKING:
+    from ldp_export.verify import Report
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ldp-export verify bundles/infinity-shapes
+  ldp-export verify bundles/infinity-shapes --device cuda --json
+"""
+)
+@bundle_argument
+@device_option
+@threads_option
+@as_json
+def command(bundle: Path, device: str, threads: int | None, as_json: bool) -> None:
+    """Check a bundle on this machine: every file's hash, and every graph and scale against the reference model.
+
+    Needs neither the checkpoint nor the exporter. Ends with a non-zero exit status when anything differs; a bundle
+    that fails no longer loads.
+    """
+    from ldp_runtime.bundle import open_bundle
+
+    from ldp_export.publish import write_report
+    from ldp_export.verify import require_verified, verify_bundle
+
+    opened = open_bundle(bundle)
+    report = verify_bundle(opened, device, threads)
+    if opened.root is not None:
+        write_report(opened.root, opened.manifest, report.to_json())
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print_table(report)
+    require_verified(report, opened)
+
+
+def _print_table(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{len(report.checks)} checks on {report.machine}: {report.state}")
+    for title, justify in (("check", "left"), ("largest difference", "right"), ("allowed", "right"), ("", "left")):
+        table.add_column(title, justify=justify)  # pyright: ignore[reportArgumentType]
+    for check in report.checks:
+        word = "[green]ok" if check.passed else "[red]FAILED"
+        table.add_row(check.name, f"{check.measured:.2e}", f"{check.limit:.2e}", word)
+    Console().print(table)

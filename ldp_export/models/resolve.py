@@ -1,0 +1,54 @@
+"""From what a user names (a registry name, files, or both) to an architecture and its files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ldp_runtime.errors import CheckpointError
+
+from ldp_export.models.checkpoints import infer_transformer_config, infer_vae_config, read_state
+from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, find_model
+from ldp_export.models.sources import Sources, find_sources
+
+
+def resolve_model(
+    name: str | None = None,
+    weights: Path | None = None,
+    vae: Path | None = None,
+    text_encoder: Path | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+) -> tuple[ModelSpec, Sources]:
+    """The model and its files; files without a name give a model whose sizes are read from their shapes.
+
+    Raises:
+        ConfigError: unknown name, or parts missing. CheckpointError: files that are no such model.
+    """
+    if name is None and (weights is not None or vae is not None):
+        placeholder = find_model(DEFAULT_MODEL)
+        sources = find_sources(placeholder, weights, vae, text_encoder)
+        spec = infer_spec(sources)
+    else:
+        spec = find_model(name or DEFAULT_MODEL)
+        sources = find_sources(spec, weights, vae, text_encoder)
+    if guidance is not None:
+        spec = replace(spec, guidance=guidance)
+    if temperature is not None:
+        spec = replace(spec, temperature=temperature)
+    return spec, sources
+
+
+def infer_spec(sources: Sources, name: str = "custom") -> ModelSpec:
+    """Architecture from the files alone: patchify is on where a token has four times the VAE's bits."""
+    transformer = infer_transformer_config(read_state(sources.transformer))
+    vae = infer_vae_config(read_state(sources.vae))
+    patches = {vae.bits: 1, 4 * vae.bits: 2}
+    if transformer.bits not in patches:
+        raise CheckpointError(
+            f"the transformer draws {transformer.bits} bits a token, which the VAE's {vae.bits} bits do not make "
+            "(once, or four times with 2x2 patchify)",
+            hint="give the VAE that belongs to the transformer",
+        )
+    patch = patches[transformer.bits]
+    return ModelSpec(name, f"from {sources.transformer.name}", transformer, vae, patch, licence="not stated")
