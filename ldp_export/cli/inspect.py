@@ -39,6 +39,7 @@ def _print(bundle: Bundle) -> None:
     from ldp_runtime.capacity import estimate_memory
     from ldp_runtime.request import sizes
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     manifest, console = bundle.manifest, Console()
@@ -58,7 +59,7 @@ def _print(bundle: Bundle) -> None:
     for name, graph in manifest.graphs.items():
         folder = graph.file.split("/")[0]
         size = sum(entry.size for path, entry in manifest.files.items() if path.startswith(folder + "/"))
-        graphs.add_row(name, _listed(graph.inputs), _listed(graph.outputs), f"{size / 2**20:.1f}")
+        graphs.add_row(name, escape(_listed(graph.inputs)), escape(_listed(graph.outputs)), f"{size / 2**20:.1f}")
     console.print(graphs)
     scales = Table(title=f"scales at 1:1 ({schedule.total_tokens} tokens); * where LD-Pruning thins out by default")
     for title in ("scale", "grid", "tokens", "past"):

@@ -35,11 +35,11 @@ def command(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for title in ("name", "parameters", "blocks x width", "bits", "size", "weights", "what it is"):
-        table.add_column(title)
+    table = Table(caption="parameters: transformer and VAE; the text encoder is not counted")
+    for title in ("name", "parameters", "blocks x width", "bits", "size", "weights"):
+        table.add_column(title, no_wrap=title == "name")
     for row in rows:
         parameters = f"{row['parameters'] / 1e6:,.0f} M"
         shape = f"{row['depth']} x {row['width']}"
-        table.add_row(row["name"], parameters, shape, str(row["bits"]), row["size"], row["weights"], row["title"])
+        table.add_row(row["name"], parameters, shape, str(row["bits"]), row["size"], row["weights"])
     Console().print(table)

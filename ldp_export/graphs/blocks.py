@@ -7,6 +7,8 @@ embeds, the last holds the head, `hidden` passes between them.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -50,7 +52,7 @@ class BlocksGraph(nn.Module):
         self.first, self.last = first, config.depth if last is None else last
         self.eps = config.norm_eps
         self.signature = blocks_signature(config, self.first, self.last)
-        self.blocks = nn.ModuleDict({str(i): model.blocks[i] for i in range(self.first, self.last)})
+        self.blocks = nn.ModuleList(model.layers[self.first : self.last])
         if self.first == 0:
             self.word_embed = model.word_embed
         if self.last == config.depth:
@@ -66,15 +68,19 @@ class BlocksGraph(nn.Module):
         rope = (given["cos"], given["sin"])
         text_mask = given["text_mask"][:, None, None, :].expand(-1, 1, x.shape[1], -1)
         caches: list[torch.Tensor] = []
-        for name, block in self.blocks.items():
-            text = (given[f"text_k_{name}"], given[f"text_v_{name}"])
-            past = (given[f"past_k_{name}"], given[f"past_v_{name}"])
+        for i, block in enumerate(self._layers, start=self.first):
+            text = (given[f"text_k_{i}"], given[f"text_v_{i}"])
+            past = (given[f"past_k_{i}"], given[f"past_v_{i}"])
             x, new_k, new_v = self._block(block, x, given["modulation"], rope, text, text_mask, past)
             caches += [new_k, new_v]
         if self.last_is_head:
             scale, shift = given["head_modulation"].split(1, dim=1)
             x = self.head(modulate(x, scale, shift, self.eps))
         return (x, *caches)
+
+    @property
+    def _layers(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     @property
     def last_is_head(self) -> bool:

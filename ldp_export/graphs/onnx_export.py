@@ -66,7 +66,7 @@ def _trace(module: nn.Module, signature: GraphSignature) -> Any:
     with mode, warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "torch.export"):
         warnings.simplefilter("ignore")
         fake = tuple(mode.from_tensor(t, static_shapes=True) for t in examples)
-        program = torch.onnx.export(
+        return torch.onnx.export(
             module,
             fake,
             dynamo=True,
@@ -77,7 +77,6 @@ def _trace(module: nn.Module, signature: GraphSignature) -> Any:
             optimize=False,
             verbose=False,
         )
-    return program
 
 
 def _point_to_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:

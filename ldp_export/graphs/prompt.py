@@ -36,7 +36,7 @@ class PromptGraph(nn.Module):
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         prompt = self.model.encode_prompt(features)
         outputs = [self.model.start_token(prompt)[:, 0], prompt.modulation, prompt.head_modulation]
-        for block in self.model.blocks:
+        for block in self.model.layers:
             outputs += [t.transpose(1, 2) for t in block.ca.text_kv(prompt.text)]
         return tuple(outputs)
 

@@ -1,4 +1,4 @@
-"""Names, shapes and element types of a graph's inputs and outputs: shared by export, engines' profiles and the manifest."""
+"""Names, shapes and element types of a graph's inputs and outputs."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,7 +21,8 @@ class TextEncoderGraph(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        self.signature = text_encoder_signature(encoder.config.d_model)
+        config: Any = encoder.config
+        self.signature = text_encoder_signature(config.d_model)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state

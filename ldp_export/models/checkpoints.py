@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
@@ -21,6 +22,7 @@ from ldp_export.models.bsq_vae import BsqVae, VaeConfig
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 
 State = dict[str, torch.Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 #: Keys that the original files may hold and that carry nothing: recomputed, unused or all zeros.
 _IGNORED_TRANSFORMER = re.compile(
@@ -232,7 +234,7 @@ def build_vae(state: State, config: VaeConfig | None = None, origin: str = "chec
     return _fill(BsqVae, config or infer_vae_config(flat), flat, origin)
 
 
-def _fill(kind: type, config: InfinityConfig | VaeConfig, state: State, origin: str) -> nn.Module:  # pyright: ignore
+def _fill(kind: Callable[..., Model], config: InfinityConfig | VaeConfig, state: State, origin: str) -> Model:
     """A model on the meta device filled with `state`, strictly, in float32."""
     with torch.device("meta"):
         model = kind(config)

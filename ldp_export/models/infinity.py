@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from ldp_runtime.errors import ConfigError
@@ -273,6 +274,11 @@ class InfinityTransformer(nn.Module):
         self.head_nm = _HeadNorm(config)
         self.head = nn.Linear(C, 2 * config.bits)
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, typed."""
+        return cast(list[Block], list(self.blocks))
+
     def encode_prompt(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> Prompt:
         """Text features [R, T, Ct] (mask [R, T], True at real tokens) to everything the scales need."""
         text = self.text_norm(features)
@@ -332,7 +338,7 @@ class InfinityTransformer(nn.Module):
         visible = scale_of[:, None] >= scale_of[None, :]  # [query, key]
         if keep is not None:
             visible = visible & torch.atleast_2d(keep)[:, None, None, :]
-        for block in self.blocks:
+        for block in self.layers:
             x, _ = block(
                 x,
                 prompt.modulation,

@@ -164,7 +164,7 @@ def _run_blocks(
     mixed_after = {depth + n for n in insertion if n < 0}
     if any(not 0 < after < depth for after in mixed_after) or any(n > 1 for n in insertion):
         raise ConfigError(f"cannot insert guidance at {insertion} in {depth} blocks")
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(model.layers):
         text_kv = block.ca.text_kv(prompt.text)
         x, caches[index] = block(x, prompt.modulation, rope, text_kv, prompt.attention_mask, caches[index])
         if index in mixed_after and guidance != 1:

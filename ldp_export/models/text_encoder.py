@@ -46,9 +46,10 @@ def load_text_encoder(folder: Path | str) -> TextEncoder:
     transformers_logging.disable_progress_bar()
     try:
         config = T5Config.from_pretrained(folder)
-        module, report = T5EncoderModel.from_pretrained(
+        loaded: Any = T5EncoderModel.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
+        module, report = loaded
     except Exception as error:  # transformers raises many types
         raise CheckpointError(f"cannot load the text encoder {folder}: {error}") from error
     finally:

@@ -71,7 +71,8 @@ def check_capacity(
         fitting = next((b for b in range(max_batch, 0, -1) if estimate_memory(manifest, b).total <= limit), 0)
         hint = f"max_batch={fitting} fits" if fitting else "no batch size fits; use a larger machine or a smaller model"
         raise CapacityError(
-            f"{manifest.model.name} with max_batch={max_batch} needs up to {estimate} on {device}; {_gib(limit)} is allowed",
+            f"{manifest.model.name} with max_batch={max_batch} needs up to {estimate} on {device}; "
+            f"{_gib(limit)} is allowed",
             hint=hint,
         )
     return estimate

@@ -169,6 +169,7 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         output_type: str = "pil",
+        cfg_insertion_layer: Sequence[int] = (0,),
         callback_on_scale: ScaleCallback | None = None,
     ) -> GenerationResult:
         """Draws images.
@@ -183,6 +184,7 @@ class Pipeline:
             policy: None for the full model; a policy, or its text ("ld", "ld:rho=0.4", "skip:count=1").
             aspect_ratio: height / width, nearest template; or `height` and `width` in pixels, exactly.
             output_type: "pil", "numpy", "torch" or "latent".
+            cfg_insertion_layer: where guidance is mixed; engines do it at the logits, so [0] is all they take.
             callback_on_scale: sees a `ScaleEvent` after each scale; returns False to stop.
 
         Raises:
@@ -208,6 +210,7 @@ class Pipeline:
             height=height,
             width=width,
             output_type=output_type,
+            cfg_insertion_layer=cfg_insertion_layer,
         )
         with self._lock:
             engines = self._open_engines()

@@ -63,12 +63,18 @@ def make_request(
     height: int | None,
     width: int | None,
     output_type: str,
+    cfg_insertion_layer: Sequence[int],
 ) -> Request:
     """Checks the arguments of `Pipeline.__call__` and fills in the bundle's defaults.
 
     Raises:
         ConfigError: anything that cannot be served.
     """
+    if tuple(cfg_insertion_layer) != (0,):
+        raise ConfigError(
+            f"engines mix guidance at the logits only, not at cfg_insertion_layer {list(cfg_insertion_layer)}",
+            hint="leave it at [0]; guidance inside the blocks exists in ldp_export.models.reference",
+        )
     texts = _texts(manifest, prompt, prompt_embeds, "prompt")
     if texts is None:
         raise ConfigError("give a prompt or prompt_embeds")

@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all their own set-up. Override the interpreter or the PyTorch build where needed:
+#   make test PYTHON=python3.12 TORCH=torch==2.11.0
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUNDLE ?= bundles/infinity-shapes
+OUT ?= demo-out
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.ready
+
+# PyTorch first and pinned: left to the resolver, another build (with gigabytes of CUDA libraries) may be chosen.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,eval,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/ldp-export build --output $(BUNDLE)
+	$(BIN)/python examples/pruning_picture.py $(BUNDLE) --output $(OUT)/pruning.png
+	$(BIN)/ldp-export bench $(BUNDLE) --output $(OUT)/bench.json
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(OUT) bundles build dist
