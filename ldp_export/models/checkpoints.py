@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -90,7 +91,8 @@ def _read_sharded(index: Path) -> State:
 
 def _read_pth(path: Path) -> State:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files in torch's old format cannot be mapped into memory; they are read whole.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many types here: pickle, zip, runtime
         raise CheckpointError(
             f"cannot read {path} without running pickled code: {str(error).splitlines()[0]}",

@@ -141,6 +141,11 @@ class Pipeline:
         if threads is not None and threads < 1:
             raise ConfigError(f"threads must be at least 1, got {threads}")
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity)
+        if 2 * max_batch > opened.manifest.limits.rows:
+            raise ConfigError(
+                f"max_batch={max_batch} takes {2 * max_batch} rows with guidance; "
+                f"these engines were built for {opened.manifest.limits.rows}"
+            )
         _check_state(opened, allow_rejected)
         target = torch.device(device)
         estimate = check_capacity(opened.manifest, max_batch, target, memory_limit)
