@@ -1,0 +1,261 @@
+"""Trains the transformer and its text encoder together on the bits of encoded scenes.
+
+    python training/train_transformer.py --vae runs/vae/last.pt --text runs/text --out runs/transformer
+
+Teacher-forced cross-entropy on bits. Most batches hold the five coarse scales only (121 of 521 tokens): they decide
+what is drawn and where, and cost a quarter. A tenth of the captions is replaced by the unconditional rows. Bits are
+flipped in the inputs (see residual_bits). Runs resume from `<out>/last.pt`; captions, scenes and flips of a step
+depend on the seed and the step alone.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import teacher
+import torch
+from common import (
+    LAYOUT,
+    SCHEDULE,
+    VAE_CONFIG,
+    Average,
+    Curve,
+    default_folder,
+    learning_rate,
+    load_checkpoint,
+    load_vae,
+    save_checkpoint,
+    save_picture,
+    scene_at,
+)
+from ldp_calibration.shapes import caption
+from muon import Muon
+from residual_bits import corrupted_path
+from sampling import draw_prompts
+from text import TEXT_CHANNELS, TRAIN_TOKENS, encode, make_encoder, tokenize
+from tokenizers import Tokenizer
+from torch import nn
+from torch.nn import functional as F
+
+from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+
+CONFIG = InfinityConfig(
+    depth=8,
+    width=256,
+    heads=4,
+    ffn=1024,
+    bits=VAE_CONFIG.bits,
+    text_channels=TEXT_CHANNELS,
+    text_tokens=512,
+    pool_heads=2,
+    chunks=2,
+)
+COARSE = 5  # scales of a coarse batch
+SHOWN = (
+    "a red circle",
+    "a blue star",
+    "three green squares",
+    "a yellow ring on a black background",
+    "a purple triangle left of an orange square",
+    "a large red star above a small blue circle",
+    "two orange triangles on a striped slate background",
+    "a green ring and a yellow square",
+)
+
+
+@dataclass
+class Batch:
+    """What one step trains on; `coarse` batches reach only the first scales."""
+
+    features_ids: torch.Tensor  # [B, T]
+    mask: torch.Tensor  # [B, T]
+    dropped: torch.Tensor  # [B] captions to be replaced by the unconditional rows
+    targets: torch.Tensor  # [B, total, bits]
+    inputs: torch.Tensor  # [B, total - 1, bits]
+    coarse: bool
+
+
+def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # denormal numbers halve the speed of CPUs
+    torch.manual_seed(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(options.text / "tokenizer.json"))
+    model = make_model(tokenizer, options)
+    average = Average(model, options.decay)
+    optimizers = make_optimizers(model, options)
+    state = load_checkpoint(options.out / "last.pt", options.device)
+    if state:
+        model.load_state_dict(state["model"])
+        average.module.load_state_dict(state["average"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    if options.compile:
+        teacher.run_block = torch.compile(teacher.run_block, dynamic=False)
+    train(options, tokenizer, model, average, optimizers, state)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6000, help="in all, earlier sittings included")
+    parser.add_argument("--minutes", type=float, help="stop after this long, at a checkpoint")
+    parser.add_argument("--coarse-share", type=float, default=0.7)
+    parser.add_argument("--coarse-batch", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=1e-3, help="of AdamW; Muon's is twice this")
+    parser.add_argument("--decay", type=float, default=0.998, help="of the averaged weights")
+    parser.add_argument("--flip", type=float, default=0.2, help="greatest share of flipped bits in a scale")
+    parser.add_argument("--data", type=Path, default=default_folder())
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True, help="folder written by warm_text")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=300)
+    parser.add_argument("--no-bf16", dest="bf16", action="store_false")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks: minutes first, then a third faster")
+    return parser.parse_args()
+
+
+def make_model(tokenizer: Tokenizer, options: argparse.Namespace) -> nn.ModuleDict:
+    encoder = make_encoder(tokenizer.get_vocab_size())
+    warm = load_checkpoint(options.text / "last.pt")
+    if warm:
+        encoder.load_state_dict(warm["encoder"])
+    transformer = InfinityTransformer(CONFIG)
+    initialise(transformer)
+    return nn.ModuleDict({"transformer": transformer, "text": encoder}).to(options.device)
+
+
+@torch.no_grad()
+def initialise(transformer: InfinityTransformer) -> None:
+    """Residual branches start weak, gates open, AdaLN and the head near zero."""
+    for module in transformer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for block in transformer.blocks:
+        for last in (block.sa.proj, block.ca.proj, block.ffn.fc2):
+            last.weight.mul_((2 * CONFIG.depth) ** -0.5)
+        block.ada_gss.zero_()
+        block.ada_gss[:, :, :2] = 0.5
+    for near_zero in (transformer.shared_ada_lin[1], transformer.head_nm.ada_lin[1], transformer.head):
+        near_zero.weight.mul_(0.1)
+
+
+def make_optimizers(model: nn.ModuleDict, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks, AdamW for everything else."""
+    inside = {
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim == 2 and (".blocks." in name or ".block." in name) and "relative_attention" not in name
+    }
+    named = dict(model.named_parameters())
+    muon = Muon([named[name] for name in sorted(inside)], lr=2 * options.rate)
+    others = [weight for name, weight in named.items() if name not in inside]
+    return [muon, torch.optim.AdamW(others, lr=options.rate, betas=(0.9, 0.97), weight_decay=0.0)]
+
+
+def train(
+    options: argparse.Namespace,
+    tokenizer: Tokenizer,
+    model: nn.ModuleDict,
+    average: Average,
+    optimizers: list[torch.optim.Optimizer],
+    state: dict | None,
+) -> None:
+    first = state["step"] if state else 0
+    vae = load_vae(options.vae, options.device)
+    latents = np.load(options.data / "latents.npy", mmap_mode="r")
+    curve = Curve(options.out / "curve.csv", fresh=first == 0)
+    clock, spent, images = (
+        time.monotonic(),
+        state["seconds"] if state else 0.0,
+        state["images"] if state else 0,
+    )
+    seen: dict[str, list[float]] = {"coarse": [], "full": []}
+    by_scale: list[list[float]] = []
+    for step in range(first, options.steps):
+        batch = make_batch(options, tokenizer, latents, step)
+        rate = learning_rate(step, options.steps, 1.0)
+        for optimizer, peak in zip(optimizers, (2 * options.rate, options.rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * peak
+            optimizer.zero_grad(set_to_none=True)
+        loss, each = loss_of(model, batch, options)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update(model, step)
+        images += len(batch.targets)
+        seen["coarse" if batch.coarse else "full"].append(loss.item())
+        by_scale.extend([] if batch.coarse else [each])
+        done, seconds = step + 1, spent + time.monotonic() - clock
+        if done % options.log_every == 0:
+            means = {name: float(np.mean(values)) if values else float("nan") for name, values in seen.items()}
+            row = {"step": done, "seconds": seconds, "images": images, "rate": rate, **means}
+            scales = np.mean(by_scale, 0) if by_scale else np.full(len(SCHEDULE), np.nan)
+            row |= {f"scale{k}": float(value) for k, value in enumerate(scales)}
+            print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+            curve.add(row)
+            seen, by_scale = {"coarse": [], "full": []}, []
+        over = options.minutes is not None and time.monotonic() - clock > options.minutes * 60
+        if done % options.save_every == 0 or done == options.steps or over:
+            curve.plot(("coarse", "full"))
+            saved = {"model": model.state_dict(), "average": average.module.state_dict()}
+            saved |= {"optimizers": [o.state_dict() for o in optimizers], "step": done}
+            save_checkpoint(options.out / "last.pt", saved | {"seconds": seconds, "images": images})
+            texts = [text for text in SHOWN for _ in range(2)]
+            drawn = draw_prompts(average.module["transformer"], average.module["text"], tokenizer, vae, texts)
+            save_picture(options.out / "samples.png", drawn, 8)
+        if over:
+            return
+
+
+def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.ndarray, step: int) -> Batch:
+    rng = np.random.default_rng((options.seed, 4, step))
+    torch.manual_seed((options.seed << 32) + step)
+    coarse = bool(rng.random() < options.coarse_share)
+    ready = options.data / "encoded.txt"
+    count = min(len(latents), int(ready.read_text())) if ready.exists() else len(latents)
+    numbers = np.sort(rng.integers(count, size=options.coarse_batch if coarse else options.batch))
+    texts = [caption(scene_at(int(number), options.seed), rng) for number in numbers]
+    ids, mask = tokenize(tokenizer, texts, TRAIN_TOKENS, options.device)
+    latent = torch.from_numpy(latents[numbers].astype(np.float32)).to(options.device)
+    rows, scales = len(latent), len(SCHEDULE)
+    # A quarter stays clean; elsewhere each scale has its own share of flipped bits.
+    flip = torch.rand(rows, scales) * options.flip * (torch.rand(rows, 1) > 0.25)
+    targets, inputs, _ = corrupted_path(latent, SCHEDULE, LAYOUT, flip.to(options.device))
+    dropped = (torch.rand(rows) < 0.1).to(options.device)
+    return Batch(ids, mask, dropped, targets, inputs, coarse)
+
+
+def loss_of(model: nn.ModuleDict, batch: Batch, options: argparse.Namespace) -> tuple[torch.Tensor, list[float]]:
+    """Weighted cross-entropy in nats per bit, and its plain mean for each scale."""
+    transformer = model["transformer"]
+    scales = COARSE if batch.coarse else len(SCHEDULE)
+    tokens = teacher.choose_tokens(SCHEDULE, scales, CONFIG.head_dim, options.device)
+    with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+        features = encode(model["text"], batch.features_ids, batch.mask).float()
+        nothing = transformer.unconditional_text(features.shape[1]).expand_as(features)
+        features = torch.where(batch.dropped[:, None, None], nothing, features)
+        logits = teacher.teacher_logits(transformer, features, batch.mask, batch.inputs, tokens)
+    pairs = logits.float().unflatten(-1, (-1, 2))  # [B, L, bits, 2]
+    signed = (pairs[..., 1] - pairs[..., 0]) * (1 - 2 * batch.targets[:, : logits.shape[1]].float())
+    nats = F.softplus(signed).mean((0, 2))  # [L]
+    # A scale counts with the root of its tokens: neither all alike nor nine tenths of the weight on two scales.
+    parts = [part.mean() for part in nats.split(tokens.counts)]
+    weights = torch.tensor(tokens.counts, device=nats.device).sqrt()
+    loss = (torch.stack(parts) * weights).sum() / weights.sum()
+    return loss, [part.item() for part in parts]
+
+
+if __name__ == "__main__":
+    main()
