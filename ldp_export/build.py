@@ -6,7 +6,7 @@ import errno
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -194,7 +194,7 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report]
 
 
 @contextmanager
-def _exclusive(root: Path) -> Iterator[None]:
+def _exclusive(root: Path) -> Generator[None]:
     try:
         with FileLock(root / ".lock", timeout=0):
             yield
@@ -205,7 +205,7 @@ def _exclusive(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
+def _disk_errors(root: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -57,7 +58,7 @@ def command(
         return
     with shown_progress(as_json) as progress:
         bundle, report = build(plan, progress)
-    summary = {
+    summary: dict[str, Any] = {
         "bundle": str(output),
         "version": bundle.manifest.version,
         "state": bundle.state,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ldp_export.cli.options import as_json, print_json
@@ -13,7 +15,7 @@ def command(as_json: bool) -> None:
     """List the models that `build --model` knows."""
     from ldp_export.models.registry import MODELS
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": spec.name,
             "title": spec.title,

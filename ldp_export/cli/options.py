@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def shown_progress(as_json: bool) -> Iterator[Progress]:
+def shown_progress(as_json: bool) -> Generator[Progress]:
     """Draws stages on stderr with rich, or prints each event as a line of JSON on stdout."""
     if as_json:
         yield lambda event: click.echo(json.dumps({"progress": event.__dict__}))

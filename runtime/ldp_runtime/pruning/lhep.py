@@ -18,16 +18,34 @@ def haar_energy(codes: torch.Tensor) -> torch.Tensor:
 
     Odd grids (the non-square templates have them) are padded by repeating the last row or column.
     """
-    h, w = codes.shape[-2:]
-    even = F.pad(codes[None], (0, w % 2, 0, h % 2), mode="replicate")
-    squares = 4 * F.avg_pool2d(even.square(), 2).sum(dim=1)
-    mean = 4 * F.avg_pool2d(even, 2).square().sum(dim=1)
-    return (squares - mean).clamp(min=0)[0]
+    patches = _even(codes).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [C, h/2, 2, w/2, 2]
+    squares = patches.square().sum(dim=(0, 2, 4))
+    mean = patches.mean(dim=(2, 4)).square().sum(dim=0)
+    return (squares - 4 * mean).clamp(min=0)
+
+
+def _even(map_: torch.Tensor) -> torch.Tensor:
+    """The last row and column of [..., h, w] repeated where h or w is odd."""
+    if map_.shape[-2] % 2:
+        map_ = torch.cat((map_, map_[..., -1:, :]), dim=-2)
+    if map_.shape[-1] % 2:
+        map_ = torch.cat((map_, map_[..., -1:]), dim=-1)
+    return map_
+
+
+def any_in_patch(flags: torch.Tensor) -> torch.Tensor:
+    """Whether any of the four positions of each 2x2 patch is set: bool [h, w] -> [ceil(h/2), ceil(w/2)]."""
+    return _even(flags).unflatten(1, (-1, 2)).unflatten(0, (-1, 2)).any(dim=3).any(dim=1)
 
 
 def smooth(energy: torch.Tensor) -> torch.Tensor:
-    """3x3 average, stride 1, zero padding 1 (counted), as the paper states it: [h, w] -> [h, w]."""
-    return F.avg_pool2d(energy[None, None], 3, stride=1, padding=1)[0, 0]
+    """3x3 average, stride 1, zero padding 1 (counted), as the paper states it: [h, w] -> [h, w].
+
+    Sums of shifted slices: pooling kernels start a thread team for any size, which costs more than this map does.
+    """
+    h, w = energy.shape
+    padded = F.pad(energy, (1, 1, 1, 1))
+    return sum((padded[y : y + h, x : x + w] for y in range(3) for x in range(3)), torch.zeros_like(energy)) / 9
 
 
 def to_grid(energy: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -190,9 +190,7 @@ class LatentDiscrepancy(Policy):
 def _carry_energy(energy: torch.Tensor, picture: PictureSoFar) -> torch.Tensor:
     """Energy of 2x2 patches, taken from the map of the scale before where none of the four was computed."""
     assert picture.energy is not None
-    h, w = picture.computed.shape
-    known = F.pad(picture.computed[None, None].float(), (0, w % 2, 0, h % 2), mode="replicate")
-    any_computed = F.max_pool2d(known, 2)[0, 0] > 0
+    any_computed = lhep.any_in_patch(picture.computed)
     carried = F.interpolate(picture.energy[None, None], size=energy.shape, mode="bilinear", align_corners=False)[0, 0]
     return torch.where(any_computed, energy, carried)
 
