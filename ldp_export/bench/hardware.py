@@ -1,0 +1,66 @@
+"""The machine and the packages, by name: numbers from different machines must not be compared."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ldp_export import __version__
+
+_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "transformers", "numpy")
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory (GiB), operating system, GPU, and how busy the machine was (1-minute load)."""
+    return {
+        "cpu": _cpu_name(),
+        "cores_physical": psutil.cpu_count(logical=False),
+        "cores_logical": psutil.cpu_count(),
+        "cores_usable": usable_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "gpu": _gpu_name(),
+        "load_average": round(psutil.getloadavg()[0], 2),
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """A thread per physical core that this process may use: two on one core only get in each other's way."""
+    return max(1, min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores()))
+
+
+def software() -> dict[str, str]:
+    versions = {"ldp-export": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,0 +1,120 @@
+"""Interleaved rounds: every repetition visits every candidate, in rotating order, and only one of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ldp_export.bench.messages import Drawn, DrawRequest
+from ldp_export.bench.plan import BenchPlan
+from ldp_export.bench.process import Turns, WorkerProcess
+from ldp_export.bench.result import Sample
+
+Item = TypeVar("Item")
+#: Called before each step with what comes next: "load", "warm up", "settle" or "measure", and the candidate's name.
+OnStep = Callable[[str, str], None]
+
+
+@dataclass
+class Measured:
+    """What one candidate's worker reported. Only `measure` writes to it.
+
+    Attributes:
+        samples: one per prompt group and repetition.
+        drawn: reply of each group's first measured call.
+        images: files of those calls' images.
+    """
+
+    name: str
+    policy: str
+    worker: WorkerProcess
+    load_s: float
+    first_ms: float | None = None
+    peak_rss_mb: float = 0.0
+    samples: list[Sample] = field(default_factory=list)
+    drawn: dict[int, Drawn] = field(default_factory=dict)
+    images: dict[int, Path] = field(default_factory=dict)
+
+    def times(self) -> np.ndarray:
+        """Wall times [groups, repetitions] in milliseconds."""
+        ordered = sorted(self.samples, key=lambda sample: (sample.group, sample.repetition))
+        return np.array([sample.wall_ms for sample in ordered]).reshape(len(self.drawn), -1)
+
+    def load_images(self) -> list[np.ndarray]:
+        """Images [3, H, W] in [0, 1], in the order of the plan."""
+        return [image for group in sorted(self.images) for image in np.load(self.images[group])]
+
+
+def rotated(items: Sequence[Item], by: int) -> list[Item]:
+    by %= len(items)
+    return [*items[by:], *items[:by]]
+
+
+def settling_calls(plan: BenchPlan) -> int:
+    """Unmeasured calls at the beginning of each visit: a resumed process finds its neighbour's data in the caches,
+    which costs the first call about a tenth. Without warm-up, cold calls are what is asked for."""
+    return min(1, plan.warmup)
+
+
+def steps(plan: BenchPlan) -> int:
+    """Number of calls of `on_step` over all batch sizes."""
+    visits = {b: plan.repeats * (len(plan.groups(b)) + settling_calls(plan)) for b in plan.batch}
+    return sum(len(plan.jobs(b)) * (1 + plan.warmup + visits[b]) for b in plan.batch)
+
+
+def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[Measured]:
+    """All candidates of one batch size.
+
+    Args:
+        folder: where images are put.
+    """
+    groups = plan.groups(batch)
+    with Turns() as turns:
+        candidates = []
+        for name, job in plan.jobs(batch).items():
+            on_step("load", name)
+            worker = turns.start(name)
+            reply = worker.ask({"load": asdict(job)})
+            candidate = Measured(name, job.policy, worker, reply["load_s"])
+            candidates.append(candidate)
+            for i in range(plan.warmup):
+                on_step("warm up", name)
+                _draw(candidate, DrawRequest(*groups[i % len(groups)]))
+        for repetition in range(plan.repeats):
+            for candidate in rotated(candidates, repetition):
+                turns.yield_to(candidate.worker)
+                for _ in range(settling_calls(plan)):
+                    on_step("settle", candidate.name)
+                    _draw(candidate, DrawRequest(*groups[(repetition - 1) % len(groups)]))
+                for group in rotated(range(len(groups)), repetition):
+                    on_step("measure", candidate.name)
+                    _sample(candidate, group, repetition, groups[group], folder)
+    return candidates
+
+
+def _sample(
+    candidate: Measured,
+    group: int,
+    repetition: int,
+    images: tuple[tuple[int, ...], tuple[int, ...]],
+    folder: Path,
+) -> None:
+    save = None
+    if repetition == 0:  # seeds are the same in every repetition, and so are the images
+        save = candidate.images[group] = folder / f"{candidate.worker.pid}-{group}.npy"
+    drawn = _draw(candidate, DrawRequest(*images, save=None if save is None else str(save)))
+    candidate.drawn.setdefault(group, drawn)
+    phases = (drawn.text_ms, drawn.blocks_ms, drawn.loop_ms, drawn.decode_ms)
+    candidate.samples.append(Sample(group, repetition, drawn.wall_ms, drawn.cpu_ms, *phases))
+
+
+def _draw(candidate: Measured, request: DrawRequest) -> Drawn:
+    drawn = Drawn(**candidate.worker.ask({"draw": asdict(request)})["drawn"])
+    if candidate.first_ms is None:
+        candidate.first_ms = drawn.wall_ms
+    candidate.peak_rss_mb = drawn.peak_rss_mb
+    return drawn

@@ -1,0 +1,74 @@
+"""What the comparison and its workers say to each other: one JSON object a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["eager", "engines"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker loads.
+
+    Attributes:
+        bundle: folder of one version of a bundle.
+        policy: as `parse_policy` reads it.
+        threads: of PyTorch and of ONNX Runtime.
+        batch: images of every call.
+        prompts: texts, or None where `embed_count` seeded random features [embed_tokens, text_channels] stand in.
+        weights, vae, text_encoder: the checkpoint's files, for the eager candidate.
+    """
+
+    kind: Kind
+    bundle: str
+    policy: str
+    threads: int
+    batch: int
+    prompts: tuple[str, ...] | None
+    embed_count: int = 0
+    embed_tokens: int = 0
+    embed_seed: int = 0
+    weights: str | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """One call.
+
+    Attributes:
+        prompts: index of each image's prompt; seeds: of each image.
+        save: file for the images [B, 3, H, W] float32 in [0, 1] (.npy), written after the clock has stopped.
+    """
+
+    prompts: tuple[int, ...]
+    seeds: tuple[int, ...]
+    save: str | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one call took; times in milliseconds.
+
+    Attributes:
+        wall_ms, cpu_ms: of the whole call; process CPU time counts all threads.
+        text_ms: from prompts to what the blocks read of them; blocks_ms: embedding, blocks and head of all scales;
+            decode_ms: latents to pixels; loop_ms: everything else.
+        tokens: tokens computed per image, each once; row_tokens: times the rows (branches) that computed them.
+        tokens_full: tokens of the whole schedule.
+        peak_rss_mb: largest resident memory of the process so far, in MiB.
+    """
+
+    wall_ms: float
+    cpu_ms: float
+    text_ms: float
+    blocks_ms: float
+    loop_ms: float
+    decode_ms: float
+    tokens: tuple[int, ...]
+    row_tokens: tuple[int, ...]
+    tokens_full: int
+    peak_rss_mb: float

@@ -1,0 +1,184 @@
+"""Worker processes, of which one at a time may run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+from ldp_runtime import errors
+from ldp_runtime.errors import LdpError
+
+_CAN_STOP = hasattr(signal, "SIGSTOP")
+_COMMAND = (sys.executable, "-m", "ldp_export.bench.worker")
+_TAIL_LINES = 20
+#: Seconds a worker is given to stop or to end when asked.
+_PATIENCE = 5.0
+
+
+class BenchWorkerError(LdpError):
+    """A worker of the comparison died, or failed in a way that has no type of its own."""
+
+
+class WorkerProcess:
+    """A worker and the two pipes to it. Its standard error goes to a file, which can never fill up and block it.
+
+    Args:
+        name: of its candidate, for messages.
+        command: what to start.
+    """
+
+    def __init__(self, name: str, command: Sequence[str] = _COMMAND) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115  closed with the worker
+        # A process group of its own: Ctrl-C reaches only the parent, which then ends its workers in order.
+        group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            encoding="utf-8",
+            **group,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends one request and waits for its reply.
+
+        Raises:
+            BenchWorkerError: the worker has died, with the end of what it said; or an error that it did not name.
+            LdpError: of the type the worker met.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except OSError:  # a broken pipe: nobody reads any more
+            line = ""
+        if not line.endswith("\n"):
+            raise self._death()
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            raise BenchWorkerError(f"the worker of {self.name!r} said {line.strip()[:200]!r}, not JSON") from None
+        if "error" in reply:
+            raise self._error(reply["error"])
+        return reply
+
+    def pause(self) -> None:
+        """Returns when the worker's threads no longer run (POSIX; elsewhere it goes on waiting for requests)."""
+        if not self._signal("SIGSTOP"):
+            return
+        still = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        until = time.monotonic() + _PATIENCE
+        try:
+            process = psutil.Process(self._process.pid)
+            while process.status() not in still and time.monotonic() < until:
+                time.sleep(0.001)
+        except psutil.NoSuchProcess:
+            pass
+
+    def resume(self) -> None:
+        self._signal("SIGCONT")
+
+    def close(self) -> None:
+        """Ends the worker, kindly where it listens."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # what a dead worker never read
+            self._process.stdin.close()
+        if self._process.poll() is None:
+            self.resume()
+            try:
+                self._process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        for stream in (self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
+
+    def kill(self) -> None:
+        """Ends the worker at once, stopped or not."""
+        self._process.kill()
+        self._process.wait()
+        self.close()
+
+    def _signal(self, name: str) -> bool:
+        """Whether the signal could be sent."""
+        if not _CAN_STOP or self._process.poll() is not None:
+            return False
+        self._process.send_signal(getattr(signal, name))
+        return True
+
+    def _error(self, entry: dict[str, Any]) -> LdpError:
+        kind = getattr(errors, str(entry.get("code")), None)
+        message = f"{self.name}: {entry.get('message')}"
+        if isinstance(kind, type) and issubclass(kind, LdpError):
+            return kind(message, hint=entry.get("hint"))
+        return BenchWorkerError(f"{message}{self._tail()}")
+
+    def _death(self) -> BenchWorkerError:
+        try:
+            status = self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        how = f"ended with exit status {status}" if status >= 0 else f"was ended by {_signal_name(-status)}"
+        hint = "the system may have run out of memory" if how.endswith("SIGKILL") else None
+        return BenchWorkerError(f"the worker of {self.name!r} {how}{self._tail()}", hint=hint)
+
+    def _tail(self) -> str:
+        """The last lines the worker wrote to its standard error."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-_TAIL_LINES:]
+        return "; its last words:\n  " + "\n  ".join(lines) if lines else "; it said nothing"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class Turns:
+    """Workers that run one at a time: starting or calling one stops the others."""
+
+    def __init__(self) -> None:
+        self.workers: list[WorkerProcess] = []
+
+    def start(self, name: str, command: Sequence[str] = _COMMAND) -> WorkerProcess:
+        self.yield_to(None)
+        worker = WorkerProcess(name, command)
+        self.workers.append(worker)
+        return worker
+
+    def yield_to(self, worker: WorkerProcess | None) -> None:
+        """Stops all workers but one."""
+        for other in self.workers:
+            if other is not worker:
+                other.pause()
+        if worker is not None:
+            worker.resume()
+
+    def __enter__(self) -> Turns:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for worker in self.workers:
+            worker.close() if kind is None else worker.kill()

@@ -1,0 +1,160 @@
+"""The result of a comparison and its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ldp_export.bench.stats import Ratio
+
+SCHEMA = "ldp-export/bench/1"
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Means over all measured calls, in milliseconds; they add up to the mean call.
+
+    Attributes:
+        text: prompts to what the blocks read of them (engines: with drawing of the noise).
+        blocks: embedding, blocks and head of all scales. loop: everything between and after the calls.
+        decode: latents to pixels.
+    """
+
+    text: float
+    blocks: float
+    loop: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured call: `group` is its place among the prompt batches. Milliseconds."""
+
+    group: int
+    repetition: int
+    wall_ms: float
+    cpu_ms: float
+    text_ms: float
+    blocks_ms: float
+    loop_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """One candidate at one batch size. Times are of a whole call, which draws `batch` images.
+
+    Attributes:
+        policy: "none" for the full model.
+        cpu_p50_ms: process CPU time of a call, all threads.
+        speedup_vs_eager, speedup_vs_unpruned: paired ratios; None where that candidate was not measured.
+        psnr_db: mean over images against the unpruned engines' image of the same prompt and seed; None for
+            candidates that prune nothing.
+        tokens_computed, row_tokens, tokens_full: means over images; row_tokens counts a token once per branch.
+        load_s: opening files and engines, with files in the page cache; first_ms: the first call after that.
+        peak_rss_mb: largest resident memory of the candidate's process (MiB), loading included.
+    """
+
+    name: str
+    policy: str
+    batch: int
+    p50_ms: float
+    p95_ms: float
+    cpu_p50_ms: float
+    speedup_vs_eager: Ratio | None
+    speedup_vs_unpruned: Ratio | None
+    psnr_db: float | None
+    tokens_computed: float
+    row_tokens: float
+    tokens_full: int
+    phases_ms: Phases
+    load_s: float
+    first_ms: float
+    peak_rss_mb: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def p50_ms_per_image(self) -> float:
+        return self.p50_ms / self.batch
+
+    def to_json(self) -> dict[str, Any]:
+        plain = asdict(self) | {"p50_ms_per_image": self.p50_ms_per_image}
+        for name in ("speedup_vs_eager", "speedup_vs_unpruned"):
+            ratio: Ratio | None = getattr(self, name)
+            plain[name] = None if ratio is None else ratio.value
+            interval = None if ratio is None or ratio.low is None else [ratio.low, ratio.high]
+            plain[f"{name}_ci95"] = interval
+        return plain
+
+
+@dataclass(frozen=True)
+class PrecisionLoss:
+    """What the engines' own rounding changes, apart from pruning: their unpruned images against eager PyTorch's.
+
+    A rounding error can flip a bit whose decision was close, and the picture then goes another way: a low PSNR here
+    need not mean a wrong engine (`ldp-export verify` compares logits).
+    """
+
+    psnr_db: float
+    largest_difference: float
+    images: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What was measured."""
+
+    name: str
+    size: str
+    image: tuple[int, int]
+    bundle: str
+    version: str
+    state: str
+    precision: str
+    backend: str
+    random_weights: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it was measured.
+
+    Attributes:
+        prompts: texts, or None where seeded random text features stood in for them.
+        images: drawn per candidate and repetition; the last batch is filled up from the first prompts.
+        threads: of every candidate's thread pools.
+    """
+
+    prompts: tuple[str, ...] | None
+    prompt_embeds: dict[str, int] | None
+    seed: int
+    policies: tuple[str, ...]
+    repeats: int
+    warmup: int
+    batch: tuple[int, ...]
+    threads: int
+    device: str
+    guidance: float
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """The whole comparison; `to_json` is what is written to files."""
+
+    created: str
+    hardware: dict[str, Any]
+    software: dict[str, str]
+    settings: Settings
+    model: ModelInfo
+    statistics: dict[str, str]
+    candidates: tuple[CandidateResult, ...]
+    precision_loss: PrecisionLoss | None
+    notes: tuple[str, ...]
+    schema: str = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        plain = asdict(self) | {"candidates": [candidate.to_json() for candidate in self.candidates]}
+        return {"schema": plain.pop("schema")} | plain

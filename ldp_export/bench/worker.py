@@ -1,0 +1,134 @@
+"""One candidate in a process of its own: `python -m ldp_export.bench.worker`, requests and replies as JSON lines.
+
+    {"load": Job}          -> {"load_s": seconds}
+    {"draw": DrawRequest}  -> {"drawn": Drawn}
+    anything that fails    -> {"error": {"code", "message", "hint"}}
+
+It ends when its input ends, and dies with its parent even while it is stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ldp_runtime.errors import LdpError
+
+if TYPE_CHECKING:
+    from ldp_export.bench.subjects import Subject
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    with contextlib.suppress(Exception):
+        _die_with_parent(os.getppid())
+    channel = _take_stdout()
+    worker = Worker()
+    for line in sys.stdin:
+        channel.write(json.dumps(worker.answer(json.loads(line))) + "\n")
+        channel.flush()
+
+
+def _take_stdout() -> TextIO:
+    """Keeps standard output for replies: what libraries print goes to standard error."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def _die_with_parent(parent: int) -> None:
+    """A stopped process never sees its input end; on Linux the kernel can be asked to end it with its parent."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.subject: Subject | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.load(request["load"]) if "load" in request else self.draw(request["draw"])
+        except LdpError as error:
+            return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+        except Exception as error:  # whatever it is, the parent must hear of it
+            traceback.print_exc()
+            return {"error": {"code": type(error).__name__, "message": f"{type(error).__name__}: {error}"}}
+
+    def load(self, fields: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        from ldp_export.bench.messages import Job
+        from ldp_export.bench.subjects import load_subject
+
+        job = Job(**fields)
+        torch.set_num_threads(job.threads)
+        started = time.perf_counter()
+        self.subject = load_subject(job)
+        return {"load_s": time.perf_counter() - started}
+
+    def draw(self, fields: dict[str, Any]) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        import numpy as np
+
+        from ldp_export.bench.messages import Drawn, DrawRequest
+
+        if self.subject is None:
+            raise LdpError("nothing is loaded")
+        request = DrawRequest(**fields)
+        wall, cpu = time.perf_counter(), time.process_time()
+        drawing = self.subject.draw(request.prompts, request.seeds)
+        wall, cpu = 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
+        if request.save is not None:
+            np.save(request.save, drawing.images.cpu().numpy())
+        text, blocks, decode = (1e3 * s for s in (drawing.text_s, drawing.blocks_s, drawing.decode_s))
+        drawn = Drawn(
+            wall_ms=wall,
+            cpu_ms=cpu,
+            text_ms=text,
+            blocks_ms=blocks,
+            loop_ms=wall - text - blocks - decode,
+            decode_ms=decode,
+            tokens=drawing.tokens,
+            row_tokens=drawing.row_tokens,
+            tokens_full=drawing.tokens_full,
+            peak_rss_mb=peak_rss_mb(),
+        )
+        return {"drawn": asdict(drawn)}
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MiB.
+
+    On Linux from its own memory map: the usage counters of a spawned process also hold its parent's peak.
+    """
+    if sys.platform == "linux":
+        with open("/proc/self/status") as file:  # noqa: PTH123
+            peak = next((line.split()[1] for line in file if line.startswith("VmHWM:")), None)
+        if peak is not None:
+            return int(peak) / 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_rss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()

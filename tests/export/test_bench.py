@@ -1,0 +1,232 @@
+"""The comparison end to end on a tiny model. No test asserts a time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.errors import ConfigError
+from rich.console import Console
+
+from ldp_export.bench.measure import rotated, settling_calls, steps
+from ldp_export.bench.plan import BenchPlan, Options, plan_bench
+from ldp_export.bench.result import SCHEMA, BenchResult
+from ldp_export.bench.run import run_bench
+from ldp_export.bench.table import print_result
+from ldp_export.cli.bench import command
+from ldp_export.models.sources import Sources
+from ldp_export.progress import ProgressEvent
+
+_CANDIDATE = {
+    "name",
+    "policy",
+    "batch",
+    "p50_ms",
+    "p95_ms",
+    "speedup_vs_eager",
+    "speedup_vs_unpruned",
+    "psnr_db",
+    "tokens_computed",
+    "tokens_full",
+}
+_PROMPTS = ("a red circle", "a small blue square on a plain background")
+
+
+def eager_files(sources: Sources) -> dict[str, Path | None]:
+    return {"weights": sources.transformer, "vae": sources.vae, "text_encoder": sources.text_encoder}
+
+
+@pytest.fixture(scope="module")
+def events() -> list[ProgressEvent]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(small_bundle: Bundle, small_sources: Sources, events: list[ProgressEvent]) -> BenchResult:
+    return run_bench(
+        small_bundle.root or small_bundle.folder,
+        prompts=_PROMPTS,
+        policies=("ld", "skip:count=1", "none", " ld"),
+        repeats=2,
+        warmup=1,
+        batch=(1, 2),
+        threads=1,
+        random_weights=True,
+        progress=events.append,
+        **eager_files(small_sources),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def test_result_has_the_promised_shape(result: BenchResult):
+    plain = json.loads(json.dumps(result.to_json()))
+    assert plain["schema"] == SCHEMA
+    assert {"hardware", "software", "settings", "model", "candidates", "notes"} <= set(plain)
+    assert {"cpu", "cores_physical", "memory_gib", "os", "gpu"} <= set(plain["hardware"])
+    assert plain["model"]["random_weights"] is True
+    assert all(set(candidate) >= _CANDIDATE for candidate in plain["candidates"])
+    names = ["eager", "engines", "engines + ld", "engines + skip:count=1"]
+    assert [(c["name"], c["batch"]) for c in plain["candidates"]] == [(n, b) for b in (1, 2) for n in names]
+
+
+def test_candidates_are_compared_with_each_other(result: BenchResult):
+    eager, engines, pruned, skipped = result.candidates[:4]
+    for c in (eager, engines, pruned, skipped):
+        assert len(c.samples) == 2 * 2  # prompts x repetitions
+        assert c.p95_ms >= c.p50_ms > 0
+        assert c.cpu_p50_ms > 0
+        assert c.peak_rss_mb > 0
+        phases = c.phases_ms
+        mean = sum(sample.wall_ms for sample in c.samples) / len(c.samples)
+        assert phases.text + phases.blocks + phases.loop + phases.decode == pytest.approx(mean)
+        assert min(phases.text, phases.blocks, phases.loop, phases.decode) > 0
+        assert c.speedup_vs_eager is not None
+        assert c.speedup_vs_unpruned is not None
+    assert eager.speedup_vs_eager is not None
+    assert eager.speedup_vs_eager.value == 1
+    assert eager.psnr_db is None
+    assert engines.psnr_db is None
+    assert engines.tokens_computed == engines.tokens_full == eager.tokens_computed
+    assert skipped.tokens_computed < skipped.tokens_full
+    assert skipped.psnr_db is not None
+    assert pruned.psnr_db is not None
+
+
+def test_unpruned_engines_draw_what_eager_pytorch_draws(result: BenchResult):
+    assert result.precision_loss is not None
+    assert result.precision_loss.images == len(_PROMPTS)
+    assert result.precision_loss.psnr_db > 30
+
+
+def test_batch_does_not_change_the_quality(result: BenchResult):
+    """Same prompts and seeds, so the same images: a batch of two holds both prompts."""
+    single, double = (c for c in result.candidates if c.name == "engines + skip:count=1")
+    assert double.tokens_computed == single.tokens_computed
+    assert double.psnr_db == pytest.approx(single.psnr_db, abs=0.5)
+    assert len(double.samples) == 2
+
+
+def test_progress_is_counted(events: list[ProgressEvent], result: BenchResult):
+    advanced = [event for event in events if event.state == "advanced"]
+    assert [event.index for event in advanced] == list(range(advanced[0].count))
+    assert {event.stage for event in advanced} == {"load", "warm up", "settle", "measure"}
+
+
+def test_table_names_every_candidate(result: BenchResult):
+    console = Console(record=True, width=140, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    print_result(result, console)
+    text = console.export_text()
+    for candidate in result.candidates:
+        assert candidate.name in text
+    assert "weights are random" in text
+
+
+def test_bundle_without_text_encoder_draws_random_features(tiny_bundle: Bundle):
+    """Through the command line: standard output is the JSON and nothing else."""
+    arguments = [str(tiny_bundle.folder), "--no-eager", "--policy", "none", "--repeats", "1", "--warmup", "0", "--json"]
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    plain = json.loads(done.stdout)
+    assert plain["settings"]["prompts"] is None
+    assert plain["settings"]["prompt_embeds"]["tokens"] == 12
+    assert any("no text encoder" in note for note in plain["notes"])
+    (engines,) = plain["candidates"]
+    assert engines["speedup_vs_eager"] is None
+    assert engines["psnr_db"] is None
+    assert plain["precision_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"policies": ("nonsense",)}, "unknown policy"),
+        ({"policies": ("skip:count=99",)}, "leaves none"),
+        ({"repeats": 0}, "repeats must be at least 1"),
+        ({"warmup": -1}, "warmup must be at least 0"),
+        ({"batch": (1, 0)}, "batch must be at least 1"),
+        ({"batch": ()}, "batch must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"prompts": ()}, "empty prompt"),
+        ({"prompts": (" ",)}, "empty prompt"),
+        ({"weights": Path("w")}, "switched off"),
+    ],
+)
+def test_senseless_options(small_bundle: Bundle, options: dict, words: str):
+    with pytest.raises(ConfigError, match=words):
+        plan_bench(small_bundle.folder, Options(eager=False, **options))
+
+
+def test_prompts_for_a_bundle_that_reads_none(tiny_bundle: Bundle):
+    with pytest.raises(ConfigError, match="reads no prompts"):
+        plan_bench(tiny_bundle.folder, Options(prompts=("a red circle",), eager=False))
+
+
+def test_no_bundle(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no bundle"):
+        plan_bench(tmp_path, Options())
+
+
+def test_eager_needs_the_checkpoint(small_bundle: Bundle, small_sources: Sources):
+    folder, weights, vae = small_bundle.folder, small_sources.transformer, small_sources.vae
+    if small_bundle.manifest.model.name != "infinity-shapes":
+        with pytest.raises(ConfigError, match="none of the registry"):
+            plan_bench(folder, Options())
+    with pytest.raises(ConfigError, match="together"):
+        plan_bench(folder, Options(weights=weights))
+    with pytest.raises(ConfigError, match="needs one too"):
+        plan_bench(folder, Options(weights=weights, vae=vae))
+
+
+def test_eager_needs_the_very_checkpoint(small_bundle: Bundle, small_sources: Sources, tmp_path: Path):
+    other = tmp_path / "other.safetensors"
+    content = bytearray(small_sources.transformer.read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    with pytest.raises(ConfigError, match="not built from this checkpoint") as caught:
+        plan_bench(small_bundle.folder, Options(**eager_files(small_sources) | {"weights": other}))  # pyright: ignore
+    assert str(other) in caught.value.message
+    assert str(small_sources.vae) not in caught.value.message
+
+
+def plan(bundle: Bundle, prompts: int = 4) -> BenchPlan:
+    texts = tuple(f"prompt {i}" for i in range(prompts))
+    return BenchPlan(bundle, None, texts, ("ld",), repeats=3, warmup=2, batch=(1, 3), threads=1, seed=7)
+
+
+def test_groups_fill_the_last_batch_from_the_first_prompts(small_bundle: Bundle):
+    groups = plan(small_bundle).groups(3)
+    assert groups == [((0, 1, 2), (7, 8, 9)), ((3, 0, 1), (10, 11, 12))]
+
+
+def test_steps_counts_every_call(small_bundle: Bundle):
+    assert settling_calls(plan(small_bundle)) == 1
+    assert steps(plan(small_bundle)) == 2 * (1 + 2 + 3 * (1 + 4)) + 2 * (1 + 2 + 3 * (1 + 2))
+
+
+def test_rotation_gives_everyone_every_place():
+    assert [rotated("abc", i)[0] for i in range(4)] == ["a", "b", "c", "a"]
+
+
+def test_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
+    for output in (tmp_path, tmp_path / "absent" / "result.json"):
+        done = CliRunner().invoke(command, [str(tmp_path), "--output", str(output)])
+        assert isinstance(done.exception, ConfigError)
+        assert "cannot write" in str(done.exception)
+
+
+def test_prompts_file(tmp_path: Path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n  \n")
+    done = CliRunner().invoke(command, [str(tmp_path), "--prompts-file", str(file)])
+    assert isinstance(done.exception, ConfigError)
+    assert "holds no prompt" in str(done.exception)
+
+
+def test_help_is_cheap():
+    code = "import sys, ldp_export.cli.bench; assert 'torch' not in sys.modules and 'rich' not in sys.modules"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert "Examples" in CliRunner().invoke(command, ["--help"]).output
