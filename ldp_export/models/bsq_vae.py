@@ -50,7 +50,8 @@ class VaeConfig:
         return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm as both families use it."""
     return nn.GroupNorm(32 if channels % 32 == 0 else 24, channels, eps=1e-6)
 
 
@@ -59,9 +60,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
@@ -133,7 +134,7 @@ class Encoder(nn.Module):
             channels = width
         self.down = nn.ModuleList(levels)
         self.mid = _Middle(channels)
-        self.norm_out = _norm(channels)
+        self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, config.bits, 3, padding=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # [B, 3, H, W] in [-1, 1] -> [B, d, H/s, W/s]
@@ -156,7 +157,7 @@ class Decoder(nn.Module):
             levels[l] = _Level(channels, widths[l], config.res_blocks + 1, resample)
             channels = widths[l]
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(channels)
+        self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:  # [B, d, H/s, W/s] -> [B, 3, H, W], not clamped

@@ -7,6 +7,7 @@ a `CheckpointError` that lists them. No pickled code runs: `.pth` is read with `
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -21,9 +22,12 @@ from torch import nn
 
 from ldp_export.models.bsq_vae import BsqVae, VaeConfig
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.var import VarConfig, VarTransformer
+from ldp_export.models.vq_vae import VqVae, VqVaeConfig
 
 State = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=nn.Module)
+Config = InfinityConfig | VaeConfig | VarConfig | VqVaeConfig
 
 #: Keys that the original files may hold and that carry nothing: recomputed, unused or all zeros.
 _IGNORED_TRANSFORMER = re.compile(
@@ -226,6 +230,55 @@ def build_transformer(
     return _fill(InfinityTransformer, config, flat, origin)
 
 
+def infer_var_config(state: State) -> VarConfig:
+    """Sizes of a VAR transformer from its tensors; the scales' sides from its level buffer `lvl_1L`."""
+    classes, width = _shape(state, "class_emb.weight", 2)
+    if "lvl_1L" not in state:
+        raise CheckpointError("the checkpoint lacks 'lvl_1L', from which its scales are read")
+    tokens = torch.bincount(state["lvl_1L"].flatten()).tolist()
+    codes = _shape(state, "head.weight", 2)[0]
+    return VarConfig(
+        depth=_count(state, r"blocks\.(\d+)\."),
+        width=width,
+        heads=state["blocks.0.attn.scale_mul_1H11"].numel(),
+        ffn=_shape(state, "blocks.0.ffn.fc1.weight", 2)[0],
+        codes=codes,
+        channels=_shape(state, "word_embed.weight", 2)[1],
+        classes=classes - 1,
+        grids=tuple(math.isqrt(count) for count in tokens),
+        shared_ada="shared_ada_lin.1.weight" in state,
+    )
+
+
+def infer_vq_vae_config(state: State) -> VqVaeConfig:
+    """Sizes of VAR's VAE from its tensors."""
+    codes, channels = _shape(state, "quantize.embedding.weight", 2)
+    base = _shape(state, "encoder.conv_in.weight", 4)[0]
+    levels = _count(state, r"encoder\.down\.(\d+)\.")
+    widths = [_shape(state, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
+    return VqVaeConfig(
+        codes=codes,
+        channels=channels,
+        base_channels=base,
+        channel_multipliers=tuple(width // base for width in widths),
+        res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        phis=_count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
+    )
+
+
+def load_var(path: Path | str) -> VarTransformer:
+    """A VAR transformer from its original file. Raises `CheckpointError` as above."""
+    state = read_state(path)
+    flat = {k: v for k, v in state.items() if not _IGNORED_TRANSFORMER.match(k)}
+    return _fill(VarTransformer, infer_var_config(state), flat, str(path))
+
+
+def load_vq_vae(path: Path | str) -> VqVae:
+    """VAR's VAE from its original file. Raises `CheckpointError` as above."""
+    state = {k: v for k, v in read_state(path).items() if k != "quantize.ema_vocab_hit_SV"}
+    return _fill(VqVae, infer_vq_vae_config(state), state, str(path))
+
+
 def load_vae(path: Path | str, config: VaeConfig | None = None) -> BsqVae:
     """A BSQ VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
     return build_vae(read_state(path), config, origin=str(path))
@@ -236,7 +289,7 @@ def build_vae(state: State, config: VaeConfig | None = None, origin: str = "chec
     return _fill(BsqVae, config or infer_vae_config(flat), flat, origin)
 
 
-def _fill(kind: Callable[..., Model], config: InfinityConfig | VaeConfig, state: State, origin: str) -> Model:
+def _fill(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
     """A model on the meta device filled with `state`, strictly, in float32."""
     with torch.device("meta"):
         model = kind(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from ldp_runtime.errors import ConfigError
@@ -67,6 +67,17 @@ class InfinityConfig:
         return self.width // self.heads
 
 
+class BlockSizes(Protocol):
+    """What the parts that all families share need to know."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def ffn(self) -> int: ...
+
+
 def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     """Rotary embedding of interleaved pairs; x [R, L, H, c], rope = (cos, sin), each [L, c/2]."""
     cos, sin = (t[None, :, None, :] for t in rope)
@@ -99,7 +110,7 @@ class SelfAttention(nn.Module):
 
     MAX_LOG_SCALE = math.log(100)
 
-    def __init__(self, config: InfinityConfig) -> None:
+    def __init__(self, config: BlockSizes) -> None:
         super().__init__()
         C, H = config.width, config.heads
         self.heads = H
@@ -109,18 +120,18 @@ class SelfAttention(nn.Module):
         self.mat_qkv = nn.Linear(C, 3 * C, bias=False)
         self.proj = nn.Linear(C, C)
 
-    def project(self, x: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [R, L, C] to q, k, v [R, L, H, c]: unit-norm and rotated q (times temperature) and k, plain v."""
+    def project(self, x: torch.Tensor, rope: Rope | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [R, L, C] to q, k, v [R, L, H, c]: unit-norm (and rotated) q times temperature and k, plain v."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         q, k, v = F.linear(x, self.mat_qkv.weight, bias).chunk(3, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
         temperature = self.scale_mul_1H11.clamp(max=self.MAX_LOG_SCALE).exp().view(1, 1, -1, 1)
         q = F.normalize(q.float(), dim=-1) * temperature
         k = F.normalize(k.float(), dim=-1)
-        return rotate(q, rope), rotate(k, rope), v
+        return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
 
     def forward(
-        self, x: torch.Tensor, rope: Rope, past: KeyValue | None, mask: torch.Tensor | None
+        self, x: torch.Tensor, rope: Rope | None, past: KeyValue | None, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, KeyValue]:
         q, k, v = self.project(x, rope)
         if past is not None:
@@ -152,7 +163,7 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: InfinityConfig) -> None:
+    def __init__(self, config: BlockSizes) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.ffn)
         self.fc2 = nn.Linear(config.ffn, config.width)

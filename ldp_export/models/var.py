@@ -1,0 +1,213 @@
+"""The VAR transformer: class-conditional next-scale prediction of codebook indices, and its original loop.
+
+It differs from Infinity in what surrounds the blocks: a class table instead of text, learned absolute positions
+instead of RoPE, AdaLN per block (shared in d36 only), a head over the codebook, guidance that ramps up with the scale.
+Parameter names are the original checkpoints' names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from ldp_runtime.schedule import ScaleSchedule
+from torch import nn
+from torch.nn import functional as F
+
+from ldp_export.models.infinity import FeedForward, KeyValue, SelfAttention, modulate
+from ldp_export.models.vq_vae import VqVae
+
+
+@dataclass(frozen=True)
+class VarConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        grids: sides of the square scales (`patch_nums`); the positions are learned for exactly these.
+        codes: size of the codebook; channels: of a code.
+        classes: number of classes; label `classes` is the unconditional one.
+        shared_ada: one AdaLN for all blocks, with an offset per block (d36).
+    """
+
+    depth: int
+    width: int
+    heads: int
+    ffn: int
+    codes: int = 4096
+    channels: int = 32
+    classes: int = 1000
+    grids: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    shared_ada: bool = False
+    norm_eps: float = 1e-6
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule(tuple((g, g) for g in self.grids), (self.grids[-1], self.grids[-1]))
+
+
+class VarBlock(nn.Module):
+    """Self-attention and feed-forward under AdaLN with gates."""
+
+    def __init__(self, config: VarConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.attn = SelfAttention(config)
+        self.ffn = FeedForward(config)
+        if config.shared_ada:
+            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, config.width) / config.width**0.5)
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+
+    def modulation(self, condition: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
+        """AdaLN of this block [R, 6, C], order gate1, gate2, scale1, scale2, shift1, shift2."""
+        if shared is not None:
+            return self.ada_gss[0] + shared
+        return self.ada_lin(condition).unflatten(-1, (6, -1))
+
+    def forward(
+        self, x: torch.Tensor, modulation: torch.Tensor, past: KeyValue | None, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, KeyValue]:
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.split(1, dim=1)
+        attended, cache = self.attn(modulate(x, scale1, shift1, self.eps), None, past, mask)
+        x = x + gate1 * attended
+        return x + gate2 * self.ffn(modulate(x, scale2, shift2, self.eps)), cache
+
+
+class _HeadNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+
+class VarTransformer(nn.Module):
+    """A class and the picture so far in; logits over the codebook out."""
+
+    def __init__(self, config: VarConfig) -> None:
+        super().__init__()
+        self.config = config
+        C, total = config.width, config.schedule.total_tokens
+        self.class_emb = nn.Embedding(config.classes + 1, C)
+        self.pos_start = nn.Parameter(torch.randn(1, 1, C) * 0.02)
+        self.pos_1LC = nn.Parameter(torch.randn(1, total, C) * 0.02)
+        self.lvl_embed = nn.Embedding(len(config.grids), C)
+        self.word_embed = nn.Linear(config.channels, C)
+        if config.shared_ada:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+        self.blocks = nn.ModuleList(VarBlock(config) for _ in range(config.depth))
+        self.head_nm = _HeadNorm(C)
+        self.head = nn.Linear(C, config.codes)
+
+    @property
+    def layers(self) -> list[VarBlock]:
+        return cast(list[VarBlock], list(self.blocks))
+
+    def modulations(self, condition: torch.Tensor) -> list[torch.Tensor]:
+        """AdaLN of every block, [R, 6, C] each: it depends on the class alone."""
+        shared = self.shared_ada_lin(condition).unflatten(-1, (6, -1)) if self.config.shared_ada else None
+        return [block.modulation(condition, shared) for block in self.layers]
+
+    def positions(self, scale: int) -> torch.Tensor:
+        """Position plus scale embedding of the tokens of a scale [h*w, C]."""
+        offsets = self.config.schedule.offsets
+        return self.pos_1LC[0, offsets[scale] : offsets[scale + 1]] + self.lvl_embed.weight[scale]
+
+    def logits(self, hidden: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Hidden tokens [R, L, C] to logits over the codebook [R, L, codes]."""
+        scale, shift = self.head_nm.ada_lin(condition).unflatten(-1, (2, -1)).split(1, dim=1)
+        return self.head(modulate(hidden.float(), scale, shift, self.config.norm_eps))
+
+
+@dataclass(frozen=True)
+class VarSettings:
+    """How to run the loop; guidance is the ramp's end: its weight at scale k is `guidance * k / (S - 1)`."""
+
+    guidance: float = 1.5
+    top_k: int = 0
+    top_p: float = 0.0
+    seed: int = 0
+    more_smooth: bool = False
+
+
+@dataclass
+class VarRun:
+    """What the loop produced, by scale: indices [B, L], raw logits [2B, L, V], guided [B, L, V], F_k [B, C, H, W]."""
+
+    indices: list[torch.Tensor] = field(default_factory=list)
+    raw_logits: list[torch.Tensor] = field(default_factory=list)
+    guided: list[torch.Tensor] = field(default_factory=list)
+    accumulated: list[torch.Tensor] = field(default_factory=list)
+    inputs: list[torch.Tensor] = field(default_factory=list)
+
+
+@torch.no_grad()
+def generate(
+    model: VarTransformer,
+    vae: VqVae,
+    labels: Sequence[int],
+    settings: VarSettings,
+    *,
+    forced_indices: Sequence[torch.Tensor] | None = None,
+) -> VarRun:
+    """Draws one latent per class label; a label outside the table (or < 0) is unconditional."""
+    config, schedule = model.config, model.config.schedule
+    S, B, full = len(schedule), len(labels), schedule.final_grid
+    known = torch.tensor([label if 0 <= label < config.classes else config.classes for label in labels])
+    condition = model.class_emb(torch.cat((known, torch.full_like(known, config.classes))))
+    modulations = model.modulations(condition)
+    generator = torch.Generator().manual_seed(settings.seed)
+    caches: list[KeyValue | None] = [None] * config.depth
+    latent, run = torch.zeros(B, config.channels, *full), VarRun()
+    x = condition[:, None] + model.pos_start + model.positions(0)
+    for k, grid in enumerate(schedule.grids):
+        for i, block in enumerate(model.layers):
+            x, caches[i] = block(x, modulations[i], caches[i])
+        raw = model.logits(x, condition)
+        share = k / (S - 1) if S > 1 else 0.0
+        t = settings.guidance * share
+        logits = (1 + t) * raw[:B] - t * raw[B:]
+        run.raw_logits.append(raw)
+        run.guided.append(logits)
+        filtered = filter_logits(logits, settings.top_k, settings.top_p)
+        indices = sample(filtered, generator)
+        if forced_indices is not None:
+            indices = forced_indices[k]
+        codes = vae.codes(indices)
+        if settings.more_smooth:
+            codes = _smoothed(filtered, share, generator) @ vae.quantize.embedding.weight
+        latent = latent + vae.residual(codes.transpose(1, 2).unflatten(2, grid), full, k, S)
+        run.indices.append(indices)
+        run.accumulated.append(latent)
+        if k + 1 < S:
+            step = F.interpolate(latent, size=schedule.grids[k + 1], mode="area")
+            run.inputs.append(step)
+            embedded = model.word_embed(step.flatten(2).transpose(1, 2)) + model.positions(k + 1)
+            x = embedded.repeat(2, 1, 1)
+    return run
+
+
+def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Top-k, then top-p, over the last axis: what is filtered out becomes -inf."""
+    if top_k > 0:
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p > 0:
+        values, order = logits.sort(dim=-1)
+        drop = values.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        drop[..., -1] = False
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+    return logits
+
+
+def sample(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One index per position from filtered logits [B, L, V] -> [B, L]."""
+    probabilities = logits.softmax(dim=-1).flatten(0, 1)
+    return torch.multinomial(probabilities, 1, replacement=True, generator=generator).view(logits.shape[:2])
+
+
+def _smoothed(logits: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Gumbel-softmax weights [B, L, V] of the `more_smooth` option, sharper with every scale."""
+    temperature = max(0.27 * (1 - share * 0.95), 0.005)
+    noise = -torch.empty_like(logits).exponential_(generator=generator).log()
+    return ((logits * (1 + share) + noise) / temperature).softmax(dim=-1)
