@@ -6,7 +6,7 @@ import errno
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -297,7 +297,7 @@ class _Work:
             "precision": "float32",
             "toolchain": toolchain(),
         }
-        return Stage(name, inputs, lambda folder: export_graph(self._graph(name), folder))
+        return Stage(name, inputs, lambda folder, say: export_graph(self._graph(name), folder))
 
     def _graph(self, name: str) -> nn.Module:
         if name == "text_encoder":
@@ -327,7 +327,7 @@ class _Work:
             return decoder_signature(spec.vae)
         return blocks_signature(spec.transformer, *self.bounds(name))
 
-    def _write_constants(self, folder: Path) -> None:
+    def _write_constants(self, folder: Path, say: Callable[[str], None]) -> None:
         tensors = {
             "unconditional_text": self.transformer.cfg_uncond.detach().contiguous(),
             "level_offsets": level_offsets(self.transformer).contiguous(),
@@ -336,8 +336,8 @@ class _Work:
         if self.text_encoder is not None:
             shutil.copyfile(self.text_encoder.tokenizer, folder / TOKENIZER)
 
-    def _record(self, folder: Path) -> None:
-        cases = record_cases(self.transformer, self.vae, self.text_encoder, self.model, self.defaults)
+    def _record(self, folder: Path, say: Callable[[str], None]) -> None:
+        cases = record_cases(self.transformer, self.vae, self.text_encoder, self.model, self.defaults, say)
         cases.save(folder)
 
 

@@ -87,7 +87,6 @@ def record_cases(
     texts = _texts(transformer, encoder, tensors)
 
     def add(case: Case, run: ReferenceRun | None) -> None:
-        on_case(case.name)
         cases.append(case)
         if run is not None:
             _store(case.name, run, tensors)
@@ -96,6 +95,7 @@ def record_cases(
         schedule = ScaleSchedule.of_size(model.size, ratio)
         for guidance in (defaults.guidance, 1.0) if i == 0 else (defaults.guidance,):
             name = f"ratio{ratio:g}_guidance{guidance:g}"
+            on_case(name)
             run, seed, margin = _clearest(transformer, texts[i], schedule, model.layout, defaults, guidance)
             add(Case(name, ratio, guidance, prompt=_prompt(encoder, i), seed=seed, margin=margin), run)
             tensors[f"{name}.features"] = texts[i]

@@ -34,12 +34,12 @@ class Stage:
     Attributes:
         name: also the folder of its files in the bundle.
         inputs: everything its result depends on, as plain JSON; changing any value changes the key.
-        run: writes the stage's files into the folder it is given.
+        run: writes the stage's files into the folder it is given; may say in words how far it is.
     """
 
     name: str
     inputs: Mapping[str, Any]
-    run: Callable[[Path], None]
+    run: Callable[[Path, Callable[[str], None]], None]
 
     @property
     def key(self) -> str:
@@ -67,7 +67,7 @@ def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progres
     scratch = cache / f".tmp-{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
-        stage.run(scratch)
+        stage.run(scratch, lambda detail: progress(ProgressEvent(stage.name, index, count, "advanced", detail)))
         names = [str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file()]
         files = {name: entry.model_dump() for name, entry in describe_files(scratch, names).items()}
         record = {"name": stage.name, "inputs": dict(stage.inputs), "files": files}
