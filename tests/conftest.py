@@ -1,0 +1,83 @@
+"""Bundles are expensive to build, so each is built once for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from goldens import FOLDER, Golden
+from hypothesis import settings
+from ldp_runtime import Pipeline
+from ldp_runtime.bundle import Bundle
+from samples import build_bundle, spec, write_sources
+
+from ldp_export.models.sources import Sources
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
+ENGINE_THREADS = 1  # small matrices: a thread pool costs more than it gives
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's bundles lie. Tests must not change them; they copy."""
+    return tmp_path_factory.mktemp("bundles")
+
+
+def golden_bundle(golden: Golden, output: Path, chunk: int | None = None) -> Bundle:
+    sources = Sources(golden.folder / "transformer.safetensors", golden.folder / "vae.safetensors")
+    return build_bundle(sources, output, spec(golden.transformer.config, golden.vae.config), chunk)
+
+
+@pytest.fixture(scope="session")
+def golden_2b() -> Golden:
+    return Golden(FOLDER / "infinity_2blike")
+
+
+@pytest.fixture(scope="session")
+def golden_8b() -> Golden:
+    return Golden(FOLDER / "infinity_8blike")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(bundles: Path, golden_2b: Golden) -> Bundle:
+    """The 2B-like golden checkpoint, all blocks in one graph."""
+    return golden_bundle(golden_2b, bundles / "2b")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_8b(bundles: Path, golden_8b: Golden) -> Bundle:
+    """The 8B-like golden checkpoint (2x2 patchify), two blocks a graph."""
+    return golden_bundle(golden_8b, bundles / "8b", chunk=2)
+
+
+@pytest.fixture(scope="session")
+def small_sources(bundles: Path) -> Sources:
+    return write_sources(bundles / "small_sources", text_encoder=True)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(bundles: Path, small_sources: Sources) -> Bundle:
+    """A random model of two blocks with a text encoder; draws 64x64 pixels."""
+    return build_bundle(small_sources, bundles / "small")
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe(tiny_bundle: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(tiny_bundle, threads=ENGINE_THREADS) as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe_8b(tiny_bundle_8b: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(tiny_bundle_8b, threads=ENGINE_THREADS) as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="session")
+def small_pipe(small_bundle: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(small_bundle, threads=ENGINE_THREADS) as pipe:
+        yield pipe

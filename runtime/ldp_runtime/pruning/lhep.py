@@ -18,10 +18,10 @@ def haar_energy(codes: torch.Tensor) -> torch.Tensor:
 
     Odd grids (the non-square templates have them) are padded by repeating the last row or column.
     """
-    patches = _even(codes).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [C, h/2, 2, w/2, 2]
-    squares = patches.square().sum(dim=(0, 2, 4))
-    mean = patches.mean(dim=(2, 4)).square().sum(dim=0)
-    return (squares - 4 * mean).clamp(min=0)
+    a, b, c, d = (_even(codes)[:, y::2, x::2] for y in (0, 1) for x in (0, 1))
+    # As differences, not as energy less mean energy: flat patches must score exactly nothing.
+    lh, hl, hh = (b - a) + (d - c), (c - a) + (d - b), (a - b) - (c - d)
+    return (lh.square() + hl.square() + hh.square()).sum(dim=0) / 4
 
 
 def _even(map_: torch.Tensor) -> torch.Tensor:

@@ -271,7 +271,7 @@ class FixedRatio(Policy):
             return (square - mean**2).sum(dim=0)
         if self.score == "distance":
             return (tokens - tokens.mean(dim=(1, 2), keepdim=True)).square().sum(dim=0)
-        generator = torch.Generator().manual_seed(picture.seed * 64 + picture.scale)
+        generator = torch.Generator().manual_seed((picture.seed * 64 + picture.scale) % 2**63)
         return torch.rand(grid, generator=generator).to(tokens.device)
 
     def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:

@@ -1,0 +1,70 @@
+"""The K/V arena."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.kv_cache import KVCache
+
+
+def filled(tokens: tuple[int, ...] = (1, 4), rows: int = 3) -> KVCache:
+    """Every stored number differs from every other."""
+    cache, counter = KVCache(layers=2, capacity=8, rows=rows, heads=2, head_dim=4), 0
+    for count in tokens:
+        for layer in range(2):
+            for slot in cache.slots(layer, count):
+                slot.copy_(torch.arange(counter, counter + slot.numel()).view(slot.shape))
+                counter += slot.numel()
+        cache.advance(count)
+    return cache
+
+
+def test_prefixes_are_contiguous_views_of_one_arena() -> None:
+    cache = filled()
+    for layer in range(2):
+        for past, slot in zip(cache.past(layer), cache.slots(layer, 3), strict=True):
+            assert past.shape == (5, 3, 2, 4)
+            assert past.is_contiguous()
+            assert slot.is_contiguous()
+            assert slot.data_ptr() == past.data_ptr() + past.numel() * past.element_size()
+
+
+def test_what_was_written_is_the_past() -> None:
+    cache = KVCache(layers=1, capacity=3, rows=1, heads=1, head_dim=4)
+    key, value = cache.slots(0, 2)
+    key.fill_(1.0)
+    value.fill_(2.0)
+    assert cache.past(0)[0].shape[0] == 0  # not before `advance`
+    cache.advance(2)
+    assert [t.unique().tolist() for t in cache.past(0)] == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize("rows", [[0], [2], [0, 2], [2, 0], [1, 1]])
+def test_chosen_rows_keep_their_contents(rows: list[int]) -> None:
+    cache = filled()
+    chosen = cache.with_rows(rows)
+    assert (chosen.rows, chosen.length, chosen.capacity) == (len(rows), 5, 8)
+    for layer in range(2):
+        for new, old in zip(chosen.past(layer), cache.past(layer), strict=True):
+            assert torch.equal(new, old[:, rows])
+            assert new.is_contiguous()
+
+
+def test_chosen_rows_are_copies() -> None:
+    cache = filled()
+    before = cache.past(0)[0].clone()
+    cache.with_rows([0]).past(0)[0].zero_()
+    assert torch.equal(cache.past(0)[0], before)
+
+
+def test_capacity() -> None:
+    cache = filled()
+    assert cache.slots(0, 3)[0].shape[0] == 3
+    with pytest.raises(ConfigError, match="holds 8 tokens, 9 were asked for"):
+        cache.slots(0, 4)
+
+
+def test_size_in_bytes() -> None:
+    cache = filled()
+    assert KVCache.size_in_bytes(2, 8, 3, 2 * 4) == cache._arena.numel() * 4
