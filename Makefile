@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
+PROMPTS ?= "a red circle" "a blue square to the left of a yellow star" "three green triangles" "a purple ring"
 
 .PHONY: setup demo test lint clean
 
@@ -21,7 +22,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
-	$(BIN)/python examples/pruning_picture.py $(BUNDLE) --output $(OUT)/pruning.png
+	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --output $(OUT)/pruning.png
 	$(BIN)/ldp-export bench $(BUNDLE) --output $(OUT)/bench.json
 
 lint: setup

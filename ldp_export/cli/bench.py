@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,14 +118,23 @@ def _texts(prompts: tuple[str, ...], file: Path | None) -> list[str] | None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> Generator[Progress]:
     """A bar on stderr that is drawn between calls only: a refreshing thread would take time from the measured one."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True), auto_refresh=False, transient=True) as bars:
+    console = Console(stderr=True)
+    bars = Bars(
+        *columns,
+        TimeElapsedColumn(),
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bars:
         task = bars.add_task("hashing files", total=None)
         bars.refresh()
 

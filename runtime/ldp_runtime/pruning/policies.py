@@ -22,6 +22,7 @@ from ldp_runtime.schedule import ScaleSchedule
 Fill = Literal["repeat", "zero"]
 EnergyFrom = Literal["previous", "computed"]
 GapNorm = Literal["rms", "l2"]
+Border = Literal["counted", "ignored"]
 Score = Literal["energy", "variance", "distance", "random"]
 
 
@@ -114,6 +115,8 @@ class LatentDiscrepancy(Policy):
         fill: residual at pruned places: "repeat" up-samples the previous residual (Eq. 14), "zero" adds nothing.
         energy_from: score the "previous" residual as it is, or carry energy forward where it was not "computed".
         gap: "rms", or the paper's raw "l2".
+        border: whether smoothing counts the zeros beyond the border, as a plain average pool does ("counted"), or
+            averages real neighbours only ("ignored"); see `lhep.smooth`.
     """
 
     rho: float = 0.5
@@ -124,6 +127,7 @@ class LatentDiscrepancy(Policy):
     fill: Fill = "repeat"
     energy_from: EnergyFrom = "previous"
     gap: GapNorm = "rms"
+    border: Border = "counted"
 
     def __post_init__(self) -> None:
         if not 0 < self.rho <= 1:
@@ -135,6 +139,7 @@ class LatentDiscrepancy(Policy):
         _check_choice("fill", self.fill, get_args(Fill))
         _check_choice("energy_from", self.energy_from, get_args(EnergyFrom))
         _check_choice("gap", self.gap, get_args(GapNorm))
+        _check_choice("border", self.border, get_args(Border))
 
     def check(self, schedule: ScaleSchedule) -> None:
         _check_scales("prune_scales", self.prune_scales, schedule, first=1)
@@ -164,7 +169,8 @@ class LatentDiscrepancy(Policy):
         energy = lhep.haar_energy(picture.residual)
         if self.energy_from == "computed" and picture.energy is not None:
             energy = _carry_energy(energy, picture)
-        score = lhep.to_grid(lhep.smooth(energy), picture.schedule.grids[picture.scale])
+        smoothed = lhep.smooth(energy, count_border=self.border == "counted")
+        score = lhep.to_grid(smoothed, picture.schedule.grids[picture.scale])
         return Selection(lhep.keep_by_energy(score, self.rho), score)
 
     def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:

@@ -1,0 +1,60 @@
+"""`ldp-export explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ldp_export.cli.options import as_json, bundle_argument, print_json, threads_option
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ldp-export explain bundles/infinity-shapes "a red circle" --output why.png
+  ldp-export explain bundles/infinity-shapes "a red circle" "two blue stars" --policy ld:fill=zero --output why.png
+"""
+)
+@bundle_argument
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("explained.png"), show_default=True)
+@click.option("--policy", default="ld", show_default=True, help="What to explain; see `generate --policy`.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--guidance", type=float, help="[default: the bundle's]")
+@threads_option
+@as_json
+def command(
+    bundle: Path,
+    prompts: tuple[str, ...],
+    output: Path,
+    policy: str,
+    seed: int,
+    guidance: float | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Draw what a policy did.
+
+    One prompt: a row per scale with the image so far, the energy map, what was computed, the guidance gap and the time.
+    Several prompts: a row each, the full model beside the pruned one, and the tokens of every scale.
+    """
+    from ldp_runtime.errors import ConfigError
+    from ldp_runtime.pipeline import Pipeline
+
+    from ldp_export.explain import draw, draw_comparison, explain
+
+    if output.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"cannot draw into {output}", hint="name a .png, .pdf or .svg file")
+    options: dict[str, Any] = {"guidance_scale": guidance}
+    with Pipeline.load(bundle, threads=threads) as pipe:
+        rows = [explain(pipe, prompt, policy, seed=seed + i, **options) for i, prompt in enumerate(prompts)]
+    if len(rows) == 1:
+        draw(rows[0], output)
+    else:
+        draw_comparison(rows, output)
+    if as_json:
+        print_json({"file": str(output), "traces": [row.trace.to_json() for row in rows]})
+    else:
+        click.echo(f"{output}: {len(rows)} prompt{'s' if len(rows) > 1 else ''}, policy {policy}")
