@@ -192,5 +192,8 @@ def _notes(plan: BenchPlan, machine: dict[str, object], random_weights: bool) ->
         notes.append("no warm-up: the first repetition is cold")
     load, cores = machine["load_average"], machine["cores_usable"]
     if isinstance(load, float) and isinstance(cores, int) and load > _BUSY * cores:
-        notes.append(f"the machine was busy (load {load:g} on {cores} cores): trust the paired ratios, not the times")
+        notes.append(
+            f"the machine was busy (load {load:g} on {cores} cores): trust the paired ratios and CPU times rather than "
+            "the wall times, and leave busy cores out with --threads"
+        )
     return notes
