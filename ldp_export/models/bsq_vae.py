@@ -41,6 +41,10 @@ class VaeConfig:
                 f"stride {self.stride} needs at least {self.halvings + 1} levels, got {self.channel_multipliers}"
             )
 
+        uneven = [width for width in self.widths if width % 32 and width % 24]
+        if uneven:
+            raise ConfigError(f"widths {uneven} do not divide into the 32 (or 24) groups of the VAE's normalisation")
+
     @property
     def halvings(self) -> int:
         return self.stride.bit_length() - 1

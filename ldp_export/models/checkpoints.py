@@ -79,10 +79,11 @@ def _read_safetensors(path: Path) -> State:
 def _read_sharded(index: Path) -> State:
     try:
         files: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, OSError) as error:
+        shards = sorted({str(name) for name in files.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
     state: State = {}
-    for name in sorted(set(files.values())):
+    for name in shards:
         shard = index.parent / name
         if not shard.exists():
             raise CheckpointError(f"{index} names the shard {name}, which is not beside it")
@@ -98,8 +99,9 @@ def _read_pth(path: Path) -> State:
         # Files in torch's old format cannot be mapped into memory; they are read whole.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many types here: pickle, zip, runtime
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"cannot read {path} without running pickled code: {str(error).splitlines()[0]}",
+            f"cannot read {path} without running pickled code: {reason}",
             hint="the file is truncated, or holds more than tensors; convert it to safetensors where you trust it",
         ) from error
     return _find_weights(loaded, path)
@@ -186,13 +188,16 @@ def infer_vae_config(state: State) -> VaeConfig:
     widths = [_shape(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
     if not widths or widths[-1] != widest or any(width % base for width in widths):
         raise CheckpointError(f"VAE level widths {widths} do not fit base width {base} and top width {widest}")
-    return VaeConfig(
-        bits=bits,
-        base_channels=base,
-        channel_multipliers=tuple(width // base for width in widths),
-        res_blocks=_count(flat, r"encoder\.down\.0\.block\.(\d+)\."),
-        stride=2 ** sum(f"encoder.down.{l}.downsample.conv.weight" in flat for l in range(levels)),
-    )
+    try:
+        return VaeConfig(
+            bits=bits,
+            base_channels=base,
+            channel_multipliers=tuple(width // base for width in widths),
+            res_blocks=_count(flat, r"encoder\.down\.0\.block\.(\d+)\."),
+            stride=2 ** sum(f"encoder.down.{l}.downsample.conv.weight" in flat for l in range(levels)),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's shapes make no VAE: {error.message}") from error
 
 
 def unwrap_vae_keys(state: State) -> State:
@@ -308,7 +313,13 @@ def _fill(kind: Callable[..., Model], config: Config, state: State, origin: str)
             f"{origin} does not fit {config}:\n  " + "\n  ".join(found),
             hint="the file is of another model, or of another size than named",
         )
-    model.load_state_dict({k: v.to(torch.float32) for k, v in state.items()}, assign=True)
+    weights = {key: value.to(torch.float32) for key, value in state.items()}
+    damaged = [key for key, value in weights.items() if not bool(value.isfinite().all())]
+    if damaged:
+        raise CheckpointError(
+            f"{origin} holds NaN or infinity in {_listing(damaged)}", hint="the file is damaged; fetch it again"
+        )
+    model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
 
 
