@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import platform
+import re
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from ldp_runtime.bundle import (
     CONSTANTS,
     REFERENCE,
+    REPORTS,
     SCHEMA_VERSION,
     TOKENIZER,
     VERSIONS,
@@ -30,6 +32,7 @@ from ldp_runtime.bundle import (
 )
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, EngineBuildError
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -49,7 +52,7 @@ from ldp_export.models.text_encoder import TextEncoder, load_text_encoder
 from ldp_export.progress import Progress, ProgressEvent, silent
 from ldp_export.publish import assemble_version, make_current, write_report
 from ldp_export.reference_cases import record_cases
-from ldp_export.stages import STAGE_FILE, Stage, remove_leftovers, run_stages
+from ldp_export.stages import SCRATCH, STAGE_FILE, Stage, remove_leftovers, run_stages
 from ldp_export.verify import Report, require_verified, verify_bundle
 
 #: Rows that engines are built for: dynamic in ONNX Runtime, a bound for the capacity check and the manifest.
@@ -143,10 +146,12 @@ def plan_build(spec: ModelSpec, sources: Sources, options: BuildOptions) -> Buil
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"the output {output} is a file")
+    parent = _existing_parent(output)
+    if not parent.is_dir():
+        raise ConfigError(f"{parent} is a file", hint="name a folder as the output")
     known = {VERSIONS, "stages", "reports", "profiles", "CURRENT", ".lock"}
-    foreign = [p.name for p in output.iterdir() if p.name not in known] if output.exists() else []
+    names = [path.name for path in output.iterdir()] if output.exists() else []
+    foreign = [name for name in names if name not in known and not name.startswith(SCRATCH)]
     if foreign:
         raise ConfigError(
             f"the output {output} holds other things: {', '.join(sorted(foreign)[:5])}",
@@ -167,10 +172,9 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report]
         VerificationError: the engines are wrong; they are kept as a rejected version, CURRENT is unchanged.
     """
     root = plan.options.output
-    root.mkdir(parents=True, exist_ok=True)
-    with _exclusive(root), _disk_errors(root):
-        remove_leftovers(root / "stages")
-        remove_leftovers(root / VERSIONS)
+    with _disk_errors(root), _exclusive(root):
+        for folder in (root, root / "stages", root / VERSIONS, root / REPORTS):
+            remove_leftovers(folder)
         if plan.options.force:
             shutil.rmtree(root / "stages", ignore_errors=True)
         work = _Work(plan)
@@ -195,6 +199,7 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report]
 
 @contextmanager
 def _exclusive(root: Path) -> Generator[None]:
+    root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):
             yield
@@ -208,14 +213,23 @@ def _exclusive(root: Path) -> Generator[None]:
 def _disk_errors(root: Path) -> Generator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise EngineBuildError(
                 f"the disk of {root} is full", hint="free some space and run the command again: it resumes"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise EngineBuildError(f"cannot write to {root}: {error}") from error
         raise
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The system's error number; safetensors has it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _within(progress: Progress, count: int) -> Progress:

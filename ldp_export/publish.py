@@ -8,7 +8,19 @@ import shutil
 import uuid
 from pathlib import Path
 
-from ldp_runtime.bundle import CURRENT, MANIFEST, REPORTS, VERSIONS, Manifest, report_path
+from ldp_runtime.bundle import (
+    CURRENT,
+    MANIFEST,
+    REPORTS,
+    VERSIONS,
+    Manifest,
+    check_files,
+    read_manifest,
+    report_path,
+)
+from ldp_runtime.errors import LdpError
+
+from ldp_export.stages import SCRATCH
 
 
 def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> Path:
@@ -17,19 +29,31 @@ def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> 
     Files are linked where the file system can, so stages and versions share their disk space.
     """
     place = root / VERSIONS / manifest.version
-    if place.is_dir():
+    if _is_whole(place, manifest):
         return place  # content-addressed: the same files are already there
-    scratch = root / VERSIONS / f".tmp-{uuid.uuid4().hex}"
+    scratch, damaged = (root / VERSIONS / f"{SCRATCH}{uuid.uuid4().hex}" for _ in range(2))
     try:
         for name, source in files.items():
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
             _link(source, target)
         write_durably(scratch / MANIFEST, manifest.model_dump_json(indent=1))
+        if place.exists():
+            place.rename(damaged)
         scratch.rename(place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(damaged, ignore_errors=True)
     return place
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether the version lies in `folder` with all its files as they were built."""
+    try:
+        check_files(folder, read_manifest(folder).files, "full")
+    except LdpError:
+        return False
+    return read_manifest(folder).digest == manifest.digest
 
 
 def _link(source: Path, target: Path) -> None:
@@ -61,7 +85,7 @@ def write_report(root: Path, manifest: Manifest, report: dict) -> Path:
 
 def write_durably(path: Path, text: str) -> None:
     """Replaces a file atomically: readers see the old content or the new one, also after a crash."""
-    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
     try:
         with scratch.open("w") as file:
             file.write(text)

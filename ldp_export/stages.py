@@ -25,6 +25,8 @@ from ldp_export.progress import Progress, ProgressEvent
 logger = logging.getLogger(__name__)
 
 STAGE_FILE = "stage.json"
+#: What is being written has a name that begins so, until it is renamed to its own.
+SCRATCH = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str
 def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progress: Progress) -> None:
     started = time.perf_counter()
     progress(ProgressEvent(stage.name, index, count, "started", what_changed(stage, cache)))
-    scratch = cache / f".tmp-{uuid.uuid4().hex}"
+    scratch = cache / f"{SCRATCH}{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
         stage.run(scratch, lambda detail: progress(ProgressEvent(stage.name, index, count, "advanced", detail)))
@@ -104,6 +106,9 @@ def what_changed(stage: Stage, cache: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Scratch folders of builds that were killed."""
-    for scratch in folder.glob(".tmp-*"):
-        shutil.rmtree(scratch, ignore_errors=True)
+    """Deletes scratch folders and files of builds that were killed."""
+    for scratch in folder.glob(f"{SCRATCH}*"):
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            scratch.unlink(missing_ok=True)
