@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ldp_calibration.fidelity import psnr_db
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline import Pipeline, ScaleEvent
 from ldp_runtime.trace import ScaleTrace, Trace
@@ -29,15 +30,17 @@ class Explanation:
     trace: Trace
 
 
-def explain(pipe: Pipeline, prompt: str, policy: str, **options: Any) -> Explanation:
-    """Draws a prompt with a policy and, for comparison, without one; `options` go to the pipeline."""
+def explain(
+    pipe: Pipeline, prompt: str, policy: str, seed: int | None = None, guidance: float | None = None
+) -> Explanation:
+    """Draws a prompt with a policy and, for comparison, without one."""
     previews: list[Any] = []
 
     def keep(event: ScaleEvent) -> None:
         previews.append(event.preview())
 
-    pruned = pipe(prompt, policy=policy, callback_on_scale=keep, **options)
-    full = pipe(prompt, **(options | {"seed": pruned.seeds[0]}))
+    pruned = pipe(prompt, policy=policy, seed=seed, guidance_scale=guidance, callback_on_scale=keep)
+    full = pipe(prompt, seed=pruned.seeds[0], guidance_scale=guidance)
     return Explanation(prompt, tuple(previews), pruned.images[0], full.images[0], pruned.traces[0])
 
 
@@ -52,7 +55,8 @@ def draw(explanation: Explanation, path: Path) -> None:
         raise ConfigError("drawing needs matplotlib", hint="pip install 'ldp-export[eval]'") from error
     scales = explanation.trace.scales
     figure = plt.figure(figsize=(9.5, 1.55 * len(scales) + 2.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[2.3, 1.55 * len(scales)])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.3, 1.55 * len(scales)])
+    top, bottom = parts
     _draw_result(top, explanation)
     axes = bottom.subplots(len(scales), 4, width_ratios=[1, 1, 1, 2.1], squeeze=False)
     for row, (scale, preview) in enumerate(zip(scales, explanation.previews, strict=True)):
@@ -65,8 +69,7 @@ def draw(explanation: Explanation, path: Path) -> None:
 def _draw_result(figure: Any, explanation: Explanation) -> None:
     axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.6])
     show(axes[0], explanation.full, "full model")
-    quality = psnr(explanation.full, explanation.image)
-    show(axes[1], explanation.image, f"{explanation.trace.policy}: {quality:.1f} dB")
+    show(axes[1], explanation.image, f"{explanation.trace.policy}: {quality(explanation):.1f} dB")
     trace, axis = explanation.trace, axes[2]
     axis.axis("off")
     stopped = trace.stopped_after
@@ -124,10 +127,10 @@ def dimmed(image: Any, scale: ScaleTrace) -> np.ndarray:
     return pixels * (0.2 + 0.8 * mask.reshape(h, w)[np.ix_(rows, columns)][..., None])
 
 
-def psnr(a: Any, b: Any) -> float:
-    """Peak signal-to-noise ratio of two 8-bit images in dB, at most 60."""
-    error = np.mean((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2)
-    return min(60.0, float(10 * np.log10(255**2 / max(error, 1e-12))))
+def quality(explanation: Explanation) -> float:
+    """PSNR in dB of the image against the full model's."""
+    full, image = (np.asarray(x, dtype=float) / 255 for x in (explanation.full, explanation.image))
+    return psnr_db(image, full)
 
 
 def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
@@ -148,7 +151,7 @@ def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
     for axis_row, row in zip(axes, rows, strict=True):
         show(axis_row[0], row.full, "full model")
         axis_row[0].set_ylabel("\n".join(textwrap.wrap(row.prompt, 22)), fontsize=9)
-        show(axis_row[1], row.image, f"{row.trace.policy}: {psnr(row.full, row.image):.1f} dB")
+        show(axis_row[1], row.image, f"{row.trace.policy}: {quality(row):.1f} dB")
         thinned = [scale for scale in row.trace.scales if scale.kept is not None]
         for axis, scale in zip(axis_row[2:-1], thinned, strict=False):
             show(axis, dimmed(row.image, scale), f"scale {scale.scale}: {scale.kept_share:.0%} computed")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from ldp_calibration.fidelity import PSNR_CAP
 
 from ldp_export.bench import stats
 from ldp_export.bench.hardware import hardware, software
@@ -91,7 +92,7 @@ def run_plan(plan: BenchPlan, random_weights: bool = False, progress: Progress =
             "times": "milliseconds of a whole call that draws `batch` images, from texts to pixels; PNG not included",
             "rounds": "every repetition visits every candidate in rotating order, the others stopped; unmeasured calls "
             f"at the beginning of a visit: {settling_calls(plan)}",
-            "psnr_db": f"mean over images, at most {stats.PSNR_CAP:g} dB, against the unpruned engines' image",
+            "psnr_db": f"mean over images, at most {PSNR_CAP:g} dB, against the unpruned engines' image",
         },
         candidates=tuple(candidates),
         precision_loss=loss,

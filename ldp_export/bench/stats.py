@@ -1,4 +1,4 @@
-"""Percentiles, paired ratios with intervals, and PSNR."""
+"""Percentiles, paired ratios with intervals, and mean PSNR."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from ldp_calibration.fidelity import psnr_db
 from ldp_runtime.errors import ConfigError
 
 #: What the speed-ups are, in words, for the report.
@@ -14,8 +15,6 @@ INTERVAL = (
     "95 % percentile bootstrap, seeded, {resamples} resamples: prompts are drawn anew, then repetitions within each"
 )
 RESAMPLES = 2000
-#: Decibels reported for images that are (nearly) equal.
-PSNR_CAP = 60.0
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,6 @@ def paired_ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Ratio:
 def _centre(ratios: np.ndarray) -> np.ndarray:
     """[..., prompts, repetitions] -> [...]: a slow outlier moves a median little; prompts count alike."""
     return np.exp(np.log(np.median(ratios, axis=-1)).mean(axis=-1))
-
-
-def psnr_db(image: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of images of one shape with values in [0, 1], at most `PSNR_CAP`."""
-    error = float(np.square(image.astype(np.float64) - reference.astype(np.float64)).mean())
-    return PSNR_CAP if error == 0 else min(PSNR_CAP, -10 * float(np.log10(error)))
 
 
 def mean_psnr_db(images: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:

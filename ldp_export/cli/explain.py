@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -47,9 +46,8 @@ def command(
 
     if output.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ConfigError(f"cannot draw into {output}", hint="name a .png, .pdf or .svg file")
-    options: dict[str, Any] = {"guidance_scale": guidance}
     with Pipeline.load(bundle, threads=threads) as pipe:
-        rows = [explain(pipe, prompt, policy, seed=seed + i, **options) for i, prompt in enumerate(prompts)]
+        rows = [explain(pipe, prompt, policy, seed + i, guidance) for i, prompt in enumerate(prompts)]
     if len(rows) == 1:
         draw(rows[0], output)
     else:

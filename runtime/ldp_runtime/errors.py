@@ -73,6 +73,12 @@ class NonFiniteError(LdpError):
     exit_code = 10
 
 
+class BudgetError(LdpError):
+    """A quality or speed budget that no policy meets; the message says what came closest."""
+
+    exit_code = 11
+
+
 class Cancelled(LdpError):
     """The caller stopped the run."""
 

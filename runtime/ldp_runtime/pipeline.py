@@ -26,6 +26,7 @@ from ldp_runtime.errors import (
     NonFiniteError,
 )
 from ldp_runtime.pixels import to_output
+from ldp_runtime.profiles import resolve_policy
 from ldp_runtime.pruning.policies import Policy, describe
 from ldp_runtime.request import ImageRequest, Request, Text, make_request
 from ldp_runtime.sampling import position_noise
@@ -102,8 +103,16 @@ class GenerationResult:
 class Pipeline:
     """Engines and the loop that drives them. Calls from several threads queue; a failed call leaves no trace."""
 
-    def __init__(self, manifest: Manifest, engines: Engines, tokenizer: PromptTokenizer | None, max_batch: int) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: Engines,
+        tokenizer: PromptTokenizer | None,
+        max_batch: int,
+        root: Path | None = None,
+    ) -> None:
         self.manifest = manifest
+        self._root = root  # where the bundle's policy profiles lie
         self.max_batch = max_batch
         self._engines: Engines | None = engines
         self._tokenizer = tokenizer
@@ -154,7 +163,7 @@ class Pipeline:
         manifest, tokenizer = opened.manifest, None
         if manifest.has_text_encoder:
             tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
-        return cls(manifest, engines, tokenizer, max_batch)
+        return cls(manifest, engines, tokenizer, max_batch, opened.root)
 
     def __call__(
         self,
@@ -186,7 +195,7 @@ class Pipeline:
             temperature: of the logits, one number or one per scale.
             top_k: 1 draws the likeliest bits; top_p: bits of probability <= 1 - top_p cannot be drawn (0: off).
             seed: of the first image (`seed + i` for the others), or one per image; None draws seeds and reports them.
-            policy: None for the full model; a policy, or its text ("ld", "ld:rho=0.4", "skip:count=1").
+            policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4", "skip:count=1"); a profile's name.
             aspect_ratio: height / width, nearest template; or `height` and `width` in pixels, exactly.
             output_type: "pil", "numpy", "torch" or "latent".
             cfg_insertion_layer: where guidance is mixed; engines do it at the logits, so [0] is all they take.
@@ -210,7 +219,7 @@ class Pipeline:
             top_p=top_p,
             num_images_per_prompt=num_images_per_prompt,
             seed=seed,
-            policy=policy,
+            policy=resolve_policy(policy, self._root, self.manifest),
             aspect_ratio=aspect_ratio,
             height=height,
             width=width,

@@ -12,7 +12,7 @@ import torch
 from ldp_runtime.bundle import Manifest
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.guidance import per_scale
-from ldp_runtime.pruning.policies import Policy, parse_policy
+from ldp_runtime.pruning.policies import Policy
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
@@ -58,7 +58,7 @@ def make_request(
     top_p: float | None,
     num_images_per_prompt: int,
     seed: int | Sequence[int] | None,
-    policy: Policy | str | None,
+    policy: Policy | None,
     aspect_ratio: float | None,
     height: int | None,
     width: int | None,
@@ -88,7 +88,7 @@ def make_request(
     heat = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
     if any(t <= 0 for t in heat):
         raise ConfigError(f"temperature must be positive, got {heat}", hint="top_k=1 draws the likeliest bits")
-    chosen = (parse_policy(policy) if isinstance(policy, str) else policy) or Policy()
+    chosen = policy or Policy()
     chosen.check(schedule)
     if output_type not in get_args(OutputType):
         raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")

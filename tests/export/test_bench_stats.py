@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from ldp_calibration.fidelity import PSNR_CAP, psnr_db
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench import stats
@@ -47,9 +48,9 @@ def test_unpaired_times_are_refused():
 
 def test_psnr():
     image = np.zeros((3, 4, 4), dtype=np.float32)
-    assert stats.psnr_db(image + 0.1, image) == pytest.approx(20.0, abs=1e-4)
-    assert stats.psnr_db(image, image) == stats.PSNR_CAP
-    assert stats.psnr_db(image + 1e-6, image) == stats.PSNR_CAP
+    assert psnr_db(image + 0.1, image) == pytest.approx(20.0, abs=1e-4)
+    assert psnr_db(image, image) == PSNR_CAP
+    assert psnr_db(image + 1e-6, image) == PSNR_CAP
     assert stats.mean_psnr_db([image, image + 0.1], [image, image]) == pytest.approx(40.0, abs=1e-4)
 
 

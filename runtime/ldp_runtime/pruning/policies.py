@@ -295,6 +295,9 @@ _NAMED: dict[str, Policy] = {
 }
 
 
+POLICY_NAMES: tuple[str, ...] = tuple(_NAMED)
+
+
 def parse_policy(text: str) -> Policy | None:
     """A policy from its name and options, such as "ld", "ld:rho=0.4,fill=zero" or "skip:count=2".
 

@@ -1,0 +1,39 @@
+"""What a run costs in floating-point operations of the blocks: exact counts, the same on every machine.
+
+Times depend on the machine and its neighbours; a search that ranked policies by time would find other thresholds on
+every run. So the search ranks by these counts, and the winner is timed.
+"""
+
+from __future__ import annotations
+
+from ldp_runtime.bundle import ModelEntry
+from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.trace import Trace
+
+
+def scale_flops(model: ModelEntry, tokens: int, past: int, rows: int) -> int:
+    """Operations of one engine call: projections, feed-forward, and self-attention over past and own tokens.
+
+    Cross-attention to the few text tokens and the head are left out: under two percent.
+    """
+    C, token_rows = model.width, tokens * rows
+    matrices = 2 * (4 * C * C + 2 * C * C + 2 * C * model.ffn)  # qkv and proj; text query and proj; ffn
+    attention = 4 * (past + tokens) * C
+    return model.depth * token_rows * (matrices + attention)
+
+
+def trace_flops(model: ModelEntry, trace: Trace) -> int:
+    """Operations of all scales of one image, with what was really computed."""
+    total, past = 0, 0
+    for scale in trace.scales:
+        total += scale_flops(model, scale.tokens, past, scale.rows)
+        past += scale.tokens
+    return total
+
+
+def full_flops(model: ModelEntry, schedule: ScaleSchedule, guided: bool) -> int:
+    """Operations of the full model: every token, both branches to the end where guidance is on."""
+    return sum(
+        scale_flops(model, tokens, offset, 2 if guided else 1)
+        for tokens, offset in zip(schedule.tokens, schedule.offsets, strict=False)
+    )

@@ -1,0 +1,119 @@
+"""A calibration as a policy profile, and as a chart of speed against fidelity."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from ldp_runtime.bundle import Manifest
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.profiles import PolicyProfile, profile_folder
+
+from ldp_calibration.search import Calibration, Point, is_control
+
+
+def make_profile(name: str, manifest: Manifest, calibration: Calibration) -> PolicyProfile:
+    """The profile that `generate --policy NAME` uses, with its evidence."""
+    chosen, timed = calibration.chosen, calibration.timed
+    evidence: dict[str, Any] = {
+        "held_out_prompts": calibration.held_out_prompts,
+        "search_prompts": calibration.search_prompts,
+        "prompts_sha256": calibration.prompts_sha256,
+        "seed": calibration.seed,
+        "candidates_put_to_held_out_prompts": calibration.tries,
+        "psnr_db": asdict(chosen.psnr),
+        "ssim": asdict(chosen.ssim),
+        "operations_speedup": chosen.speedup,
+        "measured_speedup": {"value": timed[0], "low": timed[1], "high": timed[2]},
+        "kept_share_per_scale": list(chosen.kept),
+        "stop_rate": chosen.stop_rate,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "torch": torch.__version__,
+        "model": manifest.model.name,
+        "precision": manifest.precision,
+        "backend": manifest.backend,
+    }
+    return PolicyProfile(
+        name=name, policy=chosen.policy, digest=manifest.digest, budget=str(calibration.budget), evidence=evidence
+    )
+
+
+def save_profile(root: Path, manifest: Manifest, profile: PolicyProfile) -> Path:
+    """Writes the profile beside the bundle's content, whole or not at all."""
+    path = profile_folder(root, manifest) / f"{profile.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(profile.model_dump_json(indent=1))
+    scratch.replace(path)
+    return path
+
+
+def calibration_json(calibration: Calibration) -> str:
+    """Everything that was tried, for later charts."""
+    return json.dumps(asdict(calibration), indent=1)
+
+
+def draw_front(calibration: Calibration, path: Path) -> None:
+    """Speed-up against fidelity of every candidate and control, the front, the budget and the choice."""
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ConfigError("drawing needs matplotlib", hint="pip install 'ldp-export[eval]'") from error
+    measure = "ssim" if calibration.budget.measure == "ssim" else "psnr"
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for label, style, points in _groups(calibration.searched):
+        axis.plot([p.speedup for p in points], [p.quality(measure).mean for p in points], style, label=label, ms=5)
+    front = calibration.front
+    axis.plot([p.speedup for p in front], [p.quality(measure).mean for p in front], "-", color="0.6", zorder=0)
+    for p in calibration.searched:
+        if is_control(p.policy):
+            axis.annotate(
+                p.policy, (p.speedup, p.quality(measure).mean), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            )
+    chosen = calibration.chosen
+    axis.plot(
+        chosen.speedup, chosen.quality(measure).mean, "*", ms=15, color="tab:red", label=f"chosen: {chosen.policy}"
+    )
+    line = axis.axvline if calibration.budget.measure == "speedup" else axis.axhline
+    line(calibration.budget.least, ls=":", color="tab:red", label=f"budget {calibration.budget}")
+    axis.set_xlabel("fewer operations in the blocks (x), search prompts; star: held-out prompts")
+    axis.set_ylabel("PSNR against the unpruned image (dB)" if measure == "psnr" else "SSIM against the unpruned image")
+    axis.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _groups(points: tuple[Point, ...]) -> list[tuple[str, str, list[Point]]]:
+    """Candidates by kind, for colours: label, plot style, points."""
+
+    def kind(policy: str) -> str:
+        if is_control(policy):
+            return "controls"
+        if "prune_scales=," in policy or policy.endswith("prune_scales="):
+            return "SATS alone"
+        if "stop_threshold=none" in policy:
+            return "LHEP alone, repeat fill" if "fill=repeat" in policy else "LHEP alone, zero fill"
+        return "LHEP and SATS, last scale skipped" if "skip_last" in policy else "LHEP and SATS"
+
+    styles = {
+        "LHEP alone, zero fill": "o",
+        "LHEP alone, repeat fill": "v",
+        "SATS alone": "s",
+        "LHEP and SATS": "^",
+        "LHEP and SATS, last scale skipped": "D",
+        "controls": "kx",
+    }
+    return [
+        (name, style, found)
+        for name, style in styles.items()
+        if (found := [p for p in points if kind(p.policy) == name])
+    ]
