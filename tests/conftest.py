@@ -15,10 +15,11 @@ from samples import build_bundle, spec, write_sources
 
 from ldp_export.models.sources import Sources
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")
-ENGINE_THREADS = 1  # small matrices: a thread pool costs more than it gives
+# The models are tiny: a thread pool costs more than it gives.
+ENGINE_THREADS = 1
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

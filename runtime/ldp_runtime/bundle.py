@@ -263,5 +263,5 @@ def read_state(root: Path | None, manifest: Manifest) -> State:
         report = json.loads(report_path(root, manifest).read_text())
         known = report["digest"] == manifest.digest and report["state"] in ("verified", "rejected")
         return report["state"] if known else "unverified"
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, TypeError, OSError):
         return "unverified"
