@@ -1,0 +1,177 @@
+"""Calibration: budgets, bounds, the search on real engines, resumption, and profiles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from ldp_calibration.cost import full_flops, scale_flops, trace_flops
+from ldp_calibration.fidelity import PSNR_CAP, bound, psnr_db, ssim
+from ldp_calibration.report import draw_front, make_profile, save_profile
+from ldp_calibration.search import Budget, Calibration, calibrate, candidates, is_control, pareto
+from ldp_runtime import LatentDiscrepancy, Pipeline, parse_policy
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
+from ldp_runtime.profiles import list_profiles, profile_folder, resolve_policy
+
+from ldp_export.cli import main
+
+PROMPTS = [f"a {colour} {kind}" for colour in ("red", "green", "blue") for kind in ("circle", "square", "star")]
+POLICIES = ["ld:rho=0.9,fill=zero,stop_threshold=none", "ld:rho=0.4", "skip:count=1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "measure", "least"),
+    [("psnr>=30", "psnr", 30), (" ssim >= 0.9 ", "ssim", 0.9), ("speedup>=2", "speedup", 2)],
+)
+def test_budgets_are_read(text: str, measure: str, least: float) -> None:
+    assert Budget.parse(text) == Budget(measure, least)
+
+
+@pytest.mark.parametrize("text", ["psnr", "psnr>30", "lpips>=1", "psnr>=", "psnr>=-3", ""])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        Budget.parse(text)
+
+
+@given(st.lists(st.floats(10, 60), min_size=2, max_size=40), st.integers(0, 5))
+def test_bound_lies_below_the_mean_and_is_reproducible(values: list[float], seed: int) -> None:
+    first = bound(values, seed)
+    assert first.lower <= first.mean + 1e-9
+    assert min(values) - 1e-9 <= first.lower
+    assert first == bound(values, seed)
+
+
+def test_fidelity_of_known_images() -> None:
+    image = np.full((32, 32, 3), 0.5)
+    assert psnr_db(image, image) == PSNR_CAP
+    assert psnr_db(image + 0.1, image) == pytest.approx(20, abs=1e-6)
+    noisy = image + np.random.default_rng(0).normal(0, 0.1, image.shape)
+    assert ssim(image, image) == pytest.approx(1, abs=1e-6)
+    assert ssim(noisy, image) < 0.9
+
+
+def test_every_candidate_is_a_policy_and_some_are_controls() -> None:
+    texts = candidates()
+    assert len(set(texts)) == len(texts)
+    assert all(parse_policy(text) is not None for text in texts)
+    assert any(map(is_control, texts))
+
+
+def test_operations_of_the_full_model(small_pipe: Pipeline) -> None:
+    model, schedule = small_pipe.manifest.model, small_pipe.manifest.schedule()
+    trace = small_pipe("a red circle", seed=0, output_type="latent").traces[0]
+    assert trace_flops(model, trace) == full_flops(model, schedule, guided=True)
+    one = small_pipe("a red circle", seed=0, guidance_scale=1, output_type="latent").traces[0]
+    assert 2 * trace_flops(model, one) == full_flops(model, schedule, guided=True)
+    assert scale_flops(model, 4, 0, 2) == 2 * scale_flops(model, 4, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def found(small_pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tuple[Calibration, Path]:
+    work = tmp_path_factory.mktemp("calibration") / "work.jsonl"
+    return calibrate(small_pipe, PROMPTS, Budget("psnr", 5.0), work, policies=POLICIES), work
+
+
+def test_the_cheapest_policy_within_the_budget_is_chosen(found: tuple[Calibration, Path]) -> None:
+    calibration, _ = found
+    able = [p for p in calibration.searched if p.meets(calibration.budget) and not is_control(p.policy)]
+    fastest = max(able, key=lambda p: p.speedup)
+    assert calibration.tries > 1 or calibration.chosen.policy == fastest.policy
+    assert calibration.chosen.psnr.lower >= 5.0
+    assert calibration.chosen.psnr.count == calibration.held_out_prompts
+    assert calibration.search_prompts + calibration.held_out_prompts == len(PROMPTS)
+    assert {p.policy for p in calibration.front} <= set(POLICIES)
+
+
+def test_a_search_resumes_from_its_measurements(found: tuple[Calibration, Path], small_pipe: Pipeline) -> None:
+    calibration, work = found
+    lines = work.read_text().splitlines()
+    work.write_text("\n".join(lines) + '\n{"half a li')  # as a kill leaves it
+    drawn: list[str] = []
+
+    class Counting:
+        manifest = small_pipe.manifest
+
+        def __call__(self, prompt: str, **options: object):
+            drawn.append(prompt)
+            return small_pipe(prompt, **options)  # pyright: ignore[reportArgumentType]
+
+    again = calibrate(Counting(), PROMPTS, Budget("psnr", 5.0), work, policies=POLICIES)  # pyright: ignore
+    assert again.chosen == calibration.chosen
+    assert again.searched == calibration.searched
+    assert len(drawn) == 2 + 2 * calibration.held_out_prompts  # timing alone draws anew
+
+
+def test_a_speed_budget_takes_the_best_quality_that_is_fast_enough(small_pipe: Pipeline, tmp_path: Path) -> None:
+    found = calibrate(small_pipe, PROMPTS, Budget("speedup", 1.05), tmp_path / "w", policies=POLICIES)
+    assert found.chosen.speedup >= 1.05
+
+
+def test_an_impossible_budget_says_what_came_closest(small_pipe: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="closest on the search prompts: ld"):
+        calibrate(small_pipe, PROMPTS, Budget("psnr", 59.9), tmp_path / "w", policies=POLICIES)
+    with pytest.raises(ConfigError, match="too few"):
+        calibrate(small_pipe, PROMPTS[:3], Budget("psnr", 20), tmp_path / "w")
+
+
+def test_the_front_holds_what_nothing_beats(found: tuple[Calibration, Path]) -> None:
+    front = pareto(found[0].searched)
+    for point in front:
+        beaten = [p for p in found[0].searched if p.speedup > point.speedup and p.psnr.mean > point.psnr.mean]
+        assert not beaten
+
+
+def test_a_profile_serves_its_own_bundle_only(
+    found: tuple[Calibration, Path], small_bundle: Bundle, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    calibration, _ = found
+    manifest = small_bundle.manifest
+    path = save_profile(tmp_path, manifest, make_profile("careful", manifest, calibration))
+    assert list_profiles(tmp_path, manifest) == ["careful"]
+    assert resolve_policy("careful", tmp_path, manifest) == parse_policy(calibration.chosen.policy)
+    assert resolve_policy(str(path), None, manifest) == parse_policy(calibration.chosen.policy)
+    assert resolve_policy("ld:rho=0.4", tmp_path, manifest) == LatentDiscrepancy(rho=0.4)
+    with pytest.raises(IncompatibleBundleError, match="was made for the bundle"):
+        resolve_policy(str(path), None, tiny_bundle.manifest)
+    with pytest.raises(ConfigError, match="nor a profile of this bundle"):
+        resolve_policy("bold", tmp_path, manifest)
+    path.write_text("{}")
+    with pytest.raises(IntegrityError):
+        resolve_policy("careful", tmp_path, manifest)
+
+
+def test_the_chart_is_drawn(found: tuple[Calibration, Path], tmp_path: Path) -> None:
+    draw_front(found[0], tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 10_000
+
+
+def test_the_command_line(small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a prompts file to a profile that `generate` takes, on a copy of the bundle."""
+    import shutil
+
+    monkeypatch.setattr("ldp_calibration.search.candidates", lambda: POLICIES)
+    root = tmp_path / "bundle"
+    assert small_bundle.root is not None
+    shutil.copytree(small_bundle.root, root)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    runner = CliRunner()
+    arguments = ["calibrate", str(root), "--budget", "psnr>=5", "--prompts-file", str(prompts), "--name", "mine"]
+    result = runner.invoke(main, [*arguments, "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    folder = profile_folder(root, small_bundle.manifest)
+    assert json.loads((folder / "mine.json").read_text())["budget"] == "psnr>=5"
+    drawn = runner.invoke(
+        main, ["generate", str(root), "a red circle", "--policy", "mine", "--output", str(tmp_path / "a.png")]
+    )
+    assert drawn.exit_code == 0, drawn.output
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    refused = runner.invoke(main, ["calibrate", str(root), "--budget", "psnr>=5", "--prompts-file", str(empty)])
+    assert refused.exit_code == ConfigError.exit_code
