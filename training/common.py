@@ -18,7 +18,8 @@ from ldp_export.models.bsq_vae import BsqVae, VaeConfig
 
 SIDE = 128
 SCHEDULE = ScaleSchedule.of_size("0.06M")  # 1, 2, 4, 6, 8, 12, 16 squared: 521 tokens
-VAE_CONFIG = VaeConfig(bits=16, base_channels=32, channel_multipliers=(1, 1, 2, 4), res_blocks=1, stride=8)
+# 48: group norms of 24 groups then hold two channels each; with one (at 24 or 32) the absolute colours are lost.
+VAE_CONFIG = VaeConfig(bits=16, base_channels=48, channel_multipliers=(1, 1, 1, 2), res_blocks=1, stride=8)
 LAYOUT = LatentLayout(channels=VAE_CONFIG.bits)
 HELD_OUT = 1 << 30  # scene numbers from here on are never trained on
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from common import load_checkpoint, load_vae
 from safetensors.torch import load_file, save_file
-from text import make_encoder, save_text_encoder
+from text import TRAIN_TOKENS, make_encoder, save_text_encoder
 from tokenizers import Tokenizer
 from train_transformer import CONFIG
 
@@ -35,6 +35,8 @@ def main() -> None:
     transformer, encoder = InfinityTransformer(CONFIG), make_encoder(tokenizer.get_vocab_size())
     transformer.load_state_dict(part_of(state["average"], "transformer."))
     encoder.load_state_dict(part_of(state["average"], "text."))
+    # No caption was longer than TRAIN_TOKENS: longer prompts take the mean of the rows that were trained.
+    transformer.cfg_uncond.data[TRAIN_TOKENS:] = transformer.cfg_uncond.data[4:TRAIN_TOKENS].mean(0)
     save_state(original_transformer_state(transformer), options.out / "transformer.safetensors", torch.float16)
     save_state(original_vae_state(load_vae(options.vae)), options.out / "vae.safetensors", torch.float16)
     save_text_encoder(options.out / "text_encoder", encoder.half(), tokenizer)

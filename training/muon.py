@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(update.view_as(weight), alpha=-group["lr"])
 
 
-def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonal(matrix: torch.Tensor, steps: int = 4) -> torch.Tensor:
     """The nearest (semi-)orthogonal matrix, roughly: a quintic Newton-Schulz iteration [m, n] -> [m, n]."""
     x = matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]

@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 
 CONFIG = InfinityConfig(
-    depth=8,
+    depth=6,
     width=256,
     heads=4,
     ffn=1024,
@@ -150,12 +150,8 @@ def initialise(transformer: InfinityTransformer) -> None:
 
 
 def make_optimizers(model: nn.ModuleDict, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks, AdamW for everything else."""
-    inside = {
-        name
-        for name, weight in model.named_parameters()
-        if weight.ndim == 2 and (".blocks." in name or ".block." in name) and "relative_attention" not in name
-    }
+    """Muon for the matrices inside the transformer's blocks, AdamW for the rest and the warmed-up text encoder."""
+    inside = {name for name, weight in model.named_parameters() if weight.ndim == 2 and ".blocks." in name}
     named = dict(model.named_parameters())
     muon = Muon([named[name] for name in sorted(inside)], lr=2 * options.rate)
     others = [weight for name, weight in named.items() if name not in inside]

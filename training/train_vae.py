@@ -46,7 +46,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     vae = BsqVae(VAE_CONFIG).to(options.device)
-    average = Average(vae, 0.998)
+    average = Average(vae, 0.99)
     state = load_checkpoint(options.out / "last.pt", options.device)
     if state:
         vae.load_state_dict(state["model"])
@@ -97,7 +97,7 @@ def train(
     phase_start: int,
 ) -> None:
     images = np.load(options.data / "images.npy", mmap_mode="r")
-    held_out = to_pixels(np.stack([draw(scene_at(HELD_OUT + i), SIDE) for i in range(64)]), options.device)
+    held_out = to_pixels(np.stack([draw(scene_at(HELD_OUT + i), SIDE) for i in range(24)]), options.device)
     curve = Curve(options.out / "curve.csv", fresh=first == 0)
     clock, sums = time.monotonic(), {"pixel": 0.0, "commitment": 0.0}
     for step in range(first, options.steps):
@@ -119,7 +119,8 @@ def train(
         done = step + 1
         if done % options.every == 0 or done == options.steps:
             means = {name: value / options.every for name, value in sums.items()}
-            quality = evaluate(average.module, held_out, options)
+            restored, bits = reconstruct(average.module, held_out, options)
+            quality = evaluate(restored, held_out, bits)
             row = {"step": done, "seconds": time.monotonic() - clock, "rate": rate, **means, **quality}
             print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
             curve.add(row)
@@ -128,8 +129,8 @@ def train(
             state = {"model": vae.state_dict(), "average": average.module.state_dict(), "step": done}
             state |= {"phase": "decoder" if options.decoder_only else "joint", "phase_start": phase_start}
             save_checkpoint(options.out / "last.pt", state | {"optimizers": [o.state_dict() for o in optimizers]})
-            pairs = torch.cat([held_out[:16], reconstruct(average.module, held_out[:16], options)])
-            save_picture(options.out / "reconstructions.png", to_images(pairs), 16)
+            pairs = torch.cat([held_out[:12], restored[:12]])
+            save_picture(options.out / "reconstructions.png", to_images(pairs), 12)
 
 
 def losses(vae: BsqVae, pixels: torch.Tensor, options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,23 +147,21 @@ def losses(vae: BsqVae, pixels: torch.Tensor, options: argparse.Namespace) -> tu
 
 
 @torch.no_grad()
-def reconstruct(vae: BsqVae, pixels: torch.Tensor, options: argparse.Namespace) -> torch.Tensor:
+def reconstruct(
+    vae: BsqVae, pixels: torch.Tensor, options: argparse.Namespace
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The images as the decoder returns them from their codes, and the bits of every scale."""
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=options.bf16):
-        _, codes = quantize(vae.encode(pixels).float(), SCHEDULE, LAYOUT)
-        return vae.decode(codes).float()
+        bits, codes = quantize(vae.encode(pixels).float(), SCHEDULE, LAYOUT)
+        return vae.decode(codes).float(), bits
 
 
-@torch.no_grad()
-def evaluate(vae: BsqVae, pixels: torch.Tensor, options: argparse.Namespace) -> dict[str, float]:
+def evaluate(restored: torch.Tensor, pixels: torch.Tensor, bits: list[torch.Tensor]) -> dict[str, float]:
     """PSNR in dB (mean over images, of a range of 2), and how evenly the bits of the last scale are used."""
-    error = F.mse_loss(reconstruct(vae, pixels, options), pixels, reduction="none").mean((1, 2, 3))
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=options.bf16):
-        bits, _ = quantize(vae.encode(pixels).float(), SCHEDULE, LAYOUT)
+    error = F.mse_loss(restored, pixels, reduction="none").mean((1, 2, 3))
     share = bits[-1].float().mean((0, 1, 2))
-    return {
-        "psnr": (10 * torch.log10(4 / error)).mean().item(),
-        "balance": torch.minimum(share, 1 - share).mean().item(),
-    }
+    balance = torch.minimum(share, 1 - share).mean().item()
+    return {"psnr": (10 * torch.log10(4 / error)).mean().item(), "balance": balance}
 
 
 if __name__ == "__main__":
