@@ -6,16 +6,17 @@ Everything is compared per output and per scale, on the machine that will run it
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from ldp_runtime.blocks import PromptRows
 from ldp_runtime.bundle import REFERENCE, Bundle
-from ldp_runtime.errors import VerificationError
+from ldp_runtime.bundle_engines import Engines, open_engines, run_prompt
+from ldp_runtime.errors import NonFiniteError, VerificationError
 from ldp_runtime.guidance import per_scale
-from ldp_runtime.pipeline import Engines, open_engines, run_prompt
 from ldp_runtime.pruning.policies import Policy
 from ldp_runtime.sampling import SamplingFilter, position_noise
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
@@ -84,12 +85,23 @@ def verify_bundle(
         reference = ReferenceCases.load(bundle.path(REFERENCE))
         _check_text(engines, reference, target, add)
         for case in reference.cases:
-            _check_case(bundle, engines, reference, case, target, add)
-        _check_identical_rows(bundle, engines, reference, target, add)
+            with _bad_numbers_fail(case.name, add):
+                _check_case(bundle, engines, reference, case, target, add)
+        with _bad_numbers_fail("identical rows", add):
+            _check_identical_rows(bundle, engines, reference, target, add)
     finally:
         engines.close()
     state = "verified" if checks and all(check.passed for check in checks) else "rejected"
     return Report(bundle.manifest.digest, state, device, machine_name(target), packages(), tuple(checks))
+
+
+@contextmanager
+def _bad_numbers_fail(name: str, add: Callable[[Check], None]) -> Generator[None]:
+    """NaN or infinity ends a run; for a verification it is one more wrong result."""
+    try:
+        yield
+    except NonFiniteError as error:
+        add(Check(f"{name}, finite", False, float("inf"), 0.0, error.message))
 
 
 def require_verified(report: Report, bundle: Bundle) -> None:
@@ -125,7 +137,7 @@ def _compare(name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: fl
     size = float(expected.double().square().mean().sqrt()) if expected.numel() else 0.0
     limit = tolerance * max(1.0, size / UNIT)
     difference = float((got.double() - expected.double()).abs().max()) if expected.numel() else 0.0
-    finite = bool(got.isfinite().all())
+    finite = bool(got.isfinite().all()) and bool(expected.isfinite().all())
     return Check(name, finite and difference <= limit, difference if finite else float("inf"), limit)
 
 
