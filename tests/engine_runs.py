@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from ldp_runtime import Pipeline, Policy
 from ldp_runtime.blocks import PromptRows
+from ldp_runtime.bundle_engines import Engines, run_prompt
 from ldp_runtime.guidance import per_scale
-from ldp_runtime.pipeline import Engines, run_prompt
 from ldp_runtime.sampling import SamplingFilter, position_noise
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 
-from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
-from ldp_runtime.bundle import CONSTANTS, TOKENIZER, Bundle, Manifest, open_bundle
+from ldp_runtime.blocks import PromptRows
+from ldp_runtime.bundle import TOKENIZER, Bundle, Manifest, open_bundle
+from ldp_runtime.bundle_engines import Engines, check_finite, open_engines, run_prompt
 from ldp_runtime.capacity import check_capacity
-from ldp_runtime.engines.base import Engine
 from ldp_runtime.errors import (
     Cancelled,
     CapacityError,
     ConfigError,
     IncompatibleBundleError,
     LdpError,
-    NonFiniteError,
 )
 from ldp_runtime.pixels import to_output
 from ldp_runtime.profiles import resolve_policy
@@ -35,30 +33,6 @@ from ldp_runtime.text import PromptTokenizer
 from ldp_runtime.trace import ScaleTrace, Trace
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Engines:
-    """The opened graphs of a bundle and the constants that belong to them.
-
-    Attributes:
-        text_encoder: None where the bundle expects text features.
-        unconditional_text: learned unconditional rows [text_tokens, text_channels].
-        level_offsets: what `blocks` adds to every token of scale k >= 1 [levels, width].
-    """
-
-    text_encoder: Engine | None
-    prompt: Engine
-    blocks: Blocks
-    decoder: Engine
-    unconditional_text: torch.Tensor
-    level_offsets: torch.Tensor
-
-    def close(self) -> None:
-        for engine in (self.text_encoder, self.prompt, self.decoder):
-            if engine is not None:
-                engine.close()
-        self.blocks.close()
 
 
 @dataclass(frozen=True)
@@ -359,7 +333,7 @@ class Pipeline:
         ids = self._tokenizer(text).to(engines.text_encoder.device)
         features = torch.empty(1, len(ids), self.manifest.model.text_channels, device=ids.device)
         engines.text_encoder.run({"ids": ids[None]}, {"features": features})
-        _check_finite(features, "text_encoder")
+        check_finite(features, "text_encoder")
         return features[0]
 
     def _decode(self, engines: Engines, latent: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -368,56 +342,8 @@ class Pipeline:
         stride = self.manifest.model.vae_stride
         image = latent.new_empty(1, 3, latent.shape[1] * stride, latent.shape[2] * stride)
         engines.decoder.run({"latent": latent[None].contiguous()}, {"image": image})
-        _check_finite(image, "decoder")
+        check_finite(image, "decoder")
         return image, time.perf_counter() - started
-
-
-def run_prompt(engine: Engine, manifest: Manifest, features: torch.Tensor) -> PromptRows:
-    """The prompt graph on equally long texts [R, T, text_channels]."""
-    model = manifest.model
-    R, T, _ = features.shape
-    C, H, c = model.width, model.heads, model.width // model.heads
-    outputs = {
-        "start": features.new_empty(R, C),
-        "modulation": features.new_empty(R, 6, C),
-        "head_modulation": features.new_empty(R, 2, C),
-    }
-    text_kv = tuple((features.new_empty(R, H, T, c), features.new_empty(R, H, T, c)) for _ in range(model.depth))
-    for i, (k, v) in enumerate(text_kv):
-        outputs |= {f"text_k_{i}": k, f"text_v_{i}": v}
-    engine.run({"features": features.contiguous()}, outputs)
-    for tensor in outputs.values():
-        _check_finite(tensor, "prompt")
-    mask = torch.ones(R, T, dtype=torch.bool, device=features.device)
-    return PromptRows(outputs["start"], outputs["modulation"], outputs["head_modulation"], mask, text_kv)
-
-
-def open_engines(bundle: Bundle, device: torch.device, threads: int | None = None) -> Engines:
-    """Opens all graphs of a bundle on a device."""
-    from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine, check_provider
-
-    check_provider(device)
-    manifest = bundle.manifest
-
-    def of_kind(kind: str) -> list[tuple[int, int, Engine]]:
-        return [
-            (graph.first, graph.last, OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads))
-            for name, graph in sorted(manifest.graphs.items(), key=lambda item: item[1].first)
-            if graph.kind == kind
-        ]
-
-    constants = load_file(bundle.path(CONSTANTS), device=str(device))
-    model = manifest.model
-    shape = ModelShape(model.depth, model.width, model.heads, model.bits, model.text_channels)
-    encoder = of_kind("text_encoder")
-    return Engines(
-        text_encoder=encoder[0][2] if encoder else None,
-        prompt=of_kind("prompt")[0][2],
-        blocks=Blocks([BlocksChunk(engine, first, last) for first, last, engine in of_kind("blocks")], shape),
-        decoder=of_kind("decoder")[0][2],
-        unconditional_text=constants["unconditional_text"],
-        level_offsets=constants["level_offsets"],
-    )
 
 
 def _check_state(bundle: Bundle, allow_rejected: bool) -> None:
@@ -428,11 +354,6 @@ def _check_state(bundle: Bundle, allow_rejected: bool) -> None:
         )
     if bundle.state != "verified":
         logger.warning("the bundle %s is %s; run: %s", bundle.folder, bundle.state, verify)
-
-
-def _check_finite(tensor: torch.Tensor, graph: str) -> None:
-    if not bool(tensor.isfinite().all()):
-        raise NonFiniteError(f"the graph {graph!r} gave NaN or infinity", hint="verify the bundle")
 
 
 def _identity(text: Text | None) -> object:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from goldens import FOLDER, IMAGE, LATENT
+
 from ldp_export.models.checkpoints import load_var, load_vq_vae
 from ldp_export.models.var import VarSettings, VarTransformer, generate
 from ldp_export.models.vq_vae import VqVae, phi_index, quantize

@@ -14,10 +14,10 @@ from engine_runs import engines_of
 from ldp_runtime import Pipeline, ScaleEvent
 from ldp_runtime.blocks import Blocks, BlocksChunk
 from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle_engines import Engines
 from ldp_runtime.capacity import estimate_memory
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, LdpError, NonFiniteError
-from ldp_runtime.pipeline import Engines
 from PIL import Image
 from samples import random_texts, write_text_encoder
 
