@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ldp_runtime.bundle import Bundle, open_bundle
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pruning.policies import describe, parse_policy
+from ldp_runtime.profiles import resolve_policy
+from ldp_runtime.pruning.policies import describe
 
 from ldp_export.bench.hardware import default_threads
 from ldp_export.bench.messages import Job
@@ -129,7 +130,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
     schedule = bundle.manifest.schedule()
     policies: dict[str, str] = {}
     for text in options.policies:
-        policy = parse_policy(text)
+        policy = resolve_policy(text, bundle.root, bundle.manifest)
         if policy is not None:  # "none" is always there: it is the candidate the others are compared with
             policy.check(schedule)
             policies.setdefault(describe(policy), text.strip())

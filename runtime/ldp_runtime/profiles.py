@@ -91,7 +91,7 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
     known = list_profiles(root, manifest)
     if root is None or name not in known:
         raise ConfigError(
-            f"{name!r} is neither a policy ({', '.join(POLICY_NAMES)}) nor a profile of this bundle "
+            f"unknown policy {name!r}: neither one of {', '.join(POLICY_NAMES)} nor a profile of this bundle "
             f"({', '.join(known) or 'it has none'})",
             hint="ldp-export calibrate makes profiles",
         )
