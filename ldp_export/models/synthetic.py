@@ -1,0 +1,88 @@
+"""Synthetic checkpoints: random weights under the true key names and in the released file layouts.
+
+For proving builds, loaders and latencies at true size where no checkpoint can be had. Such a model draws noise: it
+shows shapes, memory and time, nothing about pictures. Tensors are made one at a time, so memory stays bounded by one
+shard whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from ldp_runtime.errors import ConfigError
+from safetensors.torch import save_file
+
+from ldp_export.models.bsq_vae import BsqVae
+from ldp_export.models.checkpoints import original_transformer_state, original_vae_state
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.registry import ModelSpec
+from ldp_export.models.sources import Sources
+
+_SHARD_BYTES = 4 * 2**30
+
+
+def write_checkpoint(spec: ModelSpec, folder: Path, seed: int = 0, shard_bytes: int = _SHARD_BYTES) -> Sources:
+    """Writes transformer (sharded, with an index file, when larger than a shard) and VAE; float32, as released.
+
+    Raises:
+        ConfigError: the folder is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty", hint="name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        transformer = original_transformer_state(InfinityTransformer(spec.transformer))
+        vae = original_vae_state(BsqVae(spec.vae))
+    save_file(dict(_filled(vae, seed)), folder / "vae.safetensors")
+    size = sum(4 * tensor.numel() for tensor in transformer.values())
+    if size <= shard_bytes:
+        path = folder / "transformer.safetensors"
+        save_file(dict(_filled(transformer, seed)), path)
+    else:
+        path = folder / "transformer"
+        _write_shards(transformer, path, seed, shard_bytes)
+    return Sources(path, folder / "vae.safetensors")
+
+
+def _filled(state: dict[str, torch.Tensor], seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Values for tensors on the meta device; each depends on the seed and its own name only."""
+    for name, like in state.items():
+        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+        if name.endswith("lfq.mask"):
+            yield name, 2 ** torch.arange(like.numel() - 1, -1, -1, dtype=torch.int64)
+        elif name.endswith("zero_k_bias"):
+            yield name, torch.zeros(like.shape)
+        elif name.endswith("scale_mul_1H11"):
+            yield name, torch.full(like.shape, 1.4)
+        elif name.endswith(("norm.weight", "norm1.norm.weight", "norm2.norm.weight", "norm_out.norm.weight")):
+            yield name, 1 + 0.1 * torch.randn(like.shape, generator=generator)
+        else:
+            # Biases and tables small; matrices scaled so that activations keep their size.
+            spread = 0.02 if like.dim() < 2 else like[0].numel() ** -0.5
+            yield name, torch.randn(like.shape, generator=generator) * spread
+
+
+def _write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard_bytes: int) -> None:
+    """`model-0000i-of-0000n.safetensors` and the index file, as the hub's libraries lay them out."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in state.items():
+        size = 4 * tensor.numel()
+        if groups[-1] and filled + size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    folder.mkdir()
+    places: dict[str, str] = {}
+    for i, names in enumerate(groups, start=1):
+        file = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+        save_file(dict(_filled({name: state[name] for name in names}, seed)), folder / file)
+        places |= dict.fromkeys(names, file)
+    total = sum(4 * tensor.numel() for tensor in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
