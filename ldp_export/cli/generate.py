@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, threads_option
+from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, shown_scales, threads_option
 
 
 @click.command(
@@ -63,11 +63,10 @@ def command(
     from ldp_runtime.pipeline import Pipeline
 
     single = output.suffix.lower() == ".png"
-    if single and len(prompts) * num_images != 1:
-        raise ConfigError(
-            f"{output} is one file, {len(prompts) * num_images} images were asked for", hint="name a folder"
-        )
-    with Pipeline.load(bundle, device=device, threads=threads) as pipe:
+    count = len(prompts) * num_images
+    if single and count != 1:
+        raise ConfigError(f"{output} is one file, {count} images were asked for", hint="name a folder")
+    with Pipeline.load(bundle, device=device, threads=threads) as pipe, shown_scales(count, as_json) as on_scale:
         result = pipe(
             list(prompts),
             negative_prompt=negative_prompt,
@@ -81,6 +80,7 @@ def command(
             aspect_ratio=aspect_ratio,
             height=height,
             width=width,
+            callback_on_scale=on_scale,
         )
     (output.parent if single else output).mkdir(parents=True, exist_ok=True)
     rows = []

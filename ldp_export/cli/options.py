@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ldp_runtime.pipeline import ScaleCallback, ScaleEvent
+
     from ldp_export.progress import Progress, ProgressEvent
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -33,6 +35,23 @@ def weights_options(function: Any) -> Any:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
+
+
+@contextmanager
+def shown_scales(images: int, hidden: bool) -> Generator[ScaleCallback]:
+    """A callback for the pipeline that draws on stderr how many scales of all images are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), disable=hidden, transient=True) as bars:
+        task = bars.add_task("drawing", total=None)
+
+        def on_scale(event: ScaleEvent) -> None:
+            bars.update(task, total=event.scales * images, advance=len(event.images))
+
+        yield on_scale
 
 
 @contextmanager
