@@ -90,7 +90,7 @@ class Pipeline:
         self.max_batch = max_batch
         self._engines: Engines | None = engines
         self._tokenizer = tokenizer
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a callback may draw too
 
     @classmethod
     def load(

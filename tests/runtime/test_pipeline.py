@@ -191,6 +191,17 @@ class TestCallback:
         assert pixels(small_pipe)
 
 
+    def test_callback_may_draw_with_the_same_pipeline(self, small_pipe: Pipeline) -> None:
+        inner: list[bytes] = []
+
+        def draw(event: ScaleEvent) -> None:
+            if event.scale == 4:
+                inner.append(pixels(small_pipe, prompt="green"))
+
+        assert pixels(small_pipe, callback_on_scale=draw) == pixels(small_pipe)
+        assert inner == [pixels(small_pipe, prompt="green")]
+
+
 class FaultyEngine:
     """A real engine whose output `name` holds one bad number in call `call` (counted from 0), once."""
 
