@@ -17,7 +17,7 @@ from ldp_runtime.bundle import REFERENCE, Bundle
 from ldp_runtime.bundle_engines import Engines, open_engines, run_prompt
 from ldp_runtime.errors import NonFiniteError, VerificationError
 from ldp_runtime.guidance import per_scale
-from ldp_runtime.pruning.policies import Policy
+from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter, position_noise
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule

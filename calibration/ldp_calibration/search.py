@@ -19,7 +19,7 @@ import numpy as np
 from ldp_runtime.bundle import Manifest
 from ldp_runtime.errors import BudgetError, ConfigError
 from ldp_runtime.pipeline import Pipeline
-from ldp_runtime.pruning.policies import parse_policy
+from ldp_runtime.pruning.names import parse_policy
 from ldp_runtime.trace import Trace
 
 from ldp_calibration.cost import full_flops, trace_flops
@@ -113,12 +113,17 @@ class Calibration:
 
 
 def candidates() -> list[str]:
-    """Policies that a search tries: LHEP alone, SATS alone, both, with the last scale skipped, and the controls."""
+    """Policies that a search tries: LHEP alone (two scores, several fills), SATS alone, both, with the last scale skipped, and the controls."""
     rhos, deltas = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2), (0.05, 0.1, 0.15, 0.25, 0.4)
     energies = ("", ",border=ignored", ",border=ignored,energy_from=computed")
+    distance = [
+        f"ld:rho={rho},stop_threshold=none,score=distance,fill={fill}"
+        for fill in ("zero", "scaled,fill_scale=-0.3")
+        for rho in rhos
+    ]
     lhep = [
         f"ld:rho={rho},stop_threshold=none,fill={fill}{energy}"
-        for fill in ("zero", "repeat")
+        for fill in ("zero", "repeat", "scaled,fill_scale=-0.3")
         for energy in energies
         for rho in rhos
     ]
@@ -129,7 +134,7 @@ def candidates() -> list[str]:
     controls += [
         f"fixed:keep={keep},score={score},fill=zero" for score in ("distance", "random") for keep in (0.6, 0.4)
     ]
-    return lhep + sats + both + skipped + controls
+    return lhep + distance + sats + both + skipped + controls
 
 
 def is_control(policy: str) -> bool:

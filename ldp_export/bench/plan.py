@@ -9,7 +9,7 @@ from pathlib import Path
 from ldp_runtime.bundle import Bundle, open_bundle
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.profiles import resolve_policy
-from ldp_runtime.pruning.policies import describe
+from ldp_runtime.pruning.names import describe
 
 from ldp_export.bench.hardware import default_threads
 from ldp_export.bench.messages import Job

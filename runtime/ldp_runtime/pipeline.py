@@ -25,7 +25,8 @@ from ldp_runtime.errors import (
 )
 from ldp_runtime.pixels import to_output
 from ldp_runtime.profiles import resolve_policy
-from ldp_runtime.pruning.policies import Policy, describe
+from ldp_runtime.pruning.names import describe
+from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.request import ImageRequest, Request, Text, make_request
 from ldp_runtime.sampling import position_noise
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales

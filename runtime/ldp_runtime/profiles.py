@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ldp_runtime.bundle import Manifest
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
-from ldp_runtime.pruning.policies import POLICY_NAMES, Policy, parse_policy
+from ldp_runtime.pruning.names import POLICY_NAMES, parse_policy
+from ldp_runtime.pruning.policy import Policy
 
 PROFILES = "profiles"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -12,7 +12,7 @@ import torch
 from ldp_runtime.bundle import Manifest
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.guidance import per_scale
-from ldp_runtime.pruning.policies import Policy
+from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 

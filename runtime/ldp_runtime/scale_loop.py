@@ -20,7 +20,7 @@ import torch
 from ldp_runtime.blocks import Blocks, PromptRows, Rope
 from ldp_runtime.guidance import gap_per_token, guide, last_guided_scale
 from ldp_runtime.kv_cache import KVCache
-from ldp_runtime.pruning.policies import PictureSoFar, Policy, Selection
+from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.residual import (
     LatentLayout,

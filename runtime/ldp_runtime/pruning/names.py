@@ -1,0 +1,79 @@
+"""Policies as text: `ld:rho=0.4,fill=zero` on a command line, in a trace, in a profile."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.pruning.controls import FixedRatio, SkipLastScales, StopGuidanceAfter
+from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
+from ldp_runtime.pruning.policy import Policy
+
+#: Policies by name. "ld" is the paper's setting without skipped scales, "ld-skip-2" its headline mode.
+_NAMED: dict[str, Policy] = {
+    "none": Policy(),
+    "ld": LatentDiscrepancy(),
+    "ld-skip-2": LatentDiscrepancy(skip_last=2),
+    "skip": SkipLastScales(),
+    "stop-guidance": StopGuidanceAfter(0),
+    "fixed": FixedRatio(),
+}
+
+
+POLICY_NAMES: tuple[str, ...] = tuple(_NAMED)
+
+
+def parse_policy(text: str) -> Policy | None:
+    """A policy from its name and options, such as "ld", "ld:rho=0.4,fill=zero" or "skip:count=2".
+
+    Lists are written with plus signs: "ld:prune_scales=5+6". "none" gives None, the full model.
+
+    Raises:
+        ConfigError: unknown name or option, or a value out of range.
+    """
+    name, _, options = text.strip().partition(":")
+    if name not in _NAMED:
+        raise ConfigError(f"unknown policy {name!r}", hint=f"one of {', '.join(_NAMED)}")
+    base = _NAMED[name]
+    fields = {f.name: f for f in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else {}
+    changes: dict[str, object] = {}
+    for option in filter(None, options.split(",")):
+        key, found, value = option.partition("=")
+        if key not in fields or not found:
+            raise ConfigError(f"policy {name!r} has no option {option!r}", hint=f"its options: {', '.join(fields)}")
+        changes[key] = _parse_value(key, value, str(fields[key].type))
+    if name == "none":
+        return None
+    return dataclasses.replace(base, **changes)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _parse_value(key: str, value: str, kind: str) -> object:
+    try:
+        if value in ("none", "None") and "None" in kind:
+            return None
+        if kind.startswith("tuple"):
+            return tuple(int(part) for part in value.split("+") if part)
+        if kind.startswith("float"):
+            return float(value)
+        return int(value) if kind == "int" else value
+    except ValueError as error:
+        raise ConfigError(f"{key}={value!r} is not of type {kind}") from error
+
+
+def describe(policy: Policy | None) -> str:
+    """One line for tables and traces, readable by `parse_policy` where the policy has a name."""
+    if policy is None or type(policy) is Policy:
+        return "none"
+    for name, base in _NAMED.items():
+        if type(base) is type(policy):
+            changed = [
+                f"{f.name}={_written(getattr(policy, f.name))}"
+                for f in dataclasses.fields(policy)  # pyright: ignore[reportArgumentType]
+                if getattr(policy, f.name) != getattr(base, f.name)
+            ]
+            return name + (":" + ",".join(changed) if changed else "")
+    return repr(policy)
+
+
+def _written(value: object) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
