@@ -38,11 +38,18 @@ def haar_energy(codes: torch.Tensor) -> torch.Tensor:
     return torch.stack([(band**2).sum(dim=0) for band in bands]).sum(dim=0)
 
 
-def energy_map(codes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def energy_map(codes: torch.Tensor, grid: tuple[int, int], border: str = "counted") -> torch.Tensor:
     """Codes [C, h, w] of the previous scale to the smoothed energy on the next grid."""
-    raw = haar_energy(codes)
-    smoothed = F.conv2d(raw[None, None], torch.full((1, 1, 3, 3), 1 / 9, dtype=torch.float64), padding=1)
+    raw = haar_energy(codes)[None, None]
+    box = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    neighbours = 9.0 if border == "counted" else F.conv2d(torch.ones_like(raw), box, padding=1)
+    smoothed = F.conv2d(raw, box, padding=1) / neighbours
     return F.interpolate(smoothed, grid, mode="bilinear", align_corners=False)[0, 0]
+
+
+def distance_map(tokens: torch.Tensor) -> torch.Tensor:
+    """Squared distance of each token [h*w, bits] to the mean token."""
+    return (tokens.double() - tokens.double().mean(dim=0)).square().sum(dim=1)
 
 
 def choose(energy: torch.Tensor, rho: float) -> list[int]:
@@ -81,7 +88,9 @@ def naive_run(
     for k, (h, w) in enumerate(schedule.grids[: len(schedule) - policy.skip_last]):
         kept = list(range(h * w))
         if k in policy.prunes(schedule):
-            kept = choose(energy_map(residual, (h, w)), policy.rho)
+            by_energy = policy.score == "energy"
+            score = energy_map(residual, (h, w), policy.border) if by_energy else distance_map(inputs[-1])
+            kept = choose(score, policy.rho)
         visible.append(torch.zeros(h * w, dtype=torch.bool).index_fill_(0, torch.tensor(kept, dtype=torch.long), True))
         partial = ScaleSchedule(schedule.grids[: k + 1], schedule.position_grid)
         sequence = torch.cat(inputs).expand(2, -1, -1) if inputs else torch.zeros(2, 0, layout.bits)
@@ -92,14 +101,15 @@ def naive_run(
         mixed = l_cond if stopped else guidance * l_cond + (1 - guidance) * l_uncond
         codes = (sample_bits(mixed / temperature, noise[k], rule).float() * 2 - 1) / layout.channels**0.5
         if len(kept) < h * w or k in policy.prunes(schedule):
-            filled = fill(residual, (h, w), policy.fill)
+            filled = fill(residual, (h, w), policy)
             filled[kept] = codes[kept]
             codes = filled
         residual = codes.T.reshape(layout.bits, h, w)
         update = F.pixel_shuffle(residual[None], layout.patch)
         run.latent = run.latent + F.interpolate(update, run.latent.shape[1:], mode="bilinear", align_corners=False)[0]
         run.kept.append(kept)
-        if not stopped and k in policy.stops(schedule) and settled(gaps, schedule, k, policy):
+        is_last = k + 1 == len(schedule) - policy.skip_last
+        if not stopped and not is_last and k in policy.stops(schedule) and settled(gaps, schedule, k, policy):
             run.stopped_after = k
         if k + 1 < len(schedule):
             target = layout.latent_grid(schedule.grids[k + 1])
@@ -108,14 +118,12 @@ def naive_run(
     return run
 
 
-def fill(residual: torch.Tensor, grid: tuple[int, int], kind: str) -> torch.Tensor:
+def fill(residual: torch.Tensor, grid: tuple[int, int], policy: LatentDiscrepancy) -> torch.Tensor:
     """What pruned places get, [h*w, bits]."""
-    bits, ph, pw = residual.shape
-    if kind == "zero":
-        return torch.zeros(grid[0] * grid[1], bits)
-    return torch.stack(
-        [residual[:, y * ph // grid[0], x * pw // grid[1]] for y in range(grid[0]) for x in range(grid[1])]
-    )
+    _, ph, pw = residual.shape
+    factor = {"repeat": 1.0, "zero": 0.0, "scaled": policy.fill_scale}[policy.fill]
+    parents = [(y * ph // grid[0], x * pw // grid[1]) for y in range(grid[0]) for x in range(grid[1])]
+    return torch.stack([residual[:, y, x] * factor for y, x in parents])
 
 
 def settled(gaps: Sequence[dict[int, float]], schedule: ScaleSchedule, k: int, policy: LatentDiscrepancy) -> bool:

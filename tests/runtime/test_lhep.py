@@ -62,11 +62,12 @@ def test_smoothing_averages_nine_and_counts_the_padding(h: int, w: int, seed: in
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 32), grids, st.integers(0, 4), st.integers(0, 4), st.integers(0, 10**6))
-def test_score_map(channels: int, grid: tuple[int, int], more_h: int, more_w: int, seed: int) -> None:
+@given(st.integers(1, 32), grids, st.integers(0, 4), st.integers(0, 4), st.integers(0, 10**6), st.booleans())
+def test_score_map(channels: int, grid: tuple[int, int], more_h: int, more_w: int, seed: int, counted: bool) -> None:
     codes, target = random_codes(channels, grid, seed, binary=True), (grid[0] + more_h, grid[1] + more_w)
-    score = lhep.to_grid(lhep.smooth(lhep.haar_energy(codes)), target)
-    torch.testing.assert_close(score.double(), energy_map(codes, target), rtol=1e-5, atol=1e-5)
+    score = lhep.to_grid(lhep.smooth(lhep.haar_energy(codes), counted), target)
+    expected = energy_map(codes, target, "counted" if counted else "ignored")
+    torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 energies = st.lists(st.floats(0, 100, width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=60)

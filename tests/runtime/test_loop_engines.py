@@ -11,6 +11,7 @@ from goldens import LATENT, RAW_LOGITS, Golden
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
 from ldp_runtime.kv_cache import KVCache
 from ldp_runtime.pipeline import GenerationResult
+from ldp_runtime.pruning.names import describe
 from ldp_runtime.request import sizes
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
@@ -146,8 +147,10 @@ class TestPruned:
             LatentDiscrepancy(rho=0.3, prune_scales=(4, 5, 6), stop_threshold=None),
             LatentDiscrepancy(rho=0.8, prune_scales=(4, 6), stop_threshold=0.3, stop_scales=(2, 3, 4, 5)),
             LatentDiscrepancy(prune_scales=(), stop_threshold=0.1, stop_scales=(1, 2, 3, 4, 5, 6)),
+            LatentDiscrepancy(prune_scales=(5, 6), fill="scaled", fill_scale=-0.2, border="ignored"),
+            LatentDiscrepancy(rho=0.4, prune_scales=(5, 6), score="distance", stop_threshold=None),
         ],
-        ids=str,
+        ids=describe,
     )
     def test_policy_equals_the_plain_rewriting(self, flavour: Flavour, policy: LatentDiscrepancy) -> None:
         golden = flavour.golden
@@ -225,6 +228,10 @@ class TestGuidance:
         assert torch.equal(stopped.images, flavour.draw(guidance_scale=listed).images)
         assert [s.rows for s in stopped.traces[0].scales] == [2] * (scale + 1) + [1] * (scales - scale - 1)
         assert stopped.traces[0].stopped_after == scale
+
+    def test_nothing_stops_after_the_last_scale(self, flavour_2b: Flavour) -> None:
+        assert flavour_2b.draw(policy=StopGuidanceAfter(6)).traces[0].stopped_after is None
+        assert flavour_2b.draw(policy="ld:stop_scales=5,stop_threshold=9,skip_last=1").traces[0].stopped_after is None
 
     def test_no_guidance_runs_one_row(self, flavour_2b: Flavour) -> None:
         trace = flavour_2b.draw(guidance_scale=1.0).traces[0]

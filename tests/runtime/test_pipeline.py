@@ -190,7 +190,6 @@ class TestCallback:
             small_pipe(PROMPT, callback_on_scale=fail)
         assert pixels(small_pipe)
 
-
     def test_callback_may_draw_with_the_same_pipeline(self, small_pipe: Pipeline) -> None:
         inner: list[bytes] = []
 

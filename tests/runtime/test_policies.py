@@ -47,6 +47,10 @@ class TestChecks:
             *(lambda keep=keep: FixedRatio(keep=keep) for keep in (-0.1, 1.1, float("nan"))),
             lambda: FixedRatio(score="attention"),  # type: ignore[arg-type]
             lambda: FixedRatio(fill="mean"),  # type: ignore[arg-type]
+            lambda: LatentDiscrepancy(score="random"),  # type: ignore[arg-type]
+            lambda: LatentDiscrepancy(border="open"),  # type: ignore[arg-type]
+            *(lambda f=f: LatentDiscrepancy(fill_scale=f) for f in (float("nan"), float("inf"))),
+            *(lambda f=f: FixedRatio(fill_scale=f) for f in (float("nan"), float("inf"))),
         ],
     )
     def test_senseless_numbers(self, make) -> None:
@@ -106,7 +110,10 @@ policies = (
         stop_threshold=st.none() | st.floats(0, 10),
         stop_scales=scale_lists,
         skip_last=st.integers(0, 6),
-        fill=st.sampled_from(["repeat", "zero"]),
+        fill=st.sampled_from(["repeat", "zero", "scaled"]),
+        fill_scale=st.floats(-2, 2),
+        score=st.sampled_from(["energy", "distance"]),
+        border=st.sampled_from(["counted", "ignored"]),
         energy_from=st.sampled_from(["previous", "computed"]),
         gap=st.sampled_from(["rms", "l2"]),
     )
@@ -117,7 +124,8 @@ policies = (
         keep=st.floats(0, 1),
         score=st.sampled_from(["energy", "variance", "distance", "random"]),
         prune_scales=scale_lists,
-        fill=st.sampled_from(["repeat", "zero"]),
+        fill=st.sampled_from(["repeat", "zero", "scaled"]),
+        fill_scale=st.floats(-2, 2),
     )
 )
 

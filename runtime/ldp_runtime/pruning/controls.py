@@ -78,6 +78,8 @@ class FixedRatio(Policy):
             raise ConfigError(f"keep must lie in [0, 1], got {self.keep}")
         check_choice("score", self.score, tuple(_SCORES))
         check_choice("fill", self.fill, get_args(Fill))
+        if not abs(self.fill_scale) < float("inf"):
+            raise ConfigError(f"fill_scale must be finite, got {self.fill_scale}")
 
     def check(self, schedule: ScaleSchedule) -> None:
         check_scales("prune_scales", self.prune_scales, schedule, first=1)
