@@ -44,7 +44,7 @@ from ldp_export.graphs.prompt import PromptGraph, level_offsets, prompt_signatur
 from ldp_export.graphs.signature import GraphSignature
 from ldp_export.graphs.text_encoder import TextEncoderGraph, text_encoder_signature
 from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.checkpoints import load_transformer, load_vae
+from ldp_export.models.checkpoints import check_files, load_transformer, load_vae
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.registry import ModelSpec
 from ldp_export.models.sources import Sources
@@ -124,6 +124,7 @@ def plan_build(spec: ModelSpec, sources: Sources, options: BuildOptions) -> Buil
 
     Raises:
         ConfigError: unknown size, impossible chunk, or an output path that is no bundle.
+        CheckpointError: files whose keys and shapes are not those of the architecture.
         CapacityError: the disk is too small.
     """
     if options.size is not None and options.size not in SCALES_OF_SIZE:
@@ -134,6 +135,7 @@ def plan_build(spec: ModelSpec, sources: Sources, options: BuildOptions) -> Buil
     if levels > spec.transformer.levels:
         raise ConfigError(f"{spec.name} embeds {spec.transformer.levels} scales, {options.size} has {levels}")
     _check_output(options.output)
+    check_files(sources.transformer, sources.vae, spec.transformer, spec.vae)
     plan = BuildPlan(spec, sources, options)
     free = shutil.disk_usage(_existing_parent(options.output)).free
     if plan.disk_bytes > free:

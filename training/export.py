@@ -16,8 +16,9 @@ from text import TRAIN_TOKENS, make_encoder, save_text_encoder
 from tokenizers import Tokenizer
 from train_transformer import CONFIG
 
-from ldp_export.models.checkpoints import original_transformer_state, original_vae_state, save_state
+from ldp_export.models.checkpoints import original_transformer_state, original_vae_state
 from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.state_files import save_state
 
 
 def main() -> None:
@@ -41,6 +42,8 @@ def main() -> None:
     save_state(original_vae_state(load_vae(options.vae)), options.out / "vae.safetensors", torch.float16)
     save_text_encoder(options.out / "text_encoder", encoder.half(), tokenizer)
     widen_config(options.out / "text_encoder")
+    for file in options.out.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files for the owner alone
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"{options.out}: {size / 1e6:.1f} MB, step {state['step']}, {state['images']} images")
 

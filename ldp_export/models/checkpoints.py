@@ -6,26 +6,22 @@ a `CheckpointError` that lists them. No pickled code runs: `.pth` is read with `
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from ldp_export.models.bsq_vae import BsqVae, VaeConfig
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.state_files import State, listing, read_state
 from ldp_export.models.var import VarConfig, VarTransformer
 from ldp_export.models.vq_vae import VqVae, VqVaeConfig
 
-State = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 Config = InfinityConfig | VaeConfig | VarConfig | VqVaeConfig
 
@@ -35,91 +31,6 @@ _IGNORED_TRANSFORMER = re.compile(
 )
 _IGNORED_VAE = re.compile(r"(quantizer|quantize)\.lfq\.mask$")
 _CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.*)")
-_INDEX_NAME = "model.safetensors.index.json"
-
-
-def read_state(path: Path | str) -> State:
-    """All tensors of a safetensors file, a sharded folder (or its index file), or a `.pth` file.
-
-    Raises:
-        CheckpointError: no such file, truncated, a shard missing, or pickled objects other than tensors.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}")
-    if path.is_dir():
-        index = path / _INDEX_NAME
-        shards = sorted(path.glob("*.safetensors"))
-        if index.exists():
-            return _read_sharded(index)
-        if len(shards) == 1:
-            return _read_safetensors(shards[0])
-        raise CheckpointError(
-            f"{path} holds {len(shards)} safetensors files and no {_INDEX_NAME}",
-            hint="name the file itself, or fetch the index file that belongs to the shards",
-        )
-    if path.name.endswith(".index.json"):
-        return _read_sharded(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_pth(path)
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {error}",
-            hint="the file is truncated or not safetensors; fetch it again",
-        ) from error
-
-
-def _read_sharded(index: Path) -> State:
-    try:
-        files: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
-        shards = sorted({str(name) for name in files.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
-    state: State = {}
-    for name in shards:
-        shard = index.parent / name
-        if not shard.exists():
-            raise CheckpointError(f"{index} names the shard {name}, which is not beside it")
-        state |= _read_safetensors(shard)
-    absent = sorted(set(files) - set(state))
-    if absent:
-        raise CheckpointError(f"{index} names keys that its shards lack: {_listing(absent)}")
-    return {key: state[key] for key in files}
-
-
-def _read_pth(path: Path) -> State:
-    try:
-        # Files in torch's old format cannot be mapped into memory; they are read whole.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many types here: pickle, zip, runtime
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"cannot read {path} without running pickled code: {reason}",
-            hint="the file is truncated, or holds more than tensors; convert it to safetensors where you trust it",
-        ) from error
-    return _find_weights(loaded, path)
-
-
-def _find_weights(loaded: object, path: Path) -> State:
-    """The tensor dictionary inside the known containers: flat, VAE files (`vae`), training checkpoints."""
-    if isinstance(loaded, Mapping):
-        for keys in (("trainer", "gpt_fsdp"), ("vae",), ("state_dict",)):
-            inner: object = loaded
-            for key in keys:
-                inner = inner.get(key) if isinstance(inner, Mapping) else None
-            if isinstance(inner, Mapping):
-                loaded = inner
-                break
-        if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
-            return {str(key): value for key, value in loaded.items()}
-    raise CheckpointError(f"{path} holds no dictionary of tensors (looked at the top, 'vae' and 'trainer.gpt_fsdp')")
 
 
 def flatten_blocks(state: State) -> State:
@@ -224,6 +135,11 @@ def build_transformer(
     state: State, config: InfinityConfig | None = None, origin: str = "checkpoint"
 ) -> InfinityTransformer:
     config = config or infer_transformer_config(state)
+    return _fill(InfinityTransformer, config, _plain_transformer(state), origin)
+
+
+def _plain_transformer(state: State) -> State:
+    """The original keys as the reference model names them, without what is recomputed."""
     flat = {
         key.replace("sa.scale_mul", "sa.scale_mul_1H11") if key.endswith("sa.scale_mul") else key: value
         for key, value in flatten_blocks(state).items()
@@ -232,7 +148,7 @@ def build_transformer(
     for key, value in flat.items():
         if key.endswith("sa.scale_mul_1H11"):  # FSDP-era files hold (1, 1, H, 1)
             flat[key] = value.reshape(1, -1, 1, 1)
-    return _fill(InfinityTransformer, config, flat, origin)
+    return flat
 
 
 def infer_var_config(state: State) -> VarConfig:
@@ -290,43 +206,55 @@ def load_vae(path: Path | str, config: VaeConfig | None = None) -> BsqVae:
 
 
 def build_vae(state: State, config: VaeConfig | None = None, origin: str = "checkpoint") -> BsqVae:
-    flat = {k: v for k, v in unwrap_vae_keys(state).items() if not _IGNORED_VAE.match(k)}
+    flat = _plain_vae(state)
     return _fill(BsqVae, config or infer_vae_config(flat), flat, origin)
+
+
+def _plain_vae(state: State) -> State:
+    return {k: v for k, v in unwrap_vae_keys(state).items() if not _IGNORED_VAE.match(k)}
+
+
+def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config: VaeConfig) -> None:
+    """Compares keys and shapes of both files with the architecture, before any long work. Raises `CheckpointError`."""
+    _fitting(InfinityTransformer, config, _plain_transformer(read_state(transformer)), str(transformer))
+    _fitting(BsqVae, vae_config, _plain_vae(read_state(vae)), str(vae))
 
 
 def _fill(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
     """A model on the meta device filled with `state`, strictly, in float32."""
-    with torch.device("meta"):
-        model = kind(config)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    missing = sorted(set(expected) - set(state))
-    extra = sorted(set(state) - set(expected))
-    misshapen = [
-        f"{key} {tuple(state[key].shape)} instead of {shape}"
-        for key, shape in expected.items()
-        if key in state and tuple(state[key].shape) != shape
-    ]
-    problems = {"missing": missing, "unexpected": extra, "of the wrong shape": misshapen}
-    found = [f"{len(keys)} {what}: {_listing(keys)}" for what, keys in problems.items() if keys]
-    if found:
-        raise CheckpointError(
-            f"{origin} does not fit {config}:\n  " + "\n  ".join(found),
-            hint="the file is of another model, or of another size than named",
-        )
+    model = _fitting(kind, config, state, origin)
     weights = {key: value.to(torch.float32) for key, value in state.items()}
     damaged = [key for key, value in weights.items() if not bool(value.isfinite().all())]
     if damaged:
         raise CheckpointError(
-            f"{origin} holds NaN or infinity in {_listing(damaged)}", hint="the file is damaged; fetch it again"
+            f"{origin} holds NaN or infinity in {listing(damaged)}", hint="the file is damaged; fetch it again"
         )
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _listing(keys: Iterable[str], most: int = 20) -> str:
-    keys = list(keys)
-    more = f", and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
+def _fitting(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
+    """The empty model of `config` on the meta device, after comparing its keys and shapes with `state`."""
+    with torch.device("meta"):
+        model = kind(config)
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {shape}"
+        for key, shape in expected.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    problems = {
+        "missing": sorted(set(expected) - set(state)),
+        "unexpected": sorted(set(state) - set(expected)),
+        "of the wrong shape": misshapen,
+    }
+    found = [f"{len(keys)} {what}: {listing(keys)}" for what, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(
+            f"{origin} does not fit {config}:\n  " + "\n  ".join(found),
+            hint="the file is of another model, or of another size than named",
+        )
+    return model
 
 
 def original_transformer_state(model: InfinityTransformer) -> State:
@@ -354,9 +282,3 @@ def original_vae_state(model: BsqVae) -> State:
         state[f"{stem}.{wrapper}.{kind}"] = value.detach().contiguous()
     mask = 2 ** torch.arange(model.config.bits - 1, -1, -1, dtype=torch.int64)
     return state | {"quantizer.lfq.mask": mask, "quantize.lfq.mask": mask.clone()}
-
-
-def save_state(state: State, path: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Writes safetensors; floating-point tensors are stored as `dtype` where one is given."""
-    stored = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in state.items()}
-    save_file(stored, Path(path))

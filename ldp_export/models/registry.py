@@ -106,9 +106,9 @@ _SPECS = (
         "infinity-shapes",
         "coloured shapes at 128x128: small, trained by this project, part of the package",
         InfinityConfig(
-            depth=8, width=256, heads=4, ffn=1024, bits=16, text_channels=256, pool_heads=2, text_tokens=512, chunks=2
+            depth=6, width=256, heads=4, ffn=1024, bits=16, text_channels=256, pool_heads=2, text_tokens=512, chunks=2
         ),
-        VaeConfig(bits=16, base_channels=32, channel_multipliers=(1, 1, 2, 4), res_blocks=1, stride=8),
+        VaeConfig(bits=16, base_channels=48, channel_multipliers=(1, 1, 1, 2), res_blocks=1, stride=8),
         size="0.06M",
         guidance=3.0,
         temperature=1.0,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ldp_runtime.errors import CheckpointError
 
-from ldp_export.models.checkpoints import infer_transformer_config, infer_vae_config, read_state
+from ldp_export.models.checkpoints import infer_transformer_config, infer_vae_config
 from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, find_model
 from ldp_export.models.sources import Sources, find_sources
+from ldp_export.models.state_files import read_state
 
 
 def resolve_model(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from ldp_runtime.errors import (
 from safetensors import SafetensorError
 from samples import TRANSFORMER, plan, spec, write_sources
 
-from ldp_export.build import BuildOptions, _Work, plan_build
+from ldp_export.build import BuildOptions, BuildPlan, _Work, plan_build
 from ldp_export.models.infinity import InfinityConfig
 from ldp_export.models.sources import Sources, hash_tree
 from ldp_export.stages import Stage, run_stages
@@ -142,7 +143,9 @@ class TestResuming:
         assert (states["blocks"], states["prompt"]) == ("finished", "reused")
 
     @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"wrong")])
-    def test_damaged_bundle_is_mended_by_a_rebuild(self, sources: Sources, output: Path, damage) -> None:
+    def test_damaged_bundle_is_mended_by_a_rebuild(
+        self, sources: Sources, output: Path, damage: Callable[[Path], object]
+    ) -> None:
         """As the error's hint says. Stages and versions share files, so both may be damaged."""
         bundle, _ = fake_build(sources, output)
         before = contents(output)
@@ -302,11 +305,11 @@ class TestPlan:
     def test_chunks_cover_all_blocks(self, sources: Sources, output: Path) -> None:
         deep = spec(replace(TRANSFORMER, depth=7, chunks=1))
         for chunk in range(1, 9):
-            chunks = plan_build(deep, sources, BuildOptions(output, chunk=chunk)).chunks
+            chunks = BuildPlan(deep, sources, BuildOptions(output, chunk=chunk)).chunks
             assert [i for first, last in chunks for i in range(first, last)] == list(range(7))
-        names = plan_build(deep, sources, BuildOptions(output, chunk=3)).graph_names
+        names = BuildPlan(deep, sources, BuildOptions(output, chunk=3)).graph_names
         assert names == ["prompt", "blocks_0_3", "blocks_3_6", "blocks_6_7", "decoder"]
-        json.dumps(plan_build(deep, sources, BuildOptions(output)).to_json())
+        json.dumps(plan(sources, output).to_json())
 
     def test_missing_sources(self, sources: Sources, output: Path) -> None:
         absent = Sources(sources.transformer, sources.vae.with_name("absent.safetensors"))
@@ -358,7 +361,7 @@ class TestKeys:
         assert not set(self.keys(sources, output, TRANSFORMER).values()) & set(before.values())
 
     def keys(self, sources: Sources, output: Path, config: InfinityConfig) -> dict[str, str]:
-        work = _Work(plan(sources, output, spec(config)))
+        work = _Work(BuildPlan(spec(config), sources, BuildOptions(output)))
         return {stage.name: stage.key for stage in work.stages()}
 
     def test_hash_of_a_folder_sees_names_and_contents(self, tmp_path: Path) -> None:
@@ -375,7 +378,7 @@ class TestKeys:
         assert hash_tree(tmp_path / "b") == hash_file(tmp_path / "b")
 
     def test_a_stage_is_whole_or_not_there(self, tmp_path: Path) -> None:
-        def half(folder: Path, say) -> None:
+        def half(folder: Path, say: Callable[[str], None]) -> None:
             (folder / "part").write_text("x")
             say("half way")
             raise ValueError("no")

@@ -26,10 +26,9 @@ from ldp_export.models.checkpoints import (
     load_vae,
     original_transformer_state,
     original_vae_state,
-    read_state,
-    save_state,
 )
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.state_files import read_state, save_state
 
 
 @pytest.fixture(scope="module")

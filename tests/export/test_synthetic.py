@@ -11,9 +11,10 @@ import torch
 from ldp_runtime.errors import ConfigError
 from samples import spec
 
-from ldp_export.models.checkpoints import load_transformer, load_vae, read_state
+from ldp_export.models.checkpoints import load_transformer, load_vae
 from ldp_export.models.registry import MODELS
 from ldp_export.models.resolve import infer_spec
+from ldp_export.models.state_files import read_state
 from ldp_export.models.synthetic import write_checkpoint
 
 
