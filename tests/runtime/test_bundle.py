@@ -22,7 +22,10 @@ def copied(small_bundle: Bundle, tmp_path: Path) -> Bundle:
     return open_bundle(tmp_path / "bundle")
 
 
-def edit(bundle: Bundle, change: Callable[[dict[str, Any]], None], seal: bool = False) -> Path:
+Change = Callable[[dict[str, Any]], None]
+
+
+def edit(bundle: Bundle, change: Change, seal: bool = False) -> Path:
     """Changes the manifest by hand; with `seal`, with a digest (and folder) that fits again."""
     assert bundle.root is not None
     path = bundle.path(MANIFEST)
@@ -59,7 +62,7 @@ class TestManifest:
             lambda m: m.pop("digest"),
         ],
     )
-    def test_edits_by_hand_are_found(self, copied: Bundle, change) -> None:
+    def test_edits_by_hand_are_found(self, copied: Bundle, change: Change) -> None:
         root = edit(copied, change)
         with pytest.raises(IntegrityError, match="changed after the build"):
             open_bundle(root)
@@ -74,7 +77,7 @@ class TestManifest:
             lambda m: m.pop("schema_version"),
         ],
     )
-    def test_what_is_no_manifest(self, copied: Bundle, change) -> None:
+    def test_what_is_no_manifest(self, copied: Bundle, change: Change) -> None:
         root = edit(copied, change)
         with pytest.raises(IntegrityError, match="not a valid manifest"):
             open_bundle(root)

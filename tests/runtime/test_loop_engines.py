@@ -11,6 +11,7 @@ from goldens import LATENT, RAW_LOGITS, Golden
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
 from ldp_runtime.kv_cache import KVCache
 from ldp_runtime.pipeline import GenerationResult
+from ldp_runtime.pruning.fills import Fill
 from ldp_runtime.pruning.names import describe
 from ldp_runtime.request import sizes
 from ldp_runtime.sampling import SamplingFilter
@@ -174,7 +175,7 @@ class TestPruned:
         torch.testing.assert_close(result.images[0], expected.latent, atol=LATENT, rtol=0)
 
     @pytest.mark.parametrize("fill", ["repeat", "zero"])
-    def test_pruning_nothing_is_bit_identical_to_the_full_model(self, flavour: Flavour, fill) -> None:
+    def test_pruning_nothing_is_bit_identical_to_the_full_model(self, flavour: Flavour, fill: Fill) -> None:
         everything = FixedRatio(keep=1.0, prune_scales=(1, 3, 6), fill=fill)
         assert torch.equal(flavour.draw(policy=everything).images, flavour.draw().images)
 

@@ -21,6 +21,7 @@ from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, LdpError, 
 from PIL import Image
 from samples import random_texts, write_text_encoder
 
+from ldp_export.models.sources import Sources
 from ldp_export.models.text_encoder import load_text_encoder
 
 PROMPT = "a red circle"
@@ -104,8 +105,9 @@ class TestRequests:
 
 
 class TestText:
-    def test_prompt_equals_its_features(self, small_pipe: Pipeline, small_sources) -> None:
+    def test_prompt_equals_its_features(self, small_pipe: Pipeline, small_sources: Sources) -> None:
         """The exported text encoder against the original, through whole images."""
+        assert small_sources.text_encoder is not None
         encoder = load_text_encoder(small_sources.text_encoder)
         ids = torch.tensor([[3, 5, 8, 1]])  # a red circle </s>
         features = encoder.module(input_ids=ids).last_hidden_state[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -53,7 +55,7 @@ class TestChecks:
             *(lambda f=f: FixedRatio(fill_scale=f) for f in (float("nan"), float("inf"))),
         ],
     )
-    def test_senseless_numbers(self, make) -> None:
+    def test_senseless_numbers(self, make: Callable[[], Policy]) -> None:
         with pytest.raises(ConfigError):
             make()
 
@@ -172,7 +174,7 @@ class TestSelection:
 
     @pytest.mark.parametrize("score", ["energy", "variance", "distance", "random"])
     @pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
-    def test_fixed_ratio_keeps_its_count(self, score, keep: float) -> None:
+    def test_fixed_ratio_keeps_its_count(self, score: str, keep: float) -> None:
         selection = FixedRatio(keep=keep, score=score, prune_scales=(6,)).select(picture(residual()))
         assert selection is not None
         assert selection.kept.numel() == round(keep * 256)
