@@ -1,0 +1,188 @@
+"""The command line on real bundles: what it prints, what it writes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.errors import CheckpointError, ConfigError, IntegrityError, VerificationError
+from PIL import Image
+
+from ldp_export.cli import main
+from ldp_export.models.registry import MODELS
+from ldp_export.models.sources import Sources
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def root(bundle: Bundle) -> Path:
+    assert bundle.root is not None
+    return bundle.root
+
+
+def test_help_is_instant_because_it_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from ldp_export.cli import main;"
+        "r = CliRunner().invoke(main, ['--help']); assert r.exit_code == 0, r.output;"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'numpy', 'rich', 'matplotlib'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("verb", ["build", "generate", "explain", "calibrate", "verify", "inspect", "bench", "models"])
+def test_every_verb_has_help_with_examples(verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.exit_code == 0
+    assert "Examples:" in result.output
+    assert f"ldp-export {verb}" in result.output
+
+
+def test_models_lists_the_registry() -> None:
+    rows = json.loads(run("models", "--json").output)
+    assert [row["name"] for row in rows] == list(MODELS)
+    assert next(row for row in rows if row["name"] == "infinity-2b")["depth"] == 32
+    assert "infinity-8b" in run("models").output
+
+
+def test_generate_writes_images_and_traces(small_bundle: Bundle, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    result = run(
+        "generate", root(small_bundle), "a red circle", "a blue star", "--num-images", "2", "--seed", "3",
+        "--policy", "ld:fill=zero", "--output", tmp_path / "pictures", "--trace", trace, "--threads", "1", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.output)
+    assert [row["seed"] for row in rows] == [3, 4, 5, 6]
+    assert [row["prompt"] for row in rows] == ["a red circle"] * 2 + ["a blue star"] * 2
+    assert all(Image.open(row["file"]).size == (64, 64) for row in rows)
+    assert all(row["tokens"] < row["tokens_full"] for row in rows)
+    traces = json.loads(trace.read_text())
+    assert [t["tokens"] for t in traces] == [row["tokens"] for row in rows]
+    assert traces[0]["scales"][-1]["kept"] is not None
+
+
+def test_the_same_seed_writes_the_same_file(small_bundle: Bundle, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        made = run("generate", root(small_bundle), "a red circle", "--seed", "1", "--output", tmp_path / name)
+        assert made.exit_code == 0, made.output
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("prompts", [["a red circle"], ["a red circle", "a blue star"]])
+def test_explain_draws(small_bundle: Bundle, tmp_path: Path, prompts: list[str]) -> None:
+    result = run("explain", root(small_bundle), *prompts, "--output", tmp_path / "why.png", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    assert min(Image.open(tmp_path / "why.png").size) > 300
+
+
+def test_inspect_says_what_a_bundle_holds(small_bundle: Bundle) -> None:
+    report = json.loads(run("inspect", root(small_bundle), "--json").output)
+    assert report["state"] == "verified"
+    assert report["manifest"]["model"]["depth"] == 2
+    text = run("inspect", root(small_bundle)).output
+    assert "64x64" in text
+    assert "verified" in text
+
+
+def test_verify_passes_then_fails_on_wrong_engines(small_bundle: Bundle, tmp_path: Path) -> None:
+    """A bundle whose weights and manifest agree, but whose engines are not the recorded model."""
+    from ldp_runtime.bundle import MANIFEST, Manifest, describe_files
+
+    from ldp_export.publish import make_current
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(root(small_bundle), copy)
+    assert run("verify", copy, "--threads", "1").exit_code == 0
+    folder = copy / "versions" / small_bundle.manifest.version
+    weights = folder / "decoder" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-4096:] = bytes(4096)
+    weights.write_bytes(data)
+    assert run("verify", copy).exit_code == IntegrityError.exit_code
+    entry = describe_files(folder, ["decoder/weights.safetensors"])
+    forged = small_bundle.manifest.model_copy(update={"files": small_bundle.manifest.files | entry}).sealed()
+    assert isinstance(forged, Manifest)
+    (folder / MANIFEST).write_text(forged.model_dump_json())
+    folder.rename(folder.with_name(forged.version))
+    make_current(copy, forged)
+    result = run("verify", copy, "--json", "--threads", "1")
+    assert result.exit_code == VerificationError.exit_code
+    refused = run("generate", copy, "a red circle", "--output", tmp_path / "x.png")
+    assert refused.exit_code != 0
+    assert "failed verification" in refused.output
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_build_from_files_with_progress_as_json(small_sources: Sources, tmp_path: Path) -> None:
+    assert small_sources.text_encoder is not None
+    files = ["--weights", small_sources.transformer, "--vae", small_sources.vae]
+    dry = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--dry-run")
+    assert json.loads(dry.output)["graphs"] == ["prompt", "blocks", "decoder"]
+    assert not (tmp_path / "b").exists()
+    made = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--json")
+    assert made.exit_code == 0, made.output
+    events = [json.loads(line) for line in made.output.splitlines() if line.startswith('{"progress"')]
+    assert {event["progress"]["stage"] for event in events} >= {"prompt", "blocks", "decoder", "reference", "verify"}
+    again = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--json")
+    states = [json.loads(line)["progress"]["state"] for line in again.output.splitlines() if "progress" in line]
+    assert "reused" in states
+    assert not [state for state in states[:-1] if state == "finished"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["build", "--model", "infinty-2b"], ConfigError.exit_code, "did you mean infinity-2b"),
+        (["build", "--weights", "x.safetensors"], ConfigError.exit_code, "--vae"),
+        (["build", "--weights", "x.st", "--vae", "y.st"], CheckpointError.exit_code, "does not exist"),
+        (["build", "--pn", "3M"], ConfigError.exit_code, "unknown size"),
+        (["build", "--model", "infinity-layer16"], ConfigError.exit_code, "ever released"),
+        (["generate", "nowhere", "a cat"], ConfigError.exit_code, "no bundle at nowhere"),
+        (["verify", "nowhere"], ConfigError.exit_code, "no bundle"),
+        (["bench", "nowhere"], ConfigError.exit_code, "no bundle"),
+        (["calibrate", "nowhere", "--budget", "fast"], ConfigError.exit_code, "cannot read the budget"),
+    ],
+)
+def test_bad_input_is_a_clear_error(
+    arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert says in result.output
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--height", "100", "--width", "64"], "it draws 64x64"),
+        (["--policy", "quick"], "unknown policy"),
+        (["--policy", "ld:rho=7"], "rho must lie"),
+        (["--guidance", "nan"], "finite"),
+        (["--temperature", "0"], "positive"),
+        (["--num-images", "2"], "name a folder"),
+    ],
+)
+def test_requests_that_cannot_be_served(small_bundle: Bundle, tmp_path: Path, arguments: list[str], says: str) -> None:
+    result = run("generate", root(small_bundle), "a red circle", "--output", tmp_path / "x.png", *arguments)
+    assert result.exit_code == ConfigError.exit_code
+    assert says in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_json_for_programs(tmp_path: Path) -> None:
+    arguments = ["-m", "ldp_export", "inspect", str(tmp_path / "none"), "--json"]
+    made = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert made.returncode == ConfigError.exit_code
+    assert json.loads(made.stdout)["error"]["code"] == "ConfigError"
