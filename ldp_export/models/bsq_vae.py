@@ -131,8 +131,8 @@ class Encoder(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        levels, channels = [], widths[0]
+        self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
+        levels, channels = [], config.base_channels
         for l, width in enumerate(widths):
             levels.append(_Level(channels, width, config.res_blocks, "down" if l < config.halvings else None))
             channels = width

@@ -98,10 +98,10 @@ class _Encoder(nn.Module):
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
         widths, last = config.widths, len(config.widths) - 1
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList(
             _Level(
-                (widths[max(0, l - 1)], width),
+                (widths[l - 1] if l else config.base_channels, width),
                 config.res_blocks,
                 l == last,
                 None if l == last else Downsample(width),

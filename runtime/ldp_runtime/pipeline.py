@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -201,7 +202,7 @@ class Pipeline:
             output_type=output_type,
             cfg_insertion_layer=cfg_insertion_layer,
         )
-        with self._lock:
+        with self._lock, _one_torch_thread(self._open_engines().blocks.device):
             engines = self._open_engines()
             latents: list[torch.Tensor] = []
             traces: list[Trace] = []
@@ -345,6 +346,22 @@ class Pipeline:
         engines.decoder.run({"latent": latent[None].contiguous()}, {"image": image})
         check_finite(image, "decoder")
         return image, time.perf_counter() - started
+
+
+@contextmanager
+def _one_torch_thread(device: torch.device) -> Generator[None]:
+    """Keeps PyTorch's work between CPU engine calls on the calling thread.
+
+    It is far too small for a thread team, which would wait for cores that the engines or a neighbour hold. The number
+    of threads is a setting of the calling thread, so other threads of the process keep theirs.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_state(bundle: Bundle, allow_rejected: bool) -> None:

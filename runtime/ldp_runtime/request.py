@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -163,10 +164,17 @@ def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None
     raise ConfigError(f"this bundle cannot draw {height}x{width} (height x width)", hint=f"it draws {offered}")
 
 
+def _counting(first: int, count: int) -> list[int]:
+    return [operator.index(first) + i for i in range(count)]
+
+
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     if seed is None:
         return [secrets.randbits(32) for _ in range(count)]
-    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else [int(s) for s in seed]
+    try:
+        seeds = [operator.index(s) for s in seed] if isinstance(seed, Iterable) else _counting(seed, count)
+    except TypeError as error:
+        raise ConfigError(f"seeds must be whole numbers, got {seed!r}") from error
     if len(seeds) != count:
         raise ConfigError(f"{len(seeds)} seeds for {count} images; give one number, or one per image")
     if any(not 0 <= s < 2**_SEED_BITS for s in seeds):
