@@ -8,7 +8,7 @@ BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
 PROMPTS ?= "a red circle" "a blue square to the left of a yellow star" "three green triangles" "a purple ring"
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo bench test lint clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,15 @@ demo: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --output $(OUT)/pruning.png
 	$(BIN)/ldp-export bench $(BUNDLE) --output $(OUT)/bench.json
+
+# The committed results: policies of the paper, what calibration found better, and the controls.
+bench: setup
+	$(BIN)/ldp-export build --output $(BUNDLE)
+	$(BIN)/ldp-export bench $(BUNDLE) --prompts-file benchmarks/prompts.txt --repeats 5 \
+		--policy ld --policy ld-skip-2 --policy ld:fill=zero,border=ignored --policy ld:fill=zero,score=distance \
+		--policy skip:count=1 --policy skip:count=2 --policy stop-guidance:scale=4 \
+		--output benchmarks/results/infinity-shapes-cpu.json
+	$(BIN)/python benchmarks/chart.py benchmarks/results/infinity-shapes-cpu.json --output docs/bench.png
 
 lint: setup
 	$(BIN)/ruff check .
