@@ -30,7 +30,7 @@ from common import (
     save_picture,
     scene_at,
 )
-from ldp_calibration.shapes import caption
+from ldp_calibration.shapes import Scene, caption
 from muon import Muon
 from residual_bits import corrupted_path
 from sampling import draw_prompts
@@ -74,6 +74,7 @@ class Batch:
     dropped: torch.Tensor  # [B] captions to be replaced by the unconditional rows
     targets: torch.Tensor  # [B, total, bits]
     inputs: torch.Tensor  # [B, total - 1, bits]
+    weights: torch.Tensor  # [B, total]
     coarse: bool
 
 
@@ -222,7 +223,8 @@ def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.nd
     ready = options.data / "encoded.txt"
     count = min(len(latents), int(ready.read_text())) if ready.exists() else len(latents)
     numbers = np.sort(rng.integers(count, size=options.coarse_batch if coarse else options.batch))
-    texts = [caption(scene_at(int(number), options.seed), rng) for number in numbers]
+    scenes = [scene_at(int(number), options.seed) for number in numbers]
+    texts = [caption(scene, rng) for scene in scenes]
     ids, mask = tokenize(tokenizer, texts, TRAIN_TOKENS, options.device)
     latent = torch.from_numpy(latents[numbers].astype(np.float32)).to(options.device)
     rows, scales = len(latent), len(SCHEDULE)
@@ -230,11 +232,22 @@ def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.nd
     flip = torch.rand(rows, scales) * options.flip * (torch.rand(rows, 1) > 0.25)
     targets, inputs, _ = corrupted_path(latent, SCHEDULE, LAYOUT, flip.to(options.device))
     dropped = (torch.rand(rows) < 0.1).to(options.device)
-    return Batch(ids, mask, dropped, targets, inputs, coarse)
+    weights = torch.from_numpy(np.stack([token_weights(scene) for scene in scenes])).to(options.device)
+    return Batch(ids, mask, dropped, targets, inputs, weights, coarse)
+
+
+def token_weights(scene: Scene, near: float = 5.0) -> np.ndarray:
+    """How much each token counts [total]: tokens at shapes and their edges more than the noise of the background."""
+    weights = []
+    for rows, columns in SCHEDULE.grids:
+        y, x = (np.arange(rows) + 0.5)[:, None] / rows, (np.arange(columns) + 0.5)[None, :] / columns
+        gaps = [np.hypot(x - shape.x, y - shape.y) - 1.1 * shape.radius for shape in scene.shapes]
+        weights.append(np.where(np.min(gaps, axis=0) < 0.7 / rows, near, 1.0).ravel())
+    return np.concatenate(weights).astype(np.float32)
 
 
 def loss_of(model: nn.ModuleDict, batch: Batch, options: argparse.Namespace) -> tuple[torch.Tensor, list[float]]:
-    """Weighted cross-entropy in nats per bit, and its plain mean for each scale."""
+    """Weighted cross-entropy in nats per bit, over all scales and for each."""
     transformer = model["transformer"]
     scales = COARSE if batch.coarse else len(SCHEDULE)
     tokens = teacher.choose_tokens(SCHEDULE, scales, CONFIG.head_dim, options.device)
@@ -245,10 +258,11 @@ def loss_of(model: nn.ModuleDict, batch: Batch, options: argparse.Namespace) -> 
         logits = teacher.teacher_logits(transformer, features, batch.mask, batch.inputs, tokens)
     pairs = logits.float().unflatten(-1, (-1, 2))  # [B, L, bits, 2]
     signed = (pairs[..., 1] - pairs[..., 0]) * (1 - 2 * batch.targets[:, : logits.shape[1]].float())
-    nats = F.softplus(signed).mean((0, 2))  # [L]
+    nats = F.softplus(signed).mean(2).split(tokens.counts, dim=1)  # of each scale [B, h*w]
+    near = batch.weights[:, : logits.shape[1]].split(tokens.counts, dim=1)
+    parts = [(each * weight).sum() / weight.sum() for each, weight in zip(nats, near, strict=True)]
     # A scale counts with the root of its tokens: neither all alike nor nine tenths of the weight on two scales.
-    parts = [part.mean() for part in nats.split(tokens.counts)]
-    weights = torch.tensor(tokens.counts, device=nats.device).sqrt()
+    weights = torch.tensor(tokens.counts, device=logits.device).sqrt()
     loss = (torch.stack(parts) * weights).sum() / weights.sum()
     return loss, [part.item() for part in parts]
 
