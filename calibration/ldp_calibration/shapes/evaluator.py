@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,8 @@ def find_objects(image: np.ndarray) -> list[Found]:
     labels = nearest_colour(image)  # [H, W], -1 where muted
     found = []
     for index, colour in enumerate(COLOURS):
-        parts, count = ndimage.label(labels == index, structure=np.ones((3, 3)))
+        labelled: Any = ndimage.label(labels == index, structure=np.ones((3, 3)))
+        parts, count = labelled
         for number, box in enumerate(ndimage.find_objects(parts, max_label=count), start=1):
             mask = parts[box] == number
             if mask.sum() >= MIN_AREA * labels.size:

@@ -3,6 +3,7 @@
 Lengths are fractions of the image side and y grows downwards, so a scene has no resolution of its own.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,8 +109,9 @@ def coverage(kind: str, x: float, y: float, radius: float, side: int) -> np.ndar
     return np.clip(0.5 - distance * side, 0, 1)
 
 
-def _pick(rng: np.random.Generator, names) -> str:
-    return list(names)[rng.integers(len(names))]
+def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:
+    choices = list(names)
+    return choices[rng.integers(len(choices))]
 
 
 def _different_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
