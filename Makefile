@@ -6,7 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
-PROMPTS ?= "a red circle" "a blue square to the left of a yellow star" "three green triangles" "a purple ring"
+POLICY ?= ld:fill=zero,score=distance
+PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
 .PHONY: setup demo bench test lint clean
 
@@ -22,8 +23,8 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
-	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --output $(OUT)/pruning.png
-	$(BIN)/ldp-export bench $(BUNDLE) --output $(OUT)/bench.json
+	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --policy $(POLICY) --seed 1 --output $(OUT)/pruning.png
+	$(BIN)/ldp-export bench $(BUNDLE) --policy ld --policy ld-skip-2 --policy $(POLICY) --repeats 5 --output $(OUT)/bench.json
 
 # The committed results: policies of the paper, what calibration found better, and the controls.
 bench: setup
