@@ -14,6 +14,7 @@ from ldp_runtime.residual import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
 from torch import nn
 
+from ldp_export.models import checkpoints
 from ldp_export.models.bsq_vae import BsqVae, VaeConfig
 
 SIDE = 128
@@ -94,7 +95,9 @@ def load_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any] | None:
 
 
 def load_vae(path: Path, device: str = "cpu") -> BsqVae:
-    """The averaged weights of a VAE checkpoint written by train_vae."""
+    """The averaged weights of a VAE checkpoint written by train_vae, or an exported VAE (safetensors)."""
+    if path.suffix == ".safetensors":
+        return checkpoints.load_vae(path).to(device)
     state = load_checkpoint(path, device)
     if state is None:
         raise FileNotFoundError(f"no VAE checkpoint at {path}: run train_vae first")

@@ -39,7 +39,9 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
+from ldp_export.models.checkpoints import load_transformer
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.text_encoder import load_text_encoder
 
 CONFIG = InfinityConfig(
     depth=6,
@@ -113,6 +115,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True, help="folder written by warm_text")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="folder of exported weights to begin with, where no run goes on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -130,6 +133,9 @@ def make_model(tokenizer: Tokenizer, options: argparse.Namespace) -> nn.ModuleDi
         encoder.load_state_dict(warm["encoder"])
     transformer = InfinityTransformer(CONFIG)
     initialise(transformer)
+    if options.start is not None:
+        transformer.load_state_dict(load_transformer(options.start / "transformer.safetensors").state_dict())
+        encoder.load_state_dict(load_text_encoder(options.start / "text_encoder").module.state_dict())
     return nn.ModuleDict({"transformer": transformer, "text": encoder}).to(options.device)
 
 
