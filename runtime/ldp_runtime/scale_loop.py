@@ -109,7 +109,7 @@ class _Group:
 
 #: Called after each scale of each group with the scale's index and its images; may raise to stop the run.
 OnScale = Callable[[int, Sequence[ImageState]], None]
-#: Called with (scale, image index in the group, raw logits of the group): for verification.
+#: Called with the scale and the raw logits of a group [R, L, 2 * bits]: for verification.
 OnLogits = Callable[[int, torch.Tensor], None]
 
 
