@@ -66,7 +66,7 @@ def command(
         work = folder / f"measurements-{measurement_key(opened.manifest, texts, seed)}.jsonl"
 
         def report(done: int, total: int, detail: str) -> None:
-            progress(ProgressEvent("calibrate", done, total, "advanced", detail))
+            progress(ProgressEvent("calibrate", min(done, total - 1), total, "advanced", detail))
 
         found = calibrate(pipe, texts, wanted, work, seed=seed, report=report)
     profile = make_profile(name, opened.manifest, found)
