@@ -73,7 +73,8 @@ def find_objects(image: np.ndarray) -> list[Found]:
     for index, colour in enumerate(COLOURS):
         labelled: Any = ndimage.label(labels == index, structure=np.ones((3, 3)))
         parts, count = labelled
-        for number, box in enumerate(ndimage.find_objects(parts, max_label=count), start=1):
+        boxes: Any = ndimage.find_objects(parts, max_label=count)
+        for number, box in enumerate(boxes, start=1):
             mask = parts[box] == number
             if mask.sum() >= MIN_AREA * labels.size:
                 found.append(_describe(mask, box, colour, labels.shape))
