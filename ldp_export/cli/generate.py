@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, shown_scales, threads_option
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @click.command(
@@ -16,6 +21,7 @@ Examples:
   ldp-export generate bundles/infinity-shapes "a red circle" --output circle.png
   ldp-export generate bundles/infinity-shapes "a blue star" "two green rings" --policy ld --seed 7 --output pictures/
   ldp-export generate bundles/infinity-shapes "a red circle" --policy ld:rho=0.4,fill=zero --trace trace.json
+  ldp-export generate bundles/infinity-shapes "a red circle" "a blue star" --num-images 4 --output all/ --sheet all.png
 """
 )
 @bundle_argument
@@ -34,6 +40,7 @@ Examples:
 @click.option("--aspect-ratio", type=float, help="height / width; the nearest template is drawn.")
 @click.option("--height", type=int)
 @click.option("--width", type=int)
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also put all images on one sheet, under their prompts.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write what happened at each scale, as JSON.")
 @device_option
 @threads_option
@@ -53,6 +60,7 @@ def command(
     aspect_ratio: float | None,
     height: int | None,
     width: int | None,
+    sheet: Path | None,
     trace: Path | None,
     device: str,
     threads: int | None,
@@ -100,6 +108,8 @@ def command(
                 "scales_s": round(seconds, 4),
             }
         )
+    if sheet is not None:
+        _write_sheet(sheet, prompts, result.images)
     if trace is not None:
         trace.write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
     if as_json:
@@ -109,3 +119,12 @@ def command(
         stopped = row["unconditional_stopped_after"]
         tail = "" if stopped is None else f", one branch from scale {stopped + 1}"
         click.echo(f"{row['file']}: seed {row['seed']}, {row['tokens']} of {row['tokens_full']} tokens{tail}")
+
+
+def _write_sheet(path: Path, prompts: Sequence[str], images: Sequence[Image]) -> None:
+    from ldp_export.contact_sheet import Block, contact_sheet
+
+    each = len(images) // len(prompts)
+    blocks = [Block(prompt, images[i * each : (i + 1) * each]) for i, prompt in enumerate(prompts)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(blocks).save(path)

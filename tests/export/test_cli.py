@@ -58,8 +58,12 @@ def test_generate_writes_images_and_traces(small_bundle: Bundle, tmp_path: Path)
     result = run(
         "generate", root(small_bundle), "a red circle", "a blue star", "--num-images", "2", "--seed", "3",
         "--policy", "ld:fill=zero", "--output", tmp_path / "pictures", "--trace", trace, "--threads", "1", "--json",
+        "--sheet", tmp_path / "sheet.png",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width > 4 * 128
+    assert sheet.height > 128
     rows = json.loads(result.output)
     assert [row["seed"] for row in rows] == [3, 4, 5, 6]
     assert [row["prompt"] for row in rows] == ["a red circle"] * 2 + ["a blue star"] * 2
