@@ -1,16 +1,21 @@
-"""Tensor files in and out: safetensors, sharded folders with an index, and `.pth` without running pickled code."""
+"""Tensor files in and out: safetensors, sharded folders with an index, and `.pth` without running pickled code.
+
+Files are mapped, not read: a tensor is a view of its file, and its values come from the disk when they are used.
+A checkpoint larger than memory can therefore be opened, compared, and written anew tensor by tensor.
+"""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from ldp_runtime.errors import CheckpointError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+from ldp_export.models.tensor_writer import TensorSource, write_tensors
 
 State = dict[str, torch.Tensor]
 
@@ -18,7 +23,7 @@ _INDEX_NAME = "model.safetensors.index.json"
 
 
 def read_state(path: Path | str) -> State:
-    """All tensors of a safetensors file, a sharded folder (or its index file), or a `.pth` file.
+    """All tensors of a safetensors file, a sharded folder (or its index file), or a `.pth` file, as views of the files.
 
     Raises:
         CheckpointError: no such file, truncated, a shard missing, or pickled objects other than tensors.
@@ -107,7 +112,17 @@ def listing(keys: Iterable[str], most: int = 20) -> str:
     return ", ".join(keys[:most]) + more
 
 
-def save_state(state: State, path: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Writes safetensors; floating-point tensors are stored as `dtype` where one is given."""
-    stored = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in state.items()}
-    save_file(stored, Path(path))
+def save_state(
+    state: Mapping[str, torch.Tensor],
+    path: Path | str,
+    dtype: torch.dtype | None = None,
+    on_tensor: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Writes safetensors, tensor by tensor; floating-point tensors are stored as `dtype` where one is given.
+
+    With a state from `read_state`, memory stays bounded by a small piece of one tensor.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite, or becomes so as `dtype`.
+    """
+    write_tensors([TensorSource.of(name, tensor, dtype) for name, tensor in state.items()], Path(path), on_tensor)

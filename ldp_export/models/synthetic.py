@@ -1,26 +1,26 @@
 """Synthetic checkpoints: random weights under the true key names and in the released file layouts.
 
 For proving builds, loaders and latencies at true size where no checkpoint can be had. Such a model draws noise: it
-shows shapes, memory and time, nothing about pictures. Tensors are made one at a time, so memory stays bounded by one
-shard whatever the model's size.
+shows shapes, memory and time, nothing about pictures. Tensors are made one at a time, when they are
+written, so memory stays bounded by the largest of them whatever the model's size.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from ldp_runtime.errors import ConfigError
-from safetensors.torch import save_file
 
 from ldp_export.models.bsq_vae import BsqVae
 from ldp_export.models.checkpoints import original_transformer_state, original_vae_state
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.registry import ModelSpec
 from ldp_export.models.sources import Sources
+from ldp_export.models.tensor_writer import TensorSource, write_tensors
 
 _SHARD_BYTES = 4 * 2**30
 
@@ -37,33 +37,39 @@ def write_checkpoint(spec: ModelSpec, folder: Path, seed: int = 0, shard_bytes: 
     with torch.device("meta"):
         transformer = original_transformer_state(InfinityTransformer(spec.transformer))
         vae = original_vae_state(BsqVae(spec.vae))
-    save_file(dict(_filled(vae, seed)), folder / "vae.safetensors")
+    write_tensors(_sources(vae, seed), folder / "vae.safetensors")
     size = sum(4 * tensor.numel() for tensor in transformer.values())
     if size <= shard_bytes:
         path = folder / "transformer.safetensors"
-        save_file(dict(_filled(transformer, seed)), path)
+        write_tensors(_sources(transformer, seed), path)
     else:
         path = folder / "transformer"
         _write_shards(transformer, path, seed, shard_bytes)
     return Sources(path, folder / "vae.safetensors")
 
 
-def _filled(state: dict[str, torch.Tensor], seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Values for tensors on the meta device; each depends on the seed and its own name only."""
-    for name, like in state.items():
-        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
-        if name.endswith("lfq.mask"):
-            yield name, 2 ** torch.arange(like.numel() - 1, -1, -1, dtype=torch.int64)
-        elif name.endswith("zero_k_bias"):
-            yield name, torch.zeros(like.shape)
-        elif name.endswith("scale_mul_1H11"):
-            yield name, torch.full(like.shape, 1.4)
-        elif name.endswith(("norm.weight", "norm1.norm.weight", "norm2.norm.weight", "norm_out.norm.weight")):
-            yield name, 1 + 0.1 * torch.randn(like.shape, generator=generator)
-        else:
-            # Biases and tables small; matrices scaled so that activations keep their size.
-            spread = 0.02 if like.dim() < 2 else like[0].numel() ** -0.5
-            yield name, torch.randn(like.shape, generator=generator) * spread
+def _sources(state: dict[str, torch.Tensor], seed: int) -> list[TensorSource]:
+    """Tensors on the meta device, as what is to be written in their place."""
+    return [
+        TensorSource(name, tuple(like.shape), like.dtype, partial(_values, name, like, seed))
+        for name, like in state.items()
+    ]
+
+
+def _values(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
+    """Depends on the seed and the tensor's own name and shape only."""
+    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+    if name.endswith("lfq.mask"):
+        return 2 ** torch.arange(like.numel() - 1, -1, -1, dtype=torch.int64)
+    if name.endswith("zero_k_bias"):
+        return torch.zeros(like.shape)
+    if name.endswith("scale_mul_1H11"):
+        return torch.full(like.shape, 1.4)
+    if name.endswith(("norm.weight", "norm1.norm.weight", "norm2.norm.weight", "norm_out.norm.weight")):
+        return torch.randn(like.shape, generator=generator).mul_(0.1).add_(1)
+    # Biases and tables small; matrices scaled so that activations keep their size.
+    spread = 0.02 if like.dim() < 2 else like[0].numel() ** -0.5
+    return torch.randn(like.shape, generator=generator).mul_(spread)
 
 
 def _write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard_bytes: int) -> None:
@@ -81,7 +87,7 @@ def _write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard
     places: dict[str, str] = {}
     for i, names in enumerate(groups, start=1):
         file = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
-        save_file(dict(_filled({name: state[name] for name in names}, seed)), folder / file)
+        write_tensors(_sources({name: state[name] for name in names}, seed), folder / file)
         places |= dict.fromkeys(names, file)
     total = sum(4 * tensor.numel() for tensor in state.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
