@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from ldp_runtime.bundle import (
     ModelEntry,
     TensorEntry,
     describe_files,
+    read_state,
 )
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, EngineBuildError
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
@@ -37,9 +38,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldp_export import __version__
+from ldp_export.builders.base import Builder, Compiler, ExportedGraph
+from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
 from ldp_export.graphs.decoder import DecoderGraph, decoder_signature
-from ldp_export.graphs.onnx_export import MODEL_FILE, OPSET, export_graph
+from ldp_export.graphs.onnx_export import OPSET, export_graph
 from ldp_export.graphs.prompt import PromptGraph, level_offsets, prompt_signature
 from ldp_export.graphs.signature import GraphSignature
 from ldp_export.graphs.text_encoder import TextEncoderGraph, text_encoder_signature
@@ -55,8 +58,8 @@ from ldp_export.reference_cases import record_cases
 from ldp_export.stages import SCRATCH, STAGE_FILE, Stage, remove_leftovers, run_stages
 from ldp_export.verify import Report, require_verified, verify_bundle
 
-#: Rows that engines are built for: dynamic in ONNX Runtime, a bound for the capacity check and the manifest.
-_MAX_ROWS = 64
+#: Ends the name of a stage that compiles the graph whose name comes before it.
+_ENGINE = ".engine"
 #: Bytes written per byte of sources: a 16-bit checkpoint doubles when its graphs are float32.
 _DISK_FACTOR = 2.2
 
@@ -70,12 +73,14 @@ class BuildOptions:
         size: scale schedule, or None for the model's own.
         chunk: blocks per `blocks` graph, or None for all in one.
         force: build every stage anew.
+        builder: the backend.
     """
 
     output: Path
     size: str | None = None
     chunk: int | None = None
     force: bool = False
+    builder: Builder = field(default_factory=OnnxRuntimeBuilder)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class BuildPlan:
             "sources": {part: str(path) for part, path in self.sources.items()},
             "output": str(self.options.output),
             "graphs": self.graph_names,
+            "backend": self.options.builder.backend,
             "disk_bytes": self.disk_bytes,
         }
 
@@ -166,8 +172,11 @@ def _existing_parent(path: Path) -> Path:
     return path if path.exists() else _existing_parent(path.parent)
 
 
-def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report]:
+def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report | None]:
     """Builds, verifies and publishes a bundle; the previous version serves until the new one is verified.
+
+    Engines that cannot run on this machine are published unverified, without a report: `verify` on their target is
+    what proves them.
 
     Raises:
         CheckpointError, ExportError, EngineBuildError: a stage failed; finished stages are kept for the next try.
@@ -181,22 +190,29 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report]
             shutil.rmtree(root / "stages", ignore_errors=True)
         work = _Work(plan)
         stages = work.stages()
-        count = len(stages) + 1
+        count = len(stages) + plan.options.builder.runs_here
         renumbered = _within(progress, count)
         folders = run_stages(stages, root / "stages", renumbered)
         manifest, files = _manifest(plan, work, folders)
         folder = assemble_version(root, manifest, files)
-        bundle = Bundle(manifest, folder, root, "unverified")
-        progress(ProgressEvent("verify", count - 1, count, "started"))
-        report = verify_bundle(
-            bundle, on_check=lambda check: progress(ProgressEvent("verify", count - 1, count, "advanced", check.name))
-        )
-        write_report(root, manifest, report.to_json())
-        require_verified(report, bundle)
+        report = None
+        if plan.options.builder.runs_here:
+            report = _verify(Bundle(manifest, folder, root, "unverified"), root, count, progress)
         make_current(root, manifest)
         _forget_old_stages(root / "stages", folders)
-        progress(ProgressEvent("verify", count - 1, count, "finished"))
-    return Bundle(manifest, folder, root, "verified"), report
+    return Bundle(manifest, folder, root, read_state(root, manifest)), report
+
+
+def _verify(bundle: Bundle, root: Path, count: int, progress: Progress) -> Report:
+    """Checks the bundle as the last of `count` steps, and keeps the report beside it."""
+    progress(ProgressEvent("verify", count - 1, count, "started"))
+    report = verify_bundle(
+        bundle, on_check=lambda check: progress(ProgressEvent("verify", count - 1, count, "advanced", check.name))
+    )
+    write_report(root, bundle.manifest, report.to_json())
+    require_verified(report, bundle)
+    progress(ProgressEvent("verify", count - 1, count, "finished"))
+    return report
 
 
 @contextmanager
@@ -295,15 +311,28 @@ class _Work:
         """Export of each graph, constants, and the reference runs."""
         stages = []
         if self.plan.sources.text_encoder is not None:
-            stages.append(self._graph_stage("text_encoder", ("text_encoder",)))
-        stages.append(self._graph_stage("prompt", ("transformer",)))
-        blocks = [name for name in self.plan.graph_names if name.startswith("blocks")]
-        stages += [self._graph_stage(name, ("transformer",)) for name in blocks]
-        stages.append(self._graph_stage("decoder", ("vae",)))
+            stages += self._graph_stages("text_encoder", ("text_encoder",))
+        stages += self._graph_stages("prompt", ("transformer",))
+        for name in (name for name in self.plan.graph_names if name.startswith("blocks")):
+            stages += self._graph_stages(name, ("transformer",))
+        stages += self._graph_stages("decoder", ("vae",))
         inputs = {"sources": self.hashes, "toolchain": toolchain(), "spec": asdict(self.plan.spec)}
         stages.append(Stage("constants", inputs, self._write_constants))
         stages.append(Stage(REFERENCE, inputs | {"size": self.plan.size}, self._record))
         return stages
+
+    def _graph_stages(self, name: str, parts: tuple[str, ...]) -> list[Stage]:
+        """The export of a graph and, where the backend compiles, its engine."""
+        export, builder = self._graph_stage(name, parts), self.plan.options.builder
+        if not isinstance(builder, Compiler):
+            return [export]
+        signature, cache = self.signature(name), self.plan.options.output / "stages"
+        inputs = {"graph": export.key, **builder.key(signature)}
+
+        def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
+            builder.build(ExportedGraph(signature, export.place(cache)), folder, say)
+
+        return [export, Stage(name + _ENGINE, inputs, compile_engine)]
 
     def _graph_stage(self, name: str, parts: tuple[str, ...]) -> Stage:
         inputs = {
@@ -367,7 +396,11 @@ def toolchain() -> dict[str, str]:
 def _manifest(plan: BuildPlan, work: _Work, folders: dict[str, Path]) -> tuple[Manifest, dict[str, Path]]:
     """The sealed manifest, and where each of the version's files lies now."""
     files: dict[str, Path] = {}
+    builder = plan.options.builder
     for stage, folder in folders.items():
+        if stage + _ENGINE in folders:
+            continue  # the engine is what ships, not the graph it was made of
+        stage = stage.removesuffix(_ENGINE)
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != STAGE_FILE):
             inside = str(path.relative_to(folder))
             files[inside if stage == "constants" else f"{stage}/{inside}"] = path
@@ -377,11 +410,12 @@ def _manifest(plan: BuildPlan, work: _Work, folders: dict[str, Path]) -> tuple[M
         first, last = work.bounds(name) if is_blocks else (0, 0)
         graphs[name] = GraphEntry(
             kind="blocks" if is_blocks else name,  # pyright: ignore[reportArgumentType]
-            file=f"{name}/{MODEL_FILE}",
+            file=f"{name}/{builder.engine_file}",
             inputs=_tensors(signature.inputs),
             outputs=_tensors(signature.outputs),
             first=first,
             last=last,
+            profiles=builder.profiles(signature),
         )
     schedules = [ScaleSchedule.of_size(plan.size, ratio) for ratio in TEMPLATES]
     manifest = Manifest(
@@ -389,12 +423,13 @@ def _manifest(plan: BuildPlan, work: _Work, folders: dict[str, Path]) -> tuple[M
         model=work.model,
         defaults=work.defaults,
         limits=Limits(
-            rows=_MAX_ROWS,
+            rows=builder.max_rows,
             text_tokens=plan.spec.transformer.text_tokens,
             tokens=max(max(s.tokens) for s in schedules),
             past=max(s.offsets[-2] for s in schedules),
         ),
-        backend="onnxruntime",
+        backend=builder.backend,
+        target=builder.target(),
         precision="float32",
         graphs=graphs,
         files={name: describe_files(path.parent, [path.name])[path.name] for name, path in sorted(files.items())},

@@ -48,13 +48,17 @@ class Stage:
         canonical = json.dumps(self.inputs, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(f"{self.name}:{canonical}".encode()).hexdigest()[:16]
 
+    def place(self, cache: Path) -> Path:
+        """Where its files lie once it has run."""
+        return cache / f"{self.name}-{self.key}"
+
 
 def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str, Path]:
     """Runs what is not cached; returns the folder of each stage's files."""
     cache.mkdir(parents=True, exist_ok=True)
     folders = {}
     for index, stage in enumerate(stages):
-        place = cache / f"{stage.name}-{stage.key}"
+        place = stage.place(cache)
         if _is_complete(place):
             progress(ProgressEvent(stage.name, index, len(stages), "reused"))
         else:

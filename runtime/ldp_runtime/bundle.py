@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
+from ldp_runtime.optimization_profiles import OptimizationProfile
 from ldp_runtime.residual import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -30,6 +31,7 @@ MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "
 CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
 
 State = Literal["verified", "unverified", "rejected"]
+Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
 class _Entry(BaseModel):
@@ -48,7 +50,7 @@ class TensorEntry(_Entry):
 
 
 class GraphEntry(_Entry):
-    """One graph; `first` and `last` bound the blocks of a `blocks` chunk."""
+    """One graph; `first` and `last` bound the blocks of a `blocks` chunk. No profiles: it takes any size."""
 
     kind: Literal["text_encoder", "prompt", "blocks", "decoder"]
     file: str
@@ -56,6 +58,7 @@ class GraphEntry(_Entry):
     outputs: tuple[TensorEntry, ...]
     first: int = 0
     last: int = 0
+    profiles: tuple[OptimizationProfile, ...] = ()
 
 
 class ModelEntry(_Entry):
@@ -102,6 +105,20 @@ class Limits(_Entry):
     past: int
 
 
+class TargetEntry(_Entry):
+    """What compiled engines depend on beside their graphs.
+
+    Attributes:
+        library: version of the library that built them, which must be the one that runs them.
+        compute_capabilities: of the GPUs that they run on, as "8.9".
+        kv: how keys and values are kept: a past that grows ("concat"), or a cache of fixed size ("in-place").
+    """
+
+    library: str
+    compute_capabilities: tuple[str, ...]
+    kv: Literal["concat", "in-place"] = "concat"
+
+
 class Manifest(_Entry):
     """Everything an engine depends on."""
 
@@ -109,7 +126,8 @@ class Manifest(_Entry):
     model: ModelEntry
     defaults: Defaults
     limits: Limits
-    backend: Literal["onnxruntime"]
+    backend: Backend
+    target: TargetEntry | None = None
     precision: Literal["float32"]
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]

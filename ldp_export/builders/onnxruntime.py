@@ -1,0 +1,27 @@
+"""ONNX Runtime: the exported files are the engine, and any size runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ldp_runtime.bundle import Backend, TargetEntry
+from ldp_runtime.optimization_profiles import OptimizationProfile
+
+from ldp_export.graphs.onnx_export import MODEL_FILE
+from ldp_export.graphs.signature import GraphSignature
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeBuilder:
+    """Ships the graphs as they are. Rows are dynamic: `max_rows` bounds the capacity check and the manifest."""
+
+    backend: Backend = "onnxruntime"
+    engine_file: str = MODEL_FILE
+    runs_here: bool = True
+    max_rows: int = 64
+
+    def target(self) -> TargetEntry | None:
+        return None
+
+    def profiles(self, signature: GraphSignature) -> tuple[OptimizationProfile, ...]:
+        return ()

@@ -1,0 +1,90 @@
+"""Optimization profiles: the sizes of each dynamic axis that an engine was built for, and the choice between them.
+
+An engine with dynamic shapes is built for ranges, not for shapes. Each profile is tuned for its typical sizes and
+serves everything within its ranges; a call must lie within one of them. Choosing it is a pure function of the sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from ldp_runtime.errors import CapacityError, ConfigError
+
+
+@dataclass(frozen=True)
+class AxisRange:
+    """Sizes of one axis: the smallest and largest that are served, and the one that kernels are tuned for."""
+
+    smallest: int
+    typical: int
+    largest: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smallest <= self.typical <= self.largest:
+            raise ConfigError(
+                f"a range needs 0 <= smallest <= typical <= largest, "
+                f"got {self.smallest}, {self.typical}, {self.largest}"
+            )
+
+    def __contains__(self, size: int) -> bool:
+        return self.smallest <= size <= self.largest
+
+    def __str__(self) -> str:
+        return str(self.largest) if self.smallest == self.largest else f"{self.smallest}-{self.largest}"
+
+
+@dataclass(frozen=True)
+class OptimizationProfile:
+    """What one profile of an engine serves.
+
+    Attributes:
+        axes: name of each dynamic axis ("rows", "tokens", "past", "text", ...) -> its range.
+        scales: first and last scale that it is meant for (of every aspect ratio, pruned or not), or None for graphs
+            that do not run once per scale.
+    """
+
+    axes: Mapping[str, AxisRange]
+    scales: tuple[int, int] | None = None
+
+    def covers(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a call with these sizes, one per axis, can run in this profile."""
+        return all(sizes[axis] in sides for axis, sides in self.axes.items())
+
+    @property
+    def volume(self) -> int:
+        """Product of the largest sizes: of two profiles that cover a call, the smaller one is tuned closer to it."""
+        return prod(max(1, sides.largest) for sides in self.axes.values())
+
+    def __str__(self) -> str:
+        words = ", ".join(_words(axis, sides) for axis, sides in self.axes.items())
+        if self.scales is None:
+            return words
+        first, last = self.scales
+        return f"{f'scales {first}-{last}' if first != last else f'scale {first}'}: {words}"
+
+
+def _words(axis: str, sides: AxisRange) -> str:
+    return f"{axis} {sides}" if axis in ("past", "text") else f"{sides} {axis}"
+
+
+def choose_profile(profiles: Sequence[OptimizationProfile], sizes: Mapping[str, int], graph: str) -> int:
+    """Index of the tightest profile that covers a call.
+
+    Args:
+        sizes: size of every dynamic axis of the call.
+        graph: name of the graph, for the message.
+
+    Raises:
+        CapacityError: no profile covers it; nothing was sent to the device.
+    """
+    covering = [index for index, profile in enumerate(profiles) if profile.covers(sizes)]
+    if not covering:
+        asked = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        built = "; ".join(str(profile) for profile in profiles)
+        raise CapacityError(
+            f"the engine {graph!r} was not built for {asked}; its profiles cover: {built}",
+            hint="ask for less, or build the bundle for more: --max-batch, --pn",
+        )
+    return min(covering, key=lambda index: (profiles[index].volume, index))
