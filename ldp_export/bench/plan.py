@@ -13,7 +13,7 @@ from ldp_runtime.pruning.names import describe
 
 from ldp_export.bench.hardware import default_threads
 from ldp_export.bench.messages import Job
-from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, find_model
+from ldp_export.models.registry import DEFAULT_MODEL, NamedModel, find_model
 from ldp_export.models.sources import Sources, find_sources
 
 DEFAULT_PROMPTS = (
@@ -177,7 +177,7 @@ def _prompts(prompts: Sequence[str] | None, bundle: Bundle) -> tuple[str, ...] |
 
 def _sources(bundle: Bundle, options: Options) -> Sources:
     """The checkpoint the bundle was built from, proven by its hashes."""
-    spec = find_model(DEFAULT_MODEL)  # of no matter where files are given
+    spec: NamedModel = find_model(DEFAULT_MODEL)  # of no matter where files are given
     if options.weights is None and options.vae is None:
         spec = _registered(bundle.manifest.model.name)
     found = find_sources(spec, options.weights, options.vae, options.text_encoder)
@@ -192,7 +192,7 @@ def _sources(bundle: Bundle, options: Options) -> Sources:
     return found
 
 
-def _registered(name: str) -> ModelSpec:
+def _registered(name: str) -> NamedModel:
     try:
         return find_model(name)
     except ConfigError as error:

@@ -22,7 +22,7 @@ def command(as_json: bool) -> None:
             "parameters": spec.parameters,
             "depth": spec.transformer.depth,
             "width": spec.transformer.width,
-            "bits": spec.transformer.bits,
+            "family": spec.family,
             "size": spec.size,
             "guidance": spec.guidance,
             "temperature": spec.temperature,
@@ -38,10 +38,10 @@ def command(as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(caption="parameters: transformer and VAE; the text encoder is not counted")
-    for title in ("name", "parameters", "blocks x width", "bits", "size", "weights"):
+    for title in ("name", "parameters", "blocks x width", "family", "size", "weights"):
         table.add_column(title, no_wrap=title == "name")
     for row in rows:
         parameters = f"{row['parameters'] / 1e6:,.0f} M"
         shape = f"{row['depth']} x {row['width']}"
-        table.add_row(row["name"], parameters, shape, str(row["bits"]), row["size"], row["weights"])
+        table.add_row(row["name"], parameters, shape, row["family"], row["size"], row["weights"])
     Console().print(table)

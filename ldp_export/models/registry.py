@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.residual import LatentLayout
+from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
 from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.models.infinity import InfinityConfig, ffn_width
+from ldp_export.models.t5_sizes import FLAN_T5_XL, T5Sizes
+from ldp_export.models.var import VarConfig
+from ldp_export.models.vq_vae import VqVaeConfig
 
 
 @dataclass(frozen=True)
 class HubFiles:
     """Where a model's files are published.
 
+    A revision is a commit where one is known to hold the files, else the branch `main`.
+
     Attributes:
         repository, revision: of the transformer and the VAE.
         transformer: a file, or a folder of shards with its index file.
         vae: a file.
-        text_encoder: repository of the T5 encoder and its tokenizer.
+        vae_bytes: size of that file where it holds more than the VAE; None: the VAE's own tensors.
+        text_encoder, text_encoder_revision: repository of the T5 encoder and its tokenizer; None for models of classes.
+        text_encoder_licence: stated by that repository.
     """
 
     repository: str
     transformer: str
     vae: str
-    text_encoder: str = "google/flan-t5-xl"
     revision: str = "main"
+    vae_bytes: int | None = None
+    text_encoder: str | None = "google/flan-t5-xl"
+    text_encoder_revision: str = "7d6315df2c2fb742f0f5b556879d730926ca9001"
+    text_encoder_licence: str = "Apache-2.0"
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """One named model.
+class NamedModel:
+    """One named model of either family.
 
     Attributes:
         patch: latents per token side (2 with patchify).
-        size: name of its scale schedule.
+        size: name of its scale schedule; VAR's schedule is part of its architecture, and this names its pixels.
         guidance, temperature, top_k, top_p: recommended settings, the bundle's defaults.
+        licence: of the weights, as their publisher states it.
         hub: None for models that no hub holds.
         embedded: its weights are part of this package.
     """
 
     name: str
     title: str
-    transformer: InfinityConfig
-    vae: VaeConfig
+    transformer: InfinityConfig | VarConfig
+    vae: VaeConfig | VqVaeConfig
     patch: int = 1
     size: str = "1M"
     guidance: float = 4.0
@@ -55,22 +68,72 @@ class ModelSpec:
     licence: str = "MIT"
     hub: HubFiles | None = None
     embedded: bool = field(default=False)
+    family: ClassVar[str] = ""
+
+    @property
+    def text_encoder(self) -> T5Sizes | None:
+        """Sizes of the hub's text encoder; None for models of classes and for those no hub holds."""
+        return FLAN_T5_XL if self.hub is not None and self.hub.text_encoder is not None else None
+
+    @property
+    def schedules(self) -> tuple[ScaleSchedule, ...]:
+        """Of every image size it draws."""
+        return tuple(ScaleSchedule.of_size(self.size, ratio) for ratio in TEMPLATES)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the transformer and the VAE (the text encoder not counted)."""
+        from ldp_export.models.originals import count_parameters
+
+        return count_parameters(self.transformer) + count_parameters(self.vae)
+
+    @property
+    def file_bytes(self) -> dict[str, int]:
+        """Bytes of each released part: float32 tensors counted from the architecture, but for `HubFiles.vae_bytes`."""
+        from ldp_export.models.originals import original_state
+
+        parts = {"transformer": self.transformer, "vae": self.vae}
+        sizes = {part: sum(4 * t.numel() for t in original_state(config).values()) for part, config in parts.items()}
+        if self.hub is not None and self.hub.vae_bytes is not None:
+            sizes["vae"] = self.hub.vae_bytes
+        return sizes if self.text_encoder is None else sizes | {"text_encoder": 4 * self.text_encoder.parameters}
+
+    def run_bytes(self, element: int = 2) -> int:
+        """Memory that drawing one guided image takes at least: all weights, and the K/V of both branches.
+
+        Args:
+            element: bytes of a number: 2 for bfloat16, 4 for float32.
+        """
+        t, encoder = self.transformer, self.text_encoder
+        past = max(schedule.offsets[-2] for schedule in self.schedules)
+        cache = 2 * 2 * t.depth * past * t.width
+        return element * (self.parameters + (encoder.encoder_parameters if encoder else 0) + cache)
+
+
+@dataclass(frozen=True)
+class ModelSpec(NamedModel):
+    """A model of the Infinity family: text to bits."""
+
+    transformer: InfinityConfig
+    vae: VaeConfig
+    family: ClassVar[str] = "infinity"
 
     @property
     def layout(self) -> LatentLayout:
         return LatentLayout(self.vae.bits, self.patch)
 
+
+@dataclass(frozen=True)
+class VarSpec(NamedModel):
+    """A model of the VAR family: classes to codebook indices; its one schedule is part of its architecture."""
+
+    transformer: VarConfig
+    vae: VqVaeConfig
+    family: ClassVar[str] = "var"
+
     @property
-    def parameters(self) -> int:
-        """Parameters of the transformer and the VAE (the text encoder not counted)."""
-        import torch
-
-        from ldp_export.models.bsq_vae import BsqVae
-        from ldp_export.models.infinity import InfinityTransformer
-
-        with torch.device("meta"):
-            models = (InfinityTransformer(self.transformer), BsqVae(self.vae))
-        return sum(p.numel() for model in models for p in model.parameters())
+    def schedules(self) -> tuple[ScaleSchedule, ...]:
+        return (self.transformer.schedule,)
 
 
 def _infinity(depth: int, width: int, heads: int, bits: int, chunks: int) -> InfinityConfig:
@@ -93,7 +156,28 @@ _STRIDE_16 = (1, 2, 4, 4, 4)
 _VAE_D16 = VaeConfig(bits=16, channel_multipliers=_STRIDE_16)
 _VAE_D32 = VaeConfig(bits=32, channel_multipliers=_STRIDE_16)
 _VAE_D56 = VaeConfig(bits=14, channel_multipliers=(1, 2, 4, 4), stride=8)
+_VAR_VAE = VqVaeConfig()
 _HUB = "FoundationVision/Infinity"
+#: The BSQ VAE files hold 440 MB of VAE; the rest of their size belongs to its training.
+_VAE_FILE = 1_560_000_000
+
+
+def _var(depth: int, pixels: int = 256, revision: str = "6d0ee6598a42f75079aa79e58b012b57b284c91b") -> VarSpec:
+    """A VAR model of the original code's rules: width 64 a block, and for 512 pixels one AdaLN for all blocks."""
+    width = 64 * depth
+    config = VarConfig(depth, width, heads=depth, ffn=4 * width)
+    if pixels == 512:
+        config = replace(config, grids=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32), shared_ada=True)
+    return VarSpec(
+        f"var-d{depth}",
+        f"VAR-d{depth}, ImageNet classes, {pixels}x{pixels}",
+        config,
+        _VAR_VAE,
+        size=f"{pixels}px",
+        guidance=4.0,
+        top_p=0.95,
+        hub=HubFiles("FoundationVision/var", f"var_d{depth}.pth", "vae_ch160v4096z32.pth", revision, text_encoder=None),
+    )
 
 
 def _unreleased(name: str, depth: int, width: int, heads: int, chunks: int = 4) -> ModelSpec:
@@ -124,7 +208,7 @@ _SPECS = (
         _VAE_D32,
         guidance=4.0,
         temperature=0.5,
-        hub=HubFiles(_HUB, "infinity_2b_reg.pth", "infinity_vae_d32reg.pth"),
+        hub=HubFiles(_HUB, "infinity_2b_reg.pth", "infinity_vae_d32reg.pth", vae_bytes=_VAE_FILE),
     ),
     ModelSpec(
         "infinity-8b",
@@ -133,7 +217,7 @@ _SPECS = (
         _VAE_D56,
         patch=2,
         guidance=3.0,
-        hub=HubFiles(_HUB, "infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth"),
+        hub=HubFiles(_HUB, "infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth", vae_bytes=_VAE_FILE),
     ),
     ModelSpec(
         "infinity-8b-512",
@@ -143,7 +227,7 @@ _SPECS = (
         patch=2,
         size="0.25M",
         guidance=3.0,
-        hub=HubFiles(_HUB, "infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify.pth"),
+        hub=HubFiles(_HUB, "infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify.pth", vae_bytes=_VAE_FILE),
     ),
     ModelSpec(
         "infinity-125m",
@@ -151,8 +235,17 @@ _SPECS = (
         _infinity(12, 768, 8, 16, 4),
         _VAE_D16,
         size="0.06M",
-        hub=HubFiles(_HUB, "infinity_125M_256x256.pth", "infinity_vae_d16.pth"),
+        hub=HubFiles(
+            _HUB,
+            "infinity_125M_256x256.pth",
+            "infinity_vae_d16.pth",
+            revision="d4c15777e41bd36eb8eef5a854b018d19962b6d9",
+            vae_bytes=_VAE_FILE,
+        ),
     ),
+    *(_var(depth) for depth in (16, 20, 24, 30)),
+    # No commit is on record that holds this file.
+    _var(36, 512, "main"),
     _unreleased("infinity-layer16", 16, 1152, 12),
     _unreleased("infinity-layer24", 24, 1536, 16),
     _unreleased("infinity-layer32", 32, 2080, 20),
@@ -162,11 +255,11 @@ _SPECS = (
     _unreleased("infinity-20b", 58, 4608, 36, chunks=2),
 )
 
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+MODELS: dict[str, ModelSpec | VarSpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_MODEL = "infinity-shapes"
 
 
-def find_model(name: str) -> ModelSpec:
+def find_model(name: str) -> ModelSpec | VarSpec:
     """A model by its name. Raises ConfigError that names the nearest ones."""
     if name in MODELS:
         return MODELS[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ldp_runtime.errors import CheckpointError
+from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.models.checkpoints import infer_transformer_config, infer_vae_config
 from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, find_model
@@ -27,17 +27,23 @@ def resolve_model(
         ConfigError: unknown name, or parts missing. CheckpointError: files that are no such model.
     """
     if name is None and (weights is not None or vae is not None):
-        placeholder = find_model(DEFAULT_MODEL)
-        sources = find_sources(placeholder, weights, vae, text_encoder)
+        sources = find_sources(_known(DEFAULT_MODEL), weights, vae, text_encoder)
         spec = infer_spec(sources)
     else:
-        spec = find_model(name or DEFAULT_MODEL)
+        spec = _known(name or DEFAULT_MODEL)
         sources = find_sources(spec, weights, vae, text_encoder)
     if guidance is not None:
         spec = replace(spec, guidance=guidance)
     if temperature is not None:
         spec = replace(spec, temperature=temperature)
     return spec, sources
+
+
+def _known(name: str) -> ModelSpec:
+    spec = find_model(name)
+    if not isinstance(spec, ModelSpec):
+        raise ConfigError(f"{name} is a class-conditional model, for which there are no engines yet")
+    return spec
 
 
 def infer_spec(sources: Sources, name: str = "custom") -> ModelSpec:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ldp_runtime.bundle import hash_file
 from ldp_runtime.errors import CheckpointError, ConfigError
 
-from ldp_export.models.registry import HubFiles, ModelSpec
+from ldp_export.models.registry import HubFiles, NamedModel
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def find_sources(
-    spec: ModelSpec, weights: Path | None = None, vae: Path | None = None, text_encoder: Path | None = None
+    spec: NamedModel, weights: Path | None = None, vae: Path | None = None, text_encoder: Path | None = None
 ) -> Sources:
     """The parts of a model: paths that are given, else the package's own, else the hub's.
 
@@ -93,7 +93,7 @@ def _from_hub(hub: HubFiles, text_encoder: Path | None) -> Sources:
         patterns = [hub.transformer, f"{hub.transformer}/*", hub.vae]
         logger.info("fetching %s of %s", patterns, hub.repository)
         folder = Path(snapshot_download(hub.repository, revision=hub.revision, allow_patterns=patterns))
-        if text_encoder is None:
+        if text_encoder is None and hub.text_encoder is not None:
             wanted = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
             text_encoder = Path(snapshot_download(hub.text_encoder, allow_patterns=wanted))
     except Exception as error:  # the hub client raises types of its own, requests' and the system's
