@@ -24,9 +24,9 @@ from ldp_runtime.bundle import (
     Bundle,
     Defaults,
     GraphEntry,
+    InfinityEntry,
     Limits,
     Manifest,
-    ModelEntry,
     TensorEntry,
     describe_files,
     read_state,
@@ -284,11 +284,10 @@ class _Work:
         return encoder
 
     @property
-    def model(self) -> ModelEntry:
+    def model(self) -> InfinityEntry:
         spec, t = self.plan.spec, self.plan.spec.transformer
-        return ModelEntry(
+        return InfinityEntry(
             name=spec.name,
-            family="infinity",
             size=self.plan.size,
             depth=t.depth,
             width=t.width,

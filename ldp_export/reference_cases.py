@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle import Defaults, ModelEntry
+from ldp_runtime.bundle import Defaults, InfinityEntry
 from ldp_runtime.residual import LatentLayout
 from ldp_runtime.sampling import SamplingFilter, logit_difference
 from ldp_runtime.schedule import ScaleSchedule
@@ -77,7 +77,7 @@ def record_cases(
     transformer: InfinityTransformer,
     vae: BsqVae,
     encoder: TextEncoder | None,
-    model: ModelEntry,
+    model: InfinityEntry,
     defaults: Defaults,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> ReferenceCases:

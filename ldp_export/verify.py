@@ -15,10 +15,12 @@ import torch
 from ldp_runtime.blocks import PromptRows
 from ldp_runtime.bundle import REFERENCE, Bundle
 from ldp_runtime.bundle_engines import Engines, open_engines, run_prompt
+from ldp_runtime.conditions import text_rows
 from ldp_runtime.errors import NonFiniteError, VerificationError
+from ldp_runtime.families import guidance_weights, placement
 from ldp_runtime.guidance import per_scale
 from ldp_runtime.pruning.policy import Policy
-from ldp_runtime.sampling import SamplingFilter, position_noise
+from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -167,7 +169,8 @@ def _check_case(
     bits = [b.bool().to(device) for b in reference.per_scale(case, "bits", S)]
     keep = [None if i is None else i.to(device) for i in reference.keep(case, S)] if case.pruned else None
     seen: dict[int, torch.Tensor] = {}
-    prompt = prompt_rows(bundle, engines, reference.tensors[f"{case.name}.features"].to(device), case.guidance != 1)
+    features = reference.tensors[f"{case.name}.features"].to(device)
+    prompt = text_rows(engines, bundle.manifest, features, case.guidance != 1)
     state = run_case(bundle, engines, prompt, schedule, case, bits, keep, lambda k, logits: seen.setdefault(k, logits))
     for k in range(S):
         expected = reference.tensors[f"{case.name}.logits_{k}"]
@@ -186,12 +189,6 @@ def _check_case(
         add(_compare(f"{case.name}, latent drawn freely", free.latent, latent, LATENT))
 
 
-def prompt_rows(bundle: Bundle, engines: Engines, features: torch.Tensor, guided: bool) -> PromptRows:
-    """Rows of one image: its text, and the learned unconditional text of the same length."""
-    rows = [features, engines.unconditional_text[: len(features)]] if guided else [features]
-    return run_prompt(engines.prompt, bundle.manifest, torch.stack(rows))
-
-
 def run_case(
     bundle: Bundle,
     engines: Engines,
@@ -204,26 +201,25 @@ def run_case(
 ) -> ImageState:
     """One image through the runtime's loop, teacher-forced where `bits` are given."""
     manifest = bundle.manifest
-    layout, S = manifest.model.layout, len(schedule)
+    space, S = engines.space, len(schedule)
     device, defaults = engines.blocks.device, manifest.defaults
-    h, w = layout.latent_grid(schedule.final_grid)
-    noise = position_noise(case.seed or 0, schedule, layout.bits)
+    guidance = guidance_weights(manifest.model, case.guidance, S)
     state = ImageState(
         seed=case.seed or 0,
-        noise=tuple(n.to(device) for n in noise),
-        latent=torch.zeros(layout.channels, h, w, device=device),
-        unconditional=case.guidance != 1,
-        forced_bits=bits,
+        noise=tuple(n.to(device) for n in space.noise(case.seed or 0, schedule)),
+        latent=space.empty_latent(schedule).to(device),
+        unconditional=any(g != 1 for g in guidance),
+        forced_tokens=bits,
         forced_keep=keep,
     )
     settings = LoopSettings(
         schedule,
-        layout,
-        per_scale(case.guidance, S, "guidance"),
+        space,
+        guidance,
         per_scale(defaults.temperature, S, "temperature"),
         SamplingFilter(defaults.top_k, defaults.top_p),
         Policy(),
-        engines.level_offsets,
+        placement(manifest.model, engines.constants, schedule),
     )
     run_scales(engines.blocks, prompt, [state], settings, None, on_logits)
     return state
@@ -239,7 +235,7 @@ def _check_identical_rows(
     """The same text twice in one call gives the same logits twice."""
     case = reference.cases[0]
     features = reference.tensors[f"{case.name}.features"].to(device)
-    prompt = run_prompt(engines.prompt, bundle.manifest, torch.stack((features, features)))
+    prompt = run_prompt(engines, bundle.manifest, {"features": torch.stack((features, features))})
     schedule, worst = bundle.manifest.schedule(case.aspect_ratio), 0.0
     bits = [b.bool().to(device) for b in reference.per_scale(case, "bits", len(schedule))]
 

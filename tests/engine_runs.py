@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from ldp_runtime import Pipeline, Policy
-from ldp_runtime.blocks import PromptRows
-from ldp_runtime.bundle_engines import Engines, run_prompt
+from ldp_runtime.bundle_engines import Engines
+from ldp_runtime.conditions import text_rows
+from ldp_runtime.families import guidance_weights, placement
 from ldp_runtime.guidance import per_scale
-from ldp_runtime.sampling import SamplingFilter, position_noise
+from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -41,22 +42,19 @@ def run_loop(
     keep: Sequence[torch.Tensor | None] | None = None,
 ) -> LoopRun:
     """One image, with guidance by the learned unconditional text; `bits` and `keep` force the run."""
-    engines, layout = engines_of(pipe), pipe.manifest.model.layout
+    engines, model = engines_of(pipe), pipe.manifest.model
     schedule = schedule or pipe.manifest.schedule()
-    S, (h, w) = len(schedule), layout.latent_grid(schedule.final_grid)
-    rows = torch.stack((text, engines.unconditional_text[: len(text)]))
-    prompt: PromptRows = run_prompt(engines.prompt, pipe.manifest, rows)
-    image = ImageState(
-        seed, position_noise(seed, schedule, layout.bits), torch.zeros(layout.channels, h, w), True, bits, keep
-    )
+    S, space = len(schedule), engines.space
+    prompt = text_rows(engines, pipe.manifest, text, guided=True)
+    image = ImageState(seed, space.noise(seed, schedule), space.empty_latent(schedule), True, bits, keep)
     settings = LoopSettings(
         schedule,
-        layout,
-        per_scale(guidance, S, "guidance"),
+        space,
+        guidance_weights(model, guidance, S),
         per_scale(temperature, S, "temperature"),
         rule or SamplingFilter(900, 0.97),
         policy or Policy(),
-        engines.level_offsets,
+        placement(model, engines.constants, schedule),
     )
     run = LoopRun(image)
     run_scales(engines.blocks, prompt, [image], settings, None, lambda k, logits: run.logits.update({k: logits}))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from ldp_runtime.bundle import TOKENIZER, Manifest, open_bundle
+from ldp_runtime.bundle import TOKENIZER, InfinityEntry, Manifest, open_bundle
 from ldp_runtime.pipeline import Pipeline
 from ldp_runtime.pixels import to_output
 from ldp_runtime.sampling import SamplingFilter
@@ -50,6 +50,7 @@ def texts_of(job: Job, manifest: Manifest) -> Texts:
     """The job's prompts, or the seeded random features that stand in for them."""
     if job.prompts is not None:
         return job.prompts
+    assert isinstance(manifest.model, InfinityEntry)
     generator = torch.Generator().manual_seed(job.embed_seed)
     shape = (job.embed_tokens, manifest.model.text_channels)
     return [torch.randn(shape, generator=generator) for _ in range(job.embed_count)]
@@ -151,6 +152,7 @@ class EagerSubject:
             filter=SamplingFilter(defaults.top_k, defaults.top_p),
             seed=seeds[0],
         )
+        assert isinstance(self.manifest.model, InfinityEntry)
         features = [self.features(self.texts[i]) for i in prompts]
         run = generate(self.model, features, schedule, self.manifest.model.layout, settings, keep_trace=False)
         images = to_output(self.vae.decode(run.latent), "torch")

@@ -48,7 +48,7 @@ def _print(bundle: Bundle) -> None:
         f"[bold]{model.name}[/bold] ({model.family}), version {manifest.version}, [bold]{bundle.state}[/bold]"
     )
     console.print(
-        f"{model.depth} blocks, width {model.width}, {model.heads} heads, {model.bits} bits a token; "
+        f"{model.depth} blocks, width {model.width}, {model.heads} heads, {model.token}; "
         f"{manifest.precision} on {manifest.backend}"
     )
     console.print("draws (height x width): " + ", ".join(f"{h}x{w}" for h, w in sizes(manifest)))

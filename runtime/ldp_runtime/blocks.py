@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,23 +12,36 @@ from ldp_runtime.engines.base import Engine
 from ldp_runtime.errors import NonFiniteError
 from ldp_runtime.kv_cache import KVCache
 
-#: Rotary cosines and sines of the tokens of a call: two tensors [L, head_dim / 2].
-Rope = tuple[torch.Tensor, torch.Tensor]
-
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the transformer that the runtime needs: see the bundle's manifest."""
+    """Sizes of the transformer that the runtime needs: see the bundle's manifest. `logits`: of a token."""
 
     depth: int
     width: int
     heads: int
-    bits: int
-    text_channels: int
+    logits: int
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What tells the blocks where a token stands.
+
+    Attributes:
+        offsets: added to every embedded token of scale k >= 1 [scales, C]; for scale 0 see `PromptRows.start`.
+        tables: of each scale, the graph's inputs that hold a row per token of the full grid, [h*w, ...] each.
+    """
+
+    offsets: torch.Tensor
+    tables: tuple[Mapping[str, torch.Tensor], ...]
+
+    def at(self, scale: int, kept: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """The rows of the computed tokens (None: all)."""
+        return {name: table if kept is None else table[kept] for name, table in self.tables[scale].items()}
 
 
 @dataclass(frozen=True)
@@ -37,16 +50,12 @@ class PromptRows:
 
     Attributes:
         start: the token of scale 0 [R, C].
-        modulation: AdaLN of the blocks [R, 6, C]; head_modulation: of the head [R, 2, C].
-        mask: True at real text tokens [R, T].
-        text_kv: keys and values of the text of each layer, [R, H, T, head_dim] each.
+        inputs: what the `blocks` graphs read of a prompt, by their names, [R, ...] each: AdaLN modulation, and for
+            models with text its mask [R, T] (True at real tokens) and each layer's keys and values [R, H, T, head_dim].
     """
 
     start: torch.Tensor
-    modulation: torch.Tensor
-    head_modulation: torch.Tensor
-    mask: torch.Tensor
-    text_kv: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    inputs: Mapping[str, torch.Tensor]
 
     @property
     def rows(self) -> int:
@@ -55,43 +64,35 @@ class PromptRows:
     def take(self, rows: Sequence[int]) -> PromptRows:
         """These rows, in this order."""
         index = torch.as_tensor(rows, device=self.start.device)
-        return PromptRows(
-            self.start[index],
-            self.modulation[index],
-            self.head_modulation[index],
-            self.mask[index],
-            tuple((k[index], v[index]) for k, v in self.text_kv),
-        )
+        return PromptRows(self.start[index], {name: tensor[index] for name, tensor in self.inputs.items()})
 
     @staticmethod
     def stack(parts: Sequence[PromptRows]) -> PromptRows:
         """All rows of several prompts; shorter texts are padded and masked."""
         if len(parts) == 1:
             return parts[0]
-        longest = max(part.mask.shape[1] for part in parts)
+        inputs = {name: _cat(name, [part.inputs[name] for part in parts]) for name in parts[0].inputs}
+        return PromptRows(torch.cat([part.start for part in parts]), inputs)
 
-        def pad(tensor: torch.Tensor) -> torch.Tensor:  # [R, H, T, c] -> [R, H, longest, c]
-            return F.pad(tensor, (0, 0, 0, longest - tensor.shape[2]))
 
-        return PromptRows(
-            torch.cat([p.start for p in parts]),
-            torch.cat([p.modulation for p in parts]),
-            torch.cat([p.head_modulation for p in parts]),
-            torch.cat([F.pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts]),
-            tuple(
-                (torch.cat([pad(k) for k, _ in layer]), torch.cat([pad(v) for _, v in layer]))
-                for layer in zip(*(p.text_kv for p in parts), strict=True)
-            ),
-        )
+def _cat(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of one input, zero-padded along its text axis where it has one."""
+    axis = 1 if name == "text_mask" else 2 if name.startswith("text_") else None
+    if axis is not None:
+        longest = max(tensor.shape[axis] for tensor in tensors)
+        behind = (0, 0) * (tensors[0].dim() - 1 - axis)
+        tensors = [F.pad(tensor, (*behind, 0, longest - tensor.shape[axis])) for tensor in tensors]
+    return torch.cat(tensors)
 
 
 @dataclass(frozen=True)
 class BlocksChunk:
-    """Blocks [first, last) as one engine."""
+    """Blocks [first, last) as one engine; `inputs` are the names of what it reads."""
 
     engine: Engine
     first: int
     last: int
+    inputs: frozenset[str]
 
 
 class Blocks:
@@ -113,7 +114,7 @@ class Blocks:
         self,
         latents: torch.Tensor,
         offset: torch.Tensor,
-        rope: Rope,
+        places: Mapping[str, torch.Tensor],
         prompt: PromptRows,
         cache: KVCache,
         *,
@@ -123,37 +124,32 @@ class Blocks:
         """One scale.
 
         Args:
-            latents: inputs of the computed tokens [R, L, bits].
+            latents: inputs of the computed tokens [R, L, channels].
             offset: added to every embedded token [R, C]: the start token at scale 0, else the scale's embedding.
+            places: see `Placement.at`.
             scale: index, for error messages.
             remember: append keys and values to the cache; the last scale has no use for them.
 
         Returns:
-            Logit pairs [R, L, 2 * bits].
+            Logits [R, L, V].
 
         Raises:
             NonFiniteError: the logits hold NaN or infinity.
         """
         R, L, _ = latents.shape
-        logits = latents.new_empty(R, L, 2 * self.shape.bits)
-        x, names = latents, ("latents", "offset")
+        logits = latents.new_empty(R, L, self.shape.logits)
+        given = {**places, **prompt.inputs, "latents": latents, "offset": offset}
         for chunk in self._chunks:
             is_last = chunk.last == self.shape.depth
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
-            inputs = {names[0]: x, "cos": rope[0], "sin": rope[1], "modulation": prompt.modulation}
-            if chunk.first == 0:
-                inputs["offset"] = offset
-            if is_last:
-                inputs["head_modulation"] = prompt.head_modulation
-            inputs["text_mask"] = prompt.mask
+            inputs = {name: tensor for name, tensor in given.items() if name in chunk.inputs}
             outputs = {"logits" if is_last else "hidden_out": out}
             for layer in range(chunk.first, chunk.last):
-                inputs[f"text_k_{layer}"], inputs[f"text_v_{layer}"] = prompt.text_kv[layer]
                 inputs[f"past_k_{layer}"], inputs[f"past_v_{layer}"] = cache.past(layer)
                 if remember:
                     outputs[f"new_k_{layer}"], outputs[f"new_v_{layer}"] = cache.slots(layer, L)
             chunk.engine.run(inputs, outputs)
-            x, names = out, ("hidden",)
+            given["hidden"] = out
         if remember:
             cache.advance(L)
         if not bool(logits.isfinite().all()):

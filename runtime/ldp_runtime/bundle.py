@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.optimization_profiles import OptimizationProfile
 from ldp_runtime.residual import LatentLayout
-from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
 SCHEMA_VERSION = 1
 MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "reports"
@@ -61,22 +61,27 @@ class GraphEntry(_Entry):
     profiles: tuple[OptimizationProfile, ...] = ()
 
 
-class ModelEntry(_Entry):
-    """The model's architecture, as far as the runtime needs it."""
+class _ModelEntry(_Entry):
+    """A model's architecture, as far as the runtime needs it; the families add what is their own."""
 
     name: str
-    family: Literal["infinity"]
-    size: str
     depth: int
     width: int
     heads: int
     ffn: int
+    latent_channels: int
+    vae_stride: int
+
+
+class InfinityEntry(_ModelEntry):
+    """A text-to-image model that draws bits, in all aspect ratios of its size."""
+
+    family: Literal["infinity"] = "infinity"
+    size: str
     bits: int
     text_channels: int
     levels: int
-    latent_channels: int
     patch: int
-    vae_stride: int
 
     @property
     def layout(self) -> LatentLayout:
@@ -85,6 +90,71 @@ class ModelEntry(_Entry):
     @property
     def pixels_per_token(self) -> int:
         return self.vae_stride * self.patch
+
+    @property
+    def token(self) -> str:
+        """A token in words."""
+        return f"{self.bits} bits a token"
+
+    @property
+    def logits(self) -> int:
+        """Logits of a token."""
+        return 2 * self.bits
+
+    @property
+    def aspect_ratios(self) -> tuple[float, ...]:
+        """height / width of what it draws."""
+        return tuple(TEMPLATES)
+
+    def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
+        return ScaleSchedule.of_size(self.size, aspect_ratio)
+
+
+class VarEntry(_ModelEntry):
+    """A class-conditional model that draws indices into a codebook, on the square grids it was trained on.
+
+    Attributes:
+        codes: entries of the codebook; classes: that can be drawn, label `classes` is the unconditional one.
+        grids: sides of the scales; phi_share: see `CodebookTokens`.
+    """
+
+    family: Literal["var"] = "var"
+    codes: int
+    classes: int
+    grids: tuple[int, ...]
+    phi_share: float
+
+    @property
+    def size(self) -> str:
+        """Name of its schedule: the side of its images in pixels."""
+        return f"{self.grids[-1] * self.vae_stride}px"
+
+    @property
+    def pixels_per_token(self) -> int:
+        return self.vae_stride
+
+    @property
+    def token(self) -> str:
+        return f"1 of {self.codes} codes a token"
+
+    @property
+    def logits(self) -> int:
+        return self.codes
+
+    @property
+    def aspect_ratios(self) -> tuple[float, ...]:
+        return (1.0,)
+
+    def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
+        if aspect_ratio != 1:
+            raise ConfigError(
+                f"{self.name} draws square images only, not height / width = {aspect_ratio:g}",
+                hint="its positions are learned for its own grids; leave the aspect ratio out",
+            )
+        return ScaleSchedule.of_squares(self.grids)
+
+
+ModelEntry = InfinityEntry | VarEntry
 
 
 class Defaults(_Entry):
@@ -123,7 +193,7 @@ class Manifest(_Entry):
     """Everything an engine depends on."""
 
     schema_version: int
-    model: ModelEntry
+    model: ModelEntry = Field(discriminator="family")
     defaults: Defaults
     limits: Limits
     backend: Backend
@@ -150,7 +220,11 @@ class Manifest(_Entry):
         return self.digest[:16]
 
     def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
-        return ScaleSchedule.of_size(self.model.size, aspect_ratio)
+        return self.model.schedule(aspect_ratio)
+
+    def schedules(self) -> list[ScaleSchedule]:
+        """All that the bundle draws."""
+        return [self.model.schedule(ratio) for ratio in self.model.aspect_ratios]
 
     def weight_bytes(self) -> int:
         """Bytes of all graphs with their weights."""

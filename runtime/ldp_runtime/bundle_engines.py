@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
 
 from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
-from ldp_runtime.bundle import CONSTANTS, Bundle, Manifest
+from ldp_runtime.bundle import CONSTANTS, Bundle, GraphEntry, Manifest
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.errors import NonFiniteError
+from ldp_runtime.families import token_space
+from ldp_runtime.token_space import TokenSpace
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,18 @@ class Engines:
 
     Attributes:
         text_encoder: None where the bundle expects text features.
-        unconditional_text: learned unconditional rows [text_tokens, text_channels].
-        level_offsets: what `blocks` adds to every token of scale k >= 1 [levels, width].
+        space: the model's tokens.
+        constants: tensors of the bundle by name: `level_offsets` [levels, C], what `blocks` adds to every token of
+            scale k >= 1; Infinity: `unconditional_text` [text_tokens, text_channels]; VAR: `positions` [tokens, C],
+            and `codebook`, `phi_weight` and `phi_bias` (see `CodebookTokens`).
     """
 
     text_encoder: Engine | None
     prompt: Engine
     blocks: Blocks
     decoder: Engine
-    unconditional_text: torch.Tensor
-    level_offsets: torch.Tensor
+    space: TokenSpace
+    constants: Mapping[str, torch.Tensor]
 
     def close(self) -> None:
         for engine in (self.text_encoder, self.prompt, self.decoder):
@@ -44,45 +49,51 @@ def open_engines(bundle: Bundle, device: torch.device, threads: int | None = Non
     check_provider(device)
     manifest = bundle.manifest
 
-    def of_kind(kind: str) -> list[tuple[int, int, Engine]]:
+    def of_kind(kind: str) -> list[tuple[GraphEntry, Engine]]:
         return [
-            (graph.first, graph.last, OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads))
+            (graph, OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads))
             for name, graph in sorted(manifest.graphs.items(), key=lambda item: item[1].first)
             if graph.kind == kind
         ]
 
     constants = load_file(bundle.path(CONSTANTS), device=str(device))
     model = manifest.model
-    shape = ModelShape(model.depth, model.width, model.heads, model.bits, model.text_channels)
+    chunks = [
+        BlocksChunk(engine, graph.first, graph.last, frozenset(tensor.name for tensor in graph.inputs))
+        for graph, engine in of_kind("blocks")
+    ]
     encoder = of_kind("text_encoder")
     return Engines(
-        text_encoder=encoder[0][2] if encoder else None,
-        prompt=of_kind("prompt")[0][2],
-        blocks=Blocks([BlocksChunk(engine, first, last) for first, last, engine in of_kind("blocks")], shape),
-        decoder=of_kind("decoder")[0][2],
-        unconditional_text=constants["unconditional_text"],
-        level_offsets=constants["level_offsets"],
+        text_encoder=encoder[0][1] if encoder else None,
+        prompt=of_kind("prompt")[0][1],
+        blocks=Blocks(chunks, ModelShape(model.depth, model.width, model.heads, model.logits)),
+        decoder=of_kind("decoder")[0][1],
+        space=token_space(model, constants),
+        constants=constants,
     )
 
 
-def run_prompt(engine: Engine, manifest: Manifest, features: torch.Tensor) -> PromptRows:
-    """The prompt graph on equally long texts [R, T, text_channels]."""
-    model = manifest.model
-    R, T, _ = features.shape
-    C, H, c = model.width, model.heads, model.width // model.heads
+def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:
+    """The prompt graph: text features [R, T, text_channels] of equally long texts, or class labels [R]."""
+    graph, device = manifest.graphs["prompt"], engines.prompt.device
+    sizes: dict[int | str, int] = {}
+    for tensor in graph.inputs:
+        sizes |= dict(zip(tensor.shape, inputs[tensor.name].shape, strict=True))
     outputs = {
-        "start": features.new_empty(R, C),
-        "modulation": features.new_empty(R, 6, C),
-        "head_modulation": features.new_empty(R, 2, C),
+        tensor.name: torch.empty(
+            [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.shape],
+            dtype=getattr(torch, tensor.dtype),
+            device=device,
+        )
+        for tensor in graph.outputs
     }
-    text_kv = tuple((features.new_empty(R, H, T, c), features.new_empty(R, H, T, c)) for _ in range(model.depth))
-    for i, (k, v) in enumerate(text_kv):
-        outputs |= {f"text_k_{i}": k, f"text_v_{i}": v}
-    engine.run({"features": features.contiguous()}, outputs)
+    engines.prompt.run({name: tensor.contiguous() for name, tensor in inputs.items()}, outputs)
     for tensor in outputs.values():
         check_finite(tensor, "prompt")
-    mask = torch.ones(R, T, dtype=torch.bool, device=features.device)
-    return PromptRows(outputs["start"], outputs["modulation"], outputs["head_modulation"], mask, text_kv)
+    start = outputs.pop("start")
+    if "text" in sizes:
+        outputs["text_mask"] = torch.ones(len(start), sizes["text"], dtype=torch.bool, device=device)
+    return PromptRows(start, outputs)
 
 
 def check_finite(tensor: torch.Tensor, graph: str) -> None:

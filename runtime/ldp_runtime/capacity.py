@@ -10,7 +10,9 @@ import torch
 from ldp_runtime.bundle import Manifest
 from ldp_runtime.errors import CapacityError
 from ldp_runtime.kv_cache import KVCache
-from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+
+#: Channels of the decoders at full resolution (128 and 160 in the released models).
+_DECODER_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
 
     Counts the weights twice (runtimes pack matrices into a layout of their own), the K/V arena twice for batches
     (images move into arenas of their own at the first pruned scale), and for activations the widest layer of the
-    largest scale, its attention scores included, and the decoder's widest feature map.
+    largest scale, its attention scores included, the decoder's widest feature map, and the noise.
     """
     model = manifest.model
-    schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in TEMPLATES]
+    schedules = manifest.schedules()
     past = max(s.offsets[-2] for s in schedules)
     tokens = max(max(s.tokens) for s in schedules)
     rows = 2 * max_batch
@@ -46,11 +48,13 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     widest = tokens * rows * (model.ffn + 4 * model.width) * 4
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
-    decoder = pixels * 128 * 4 * 3
+    decoder = pixels * _DECODER_WIDTH * 4 * 3
+    # Noise of every scale, and what sampling makes of the largest one's logits.
+    sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
     return MemoryEstimate(
         weights=2 * manifest.weight_bytes(),
         kv_cache=arena * (2 if max_batch > 1 else 1),
-        activations=max(widest + scores, decoder),
+        activations=max(widest + scores, decoder) + sampling,
     )
 
 

@@ -23,6 +23,17 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
     return values[:scales]
 
 
+def ramp(end: float, scales: int) -> tuple[float, ...]:
+    """VAR's guidance: weights of the conditional branch from 1 (no guidance) at the first scale to 1 + end at the last.
+
+    Raises:
+        ConfigError: `end` is not finite.
+    """
+    if not abs(end) < float("inf"):
+        raise ConfigError(f"guidance must be finite, got {end}")
+    return tuple(1 + end * (k / (scales - 1) if scales > 1 else 0.0) for k in range(scales))
+
+
 def last_guided_scale(guidance: Sequence[float]) -> int:
     """The last scale whose guidance differs from 1, or -1: after it the unconditional branch serves nothing."""
     return max((k for k, g in enumerate(guidance) if g != 1), default=-1)

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import torch
 
-from ldp_runtime.blocks import PromptRows
-from ldp_runtime.bundle import TOKENIZER, Bundle, Manifest, open_bundle
-from ldp_runtime.bundle_engines import Engines, check_finite, open_engines, run_prompt
+from ldp_runtime.bundle import TOKENIZER, Bundle, Manifest, VarEntry, open_bundle
+from ldp_runtime.bundle_engines import Engines, check_finite, open_engines
 from ldp_runtime.capacity import check_capacity
+from ldp_runtime.codebook_tokens import CodebookTokens
+from ldp_runtime.conditions import condition_rows
 from ldp_runtime.errors import (
     Cancelled,
     CapacityError,
@@ -24,12 +25,12 @@ from ldp_runtime.errors import (
     IncompatibleBundleError,
     LdpError,
 )
+from ldp_runtime.families import placement
 from ldp_runtime.pixels import to_output
 from ldp_runtime.profiles import resolve_policy
 from ldp_runtime.pruning.names import describe
 from ldp_runtime.pruning.policy import Policy
-from ldp_runtime.request import ImageRequest, Request, Text, make_request
-from ldp_runtime.sampling import position_noise
+from ldp_runtime.request import Request, make_request
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.text import PromptTokenizer
 from ldp_runtime.trace import ScaleTrace, Trace
@@ -145,6 +146,7 @@ class Pipeline:
         self,
         prompt: str | Sequence[str] | None = None,
         *,
+        class_labels: int | Sequence[int] | None = None,
         prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
@@ -160,21 +162,26 @@ class Pipeline:
         width: int | None = None,
         output_type: str = "pil",
         cfg_insertion_layer: Sequence[int] = (0,),
+        more_smooth: bool = False,
         callback_on_scale: ScaleCallback | None = None,
     ) -> GenerationResult:
         """Draws images.
 
         Args:
             prompt: a text or several; or `prompt_embeds`, text features [T, text_channels] of each prompt.
+            class_labels: for class-conditional models (VAR), instead of prompts: a class or several.
             negative_prompt: what to steer away from, one for all or one each; None uses the learned unconditional text.
-            guidance_scale: one number, or one per scale; 1 means no guidance.
+            guidance_scale: one weight per scale, 1 means no guidance; or a number: that weight at every scale for
+                text models, for class models the end of the original's ramp (scale k of S has 1 + g k / (S - 1)).
             temperature: of the logits, one number or one per scale.
-            top_k: 1 draws the likeliest bits; top_p: bits of probability <= 1 - top_p cannot be drawn (0: off).
+            top_k: 1 draws the likeliest bits (codes); top_p: bits of probability <= 1 - top_p cannot be drawn, nor
+                the least likely codes that together have no more (0: off).
             seed: of the first image (`seed + i` for the others), or one per image; None draws seeds and reports them.
             policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4", "skip:count=1"); a profile's name.
             aspect_ratio: height / width, nearest template; or `height` and `width` in pixels, exactly.
             output_type: "pil", "numpy", "torch" or "latent".
             cfg_insertion_layer: where guidance is mixed; engines do it at the logits, so [0] is all they take.
+            more_smooth: VAR only: draw mixtures of codebook entries, as the original's option of that name.
             callback_on_scale: sees a `ScaleEvent` after each scale; returns False to stop.
 
         Raises:
@@ -186,6 +193,7 @@ class Pipeline:
         request = make_request(
             self.manifest,
             prompt=prompt,
+            class_labels=class_labels,
             prompt_embeds=prompt_embeds,
             negative_prompt=negative_prompt,
             negative_prompt_embeds=negative_prompt_embeds,
@@ -201,6 +209,7 @@ class Pipeline:
             width=width,
             output_type=output_type,
             cfg_insertion_layer=cfg_insertion_layer,
+            more_smooth=more_smooth,
         )
         with self._lock, _one_torch_thread(self._open_engines().blocks.device):
             engines = self._open_engines()
@@ -227,8 +236,11 @@ class Pipeline:
 
     def warmup(self, batch: int = 1) -> None:
         """Draws once and throws the pictures away: allocators and kernels are then as in service."""
-        features = self._open_engines().unconditional_text[:8]
-        self(prompt_embeds=[features] * batch, seed=0, output_type="latent")
+        if isinstance(self.manifest.model, VarEntry):
+            self(class_labels=[0] * batch, seed=0, output_type="latent")
+        else:
+            features = self._open_engines().constants["unconditional_text"][:8]
+            self(prompt_embeds=[features] * batch, seed=0, output_type="latent")
 
     def close(self) -> None:
         """Releases the engines' memory, after a running call has ended."""
@@ -253,15 +265,17 @@ class Pipeline:
     ) -> list[tuple[torch.Tensor, Trace]]:
         """Latent and trace of each image of one batch; `first` is the batch's place in the request."""
         started = time.perf_counter()
-        schedule, layout = request.schedule, self.manifest.model.layout
+        schedule, device = request.schedule, engines.blocks.device
+        space = engines.space
+        if request.more_smooth and isinstance(space, CodebookTokens):
+            space = replace(space, more_smooth=True)
         guided = any(g != 1 for g in request.guidance)
-        prompt = self._prompt_rows(engines, request.images, guided)
-        device, (h, w) = engines.blocks.device, layout.latent_grid(schedule.final_grid)
+        prompt = condition_rows(engines, self.manifest, self._tokenizer, request.images, guided)
         states = [
             ImageState(
                 seed=image.seed,
-                noise=tuple(n.to(device) for n in position_noise(image.seed, schedule, layout.bits)),
-                latent=torch.zeros(layout.channels, h, w, device=device),
+                noise=tuple(n.to(device) for n in space.noise(image.seed, schedule)),
+                latent=space.empty_latent(schedule).to(device),
                 unconditional=guided,
             )
             for image in request.images
@@ -269,12 +283,12 @@ class Pipeline:
         text_s = time.perf_counter() - started
         settings = LoopSettings(
             schedule,
-            layout,
+            space,
             request.guidance,
             request.temperature,
             request.filter,
             request.policy,
-            engines.level_offsets,
+            placement(self.manifest.model, engines.constants, schedule),
         )
 
         def on_scale(k: int, images: Sequence[ImageState]) -> None:
@@ -299,44 +313,6 @@ class Pipeline:
             )
             for state in states
         ]
-
-    def _prompt_rows(self, engines: Engines, images: Sequence[ImageRequest], guided: bool) -> PromptRows:
-        """Rows [conditional of each image, unconditional of each image]; equal prompts are encoded once."""
-        known: dict[tuple[object, object], tuple[PromptRows, PromptRows | None]] = {}
-        pairs = []
-        for image in images:
-            key = (_identity(image.text), _identity(image.negative))
-            if key not in known:
-                known[key] = self._encode(engines, image.text, image.negative, guided)
-            pairs.append(known[key])
-        conditional = [pair[0] for pair in pairs]
-        return PromptRows.stack(conditional + [pair[1] for pair in pairs if pair[1] is not None])
-
-    def _encode(
-        self, engines: Engines, text: Text, negative: Text | None, guided: bool
-    ) -> tuple[PromptRows, PromptRows | None]:
-        """Both branches of one prompt. The learned unconditional text is as long as the prompt: one call for both."""
-        features = self._features(engines, text)
-        if not guided:
-            return run_prompt(engines.prompt, self.manifest, features[None]), None
-        if negative is not None:
-            other = self._features(engines, negative)
-            return tuple(run_prompt(engines.prompt, self.manifest, f[None]) for f in (features, other))  # pyright: ignore
-        unconditional = engines.unconditional_text[: len(features)]
-        both = run_prompt(engines.prompt, self.manifest, torch.stack((features, unconditional)))
-        return both.take([0]), both.take([1])
-
-    def _features(self, engines: Engines, text: Text) -> torch.Tensor:
-        """Text features [T, text_channels]; each prompt is encoded at its own length, so batch-mates cannot matter."""
-        if isinstance(text, torch.Tensor):
-            return text.to(engines.prompt.device)
-        if engines.text_encoder is None or self._tokenizer is None:
-            raise ConfigError("this bundle has no text encoder: pass prompt_embeds")
-        ids = self._tokenizer(text).to(engines.text_encoder.device)
-        features = torch.empty(1, len(ids), self.manifest.model.text_channels, device=ids.device)
-        engines.text_encoder.run({"ids": ids[None]}, {"features": features})
-        check_finite(features, "text_encoder")
-        return features[0]
 
     def _decode(self, engines: Engines, latent: torch.Tensor) -> tuple[torch.Tensor, float]:
         """One latent [d, h, w] to an image [1, 3, H, W] in [-1, 1], and the seconds it took."""
@@ -372,7 +348,3 @@ def _check_state(bundle: Bundle, allow_rejected: bool) -> None:
         )
     if bundle.state != "verified":
         logger.warning("the bundle %s is %s; run: %s", bundle.folder, bundle.state, verify)
-
-
-def _identity(text: Text | None) -> object:
-    return id(text) if isinstance(text, torch.Tensor) else text

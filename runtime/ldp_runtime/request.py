@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import operator
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
-from ldp_runtime.bundle import Manifest
+from ldp_runtime.bundle import InfinityEntry, Manifest, VarEntry
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.families import guidance_weights
 from ldp_runtime.guidance import per_scale
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
-from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+from ldp_runtime.schedule import ScaleSchedule
 
 OutputType = Literal["pil", "numpy", "torch", "latent"]
 #: A prompt in words, or its text features [T, text_channels].
@@ -26,9 +27,9 @@ _SEED_BITS = 63
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image: its text, what it is steered away from (None: the learned unconditional text), and its seed."""
+    """One image: what it is drawn from, what it is steered away from (None: what the model learned), and its seed."""
 
-    text: Text
+    condition: Text | int
     negative: Text | None
     seed: int
 
@@ -44,12 +45,14 @@ class Request:
     filter: SamplingFilter
     policy: Policy
     output_type: OutputType
+    more_smooth: bool = False
 
 
 def make_request(
     manifest: Manifest,
     *,
     prompt: str | Sequence[str] | None,
+    class_labels: int | Sequence[int] | None,
     prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None,
     negative_prompt: str | Sequence[str] | None,
     negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None,
@@ -65,6 +68,7 @@ def make_request(
     width: int | None,
     output_type: str,
     cfg_insertion_layer: Sequence[int],
+    more_smooth: bool,
 ) -> Request:
     """Checks the arguments of `Pipeline.__call__` and fills in the bundle's defaults.
 
@@ -76,12 +80,14 @@ def make_request(
             f"engines mix guidance at the logits only, not at cfg_insertion_layer {list(cfg_insertion_layer)}",
             hint="leave it at [0]; guidance inside the blocks exists in ldp_export.models.reference",
         )
-    texts = _texts(manifest, prompt, prompt_embeds, "prompt")
-    if texts is None:
-        raise ConfigError("give a prompt or prompt_embeds")
-    negatives = _texts(manifest, negative_prompt, negative_prompt_embeds, "negative_prompt")
-    if negatives is not None and len(negatives) not in (1, len(texts)):
-        raise ConfigError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one, or one each")
+    if more_smooth and not isinstance(manifest.model, VarEntry):
+        raise ConfigError(f"more_smooth mixes codebook entries; {manifest.model.name} draws bits", hint="leave it out")
+    texts = {"prompt": prompt, "prompt_embeds": prompt_embeds}
+    texts |= {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
+    if isinstance(manifest.model, VarEntry):
+        conditions, negatives = _labels(manifest.model, class_labels, texts), None
+    else:
+        conditions, negatives = _prompts(manifest, class_labels, texts)
     if num_images_per_prompt < 1:
         raise ConfigError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
     schedule = _schedule(manifest, aspect_ratio, height, width)
@@ -93,22 +99,64 @@ def make_request(
     chosen.check(schedule)
     if output_type not in get_args(OutputType):
         raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
-    count = len(texts) * num_images_per_prompt
+    count = len(conditions) * num_images_per_prompt
     seeds = _seeds(seed, count)
     images = []
     for i in range(count):
         which = i // num_images_per_prompt
         negative = None if negatives is None else negatives[which if len(negatives) > 1 else 0]
-        images.append(ImageRequest(texts[which], negative, seeds[i]))
+        images.append(ImageRequest(conditions[which], negative, seeds[i]))
     return Request(
         images=tuple(images),
         schedule=schedule,
-        guidance=per_scale(defaults.guidance if guidance_scale is None else guidance_scale, S, "guidance_scale"),
+        guidance=guidance_weights(manifest.model, defaults.guidance if guidance_scale is None else guidance_scale, S),
         temperature=heat,
         filter=SamplingFilter(defaults.top_k if top_k is None else top_k, defaults.top_p if top_p is None else top_p),
         policy=chosen,
         output_type=output_type,  # pyright: ignore[reportArgumentType]
+        more_smooth=more_smooth,
     )
+
+
+def _labels(model: VarEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object]) -> list[int]:
+    """Class labels of a class-conditional model."""
+    given = [name for name, value in texts.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{model.name} draws classes and reads no text, but {given[0]} was given",
+            hint=f"pass class_labels (0 to {model.classes - 1})",
+        )
+    if labels is None:
+        raise ConfigError(f"{model.name} needs class_labels", hint=f"numbers from 0 to {model.classes - 1}")
+    try:
+        found = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
+    except TypeError as error:
+        raise ConfigError(f"class labels must be whole numbers, got {labels!r}") from error
+    if not found:
+        raise ConfigError("class_labels is empty")
+    wrong = [label for label in found if not 0 <= label < model.classes]
+    if wrong:
+        raise ConfigError(
+            f"{model.name} has no class {wrong[0]}", hint=f"its {model.classes} classes are 0 to {model.classes - 1}"
+        )
+    return found
+
+
+def _prompts(
+    manifest: Manifest, labels: int | Sequence[int] | None, texts: Mapping[str, Any]
+) -> tuple[list[Text], list[Text] | None]:
+    """Prompts and negative prompts of a text model."""
+    if labels is not None:
+        raise ConfigError(
+            f"{manifest.model.name} draws texts, not classes", hint="pass a prompt instead of class_labels"
+        )
+    prompts = _texts(manifest, texts["prompt"], texts["prompt_embeds"], "prompt")
+    if prompts is None:
+        raise ConfigError("give a prompt or prompt_embeds")
+    negatives = _texts(manifest, texts["negative_prompt"], texts["negative_prompt_embeds"], "negative_prompt")
+    if negatives is not None and len(negatives) not in (1, len(prompts)):
+        raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
+    return prompts, negatives
 
 
 def _texts(
@@ -132,6 +180,7 @@ def _texts(
         return list(listed)
     if features is None:
         return None
+    assert isinstance(manifest.model, InfinityEntry)
     channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
     rows = [features] if isinstance(features, torch.Tensor) and features.dim() == 2 else list(features)
     for row in rows:
@@ -148,7 +197,7 @@ def _texts(
 
 def sizes(manifest: Manifest) -> list[tuple[int, int]]:
     """All (height, width) in pixels that the bundle draws."""
-    grids = (manifest.schedule(ratio).final_grid for ratio in TEMPLATES)
+    grids = (schedule.final_grid for schedule in manifest.schedules())
     return [(h * manifest.model.pixels_per_token, w * manifest.model.pixels_per_token) for h, w in grids]
 
 
@@ -157,7 +206,7 @@ def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None
         return manifest.schedule(1.0 if aspect_ratio is None else aspect_ratio)
     if aspect_ratio is not None or height is None or width is None:
         raise ConfigError("give height and width together, or aspect_ratio alone (height / width)")
-    for ratio, size in zip(TEMPLATES, sizes(manifest), strict=True):
+    for ratio, size in zip(manifest.model.aspect_ratios, sizes(manifest), strict=True):
         if size == (height, width):
             return manifest.schedule(ratio)
     offered = ", ".join(f"{h}x{w}" for h, w in sizes(manifest))

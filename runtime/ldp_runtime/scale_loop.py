@@ -17,34 +17,28 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ldp_runtime.blocks import Blocks, PromptRows, Rope
-from ldp_runtime.guidance import gap_per_token, guide, last_guided_scale
+from ldp_runtime.blocks import Blocks, Placement, PromptRows
+from ldp_runtime.guidance import guide, last_guided_scale
 from ldp_runtime.kv_cache import KVCache
 from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
-from ldp_runtime.residual import (
-    LatentLayout,
-    accumulate,
-    bits_to_codes,
-    next_input,
-    tokens_to_latent,
-)
-from ldp_runtime.sampling import SamplingFilter, logit_difference, sample_bits
-from ldp_runtime.schedule import ScaleSchedule, rope_table
+from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_space import TokenSpace
 from ldp_runtime.trace import ScaleTrace
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What all images of a run share. Guidance and temperature hold one number per scale."""
+    """What all images of a run share. Guidance (weight of the conditional branch) and temperature: one per scale."""
 
     schedule: ScaleSchedule
-    layout: LatentLayout
+    space: TokenSpace
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     filter: SamplingFilter
     policy: Policy
-    level_offsets: torch.Tensor  # [levels, C], see PromptRows.start for scale 0
+    placement: Placement
 
 
 @dataclass(eq=False)
@@ -52,11 +46,11 @@ class ImageState:
     """One image on its way. Only the loop writes to it.
 
     Attributes:
-        noise: logistic noise of the full grid of every scale, [h*w, bits] each.
-        forced_bits: teacher forcing for verification: bits of every scale [h*w, bits], or None.
+        noise: of the full grid of every scale, [h*w, ...] each; see `TokenSpace.noise`.
+        forced_tokens: teacher forcing for verification: tokens of every scale [h*w, ...], or None.
         forced_keep: kept token indices per scale, for verification (None: all), or None to ask the policy.
         latent: F_k [d, H, W].
-        residual: R_k on the token grid [bits, h, w]; computed: where it was computed [h, w].
+        residual: R_k on the token grid [channels, h, w]; computed: where it was computed [h, w].
         score: map that chose the tokens of scale k, or None.
         gaps: guidance gap of every scale so far (None where not measured).
         unconditional: whether the unconditional branch is alive.
@@ -67,7 +61,7 @@ class ImageState:
     noise: tuple[torch.Tensor, ...]
     latent: torch.Tensor
     unconditional: bool
-    forced_bits: Sequence[torch.Tensor] | None = None
+    forced_tokens: Sequence[torch.Tensor] | None = None
     forced_keep: Sequence[torch.Tensor | None] | None = None
     residual: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     computed: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -109,7 +103,7 @@ class _Group:
 
 #: Called after each scale of each group with the scale's index and its images; may raise to stop the run.
 OnScale = Callable[[int, Sequence[ImageState]], None]
-#: Called with the scale and the raw logits of a group [R, L, 2 * bits]: for verification.
+#: Called with the scale and the raw logits of a group [R, L, V]: for verification.
 OnLogits = Callable[[int, torch.Tensor], None]
 
 
@@ -131,7 +125,6 @@ def run_scales(
     scales = policy.scales_to_run(schedule)
     capacity = max(1, schedule.offsets[scales - 1])  # the last scale's keys and values serve nobody
     groups = [_Group(list(images), prompt, blocks.new_cache(capacity, prompt.rows))]
-    table = rope_table(schedule, blocks.shape.head_dim)
     pruned = set(policy.prunes(schedule))
     for k in range(scales):
         for group in groups:
@@ -139,8 +132,7 @@ def run_scales(
         if k in pruned or any(_forced(image, k) is not None for image in images):
             groups = [single for group in groups for single in group.split()]
         for group in groups:
-            rope = (table[k][0].to(blocks.device), table[k][1].to(blocks.device))
-            _step(k, k == scales - 1, group, rope, blocks, settings, on_logits)
+            _step(k, k == scales - 1, group, blocks, settings, on_logits)
             if on_scale is not None:
                 on_scale(k, group.images)
 
@@ -173,27 +165,26 @@ def _step(
     k: int,
     is_last: bool,
     group: _Group,
-    rope: Rope,
     blocks: Blocks,
     settings: LoopSettings,
     on_logits: OnLogits | None,
 ) -> None:
     """One scale of one group."""
     started = time.perf_counter()
-    inputs = _inputs(k, group.images, settings)  # [B, h*w, bits]
+    inputs = _inputs(k, group.images, settings)  # [B, h*w, channels]
     choice = _choose(k, group.images[0], inputs[0], settings)
-    if choice is not None:
-        kept = choice.selection.kept
-        inputs, rope = inputs[:, kept], (rope[0][kept], rope[1][kept])
+    kept = None if choice is None else choice.selection.kept
+    if kept is not None:
+        inputs = inputs[:, kept]
     selected = time.perf_counter()
-    logits = _run_rows(k, is_last, group, inputs, rope, blocks, settings) if inputs.shape[1] else None
+    logits = _run_rows(k, is_last, group, inputs, kept, blocks, settings) if inputs.shape[1] else None
     if logits is not None and on_logits is not None:
         on_logits(k, logits)
     computed = time.perf_counter()
     alive = group.alive()
     for i, image in enumerate(group.images):
         gap = None
-        codes = inputs.new_empty(0, settings.layout.bits)
+        codes = inputs.new_empty(0, settings.space.channels)
         if logits is not None:
             other = logits[len(group.images) + alive.index(i)] if i in alive else None
             codes, gap = _sample(k, image, logits[i], other, choice, settings)
@@ -214,7 +205,7 @@ def _step(
                 select_s=selected - started,
                 blocks_s=computed - selected,
                 residual_s=time.perf_counter() - computed,
-                kept=None if choice is None else choice.selection.kept,
+                kept=kept,
                 score=None if choice is None else choice.selection.score,
             )
         )
@@ -229,11 +220,11 @@ class _Choice:
 
 
 def _inputs(k: int, images: Sequence[ImageState], settings: LoopSettings) -> torch.Tensor:
-    """Down(F_{k-1}) of all images on the grid of scale k [B, h*w, bits]; zeros at scale 0, whose token is given."""
-    layout, grid = settings.layout, settings.schedule.grids[k]
+    """Down(F_{k-1}) of all images on the grid of scale k [B, h*w, channels]; zeros at scale 0, whose token is given."""
+    space, grid = settings.space, settings.schedule.grids[k]
     if k == 0:
-        return images[0].latent.new_zeros(len(images), grid[0] * grid[1], layout.bits)
-    return next_input(torch.stack([image.latent for image in images]), grid, layout)
+        return images[0].latent.new_zeros(len(images), grid[0] * grid[1], space.channels)
+    return space.next_input(torch.stack([image.latent for image in images]), grid)
 
 
 def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSettings) -> _Choice | None:
@@ -261,15 +252,16 @@ def _run_rows(
     is_last: bool,
     group: _Group,
     inputs: torch.Tensor,
-    rope: Rope,
+    kept: torch.Tensor | None,
     blocks: Blocks,
     settings: LoopSettings,
 ) -> torch.Tensor:
-    """The engine call: both branches of an image see the same tokens [B, L, bits] -> logits [R, L, 2 * bits]."""
+    """The engine call: both branches of an image see the same tokens [B, L, channels] -> logits [R, L, V]."""
     rows = torch.cat((inputs, inputs[group.alive()])) if group.alive() else inputs
-    offset = group.prompt.start if k == 0 else settings.level_offsets[k].expand(group.prompt.rows, -1)
+    offset = group.prompt.start if k == 0 else settings.placement.offsets[k].expand(group.prompt.rows, -1)
+    places = settings.placement.at(k, kept)
     return blocks.run(
-        rows.contiguous(), offset.contiguous(), rope, group.prompt, group.cache, scale=k, remember=not is_last
+        rows.contiguous(), offset.contiguous(), places, group.prompt, group.cache, scale=k, remember=not is_last
     )
 
 
@@ -281,25 +273,24 @@ def _sample(
     choice: _Choice | None,
     settings: LoopSettings,
 ) -> tuple[torch.Tensor, GuidanceGap | None]:
-    """Logit pairs of the branches [L, 2 * bits] to codes [L, bits] and, where the policy watches, the guidance gap."""
-    kept, gap = (None if choice is None else choice.selection.kept), None
-    difference = logit_difference(conditional)
+    """Logits of the branches [L, V] to codes [L, channels] and, where the policy watches, the guidance gap."""
+    space, schedule = settings.space, settings.schedule
+    kept, gap, scores = (None if choice is None else choice.selection.kept), None, space.scores(conditional)
     if unconditional is not None:
-        other = logit_difference(unconditional)
-        if settings.policy.watches_guidance(k, settings.schedule):
-            grid, bits = settings.schedule.grids[k], settings.layout.bits
-            gap = GuidanceGap(grid, gap_per_token(difference, other), kept, bits)
+        other = space.scores(unconditional)
+        if settings.policy.watches_guidance(k, schedule):
+            gap = GuidanceGap(schedule.grids[k], space.gap(scores, other), kept, space.gap_terms)
         if settings.guidance[k] != 1:
-            difference = guide(difference, other, settings.guidance[k])
+            scores = guide(scores, other, settings.guidance[k])
+    if image.forced_tokens is not None:
+        tokens = image.forced_tokens[k] if kept is None else image.forced_tokens[k][kept]
+        return space.codes(tokens), gap
     noise = image.noise[k] if kept is None else image.noise[k][kept]
-    bits = sample_bits(difference / settings.temperature[k], noise, settings.filter)
-    if image.forced_bits is not None:
-        bits = image.forced_bits[k] if kept is None else image.forced_bits[k][kept]
-    return bits_to_codes(bits, settings.layout), gap
+    return space.draw(scores / settings.temperature[k], noise, settings.filter, k, len(schedule)), gap
 
 
 def _accumulate(k: int, image: ImageState, codes: torch.Tensor, choice: _Choice | None, settings: LoopSettings) -> None:
-    """R_k: new codes [L, bits] over the policy's fill; F_k = F_{k-1} + Up(R_k)."""
+    """R_k: new codes [L, channels] over the policy's fill; F_k = F_{k-1} + Up(R_k)."""
     h, w = settings.schedule.grids[k]
     computed = torch.ones(h * w, dtype=torch.bool, device=codes.device)
     residual = codes
@@ -308,7 +299,7 @@ def _accumulate(k: int, image: ImageState, codes: torch.Tensor, choice: _Choice 
         residual = settings.policy.fill_residual(choice.picture).flatten(1).T.clone()
         residual[kept] = codes
         computed = torch.zeros_like(computed).index_fill_(0, kept, True)
-    token_map = residual.view(1, h, w, settings.layout.bits)
-    image.latent = accumulate(image.latent[None], tokens_to_latent(token_map, settings.layout))[0]
-    image.residual, image.computed = token_map[0].permute(2, 0, 1), computed.view(h, w)
+    token_map = residual.view(h, w, settings.space.channels)
+    image.latent = settings.space.accumulate(image.latent, token_map, k, len(settings.schedule))
+    image.residual, image.computed = token_map.permute(2, 0, 1), computed.view(h, w)
     image.score = None if choice is None else choice.selection.score

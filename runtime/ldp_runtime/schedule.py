@@ -7,6 +7,7 @@ of the aspect ratio, also when a smaller schedule is run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,6 +96,11 @@ class ScaleSchedule:
             if template[: len(own)] == own:
                 return cls(own, template[-1])
         return cls(own, own[-1])
+
+    @classmethod
+    def of_squares(cls, sides: Sequence[int]) -> ScaleSchedule:
+        """Square grids of these sides; positions are measured in the last one."""
+        return cls(tuple((side, side) for side in sides), (sides[-1], sides[-1]))
 
     def __len__(self) -> int:
         return len(self.grids)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_runs import engines_of
 from ldp_runtime import Pipeline, ScaleEvent
-from ldp_runtime.blocks import Blocks, BlocksChunk
+from ldp_runtime.blocks import Blocks
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.bundle_engines import Engines
 from ldp_runtime.capacity import estimate_memory
@@ -227,7 +227,7 @@ def with_engines(pipe: Pipeline, engines: Engines) -> Pipeline:
 def with_faulty_blocks(pipe: Pipeline, engine_of: type[FaultyEngine] = FaultyEngine, **fault) -> Pipeline:
     engines = engines_of(pipe)
     (chunk,) = engines.blocks._chunks
-    broken = BlocksChunk(engine_of(chunk.engine, **fault), chunk.first, chunk.last)
+    broken = replace(chunk, engine=engine_of(chunk.engine, **fault))
     return with_engines(pipe, replace(engines, blocks=Blocks([broken], engines.blocks.shape)))
 
 

@@ -14,7 +14,7 @@ Fill = Literal["repeat", "zero", "scaled"]
 
 
 def fill_residual(fill: Fill, scale: float, picture: PictureSoFar) -> torch.Tensor:
-    """The filled residual on the token grid of scale k [bits, h, w].
+    """The filled residual on the token grid of scale k [channels, h, w].
 
     Residual codes of unit norm overshoot, and the next scale corrects them: repeating one adds the same correction
     twice. A number below zero (with "scaled") guesses that correction.

@@ -19,10 +19,10 @@ class PictureSoFar:
     Attributes:
         schedule: of the image.
         scale: k, the scale about to run (>= 1).
-        residual: R_{k-1} on the token grid [bits, h', w'], fills included.
+        residual: R_{k-1} on the token grid [channels, h', w'], fills included.
         computed: True where a token of scale k-1 was computed [h', w'].
         energy: smoothed energy map that chose the tokens of scale k-1 [h', w'], or None.
-        latent: F_{k-1} at the token grid of scale k [bits, h, w]: the scale's input.
+        latent: F_{k-1} at the token grid of scale k [channels, h, w]: the scale's input.
         seed: of the image.
     """
 
@@ -62,7 +62,7 @@ class Policy:
         return None
 
     def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:
-        """Residual of the tokens that are not computed, on the token grid of scale k [bits, h, w]."""
+        """Residual of the tokens that are not computed, on the token grid of scale k [channels, h, w]."""
         return torch.zeros_like(picture.latent)
 
     def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:

@@ -25,13 +25,13 @@ class GuidanceGap:
         grid: token grid (h, w) of the scale.
         per_token: mean squared gap of each computed token [kept].
         kept: indices of these tokens in the grid [kept], or None when all were computed.
-        bits: bits per token.
+        terms: how many numbers a token's gap is the mean of (bits of a token, entries of a codebook).
     """
 
     grid: Grid
     per_token: torch.Tensor
     kept: torch.Tensor | None
-    bits: int
+    terms: int
 
     @property
     def rms(self) -> float:
@@ -55,7 +55,7 @@ def change(previous: GuidanceGap, current: GuidanceGap, norm: str = "rms") -> fl
     if not before.numel():
         return None
     if norm == "l2":
-        delta_before, delta = (float((m.double().sum() * current.bits).sqrt()) for m in (before, now))
+        delta_before, delta = (float((m.double().sum() * current.terms).sqrt()) for m in (before, now))
     else:
         delta_before, delta = (float(m.double().mean().sqrt()) for m in (before, now))
     return abs(delta - delta_before) / (delta_before + EPSILON)

@@ -1,0 +1,85 @@
+"""What an image is drawn from, a text or a class, to the rows that the blocks read: one per branch of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ldp_runtime.blocks import PromptRows
+from ldp_runtime.bundle import InfinityEntry, Manifest, VarEntry
+from ldp_runtime.bundle_engines import Engines, check_finite, run_prompt
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.request import ImageRequest, Text
+from ldp_runtime.text import PromptTokenizer
+
+#: Rows of one condition: conditional, and unconditional where guidance is on.
+Branches = tuple[PromptRows, PromptRows | None]
+
+
+def condition_rows(
+    engines: Engines,
+    manifest: Manifest,
+    tokenizer: PromptTokenizer | None,
+    images: Sequence[ImageRequest],
+    guided: bool,
+) -> PromptRows:
+    """Rows [conditional of each image, unconditional of each image]; equal conditions are encoded once."""
+    known: dict[tuple[object, object], Branches] = {}
+    pairs = []
+    for image in images:
+        key = (_identity(image.condition), _identity(image.negative))
+        if key not in known:
+            known[key] = _branches(engines, manifest, tokenizer, image, guided)
+        pairs.append(known[key])
+    conditional = [pair[0] for pair in pairs]
+    return PromptRows.stack(conditional + [pair[1] for pair in pairs if pair[1] is not None])
+
+
+def _branches(
+    engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, image: ImageRequest, guided: bool
+) -> Branches:
+    if isinstance(image.condition, int):
+        return _split(class_rows(engines, manifest, image.condition, guided))
+    features = _features(engines, manifest, tokenizer, image.condition)
+    if not guided or image.negative is None:
+        return _split(text_rows(engines, manifest, features, guided))
+    other = _features(engines, manifest, tokenizer, image.negative)
+    return run_prompt(engines, manifest, {"features": features[None]}), run_prompt(
+        engines, manifest, {"features": other[None]}
+    )
+
+
+def text_rows(engines: Engines, manifest: Manifest, features: torch.Tensor, guided: bool) -> PromptRows:
+    """Rows of one text [T, text_channels]; the learned unconditional text is as long, so one call does both."""
+    rows = [features, engines.constants["unconditional_text"][: len(features)]] if guided else [features]
+    return run_prompt(engines, manifest, {"features": torch.stack(rows)})
+
+
+def class_rows(engines: Engines, manifest: Manifest, label: int, guided: bool) -> PromptRows:
+    """Rows of one class; the label behind the last class is the unconditional one."""
+    assert isinstance(manifest.model, VarEntry)
+    labels = [label, manifest.model.classes] if guided else [label]
+    return run_prompt(engines, manifest, {"labels": torch.tensor(labels, device=engines.prompt.device)})
+
+
+def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, text: Text) -> torch.Tensor:
+    """Text features [T, text_channels]; each prompt is encoded at its own length, so batch-mates cannot matter."""
+    assert isinstance(manifest.model, InfinityEntry)
+    if isinstance(text, torch.Tensor):
+        return text.to(engines.prompt.device)
+    if engines.text_encoder is None or tokenizer is None:
+        raise ConfigError("this bundle has no text encoder: pass prompt_embeds")
+    ids = tokenizer(text).to(engines.text_encoder.device)
+    features = torch.empty(1, len(ids), manifest.model.text_channels, device=ids.device)
+    engines.text_encoder.run({"ids": ids[None]}, {"features": features})
+    check_finite(features, "text_encoder")
+    return features[0]
+
+
+def _split(rows: PromptRows) -> Branches:
+    return (rows, None) if rows.rows == 1 else (rows.take([0]), rows.take([1]))
+
+
+def _identity(condition: Text | int | None) -> object:
+    return id(condition) if isinstance(condition, torch.Tensor) else condition
