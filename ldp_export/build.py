@@ -35,13 +35,13 @@ from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, Engi
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
 
 from ldp_export import __version__
 from ldp_export.builders.base import Builder, Compiler, ExportedGraph
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
 from ldp_export.graphs.decoder import DecoderGraph, decoder_signature
+from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.onnx_export import OPSET, export_graph
 from ldp_export.graphs.prompt import PromptGraph, level_offsets, prompt_signature
 from ldp_export.graphs.signature import GraphSignature
@@ -343,7 +343,7 @@ class _Work:
         }
         return Stage(name, inputs, lambda folder, say: export_graph(self._graph(name), folder))
 
-    def _graph(self, name: str) -> nn.Module:
+    def _graph(self, name: str) -> Graph:
         if name == "text_encoder":
             assert self.text_encoder is not None
             return TextEncoderGraph(self.text_encoder.module)

@@ -15,9 +15,9 @@ from unittest import mock
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import LdpError
 from samples import plan
-from torch import nn
 
 from ldp_export.build import build
+from ldp_export.graphs.graph import Graph
 from ldp_export.models.sources import Sources
 from ldp_export.progress import ProgressEvent
 from ldp_export.reference_cases import ReferenceCases
@@ -37,8 +37,8 @@ def fakes(on_stage: OnStage = lambda name: None, passes: bool = True) -> Iterato
     `on_stage` is called in the middle of each graph's export and of the reference runs; it may raise.
     """
 
-    def export(module: nn.Module, folder: Path) -> None:
-        name: str = module.signature.name  # type: ignore[union-attr, assignment]
+    def export(graph: Graph, folder: Path, *_: object) -> None:
+        name = graph.signature.name
         (folder / "model.onnx").write_text(f"graph {name}")
         on_stage(name)
         (folder / "weights.safetensors").write_bytes(b"weights")

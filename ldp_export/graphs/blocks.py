@@ -7,17 +7,20 @@ embeds, the last holds the head, `hidden` passes between them.
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 import torch
 from torch import nn
 
+from ldp_export.graphs.graph import Graph, Precision
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity import Block, InfinityConfig, InfinityTransformer, KeyValue, Rope, modulate
+from ldp_export.models.layers import linear
 
 
-def blocks_signature(config: InfinityConfig, first: int, last: int) -> GraphSignature:
-    """Inputs and outputs of blocks [first, last), in the graph's order."""
+def blocks_signature(config: InfinityConfig, first: int, last: int, precision: Precision = "float32") -> GraphSignature:
+    """Inputs and outputs of blocks [first, last), in the graph's order; keys and values have the graph's precision."""
     R, L, P, T = Axis.ROWS, Axis.TOKENS, Axis.PAST, Axis.TEXT
     H, c, C = config.heads, config.head_dim, config.width
     inputs = (
@@ -32,26 +35,37 @@ def blocks_signature(config: InfinityConfig, first: int, last: int) -> GraphSign
     has_head = last == config.depth
     outputs = [TensorSpec("logits", (R, L, 2 * config.bits)) if has_head else TensorSpec("hidden_out", (R, L, C))]
     for i in range(first, last):
-        inputs += [TensorSpec(f"text_k_{i}", (R, H, T, c)), TensorSpec(f"text_v_{i}", (R, H, T, c))]
-        inputs += [TensorSpec(f"past_k_{i}", (P, R, H, c)), TensorSpec(f"past_v_{i}", (P, R, H, c))]
-        outputs += [TensorSpec(f"new_k_{i}", (L, R, H, c)), TensorSpec(f"new_v_{i}", (L, R, H, c))]
+        for kind in "kv":
+            inputs.append(TensorSpec(f"text_{kind}_{i}", (R, H, T, c), precision))
+        for kind in "kv":
+            inputs.append(TensorSpec(f"past_{kind}_{i}", (P, R, H, c), precision))
+            outputs.append(TensorSpec(f"new_{kind}_{i}", (L, R, H, c), precision))
     name = "blocks" if (first, last) == (0, config.depth) else f"blocks_{first}_{last}"
     return GraphSignature(name, tuple(inputs), tuple(outputs))
 
 
-class BlocksGraph(nn.Module):
+class BlocksGraph(Graph):
     """Blocks [first, last) of a transformer with the calling convention of `blocks_signature`.
 
     Keys and values are sequence-major, [tokens, rows, heads, head_dim]: a prefix of a preallocated cache is then one
-    contiguous piece of memory and binds by pointer.
+    contiguous piece of memory and binds by pointer. The residual stream, normalisations, rotation, modulation and the
+    head are float32 in every precision, as in the original's inference; products and attention are in the graph's.
     """
 
-    def __init__(self, model: InfinityTransformer, first: int = 0, last: int | None = None) -> None:
-        super().__init__()
+    ISLANDS = re.compile(r"head\.")
+
+    def __init__(
+        self,
+        model: InfinityTransformer,
+        first: int = 0,
+        last: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         config = model.config
-        self.first, self.last = first, config.depth if last is None else last
+        last = config.depth if last is None else last
+        super().__init__(blocks_signature(config, first, last, precision), precision)
+        self.first, self.last = first, last
         self.eps = config.norm_eps
-        self.signature = blocks_signature(config, self.first, self.last)
         self.blocks = nn.ModuleList(model.layers[self.first : self.last])
         if self.first == 0:
             self.word_embed = model.word_embed
@@ -62,7 +76,7 @@ class BlocksGraph(nn.Module):
         given = dict(zip(self.signature.input_names, tensors, strict=True))
         if self.first == 0:
             # The bias of the embedding is part of `offset`, which differs for the start token (see prompt.py).
-            x = nn.functional.linear(given["latents"], self.word_embed.weight) + given["offset"][:, None]
+            x = linear(given["latents"], self.word_embed.weight).float() + given["offset"][:, None]
         else:
             x = given["hidden"]
         rope = (given["cos"], given["sin"])
@@ -97,15 +111,25 @@ class BlocksGraph(nn.Module):
         past: KeyValue,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `Block.forward`, with the text K/V given, and only the new K/V returned."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0] + modulation).split(1, dim=1)
-        q, k, v = block.sa.project(modulate(x, scale1, shift1, self.eps), rope)  # [R, L, H, c]
+        gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0].float() + modulation).split(1, dim=1)
+        q, k, v = block.sa.project(modulate(x, scale1, shift1, self.eps), None)  # [R, L, H, c]
+        q, k = _rotate(q, rope).to(v.dtype), _rotate(k, rope).to(v.dtype)
         new_k, new_v = k.transpose(0, 1), v.transpose(0, 1)  # [L, R, H, c]
         all_k, all_v = torch.cat((past[0], new_k)), torch.cat((past[1], new_v))
-        x = x + gate1 * block.sa.proj(_attention(q, all_k.permute(1, 2, 0, 3), all_v.permute(1, 2, 0, 3), 1.0))
+        attended = _attention(q, all_k.permute(1, 2, 0, 3), all_v.permute(1, 2, 0, 3), 1.0)
+        x = x + gate1 * block.sa.proj(attended).float()
         q = block.ca.mat_q(block.ca_norm(x)).unflatten(-1, (block.ca.heads, -1))
-        x = x + block.ca.proj(_attention(q, *text, q.shape[-1] ** -0.5, text_mask))
-        x = x + gate2 * block.ffn(modulate(x, scale2, shift2, self.eps))
+        x = x + block.ca.proj(_attention(q, *text, q.shape[-1] ** -0.5, text_mask)).float()
+        x = x + gate2 * block.ffn(modulate(x, scale2, shift2, self.eps)).float()
         return x, new_k, new_v
+
+
+def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+    """`rotate` as the one ONNX operator that it is; x [R, L, H, c]."""
+    rows, tokens, heads, _ = x.shape
+    cos, sin = (t[None].expand(rows, tokens, -1) for t in rope)
+    flat = torch.onnx.ops.rotary_embedding(x.flatten(2), cos, sin, interleaved=True, num_heads=heads)
+    return flat.unflatten(-1, (heads, -1))
 
 
 def _attention(

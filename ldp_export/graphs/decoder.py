@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import re
 
+import torch
+
+from ldp_export.graphs.graph import Graph, Precision
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.bsq_vae import BsqVae, VaeConfig
 
@@ -15,13 +17,14 @@ def decoder_signature(config: VaeConfig) -> GraphSignature:
     return GraphSignature("decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3)),))
 
 
-class DecoderGraph(nn.Module):
-    """Latent [B, d, H, W] to an image [B, 3, H*stride, W*stride] in [-1, 1]."""
+class DecoderGraph(Graph):
+    """Latent [B, d, H, W] to an image [B, 3, H*stride, W*stride] in [-1, 1]; normalisations are float32."""
 
-    def __init__(self, vae: BsqVae) -> None:
-        super().__init__()
+    ISLANDS = re.compile(r".*\bnorm\w*\.(weight|bias)$")
+
+    def __init__(self, vae: BsqVae, precision: Precision = "float32") -> None:
+        super().__init__(decoder_signature(vae.config), precision)
         self.decoder = vae.decoder
-        self.signature = decoder_signature(vae.config)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        return self.decoder(latent).clamp(-1, 1)
+        return self.decoder(latent).float().clamp(-1, 1)

@@ -1,24 +1,28 @@
 """From a graph module to an ONNX file whose weights stay in safetensors.
 
-The module is exported with fake tensors, so its weights are neither copied nor traced; the ONNX initializers then
-point into a safetensors file in the graph's folder. Runtimes refuse external data outside the model's own folder,
-so that file lies beside the graph.
+The module is traced on fake tensors, so its own weights are neither needed nor copied: it may lie on the meta device.
+The ONNX initializers then point into a safetensors file in the graph's folder, which is written as a stream. Runtimes
+refuse external data outside the model's own folder, so that file lies beside the graph. Precision is part of the graph:
+weights are stored in their element types, and a reduced graph must be its float32 twin but for casts.
 """
 
 from __future__ import annotations
 
 import logging
-import struct
 import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from ldp_runtime.errors import ExportError
-from safetensors.torch import save_file
 from torch import nn
 
-from ldp_export.graphs.signature import Axis, GraphSignature
+from ldp_export.graphs.graph import Graph
+from ldp_export.graphs.signature import Axis
+from ldp_export.graphs.twin import differences
+from ldp_export.models.tensor_writer import TensorSource, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -32,43 +36,70 @@ _LARGEST = 1 << 20
 _FOLD_LIMIT = 4096
 
 
-def export_graph(module: nn.Module, folder: Path) -> None:
-    """Writes `model.onnx` and `weights.safetensors` of a graph module (one with a `.signature`) into `folder`.
+def export_graph(
+    graph: Graph,
+    folder: Path,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    say: Callable[[str], None] = lambda detail: None,
+) -> None:
+    """Writes `model.onnx` and `weights.safetensors` of a graph into `folder`.
+
+    Args:
+        weights: values of the graph's weights in any element type, such as views of a mapped checkpoint; None: its own.
+        say: told in words how far it is.
 
     Raises:
-        ExportError: the module cannot be traced, or an input of the signature is not used by the graph.
+        ExportError: the module cannot be traced, does not use an input of its signature, or is in its precision another
+            graph than in float32.
+        CheckpointError: a weight is NaN or infinite, or becomes so in its element type.
     """
-    signature: GraphSignature = module.signature  # pyright: ignore[reportAssignmentType]
-    weights = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    weights = graph.state_dict() if weights is None else weights
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        program = _trace(module.eval(), signature)
-    except Exception as error:  # torch.export raises many types
-        raise ExportError(f"could not export the graph {signature.name!r}: {error}") from error
-    unused = {v.name for v in program.model.graph.inputs if not v.uses()}
+    say("tracing")
+    model = _traced(graph)
+    unused = {v.name for v in model.graph.inputs if not v.uses()}
     if unused:
-        raise ExportError(f"the graph {signature.name!r} does not use its inputs {sorted(unused)}")
-    _point_to_weights(program.model, weights, folder)
-    _write(program.model, folder / MODEL_FILE)
+        raise ExportError(f"the graph {graph.signature.name!r} does not use its inputs {sorted(unused)}")
+    transposed = _take_out_transposes(model)
+    _store_weights(model, graph, weights, transposed, folder, say)
+    say("writing the graph")
+    _write(model, folder / MODEL_FILE)
 
 
-def _trace(module: nn.Module, signature: GraphSignature) -> Any:
+def check_twin(graph: Graph, twin: Graph) -> None:
+    """Raises ExportError unless a graph is, but for casts, node by node the same as its float32 twin."""
+    found = differences(_traced(graph), _traced(twin))
+    if found:
+        raise ExportError(
+            f"the graph {graph.signature.name!r} in {graph.precision} is not its {twin.precision} twin but for casts: "
+            + "; ".join(found[:5])
+        )
+
+
+def _traced(graph: Graph) -> Any:
+    """The ONNX model of a graph, weights without values."""
+    try:
+        return _trace(graph.eval()).model
+    except Exception as error:  # torch.export raises many types
+        raise ExportError(f"could not export the graph {graph.signature.name!r}: {error}") from error
+
+
+def _trace(graph: Graph) -> Any:
     """The ONNX program of the module, traced on fake tensors with every axis dynamic."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    signature = graph.signature
     dims = {
         axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in signature.axes
     }
-    examples = tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype) for spec in signature.inputs)
     shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in signature.inputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     takes_many = len(signature.inputs) > 1
-    with mode, warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "torch.export"):
+    with mode, _fake_weights(graph), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "torch.export"):
         warnings.simplefilter("ignore")
-        fake = tuple(mode.from_tensor(t, static_shapes=True) for t in examples)
         return torch.onnx.export(
-            module,
-            fake,
+            graph,
+            tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype) for spec in signature.inputs),
             dynamo=True,
             opset_version=OPSET,
             input_names=signature.input_names,
@@ -79,41 +110,75 @@ def _trace(module: nn.Module, signature: GraphSignature) -> Any:
         )
 
 
-def _point_to_weights(model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Stores the weights that the graph uses and makes its initializers refer to the file."""
+@contextmanager
+def _fake_weights(graph: Graph) -> Generator[None]:
+    """For the duration, every parameter is one without values, in the element type in which it will be stored."""
+    types = graph.weight_types()
+    fakes: dict[int, nn.Parameter] = {}
+    places = [
+        (module, name, parameter, f"{prefix}.{name}" if prefix else name)
+        for prefix, module in graph.named_modules(remove_duplicate=False)
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    ]
+    for module, name, parameter, full in places:
+        fake = torch.empty(parameter.shape, dtype=types[full])
+        setattr(module, name, fakes.setdefault(id(parameter), nn.Parameter(fake, requires_grad=False)))
+    try:
+        yield
+    finally:
+        for module, name, parameter, _ in places:
+            setattr(module, name, parameter)
+
+
+def _take_out_transposes(model: Any) -> set[str]:
+    """Names of matrices that the graph only uses transposed; it then takes them as they will be stored: transposed.
+
+    Engine builders and runtimes would do so at every load; TensorRT-RTX builds twice as fast without.
+    """
     import onnx_ir as ir
 
-    initializers = model.graph.initializers
-    used = {name: weights[name].contiguous() for name in initializers if name in weights}
-    path = folder / WEIGHTS_FILE
-    save_file({name: tensor.clone() for name, tensor in used.items()}, path)
-    offsets = _tensor_offsets(path)
-    for name, tensor in used.items():
-        start, length = offsets[name]
-        initializers[name].const_value = ir.ExternalTensor(
+    names = set()
+    for name, value in model.graph.initializers.items():
+        nodes = [use.node for use in value.uses()]
+        if not nodes or value.shape is None or len(value.shape) != 2 or any(n.op_type != "Transpose" for n in nodes):
+            continue
+        for node in nodes:
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            model.graph.remove(node, safe=True)
+        value.shape = ir.Shape(tuple(reversed(value.shape)))
+        names.add(name)
+    return names
+
+
+def _store_weights(
+    model: Any,
+    graph: Graph,
+    weights: Mapping[str, torch.Tensor],
+    transposed: set[str],
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Streams the weights that the graph uses into its file and makes its initializers refer to it."""
+    import onnx_ir as ir
+
+    initializers, types = model.graph.initializers, graph.weight_types()
+    used = {name: weights[name] for name in initializers if name in weights}
+    sources = [
+        TensorSource.of(name, tensor.t() if name in transposed else tensor, types.get(name))
+        for name, tensor in used.items()
+    ]
+    places = write_tensors(sources, folder / WEIGHTS_FILE, lambda name: say(f"weights: {name}"))
+    for source in sources:
+        place = places[source.name]
+        initializers[source.name].const_value = ir.ExternalTensor(
             WEIGHTS_FILE,
-            start,
-            length,
-            ir.DataType[str(tensor.dtype).removeprefix("torch.").upper().replace("FLOAT32", "FLOAT")],
-            name=name,
-            shape=ir.Shape(tensor.shape),
+            place.offset,
+            place.length,
+            ir.DataType[str(source.dtype).removeprefix("torch.").upper().replace("FLOAT32", "FLOAT")],
+            name=source.name,
+            shape=ir.Shape(source.shape),
             base_dir=folder,
         )
-
-
-def _tensor_offsets(path: Path) -> dict[str, tuple[int, int]]:
-    """Byte offset in the file and length of every tensor of a safetensors file."""
-    import json
-
-    with path.open("rb") as file:
-        (header_length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(header_length))
-    base = 8 + header_length
-    return {
-        name: (base + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
 
 
 def _write(model: Any, path: Path) -> None:

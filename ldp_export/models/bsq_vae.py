@@ -14,6 +14,8 @@ from ldp_runtime.schedule import ScaleSchedule
 from torch import nn
 from torch.nn import functional as F
 
+from ldp_export.models.layers import Conv2d, GroupNorm
+
 
 @dataclass(frozen=True)
 class VaeConfig:
@@ -54,9 +56,9 @@ class VaeConfig:
         return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
-def norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> GroupNorm:
     """GroupNorm as both families use it."""
-    return nn.GroupNorm(32 if channels % 32 == 0 else 24, channels, eps=1e-6)
+    return GroupNorm(32 if channels % 32 == 0 else 24, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -65,11 +67,11 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+            self.nin_shortcut = Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, Cin, H, W] -> [B, Cout, H, W]
         h = self.conv1(F.silu(self.norm1(x)))
@@ -80,7 +82,7 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, C, H/2, W/2]
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only, as in the original
@@ -89,7 +91,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, C, 2H, 2W]
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -131,7 +133,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
+        self.conv_in = Conv2d(3, config.base_channels, 3, padding=1)
         levels, channels = [], config.base_channels
         for l, width in enumerate(widths):
             levels.append(_Level(channels, width, config.res_blocks, "down" if l < config.halvings else None))
@@ -139,7 +141,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(levels)
         self.mid = _Middle(channels)
         self.norm_out = norm(channels)
-        self.conv_out = nn.Conv2d(channels, config.bits, 3, padding=1)
+        self.conv_out = Conv2d(channels, config.bits, 3, padding=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # [B, 3, H, W] in [-1, 1] -> [B, d, H/s, W/s]
         x = self.conv_in(image)
@@ -152,7 +154,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.conv_in = nn.Conv2d(config.bits, widths[-1], 3, padding=1)
+        self.conv_in = Conv2d(config.bits, widths[-1], 3, padding=1)
         self.mid = _Middle(widths[-1])
         levels: list[nn.Module] = [nn.Identity()] * len(widths)
         channels = widths[-1]
@@ -162,7 +164,7 @@ class Decoder(nn.Module):
             channels = widths[l]
         self.up = nn.ModuleList(levels)
         self.norm_out = norm(channels)
-        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+        self.conv_out = Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:  # [B, d, H/s, W/s] -> [B, 3, H, W], not clamped
         x = self.mid(self.conv_in(latent))

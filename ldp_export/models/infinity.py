@@ -16,6 +16,8 @@ from ldp_runtime.schedule import ScaleSchedule, rope_table
 from torch import nn
 from torch.nn import functional as F
 
+from ldp_export.models.layers import LayerNorm, Linear, linear
+
 Rope = tuple[torch.Tensor, torch.Tensor]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
@@ -117,15 +119,15 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, H, 1, 1), math.log(4.0)))
         self.q_bias = nn.Parameter(torch.zeros(C))
         self.v_bias = nn.Parameter(torch.zeros(C))
-        self.mat_qkv = nn.Linear(C, 3 * C, bias=False)
-        self.proj = nn.Linear(C, C)
+        self.mat_qkv = Linear(C, 3 * C, bias=False)
+        self.proj = Linear(C, C)
 
     def project(self, x: torch.Tensor, rope: Rope | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x [R, L, C] to q, k, v [R, L, H, c]: unit-norm (and rotated) q times temperature and k, plain v."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        q, k, v = F.linear(x, self.mat_qkv.weight, bias).chunk(3, dim=-1)
+        q, k, v = linear(x, self.mat_qkv.weight, bias).chunk(3, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
-        temperature = self.scale_mul_1H11.clamp(max=self.MAX_LOG_SCALE).exp().view(1, 1, -1, 1)
+        temperature = self.scale_mul_1H11.float().clamp(max=self.MAX_LOG_SCALE).exp().view(1, 1, -1, 1)
         q = F.normalize(q.float(), dim=-1) * temperature
         k = F.normalize(k.float(), dim=-1)
         return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
@@ -146,15 +148,15 @@ class CrossAttention(nn.Module):
         super().__init__()
         C = config.width
         self.heads = config.heads
-        self.mat_q = nn.Linear(C, C)
-        self.mat_kv = nn.Linear(C, 2 * C, bias=False)
+        self.mat_q = Linear(C, C)
+        self.mat_kv = Linear(C, 2 * C, bias=False)
         self.v_bias = nn.Parameter(torch.zeros(C))
-        self.proj = nn.Linear(C, C)
+        self.proj = Linear(C, C)
 
     def text_kv(self, text: torch.Tensor) -> KeyValue:
         """Projected text [R, T, C] to keys and values [R, T, H, c]; the same at every scale."""
         bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
-        k, v = F.linear(text, self.mat_kv.weight, bias).chunk(2, dim=-1)
+        k, v = linear(text, self.mat_kv.weight, bias).chunk(2, dim=-1)
         return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1))
 
     def forward(self, x: torch.Tensor, text_kv: KeyValue, mask: torch.Tensor | None) -> torch.Tensor:
@@ -165,8 +167,8 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: BlockSizes) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.width, config.ffn)
-        self.fc2 = nn.Linear(config.ffn, config.width)
+        self.fc1 = Linear(config.width, config.ffn)
+        self.fc2 = Linear(config.ffn, config.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -180,7 +182,7 @@ class Block(nn.Module):
         self.eps = config.norm_eps
         self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, config.width) / config.width**0.5)
         self.sa = SelfAttention(config)
-        self.ca_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.ca_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.ca = CrossAttention(config)
         self.ffn = FeedForward(config)
 
@@ -194,11 +196,11 @@ class Block(nn.Module):
         past: KeyValue | None = None,
         mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, KeyValue]:
-        gate1, gate2, scale1, scale2, shift1, shift2 = (self.ada_gss[0] + modulation).split(1, dim=1)
+        gate1, gate2, scale1, scale2, shift1, shift2 = (self.ada_gss[0].float() + modulation).split(1, dim=1)
         attended, cache = self.sa(modulate(x, scale1, shift1, self.eps), rope, past, mask)
-        x = x + gate1 * attended
-        x = x + self.ca(self.ca_norm(x), text_kv, text_mask)
-        x = x + gate2 * self.ffn(modulate(x, scale2, shift2, self.eps))
+        x = x + gate1 * attended.float()
+        x = x + self.ca(self.ca_norm(x), text_kv, text_mask).float()
+        x = x + gate2 * self.ffn(modulate(x, scale2, shift2, self.eps)).float()
         return x, cache
 
 
@@ -214,14 +216,14 @@ class TextPooler(nn.Module):
         super().__init__()
         C, heads = config.width, config.pool_heads
         self.mat_q = nn.Parameter(torch.randn(1, heads, C // heads) * (C // heads) ** -0.5)
-        self.mat_kv = nn.Linear(config.text_channels, 2 * C, bias=False)
+        self.mat_kv = Linear(config.text_channels, 2 * C, bias=False)
         self.v_bias = nn.Parameter(torch.zeros(C))
-        self.proj = nn.Linear(C, C)
+        self.proj = Linear(C, C)
 
     def forward(self, text: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:  # [R, T, Ct] -> [R, C]
         heads, head_dim = self.mat_q.shape[1:]
         bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
-        k, v = F.linear(text, self.mat_kv.weight, bias).chunk(2, dim=-1)
+        k, v = linear(text, self.mat_kv.weight, bias).chunk(2, dim=-1)
         k, v = (t.unflatten(-1, (heads, head_dim)) for t in (k, v))
         q = self.mat_q[:, None].expand(text.shape[0], 1, heads, head_dim)
         return self.proj(attend(q, k, v, head_dim**-0.5, mask)).squeeze(1)
@@ -238,7 +240,7 @@ class _Pooling(nn.Module):
 class _HeadNorm(nn.Module):
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+        self.ada_lin = nn.Sequential(nn.SiLU(), Linear(config.width, 2 * config.width))
 
 
 @dataclass(frozen=True)
@@ -277,13 +279,13 @@ class InfinityTransformer(nn.Module):
         self.pos_start = nn.Parameter(torch.randn(1, 1, C) * 0.02)
         self.text_norm = RmsNorm(Ct, config.norm_eps)
         self.text_proj_for_sos = _Pooling(config)
-        self.text_proj_for_ca = nn.Sequential(nn.Linear(Ct, C), nn.GELU(approximate="tanh"), nn.Linear(C, C))
-        self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+        self.text_proj_for_ca = nn.Sequential(Linear(Ct, C), nn.GELU(approximate="tanh"), Linear(C, C))
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), Linear(C, 6 * C))
         self.lvl_embed = nn.Embedding(config.levels, C)
-        self.word_embed = nn.Linear(config.bits, C)
+        self.word_embed = Linear(config.bits, C)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = _HeadNorm(config)
-        self.head = nn.Linear(C, 2 * config.bits)
+        self.head = Linear(C, 2 * config.bits)
 
     @property
     def layers(self) -> list[Block]:
@@ -294,7 +296,7 @@ class InfinityTransformer(nn.Module):
         """Text features [R, T, Ct] (mask [R, T], True at real tokens) to everything the scales need."""
         text = self.text_norm(features)
         pooled_mask = None if mask is None else mask[:, None, None, :]
-        condition = self.text_proj_for_sos.ca(text, pooled_mask)  # [R, C]
+        condition = self.text_proj_for_sos.ca(text, pooled_mask).float()  # [R, C]
         return Prompt(
             condition=condition,
             start=condition + self.pos_start[0],

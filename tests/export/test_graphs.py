@@ -16,6 +16,7 @@ from torch import nn
 
 from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
 from ldp_export.graphs.decoder import DecoderGraph
+from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.onnx_export import export_graph
 from ldp_export.graphs.prompt import PromptGraph
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
@@ -131,13 +132,12 @@ class TestEngineErrors:
             OnnxRuntimeEngine("decoder", small_bundle.path("decoder/model.onnx"), device)
 
 
-class Toy(nn.Module):
+class Toy(Graph):
     """Two inputs of [rows, 4]."""
 
     def __init__(self) -> None:
-        super().__init__()
         specs = (TensorSpec("a", (Axis.ROWS, 4)), TensorSpec("b", (Axis.ROWS, 4)))
-        self.signature = GraphSignature("toy", specs, (TensorSpec("c", (Axis.ROWS, 4)),))
+        super().__init__(GraphSignature("toy", specs, (TensorSpec("c", (Axis.ROWS, 4)),)))
 
 
 class IgnoresAnInput(Toy):
@@ -154,7 +154,7 @@ class LooksAtValues(Toy):
     ("module", "message"),
     [(IgnoresAnInput(), r"does not use its inputs"), (LooksAtValues(), "could not export the graph 'toy'")],
 )
-def test_what_cannot_be_exported(module: nn.Module, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_exported(module: Graph, message: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
         export_graph(module, tmp_path)
     assert not (tmp_path / "model.onnx").exists()

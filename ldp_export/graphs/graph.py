@@ -1,0 +1,52 @@
+"""What is exported: a module with a calling convention, and the element type of each of its weights."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from ldp_export.graphs.signature import GraphSignature
+
+#: Element type of a graph's matrix products; float32 islands stay float32 (see `Graph.ISLANDS`).
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Graph(nn.Module):
+    """A module that takes and gives tensors in the order of its signature.
+
+    Precision lies in the weights alone: layers compute in the type of theirs (`models/layers.py`).
+
+    Attributes:
+        ISLANDS: matches the names of weights that stay float32 in every precision.
+        signature: names, shapes and element types of inputs and outputs.
+        precision: of all other weights.
+    """
+
+    ISLANDS: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
+
+    def __init__(self, signature: GraphSignature, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.signature = signature
+        self.precision: Precision = precision
+
+    def stays_float32(self, name: str) -> bool:
+        return self.ISLANDS.match(name) is not None
+
+    def weight_types(self) -> dict[str, torch.dtype]:
+        """Element type in which each floating-point weight is stored and used."""
+        reduced: torch.dtype = getattr(torch, self.precision)
+        return {
+            name: torch.float32 if self.stays_float32(name) else reduced
+            for name, tensor in self.state_dict().items()
+            if tensor.is_floating_point()
+        }
+
+
+def convert_weights(graph: Graph) -> None:
+    """Puts every weight of a graph, in place, into the element type that it is stored in."""
+    types = graph.weight_types()
+    for name, parameter in graph.named_parameters():
+        parameter.data = parameter.data.to(types[name])

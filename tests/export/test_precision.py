@@ -1,0 +1,156 @@
+"""Precision lies in the graph: which weights stay float32, and a reduced graph is its float32 twin but for casts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from ldp_runtime.errors import CheckpointError, ExportError
+from safetensors.torch import load_file
+from samples import TRANSFORMER, VAE, random_transformer, random_vae, write_text_encoder
+from test_graphs import random_inputs
+
+from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.graphs.decoder import DecoderGraph
+from ldp_export.graphs.graph import Graph, Precision, convert_weights
+from ldp_export.graphs.onnx_export import check_twin, export_graph
+from ldp_export.graphs.prompt import PromptGraph
+from ldp_export.graphs.signature import Axis
+from ldp_export.graphs.text_encoder import TextEncoderGraph
+from ldp_export.models.bsq_vae import BsqVae
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.text_encoder import load_text_encoder
+
+Make = Callable[[Precision], Graph]
+SIZES = {
+    Axis.ROWS: 2,
+    Axis.TOKENS: 9,
+    Axis.PAST: 5,
+    Axis.TEXT: 6,
+    Axis.IMAGES: 1,
+    Axis.HEIGHT: 8,
+    Axis.WIDTH: 8,
+}
+
+
+def skeletons(text_encoder: Path) -> dict[str, Make]:
+    """Graphs whose weights lie on the meta device: shapes without values."""
+    with torch.device("meta"):
+        transformer, vae = InfinityTransformer(TRANSFORMER), BsqVae(VAE)
+    encoder = load_text_encoder(text_encoder).module.to("meta")
+    return {
+        "blocks_0_1": lambda precision: BlocksGraph(transformer, 0, 1, precision),
+        "blocks_1_2": lambda precision: BlocksGraph(transformer, 1, 2, precision),
+        "prompt_0_1": lambda precision: PromptGraph(transformer, 0, 1, precision),
+        "decoder": lambda precision: DecoderGraph(vae, precision),
+        "text_encoder": lambda precision: TextEncoderGraph(encoder, precision),
+    }
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_encoder(tmp_path_factory.mktemp("t5"), TRANSFORMER.text_channels)
+
+
+@pytest.mark.parametrize("name", ["blocks_0_1", "blocks_1_2", "prompt_0_1", "decoder", "text_encoder"])
+def test_a_reduced_graph_is_its_float32_twin_but_for_casts(name: str, text_encoder: Path) -> None:
+    """From shapes alone."""
+    make = skeletons(text_encoder)[name]
+    check_twin(make("bfloat16"), make("float32"))
+
+
+def test_another_graph_is_no_twin(text_encoder: Path) -> None:
+    graphs = skeletons(text_encoder)
+    with pytest.raises(ExportError, match=r"'prompt_0_1' in bfloat16 is not its float32 twin .*node \d+ is"):
+        check_twin(graphs["prompt_0_1"]("bfloat16"), graphs["decoder"]("float32"))
+
+
+def test_islands(text_encoder: Path) -> None:
+    """What the original keeps in float32 stays so; in float16, what a T5 adds to its residual stream too."""
+    graphs = skeletons(text_encoder)
+
+    def float32(name: str, precision: Precision) -> set[str]:
+        types = graphs[name](precision).weight_types()
+        return {key.removeprefix("model.") for key, dtype in types.items() if dtype == torch.float32}
+
+    assert float32("blocks_1_2", "bfloat16") == {"head.weight", "head.bias"}
+    assert float32("prompt_0_1", "float16") == {
+        "text_norm.weight",
+        "pos_start",
+        "lvl_embed.weight",
+        "shared_ada_lin.1.weight",
+        "shared_ada_lin.1.bias",
+        "head_nm.ada_lin.1.weight",
+        "head_nm.ada_lin.1.bias",
+    }
+    assert {key for key in float32("decoder", "bfloat16") if "norm" not in key} == set()
+    assert "decoder.norm_out.weight" in float32("decoder", "bfloat16")
+    wo = "encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    assert wo not in float32("text_encoder", "bfloat16")
+    assert wo in float32("text_encoder", "float16")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bfloat16 blocks graph, traced from shapes, with the weights of a model."""
+    folder = tmp_path_factory.mktemp("exported")
+    with torch.device("meta"):
+        skeleton = InfinityTransformer(TRANSFORMER)
+    weights = BlocksGraph(random_transformer()).state_dict()
+    export_graph(BlocksGraph(skeleton, precision="bfloat16"), folder, weights)
+    return folder
+
+
+def test_weights_are_stored_in_the_precision_and_transposed(exported: Path) -> None:
+    stored, weights = load_file(exported / "weights.safetensors"), BlocksGraph(random_transformer()).state_dict()
+    model = onnx.load(exported / "model.onnx", load_external_data=False)
+    shapes = {entry.name: tuple(entry.dims) for entry in model.graph.initializer}
+    for name in ("blocks.0.ffn.fc1.weight", "blocks.1.sa.mat_qkv.weight"):
+        assert torch.equal(stored[name], weights[name].bfloat16().t())
+        assert shapes[name] == tuple(stored[name].shape)
+    assert stored["head.weight"].dtype == torch.float32
+    large = [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in shapes]
+    assert not large
+
+
+def test_keys_and_values_have_the_precision(exported: Path) -> None:
+    model = onnx.load(exported / "model.onnx", load_external_data=False)
+    types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    reduced = {name for name, kind in types.items() if kind == onnx.TensorProto.BFLOAT16}
+    assert reduced == {f"{what}_{k}_{i}" for what in ("text", "past", "new") for k in "kv" for i in range(2)}
+    assert types["logits"] == types["latents"] == types["offset"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("bfloat16", 0.02), ("float16", 0.003)])
+@pytest.mark.parametrize("name", ["blocks", "prompt", "decoder"])
+def test_reduced_graphs_err_by_rounding_only(name: str, precision: Precision, limit: float) -> None:
+    """Run by PyTorch in the precision, against float32: relative to the output's size, a few units of rounding."""
+
+    def make(precision: Precision) -> Graph:
+        if name == "decoder":
+            return DecoderGraph(random_vae(), precision)
+        model = random_transformer()
+        return BlocksGraph(model, precision=precision) if name == "blocks" else PromptGraph(model, precision=precision)
+
+    exact, reduced = make("float32"), make(precision)
+    convert_weights(reduced)
+    inputs = random_inputs(exact.signature, SIZES)
+    with torch.no_grad():
+        expected = exact(*inputs.values())
+        given = [inputs[spec.name].to(spec.torch_dtype) for spec in reduced.signature.inputs]
+        got = reduced(*given)
+    pairs = zip(expected, got, strict=True) if isinstance(expected, tuple) else [(expected, got)]
+    for a, b in pairs:
+        error = float((a - b.float()).square().mean().sqrt() / a.square().mean().sqrt())
+        assert 0 < error < limit
+
+
+def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
+    graph = BlocksGraph(random_transformer(), precision="float16")
+    graph.blocks[0].ffn.fc1.bias[3] = 7e4  # pyright: ignore
+    with pytest.raises(CheckpointError, match=r"fc1.bias holds values up to 7e\+04, which float16 cannot hold"):
+        export_graph(graph, tmp_path)
+    assert not list(tmp_path.iterdir())
