@@ -30,7 +30,7 @@ from ldp_runtime.pixels import to_output
 from ldp_runtime.profiles import resolve_policy
 from ldp_runtime.pruning.names import describe
 from ldp_runtime.pruning.policy import Policy
-from ldp_runtime.request import Request, make_request
+from ldp_runtime.request import Request, check_output_type, make_request
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.text import PromptTokenizer
 from ldp_runtime.trace import ScaleTrace, Trace
@@ -46,12 +46,15 @@ class ScaleEvent:
         scale: index of the scale; scales: number of scales that will be run.
         images: indices of the images in the call (within the request).
         traces: what happened at this scale, one per image.
+        latents: F_k of each image [d, H, W]; residuals: R_k on the token grid [channels, h, w], fills included.
     """
 
     scale: int
     scales: int
     images: tuple[int, ...]
     traces: tuple[ScaleTrace, ...]
+    latents: tuple[torch.Tensor, ...]
+    residuals: tuple[torch.Tensor, ...]
     _preview: Callable[[int], Any]
 
     def preview(self, index: int = 0) -> Any:
@@ -234,6 +237,23 @@ class Pipeline:
         pixels = torch.cat([image for image, _ in decoded])
         return GenerationResult(to_output(pixels, request.output_type), seeds, tuple(traces))
 
+    def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
+        """Images of latents [B, d, h, w], such as `output_type="latent"` gives; output types as in `__call__`.
+
+        Raises:
+            ConfigError: latents of another model. NonFiniteError: the decoder gave NaN or infinity.
+        """
+        channels = self.manifest.model.latent_channels
+        if latents.dim() != 4 or latents.shape[1] != channels:
+            raise ConfigError(f"latents must be [images, {channels}, height, width], got {list(latents.shape)}")
+        check_output_type(output_type)
+        if output_type == "latent":
+            return latents
+        with self._lock, _one_torch_thread(self._open_engines().decoder.device):
+            engines = self._open_engines()
+            pixels = [self._decode(engines, latent.to(engines.decoder.device))[0] for latent in latents]
+        return to_output(torch.cat(pixels), output_type)
+
     def warmup(self, batch: int = 1) -> None:
         """Draws once and throws the pictures away: allocators and kernels are then as in service."""
         if isinstance(self.manifest.model, VarEntry):
@@ -299,6 +319,8 @@ class Pipeline:
                 scales=request.policy.scales_to_run(schedule),
                 images=tuple(first + states.index(image) for image in images),
                 traces=tuple(image.trace[-1] for image in images),
+                latents=tuple(image.latent for image in images),
+                residuals=tuple(image.residual for image in images),
                 _preview=lambda i: to_output(self._decode(engines, images[i].latent)[0], "pil")[0],
             )
             if callback(event) is False:

@@ -97,8 +97,7 @@ def make_request(
         raise ConfigError(f"temperature must be positive, got {heat}", hint="top_k=1 draws the likeliest bits")
     chosen = policy or Policy()
     chosen.check(schedule)
-    if output_type not in get_args(OutputType):
-        raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
+    check_output_type(output_type)
     count = len(conditions) * num_images_per_prompt
     seeds = _seeds(seed, count)
     images = []
@@ -157,6 +156,12 @@ def _prompts(
     if negatives is not None and len(negatives) not in (1, len(prompts)):
         raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
     return prompts, negatives
+
+
+def check_output_type(output_type: str) -> None:
+    """Raises ConfigError for anything that `OutputType` does not name."""
+    if output_type not in get_args(OutputType):
+        raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
 
 
 def _texts(

@@ -20,6 +20,7 @@ import torch
 from ldp_runtime.blocks import Blocks, Placement, PromptRows
 from ldp_runtime.guidance import guide, last_guided_scale
 from ldp_runtime.kv_cache import KVCache
+from ldp_runtime.pruning.guidance_recall import recall
 from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.sampling import SamplingFilter
@@ -53,6 +54,7 @@ class ImageState:
         residual: R_k on the token grid [channels, h, w]; computed: where it was computed [h, w].
         score: map that chose the tokens of scale k, or None.
         gaps: guidance gap of every scale so far (None where not measured).
+        difference: l_cond - l_uncond where it was last known [n, h, w], if the policy recalls it.
         unconditional: whether the unconditional branch is alive.
         trace: one entry per scale so far.
     """
@@ -67,6 +69,7 @@ class ImageState:
     computed: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     score: torch.Tensor | None = None
     gaps: list[GuidanceGap | None] = field(default_factory=list)
+    difference: torch.Tensor | None = None
     trace: list[ScaleTrace] = field(default_factory=list)
 
 
@@ -84,6 +87,14 @@ class _Group:
     def keep_rows(self, rows: list[int]) -> None:
         if rows != list(range(self.prompt.rows)):
             self.prompt, self.cache = self.prompt.take(rows), self.cache.with_rows(rows)
+
+    def release_ended(self) -> None:
+        """Takes out the images that the policy ended, with their rows."""
+        staying = [i for i, image in enumerate(self.images) if not (image.trace and image.trace[-1].ended)]
+        rows = [row for i in staying for row in self.rows_of(i)]
+        if rows and len(staying) < len(self.images):
+            self.keep_rows(sorted(rows))
+        self.images = [self.images[i] for i in staying]
 
     def rows_of(self, index: int) -> list[int]:
         """Rows of one image in the current layout."""
@@ -128,7 +139,9 @@ def run_scales(
     pruned = set(policy.prunes(schedule))
     for k in range(scales):
         for group in groups:
+            group.release_ended()
             _retire_branches(group, k, settings)
+        groups = [group for group in groups if group.images]
         if k in pruned or any(_forced(image, k) is not None for image in images):
             groups = [single for group in groups for single in group.split()]
         for group in groups:
@@ -191,6 +204,7 @@ def _step(
         _accumulate(k, image, codes, choice, settings)
         image.gaps.append(gap)
         stops = i in alive and not is_last and settings.policy.stops_after(image.gaps, k, settings.schedule)
+        ends = not is_last and settings.policy.ends_after(image.gaps, k, settings.schedule)
         image.trace.append(
             ScaleTrace(
                 scale=k,
@@ -202,6 +216,7 @@ def _step(
                 images_in_call=len(group.images),
                 gap=None if gap is None else gap.rms,
                 unconditional_stopped=stops,
+                ended=ends,
                 select_s=selected - started,
                 blocks_s=computed - selected,
                 residual_s=time.perf_counter() - computed,
@@ -240,6 +255,7 @@ def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSetti
         energy=image.score,
         latent=inputs.T.unflatten(1, schedule.grids[k]),
         seed=image.seed,
+        patch=image.latent.shape[-1] // schedule.final_grid[1],
     )
     if forced is not None:
         return _Choice(picture, Selection(forced, torch.zeros(schedule.grids[k])))
@@ -274,19 +290,24 @@ def _sample(
     settings: LoopSettings,
 ) -> tuple[torch.Tensor, GuidanceGap | None]:
     """Logits of the branches [L, V] to codes [L, channels] and, where the policy watches, the guidance gap."""
-    space, schedule = settings.space, settings.schedule
+    space, policy, grid = settings.space, settings.policy, settings.schedule.grids[k]
     kept, gap, scores = (None if choice is None else choice.selection.kept), None, space.scores(conditional)
     if unconditional is not None:
         other = space.scores(unconditional)
-        if settings.policy.watches_guidance(k, schedule):
-            gap = GuidanceGap(schedule.grids[k], space.gap(scores, other), kept, space.gap_terms)
+        if policy.watches_guidance(k, settings.schedule):
+            gap = GuidanceGap(grid, space.gap(scores, other), kept, space.gap_terms)
+        image.difference = policy.remember_guidance(image.difference, scores, other, kept, grid)
         if settings.guidance[k] != 1:
             scores = guide(scores, other, settings.guidance[k])
+    elif image.difference is not None and settings.guidance[k] != 1:
+        missing = policy.missing_guidance(scores, recall(image.difference, kept, grid), k)
+        if missing is not None:
+            scores = scores + (settings.guidance[k] - 1) * missing
     if image.forced_tokens is not None:
         tokens = image.forced_tokens[k] if kept is None else image.forced_tokens[k][kept]
         return space.codes(tokens), gap
     noise = image.noise[k] if kept is None else image.noise[k][kept]
-    return space.draw(scores / settings.temperature[k], noise, settings.filter, k, len(schedule)), gap
+    return space.draw(scores / settings.temperature[k], noise, settings.filter, k, len(settings.schedule)), gap
 
 
 def _accumulate(k: int, image: ImageState, codes: torch.Tensor, choice: _Choice | None, settings: LoopSettings) -> None:

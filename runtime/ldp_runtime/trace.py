@@ -22,6 +22,7 @@ class ScaleTrace:
         images_in_call: images that shared the engine call.
         gap: RMS guidance gap, where it was measured.
         unconditional_stopped: the policy stopped the unconditional branch after this scale.
+        ended: the policy drew no further scale of this image.
         select_s, blocks_s, residual_s: seconds spent choosing tokens, in the engine call (shared by all images of
             the call), and in sampling and accumulating.
         kept: indices of the computed tokens, or None for all of them.
@@ -40,6 +41,7 @@ class ScaleTrace:
     select_s: float
     blocks_s: float
     residual_s: float
+    ended: bool = False
     kept: torch.Tensor | None = field(default=None, repr=False)
     score: torch.Tensor | None = field(default=None, repr=False)
 
@@ -92,6 +94,11 @@ class Trace:
         """The scale after which the policy stopped the unconditional branch, if it did."""
         return next((scale.scale for scale in self.scales if scale.unconditional_stopped), None)
 
+    @property
+    def ended_after(self) -> int | None:
+        """The scale after which the policy ended the picture, if it did so for this image."""
+        return self.scales[-1].scale if self.scales and self.scales[-1].ended else None
+
     def to_json(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
@@ -100,6 +107,7 @@ class Trace:
             "tokens_full": self.tokens_full,
             "row_tokens": self.row_tokens,
             "stopped_after": self.stopped_after,
+            "ended_after": self.ended_after,
             "scales_full": self.scales_full,
             "text_s": self.text_s,
             "decode_s": self.decode_s,

@@ -136,7 +136,7 @@ def test_a_profile_serves_its_own_bundle_only(
     assert list_profiles(tmp_path, manifest) == ["careful"]
     assert resolve_policy("careful", tmp_path, manifest) == parse_policy(calibration.chosen.policy)
     assert resolve_policy(str(path), None, manifest) == parse_policy(calibration.chosen.policy)
-    assert resolve_policy("ld:rho=0.4", tmp_path, manifest) == LatentDiscrepancy(rho=0.4)
+    assert resolve_policy("ld-paper:rho=0.4", tmp_path, manifest) == LatentDiscrepancy(rho=0.4)
     with pytest.raises(IncompatibleBundleError, match="was made for the bundle"):
         resolve_policy(str(path), None, tiny_bundle.manifest)
     with pytest.raises(ConfigError, match="nor a profile of this bundle"):

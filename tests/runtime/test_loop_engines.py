@@ -339,7 +339,7 @@ class TestScales:
         assert by_ratio.images[0].tobytes() == by_size.images[0].tobytes()
 
     def test_policy_object_and_its_text_are_the_same(self, flavour_2b: Flavour) -> None:
-        as_text = flavour_2b.draw(policy="ld:rho=0.4")
+        as_text = flavour_2b.draw(policy="ld-paper:rho=0.4")
         assert torch.equal(as_text.images, flavour_2b.draw(policy=LatentDiscrepancy(rho=0.4)).images)
-        assert as_text.traces[0].policy == "ld:rho=0.4"
+        assert as_text.traces[0].policy == "ld-paper:rho=0.4"
         assert torch.equal(flavour_2b.draw(policy=Policy()).images, flavour_2b.draw(policy="none").images)

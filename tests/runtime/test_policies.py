@@ -138,10 +138,10 @@ class TestWords:
         assert parse_policy(describe(policy)) == policy
 
     def test_examples(self) -> None:
-        assert parse_policy("ld") == LatentDiscrepancy()
+        assert parse_policy("ld-paper") == LatentDiscrepancy()
         assert parse_policy(" ld-skip-2 ") == LatentDiscrepancy(skip_last=2)
-        assert parse_policy("ld:rho=0.4,fill=zero") == LatentDiscrepancy(rho=0.4, fill="zero")
-        assert parse_policy("ld:prune_scales=5+6,stop_threshold=none") == LatentDiscrepancy(
+        assert parse_policy("ld-paper:rho=0.4,fill=zero") == LatentDiscrepancy(rho=0.4, fill="zero")
+        assert parse_policy("ld-paper:prune_scales=5+6,stop_threshold=none") == LatentDiscrepancy(
             prune_scales=(5, 6), stop_threshold=None
         )
         assert parse_policy("skip:count=2") == SkipLastScales(2)

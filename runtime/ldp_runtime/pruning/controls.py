@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
@@ -11,35 +11,12 @@ import torch
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning import lhep, scores
 from ldp_runtime.pruning.fills import Fill, fill_residual
+from ldp_runtime.pruning.fitted import Fitted, check_fits
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
-from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection, check_choice, check_scales
+from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection, check_choice, check_number, check_scales
 from ldp_runtime.pruning.sats import GuidanceGap
+from ldp_runtime.pruning.scores import Score
 from ldp_runtime.schedule import ScaleSchedule
-
-_SCORES: dict[str, Callable[[PictureSoFar], torch.Tensor]] = {
-    "energy": scores.energy,
-    "variance": scores.variance,
-    "distance": scores.distance,
-    "random": scores.random,
-}
-
-
-@dataclass(frozen=True)
-class SkipLastScales(Policy):
-    """Control: the last `count` scales are never computed, for every prompt alike."""
-
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if self.count < 0:
-            raise ConfigError(f"count must be >= 0, got {self.count}")
-
-    def check(self, schedule: ScaleSchedule) -> None:
-        if self.count >= len(schedule):
-            raise ConfigError(f"skipping {self.count} scales leaves none of {len(schedule)}")
-
-    def scales_to_run(self, schedule: ScaleSchedule) -> int:
-        return len(schedule) - self.count
 
 
 @dataclass(frozen=True)
@@ -55,16 +32,48 @@ class StopGuidanceAfter(Policy):
         return scale >= self.scale
 
 
+@dataclass(frozen=True, kw_only=True)
+class _MayStop(Policy):
+    """What the other controls share: the branch stops after `stop_after`, for every prompt alike (None: never)."""
+
+    stop_after: int | None = None
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        check_scales("stop_after", None if self.stop_after is None else (self.stop_after,), schedule, first=0)
+
+    def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
+        return self.stop_after is not None and scale >= self.stop_after
+
+
 @dataclass(frozen=True)
-class FixedRatio(Policy):
+class SkipLastScales(_MayStop):
+    """Control: the last `count` scales are never computed, for every prompt alike."""
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigError(f"count must be >= 0, got {self.count}")
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        super().check(schedule)
+        if self.count >= len(schedule):
+            raise ConfigError(f"skipping {self.count} scales leaves none of {len(schedule)}")
+
+    def scales_to_run(self, schedule: ScaleSchedule) -> int:
+        return len(schedule) - self.count
+
+
+@dataclass(frozen=True)
+class FixedRatio(_MayStop):
     """Control: a fixed share of the tokens, chosen by a score.
 
     Attributes:
         keep: share of tokens to compute at each pruned scale.
-        score: "energy" (LHEP's map), "variance" (of the input over 3x3 tokens), "distance" (of the input to its mean
-            token, FastVAR's score), or "random" (seeded by the image's seed).
+        score: a map of `pruning.scores`, such as "energy" (LHEP's), "distance" (of the input to its mean token,
+            FastVAR's score), or "random" (seeded by the image's seed).
         prune_scales: None derives them as LD-Pruning does.
-        fill, fill_scale: as for LD-Pruning.
+        fill, fill_scale, fitted: as for LD-Pruning.
     """
 
     keep: float = 0.4
@@ -72,16 +81,18 @@ class FixedRatio(Policy):
     prune_scales: tuple[int, ...] | None = None
     fill: Fill = "repeat"
     fill_scale: float = 0.0
+    fitted: Fitted | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= 1:
             raise ConfigError(f"keep must lie in [0, 1], got {self.keep}")
-        check_choice("score", self.score, tuple(_SCORES))
+        check_choice("score", self.score, (*get_args(Score), "random"))
         check_choice("fill", self.fill, get_args(Fill))
-        if not abs(self.fill_scale) < float("inf"):
-            raise ConfigError(f"fill_scale must be finite, got {self.fill_scale}")
+        check_number("fill_scale", self.fill_scale)
 
     def check(self, schedule: ScaleSchedule) -> None:
+        super().check(schedule)
+        check_fits(self.fitted, self.fill, self.score)
         check_scales("prune_scales", self.prune_scales, schedule, first=1)
 
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
@@ -90,8 +101,8 @@ class FixedRatio(Policy):
     def select(self, picture: PictureSoFar) -> Selection | None:
         if picture.scale not in self.prunes(picture.schedule):
             return None
-        score = _SCORES[self.score](picture)
+        score = scores.score_map(self.score, picture, self.fitted)
         return Selection(lhep.keep_by_rank(score, round(self.keep * score.numel())), score)
 
     def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:
-        return fill_residual(self.fill, self.fill_scale, picture)
+        return fill_residual(self.fill, self.fill_scale, picture, self.fitted)

@@ -70,11 +70,12 @@ def keep_by_energy(energy: torch.Tensor, rho: float) -> torch.Tensor:
     """
     flat = energy.flatten().double()
     order = torch.argsort(flat, descending=True, stable=True)
+    if not flat.numel():
+        return order
     reached = flat[order].cumsum(0)
-    if not reached.numel() or reached[-1] <= 0:
-        return order[:0]
     # A prefix reaches the share when its sum does; the comparison forgives the rounding of the total itself.
-    count = int((reached < rho * reached[-1] * (1 - 1e-12)).sum()) + 1
+    short = (reached < rho * reached[-1] * (1 - 1e-12)).sum()
+    count = int(torch.where(reached[-1] > 0, short + 1, 0))  # the one number that the host must know
     return order[:count].sort().values
 
 

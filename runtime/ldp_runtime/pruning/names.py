@@ -9,10 +9,12 @@ from ldp_runtime.pruning.controls import FixedRatio, SkipLastScales, StopGuidanc
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
 from ldp_runtime.pruning.policy import Policy
 
-#: Policies by name. "ld" is the paper's setting without skipped scales, "ld-skip-2" its headline mode.
+#: Policies by name. "ld" is what docs/ablation.md recommends; "ld-paper" is the paper's setting without skipped scales,
+#: "ld-skip-2" the paper's headline mode.
 _NAMED: dict[str, Policy] = {
     "none": Policy(),
-    "ld": LatentDiscrepancy(),
+    "ld": LatentDiscrepancy(fill="zero", score="distance"),
+    "ld-paper": LatentDiscrepancy(),
     "ld-skip-2": LatentDiscrepancy(skip_last=2),
     "skip": SkipLastScales(),
     "stop-guidance": StopGuidanceAfter(0),
@@ -35,7 +37,7 @@ def parse_policy(text: str) -> Policy | None:
     if name not in _NAMED:
         raise ConfigError(f"unknown policy {name!r}", hint=f"one of {', '.join(_NAMED)}")
     base = _NAMED[name]
-    fields = {f.name: f for f in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else {}
+    fields = {f.name: f for f in _options(base)}
     changes: dict[str, object] = {}
     for option in filter(None, options.split(",")):
         key, found, value = option.partition("=")
@@ -55,7 +57,7 @@ def _parse_value(key: str, value: str, kind: str) -> object:
             return tuple(int(part) for part in value.split("+") if part)
         if kind.startswith("float"):
             return float(value)
-        return int(value) if kind == "int" else value
+        return int(value) if kind.startswith("int") else value
     except ValueError as error:
         raise ConfigError(f"{key}={value!r} is not of type {kind}") from error
 
@@ -64,15 +66,26 @@ def describe(policy: Policy | None) -> str:
     """One line for tables and traces, readable by `parse_policy` where the policy has a name."""
     if policy is None or type(policy) is Policy:
         return "none"
-    for name, base in _NAMED.items():
-        if type(base) is type(policy):
-            changed = [
-                f"{f.name}={_written(getattr(policy, f.name))}"
-                for f in dataclasses.fields(policy)  # pyright: ignore[reportArgumentType]
-                if getattr(policy, f.name) != getattr(base, f.name)
-            ]
-            return name + (":" + ",".join(changed) if changed else "")
-    return repr(policy)
+    written = [
+        name + (":" + ",".join(changed) if changed else "")
+        for name, base in _NAMED.items()
+        if type(base) is type(policy)
+        for changed in [_changes(policy, base)]
+    ]
+    return min(written, key=lambda text: text.count("=")) if written else repr(policy)
+
+
+def _changes(policy: Policy, base: Policy) -> list[str]:
+    return [
+        f"{f.name}={_written(getattr(policy, f.name))}"
+        for f in _options(base)
+        if getattr(policy, f.name) != getattr(base, f.name)
+    ]
+
+
+def _options(base: Policy) -> list[dataclasses.Field[object]]:
+    """Fields that text can set; fitted numbers come from bundles and profiles."""
+    return [f for f in dataclasses.fields(base) if f.name != "fitted"] if dataclasses.is_dataclass(base) else []
 
 
 def _written(value: object) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.sats import GuidanceGap
-from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.schedule import Grid, ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class PictureSoFar:
         energy: smoothed energy map that chose the tokens of scale k-1 [h', w'], or None.
         latent: F_{k-1} at the token grid of scale k [channels, h, w]: the scale's input.
         seed: of the image.
+        patch: latents per token side, where tokens are patches of latents.
     """
 
     schedule: ScaleSchedule
@@ -33,6 +36,12 @@ class PictureSoFar:
     energy: torch.Tensor | None
     latent: torch.Tensor
     seed: int
+    patch: int = 1
+
+    def resized_residual(self) -> torch.Tensor:
+        """R_{k-1} at the token grid of scale k, as accumulating it resizes it [channels, h, w]."""
+        grid = self.schedule.grids[self.scale]
+        return F.interpolate(self.residual[None], size=grid, mode="bilinear", align_corners=False)[0]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,35 @@ class Policy:
         """Whether the guidance gap of this scale will be asked for."""
         return False
 
+    def remember_guidance(
+        self,
+        before: torch.Tensor | None,
+        conditional: torch.Tensor,
+        unconditional: torch.Tensor,
+        kept: torch.Tensor | None,
+        grid: Grid,
+    ) -> torch.Tensor | None:
+        """What to keep of a scale's guidance for `missing_guidance`: a map [n, h, w] of l_cond - l_uncond, or None.
+
+        Args:
+            before: what was kept of the scale before.
+            conditional, unconditional: what the branches say of the computed tokens [L, n]; kept: their indices.
+        """
+        return None
+
+    def missing_guidance(self, conditional: torch.Tensor, recalled: torch.Tensor, scale: int) -> torch.Tensor | None:
+        """A guess of l_cond - l_uncond at a scale whose unconditional branch was stopped; None: guidance ends.
+
+        Args:
+            conditional: l_cond of the computed tokens [L, n].
+            recalled: the last known difference at their places [L, n].
+        """
+        return None
+
+    def ends_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
+        """Draw no scale after scale k? The picture is then decoded as it is."""
+        return False
+
     def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
         """Stop the unconditional branch after scale k? `gaps` holds one entry per scale so far (None: not measured)."""
         return False
@@ -88,3 +126,10 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises ConfigError when a switch has no such setting."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_number(name: str, value: float | None, least: float = -math.inf) -> None:
+    """Raises ConfigError for infinity, NaN, or a number below `least`; None passes."""
+    if value is not None and not (math.isfinite(value) and value >= least):
+        bound = "" if least == -math.inf else f" >= {least:g}"
+        raise ConfigError(f"{name} must be a finite number{bound}, got {value}")

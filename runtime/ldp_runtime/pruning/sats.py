@@ -51,24 +51,25 @@ def change(previous: GuidanceGap, current: GuidanceGap, norm: str = "rms") -> fl
     Returns:
         None where the two scales share no computed place.
     """
-    before, now = _matched(previous, current)
-    if not before.numel():
-        return None
+    before, now = _matched(previous, current)  # of equal length, or all tokens of each scale
     if norm == "l2":
-        delta_before, delta = (float((m.double().sum() * current.terms).sqrt()) for m in (before, now))
+        delta_before, delta = ((m.nansum() * current.terms).sqrt() for m in (before, now))
     else:
-        delta_before, delta = (float(m.double().mean().sqrt()) for m in (before, now))
-    return abs(delta - delta_before) / (delta_before + EPSILON)
+        delta_before, delta = (m.nanmean().sqrt() for m in (before, now))
+    gamma = (delta - delta_before).abs() / (delta_before + EPSILON)
+    found = float(gamma.nan_to_num(nan=-1.0))  # the one number that the host must know
+    return None if found < 0 else found
 
 
 def _matched(previous: GuidanceGap, current: GuidanceGap) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaps of both scales at the same places, NaN at places that were not computed at both."""
+    before, now = previous.per_token.double(), current.per_token.double()
     if previous.kept is None and current.kept is None:
-        return previous.per_token, current.per_token
-    device = current.per_token.device
+        return before, now
     (h, w), (ph, pw) = current.grid, previous.grid
-    kept = torch.arange(h * w, device=device) if current.kept is None else current.kept
+    kept = torch.arange(h * w, device=now.device) if current.kept is None else current.kept
     parents = (kept // w * ph // h) * pw + kept % w * pw // w
-    before = torch.full((ph * pw,), float("nan"), device=device)
-    before[slice(None) if previous.kept is None else previous.kept] = previous.per_token
-    known = ~before[parents].isnan()
-    return before[parents][known], current.per_token[known]
+    everywhere = torch.full((ph * pw,), float("nan"), dtype=before.dtype, device=now.device)
+    everywhere[slice(None) if previous.kept is None else previous.kept] = before
+    matched = everywhere[parents]
+    return matched, torch.where(matched.isnan(), matched, now)

@@ -1,0 +1,206 @@
+"""Fits to one bundle: what fills pruned places, what a stopped branch would have said, which tokens matter.
+
+Everything is read off full, unpruned runs: what policies see before each scale, and what the scale then brought. Pixels
+enter through the decoder: as the metric that it puts on changes of the latent, and as the error that each token makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.pipeline import Pipeline, ScaleEvent
+from ldp_runtime.pruning.fills import predictors
+from ldp_runtime.pruning.fitted import Fitted
+from ldp_runtime.pruning.guidance_recall import recall, remember
+from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
+from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
+from ldp_runtime.pruning.scores import FEATURES, score_map
+from ldp_runtime.schedule import Grid, ScaleSchedule
+from torch.nn import functional as F
+
+#: Fewest prompts: a fill has hundreds of weights per channel.
+LEAST_PROMPTS = 4
+#: Pull of every weight of a fill towards zero, as so many extra tokens of unit size.
+_RIDGE = 3.0
+#: Images at which the decoder is differentiated; each costs one decoding per latent channel.
+_METRIC_IMAGES = 6
+#: Step of the finite differences in units of the latent's spread: about what a scale changes.
+_STEP = 0.2
+
+
+@dataclass(eq=False)
+class Seen(Policy):
+    """One full run with notes taken: a policy that changes nothing.
+
+    Attributes:
+        pictures: what policies see before each scale from 1 on.
+        residuals: R_k of every scale on its token grid [channels, h, w]; latents: F_k [d, H, W].
+        conditionals: what the conditional branch says at every scale [L, n]; differences: less the other [n, h, w].
+    """
+
+    pictures: list[PictureSoFar] = field(default_factory=list)
+    residuals: list[torch.Tensor] = field(default_factory=list)
+    latents: list[torch.Tensor] = field(default_factory=list)
+    conditionals: list[torch.Tensor] = field(default_factory=list)
+    differences: list[torch.Tensor] = field(default_factory=list)
+
+    def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
+        return tuple(range(1, len(schedule)))
+
+    def select(self, picture: PictureSoFar) -> Selection | None:
+        self.pictures.append(picture)
+        return None
+
+    def remember_guidance(
+        self,
+        before: torch.Tensor | None,
+        conditional: torch.Tensor,
+        unconditional: torch.Tensor,
+        kept: torch.Tensor | None,
+        grid: Grid,
+    ) -> torch.Tensor | None:
+        self.conditionals.append(conditional.clone())
+        self.differences.append(remember(None, conditional - unconditional, kept, grid))
+        return None
+
+    def on_scale(self, event: ScaleEvent) -> None:
+        self.residuals.append(event.residuals[0])
+        self.latents.append(event.latents[0])
+
+
+def watch(pipe: Pipeline, prompt: str, seed: int) -> Seen:
+    """A full run of one prompt, with notes."""
+    seen = Seen()
+    pipe(prompt, seed=seed, policy=seen, output_type="latent", callback_on_scale=seen.on_scale)
+    return seen
+
+
+def fit(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    report: Callable[[int, int, str], None] = lambda done, total, detail: None,
+) -> Fitted:
+    """Fits everything that policies may ask for, for the scales that pruning and stopping concern.
+
+    Raises:
+        ConfigError: fewer than `LEAST_PROMPTS` prompts.
+    """
+    if len(prompts) < LEAST_PROMPTS:
+        raise ConfigError(f"{len(prompts)} prompts are too few to fit to", hint=f"give at least {LEAST_PROMPTS}")
+    scales = fitted_scales(pipe.manifest.schedule())
+    fills = {k: _Normal() for k in scales}
+    guidance = {k: _Normal() for k in scales[1:]}
+    errors: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {k: [] for k in scales}
+    metrics = []
+    for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        report(i, len(prompts), "fitting")
+        seen = watch(pipe, prompt, seed)
+        for k in scales:
+            fills[k].add(*fill_equations(seen, k))
+            errors[k].append(error_equations(pipe, seen, k))
+        for k in guidance if seen.differences else ():
+            for source in range(scales[0], k):
+                guidance[k].add(*guidance_equations(seen, source, k))
+        if i < _METRIC_IMAGES:
+            metrics.append(per_token(decoder_metric(pipe, seen.latents[-1]), seen.pictures[-1].patch))
+    return Fitted(
+        {k: as_kernel(equations.solve(_RIDGE)) for k, equations in fills.items()},
+        {k: (float(a), float(b)) for k, e in guidance.items() if e.known for a, b in [e.solve(1e-6)[:, 0]]},
+        torch.stack(metrics).mean(dim=0),
+        {k: non_negative(*(torch.cat(parts) for parts in zip(*pairs, strict=True))) for k, pairs in errors.items()},
+    )
+
+
+def fitted_scales(schedule: ScaleSchedule) -> tuple[int, ...]:
+    """From the first scale after which the branch may stop to the last."""
+    return LatentDiscrepancy().stops(schedule)
+
+
+def fill_equations(seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 3x3 neighbourhoods of the predictors and a one [L, 18 C + 1], and the residuals [L, C], of one scale."""
+    padded = F.pad(predictors(seen.pictures[scale - 1])[None], (1, 1, 1, 1), mode="replicate")
+    patches = F.unfold(padded, 3)[0].T
+    return torch.cat((patches, torch.ones_like(patches[:, :1])), dim=1), seen.residuals[scale].flatten(1).T
+
+
+def as_kernel(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of `fill_equations` [18 C + 1, C] as a convolution's kernel [C, 2 C, 3, 3] and bias [C]."""
+    C = weights.shape[1]
+    return weights[:-1].T.reshape(C, 2 * C, 3, 3).float(), weights[-1].float()
+
+
+def guidance_equations(seen: Seen, source: int, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is known at a scale when the branch stopped at an earlier one [L * n, 2], and its difference [L * n, 1]."""
+    target = seen.differences[scale]
+    recalled = recall(seen.differences[source], None, (target.shape[1], target.shape[2]))
+    known = torch.stack((recalled.flatten(), seen.conditionals[scale].flatten()), dim=1)
+    return known, target.flatten(1).T.reshape(-1, 1)
+
+
+def error_equations(pipe: Pipeline, seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Feature maps of `score=error` and a one [L, features + 1], and the pixel change that each token made [L]."""
+    picture, grid = seen.pictures[scale - 1], seen.pictures[scale - 1].schedule.grids[scale]
+    before, after = pipe.decode(torch.stack((seen.latents[scale - 1], seen.latents[scale])), "torch")
+    change = F.adaptive_avg_pool2d((after - before).square().sum(dim=0)[None], grid)[0].cpu()
+    maps = [score_map(feature, picture).flatten().cpu() for feature in FEATURES]
+    return torch.stack((*maps, torch.ones_like(maps[0])), dim=1), change.flatten()
+
+
+def decoder_metric(pipe: Pipeline, latent: torch.Tensor) -> torch.Tensor:
+    """M [d, d] with v' M v the squared pixel change per position when v is added to the latent [d, H, W].
+
+    Every position is moved at once, by v or -v at random: in the mean over signs what positions share cancels. The
+    decoder's response to each channel is a finite difference.
+    """
+    generator = torch.Generator().manual_seed(0)
+    signs = (torch.randint(0, 2, latent.shape[1:], generator=generator) * 2.0 - 1).to(latent.device)
+    step = _STEP * float(latent.std())
+    moved = latent + step * torch.eye(len(latent), device=latent.device)[:, :, None, None] * signs
+    images = pipe.decode(torch.cat((latent[None], moved)), "torch").flatten(1).double()
+    responses = (images[1:] - images[0]) / step
+    return (responses @ responses.T / signs.numel()).float().cpu()
+
+
+def per_token(metric: torch.Tensor, patch: int) -> torch.Tensor:
+    """The metric of latents [d, d] for tokens of patch x patch latents [d * patch**2, d * patch**2]."""
+    return torch.kron(metric, torch.eye(patch**2))
+
+
+def non_negative(features: torch.Tensor, target: torch.Tensor) -> tuple[float, ...]:
+    """Least-squares weights [F] of features [L, F] for a target [L]; those that would fall below zero are left out."""
+    used = list(range(features.shape[1]))
+    while used:
+        found = torch.linalg.lstsq(features[:, used].double(), target.double()[:, None]).solution[:, 0]
+        if bool((found >= 0).all()):
+            weights = dict(zip(used, found.tolist(), strict=True))
+            return tuple(weights.get(i, 0.0) for i in range(features.shape[1]))
+        used.pop(int(found.argmin()))
+    return (0.0,) * features.shape[1]
+
+
+class _Normal:
+    """Normal equations, summed up run by run: memory does not grow with the number of prompts."""
+
+    def __init__(self) -> None:
+        self._inner: torch.Tensor | None = None
+        self._outer: torch.Tensor | None = None
+
+    @property
+    def known(self) -> bool:
+        return self._inner is not None
+
+    def add(self, features: torch.Tensor, target: torch.Tensor) -> None:
+        """Equations features [L, F] @ weights [F, C] = target [L, C]."""
+        X, Y = features.double().cpu(), target.double().cpu()
+        self._inner = X.T @ X + (0 if self._inner is None else self._inner)
+        self._outer = X.T @ Y + (0 if self._outer is None else self._outer)
+
+    def solve(self, ridge: float) -> torch.Tensor:
+        """Weights [F, C]."""
+        assert self._inner is not None
+        assert self._outer is not None
+        return torch.linalg.solve(self._inner + ridge * torch.eye(len(self._inner), dtype=torch.float64), self._outer)
