@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldp_export.cli.options import as_json, print_json, shown_progress, weights_options
+from ldp_export.cli.options import as_json, backend_options, print_json, shown_progress, weights_options
+
+if TYPE_CHECKING:
+    from ldp_runtime.bundle import Backend
 
 
 @click.command(
@@ -15,6 +18,7 @@ from ldp_export.cli.options import as_json, print_json, shown_progress, weights_
 Examples:
   ldp-export build                                      the embedded model, into bundles/infinity-shapes
   ldp-export build --model infinity-2b --dry-run        what it would do and need
+  ldp-export build --backend tensorrt-rtx --compute-capability 8.6,8.9,12.0 --profiles 3 --output bundles/rtx
   ldp-export build --weights t.safetensors --vae v.safetensors --pn 0.06M --output bundles/mine
 """
 )
@@ -23,6 +27,7 @@ Examples:
 @click.option("--output", type=click.Path(path_type=Path), help="Path of the bundle.  [default: bundles/MODEL]")
 @click.option("--pn", "size", help="Scale schedule: 0.06M, 0.25M, 0.6M or 1M.  [default: the model's]")
 @click.option("--chunk", type=int, help="Blocks per engine; a large model is split so that each part stays small.")
+@backend_options
 @click.option("--guidance", type=float, help="Default guidance of the bundle.  [default: the model's]")
 @click.option("--temperature", type=float, help="Default temperature of the bundle.  [default: the model's]")
 @click.option("--force", is_flag=True, help="Redo stages that are already done.")
@@ -36,6 +41,10 @@ def command(
     output: Path | None,
     size: str | None,
     chunk: int | None,
+    backend: Backend,
+    capabilities: str | None,
+    profiles: int | None,
+    max_batch: int | None,
     guidance: float | None,
     temperature: float | None,
     force: bool,
@@ -48,11 +57,14 @@ def command(
     running the command again resumes it.
     """
     from ldp_export.build import BuildOptions, build, plan_build
+    from ldp_export.builders.choice import BackendOptions, choose_builder
     from ldp_export.models.resolve import resolve_model
 
     spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature)
     output = output or Path("bundles") / spec.name
-    plan = plan_build(spec, sources, BuildOptions(output, size, chunk, force))
+    chosen = BackendOptions(backend, capabilities, profiles, max_batch)
+    builder = choose_builder(chosen, spec, size or spec.size, "float32")
+    plan = plan_build(spec, sources, BuildOptions(output, size, chunk, force, builder))
     if dry_run:
         print_json(plan.to_json())
         return
@@ -70,6 +82,6 @@ def command(
         return
     click.echo(f"{output}: version {summary['version']}, {summary['bytes'] / 2**20:.1f} MiB")
     if report is None:
-        click.echo(f"unverified: on the machine that it was built for, run: ldp-export verify {output}")
+        click.echo(f"unverified: on the machine that it was built for, run: ldp-export verify {output} --device cuda")
     else:
         click.echo(f"verified: {len(report.checks)} checks against the reference model on {report.machine}")

@@ -33,6 +33,31 @@ def weights_options(function: Any) -> Any:
     return function
 
 
+def backend_options(function: Any) -> Any:
+    """--backend, --compute-capability, --profiles and --max-batch."""
+    kinds = click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"])
+    for option in (
+        click.option("--max-batch", type=int, help="Images of one call that compiled engines serve.  [default: 4]"),
+        click.option(
+            "--profiles", type=int, help="Buckets of scales that compiled engines are tuned for.  [default: 3]"
+        ),
+        click.option(
+            "--compute-capability",
+            "capabilities",
+            help="GPUs that tensorrt-rtx builds for, as 8.6,8.9,12.0.  [default: this machine's]",
+        ),
+        click.option(
+            "--backend",
+            type=kinds,
+            default="onnxruntime",
+            show_default=True,
+            help="What runs the graphs. tensorrt builds on its own GPU, tensorrt-rtx anywhere.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,9 @@ from ldp_runtime.engines.base import Engine
 from ldp_runtime.errors import NonFiniteError
 from ldp_runtime.families import token_space
 from ldp_runtime.token_space import TokenSpace
+
+if TYPE_CHECKING:
+    from ldp_runtime.engines.graph_cache import GraphCounters
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Engines:
         constants: tensors of the bundle by name: `level_offsets` [levels, C], what `blocks` adds to every token of
             scale k >= 1; Infinity: `unconditional_text` [text_tokens, text_channels]; VAR: `positions` [tokens, C],
             and `codebook`, `phi_weight` and `phi_bias` (see `CodebookTokens`).
+        cuda_graphs: how often captured CUDA graphs served; None where the backend captures none.
     """
 
     text_encoder: Engine | None
@@ -34,6 +39,7 @@ class Engines:
     decoder: Engine
     space: TokenSpace
     constants: Mapping[str, torch.Tensor]
+    cuda_graphs: GraphCounters | None = None
 
     def close(self) -> None:
         for engine in (self.text_encoder, self.prompt, self.decoder):
@@ -42,16 +48,36 @@ class Engines:
         self.blocks.close()
 
 
-def open_engines(bundle: Bundle, device: torch.device, threads: int | None = None) -> Engines:
-    """Opens all graphs of a bundle on a device."""
-    from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine, check_provider
+def check_runnable(manifest: Manifest, device: torch.device) -> None:
+    """Whether the bundle's engines run on `device` of this machine, before anything is opened or allocated.
 
-    check_provider(device)
+    Raises:
+        IncompatibleBundleError: what is missing, or which GPU or version the engines are for.
+    """
+    if manifest.backend == "onnxruntime":
+        from ldp_runtime.engines.onnxruntime import check_provider
+
+        check_provider(device)
+        return
+    from ldp_runtime.engines.tensorrt import check_machine
+
+    check_machine(manifest, device)
+
+
+def open_engines(bundle: Bundle, device: torch.device, threads: int | None = None) -> Engines:
+    """Opens all graphs of a bundle on a device.
+
+    Raises:
+        IncompatibleBundleError: see `check_runnable`; or the library refuses an engine.
+        IntegrityError: an engine file is damaged.
+    """
+    check_runnable(bundle.manifest, device)
     manifest = bundle.manifest
+    open_graph, counters = _opener(bundle, device, threads)
 
     def of_kind(kind: str) -> list[tuple[GraphEntry, Engine]]:
         return [
-            (graph, OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads))
+            (graph, open_graph(name, graph))
             for name, graph in sorted(manifest.graphs.items(), key=lambda item: item[1].first)
             if graph.kind == kind
         ]
@@ -70,7 +96,25 @@ def open_engines(bundle: Bundle, device: torch.device, threads: int | None = Non
         decoder=of_kind("decoder")[0][1],
         space=token_space(model, constants),
         constants=constants,
+        cuda_graphs=counters,
     )
+
+
+def _opener(
+    bundle: Bundle, device: torch.device, threads: int | None
+) -> tuple[Callable[[str, GraphEntry], Engine], GraphCounters | None]:
+    """How the backend opens a graph, and its counters of CUDA graphs."""
+    if bundle.manifest.backend == "onnxruntime":
+        from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+        return lambda name, graph: OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads), None
+    from ldp_runtime.engines.tensorrt import TensorRtEngine, TensorRtSession, kernels_folder
+
+    session = TensorRtSession(bundle.manifest, device, kernels=kernels_folder(bundle.manifest))
+    files = bundle.manifest.files
+    return (
+        lambda name, graph: TensorRtEngine(name, bundle.path(graph.file), graph, session, files[graph.file].size)
+    ), session.counters
 
 
 def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:

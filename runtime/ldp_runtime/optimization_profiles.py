@@ -65,8 +65,12 @@ class OptimizationProfile:
         return f"{f'scales {first}-{last}' if first != last else f'scale {first}'}: {words}"
 
 
+#: Axes that count things; the others are lengths.
+_COUNTED = ("tokens", "rows", "images")
+
+
 def _words(axis: str, sides: AxisRange) -> str:
-    return f"{axis} {sides}" if axis in ("past", "text") else f"{sides} {axis}"
+    return f"{sides} {axis}" if axis in _COUNTED else f"{axis} {sides}"
 
 
 def choose_profile(profiles: Sequence[OptimizationProfile], sizes: Mapping[str, int], graph: str) -> int:

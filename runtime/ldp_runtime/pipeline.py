@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ldp_runtime.bundle import TOKENIZER, Bundle, Manifest, VarEntry, open_bundle
-from ldp_runtime.bundle_engines import Engines, check_finite, open_engines
+from ldp_runtime.bundle_engines import Engines, check_finite, check_runnable, open_engines
 from ldp_runtime.capacity import check_capacity
 from ldp_runtime.codebook_tokens import CodebookTokens
 from ldp_runtime.conditions import condition_rows
@@ -113,7 +113,7 @@ class Pipeline:
         """Opens a bundle.
 
         Args:
-            device: "cpu", or "cuda" where ONNX Runtime has its CUDA provider.
+            device: "cpu", or "cuda": for TensorRT bundles, or where ONNX Runtime has its CUDA provider.
             threads: of a CPU engine; None lets ONNX Runtime decide.
             max_batch: images drawn together; longer requests are drawn in several goes.
             memory_limit: bytes the pipeline may need; None: what the device has free.
@@ -137,6 +137,7 @@ class Pipeline:
             )
         _check_state(opened, allow_rejected)
         target = torch.device(device)
+        check_runnable(opened.manifest, target)
         estimate = check_capacity(opened.manifest, max_batch, target, memory_limit)
         logger.info("loading %s, needs up to %s", opened.manifest.model.name, estimate)
         engines = open_engines(opened, target, threads)

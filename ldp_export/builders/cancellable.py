@@ -1,0 +1,95 @@
+"""Builds that can be stopped: the library works on a thread of its own, which Ctrl-C ends cleanly.
+
+An exception must not travel through the library's code, so its callbacks never raise: they note how far it is and
+answer whether to go on. The calling thread passes the progress on and, when it is interrupted (or when telling the
+progress raises), asks the library to stop and waits until it has.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+#: Seconds between two looks at the progress.
+_PAUSE = 0.1
+
+
+class BuildProgress:
+    """What a running build reports, and whether it should go on. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._news: SimpleQueue[str] = SimpleQueue()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def tell(self, line: str) -> None:
+        self._news.put(line)
+
+    def latest(self, timeout: float) -> str | None:
+        """The newest line, waiting for one at most `timeout` seconds."""
+        line = None
+        try:
+            line = self._news.get(timeout=timeout)
+            while True:
+                line = self._news.get_nowait()
+        except Empty:
+            return line
+
+
+def progress_monitor(trt: Any, progress: BuildProgress) -> Any:
+    """The library's monitor that feeds `progress`."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.tell(f"{parent_phase}: {phase_name}" if parent_phase else phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return not progress.is_stopped
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()
+
+
+def run_cancellable(work: Callable[[], Result], progress: BuildProgress, say: Callable[[str], None]) -> Result:
+    """Runs `work` on a thread and returns its result or raises its error; `say` hears the progress on this thread.
+
+    An exception on this thread (Ctrl-C, or one that `say` raises) stops the work; it is raised once the thread has
+    ended.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # handed to the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="engine-build")
+    thread.start()
+    try:
+        while thread.is_alive():
+            line = progress.latest(_PAUSE)
+            if line is not None:
+                say(line)
+    finally:
+        progress.stop()
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

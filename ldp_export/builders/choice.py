@@ -1,0 +1,113 @@
+"""From what the user asks for to a builder; everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import platformdirs
+from ldp_runtime.bundle import Backend
+from ldp_runtime.engines.gpu import local_capability
+from ldp_runtime.engines.tensorrt_library import load_library
+from ldp_runtime.errors import ConfigError, IncompatibleBundleError
+
+from ldp_export.builders.base import Builder
+from ldp_export.builders.hardware import check_precision, check_targets, parse_capabilities
+from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
+from ldp_export.builders.profiles import all_schedules, buckets_of
+from ldp_export.builders.tensorrt import TensorRtBuilder
+from ldp_export.models.registry import ModelSpec
+
+#: Buckets of scales: early, middle, late. Thirteen, one a scale, cost ten times the build time of one.
+PROFILES = 3
+#: Images of one call that engines with fixed limits are built for.
+MAX_BATCH = 4
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What to build engines with, as the user says it; None where they do not say.
+
+    Attributes:
+        capabilities: compute capabilities as "8.6,8.9"; profiles: buckets of scales; max_batch: images of one call.
+    """
+
+    backend: Backend = "onnxruntime"
+    capabilities: str | None = None
+    profiles: int | None = None
+    max_batch: int | None = None
+
+
+def choose_builder(options: BackendOptions, spec: ModelSpec, size: str, precision: str) -> Builder:
+    """The builder for a model.
+
+    Args:
+        size: name of the scale schedule that is built for.
+        precision: of the graphs.
+
+    Raises:
+        ConfigError: options that the backend does not have, or GPUs that it or the precision does not serve.
+        IncompatibleBundleError: the library or the GPU that building takes is not here.
+    """
+    if options.backend == "onnxruntime":
+        _refuse_options(options)
+        return OnnxRuntimeBuilder()
+    profiles, batch = options.profiles or PROFILES, options.max_batch or MAX_BATCH
+    schedules = all_schedules(size)
+    buckets_of(len(schedules[0]), profiles)
+    if batch < 1:
+        raise ConfigError(f"--max-batch must be at least 1, got {batch}")
+    capabilities = (
+        _rtx_targets(options, precision) if options.backend == "tensorrt-rtx" else _own_gpu(options, precision)
+    )
+    return TensorRtBuilder(
+        flavour=options.backend,
+        capabilities=capabilities,
+        schedules=schedules,
+        layout=spec.layout,
+        buckets=profiles,
+        max_rows=2 * batch,
+        text_tokens=spec.transformer.text_tokens,
+        local=local_capability() in capabilities,
+        timing_cache=platformdirs.user_cache_path("ldp-export") / "timing" / f"{'-'.join(capabilities)}.cache",
+    )
+
+
+def _refuse_options(options: BackendOptions) -> None:
+    given = {
+        "--compute-capability": options.capabilities,
+        "--profiles": options.profiles,
+        "--max-batch": options.max_batch,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} belongs to compiled engines; ONNX Runtime takes any size on any machine",
+                hint="add --backend tensorrt-rtx (or tensorrt), or leave it out",
+            )
+
+
+def _rtx_targets(options: BackendOptions, precision: str) -> tuple[str, ...]:
+    """The GPUs that were named, or this machine's own."""
+    library, here = load_library("tensorrt-rtx"), local_capability()
+    wanted = parse_capabilities(options.capabilities) if options.capabilities else tuple(filter(None, [here]))
+    check_targets("tensorrt-rtx", wanted, library.targets, precision)
+    return wanted
+
+
+def _own_gpu(options: BackendOptions, precision: str) -> tuple[str, ...]:
+    """TensorRT measures kernels on the GPU that will run them, so it builds for this machine's only."""
+    here = local_capability()
+    if here is None:
+        raise IncompatibleBundleError(
+            "TensorRT builds on the kind of GPU that will run the engines, and this machine has none",
+            hint="build there; or build here for GeForce and RTX cards: "
+            "--backend tensorrt-rtx --compute-capability 8.6,8.9,12.0",
+        )
+    if options.capabilities is not None and parse_capabilities(options.capabilities) != (here,):
+        raise ConfigError(
+            f"TensorRT builds for this machine's GPU (compute capability {here}) only, not for {options.capabilities}",
+            hint="leave --compute-capability out, or use --backend tensorrt-rtx",
+        )
+    load_library("tensorrt")
+    check_precision(here, precision)
+    return (here,)

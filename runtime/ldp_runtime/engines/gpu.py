@@ -1,0 +1,54 @@
+"""The GPU of this machine, and whether compiled engines run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ldp_runtime.errors import IncompatibleBundleError
+
+
+def local_capability(device: torch.device | None = None) -> str | None:
+    """Compute capability of a CUDA device, as "8.9"; None where PyTorch finds none."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}.{minor}"
+
+
+def require_gpu(backend: str, device: torch.device) -> str:
+    """The compute capability of `device`.
+
+    Raises:
+        IncompatibleBundleError: it is no CUDA device, or there is none: the message says what is missing.
+    """
+    if device.type != "cuda":
+        raise IncompatibleBundleError(
+            f"{backend} engines run on a GPU; the device asked for is {str(device)!r}",
+            hint="load with device='cuda' (--device cuda); for a CPU, build with --backend onnxruntime",
+        )
+    capability = local_capability(device) if torch.version.cuda is not None else None
+    if capability is None:
+        raise IncompatibleBundleError(
+            f"{backend} engines need an NVIDIA GPU; {_why_none()}",
+            hint="run them on the machine that they were built for, or build with --backend onnxruntime; "
+            "`ldp-export doctor` says what is missing here",
+        )
+    return capability
+
+
+def _why_none() -> str:
+    if torch.version.cuda is None:
+        return f"this PyTorch ({torch.__version__}) was built without CUDA"
+    return "PyTorch finds no GPU or no driver on this machine"
+
+
+def check_capability(backend: str, here: str, built_for: Sequence[str]) -> None:
+    """Raises IncompatibleBundleError when engines for `built_for` do not run on a GPU of capability `here`."""
+    if here not in built_for:
+        fix = f"--compute-capability {here}" if backend == "tensorrt-rtx" else "--backend tensorrt on this machine"
+        raise IncompatibleBundleError(
+            f"these engines were built for GPUs of compute capability {', '.join(built_for)}; this one has {here}",
+            hint=f"build the bundle for it: ldp-export build {fix}",
+        )

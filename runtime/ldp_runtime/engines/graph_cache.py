@@ -1,0 +1,84 @@
+"""Which CUDA graphs are kept: the bookkeeping, without CUDA.
+
+A graph replays one call: the same shapes at the same addresses. Capturing costs more than it saves once, so a call is
+captured when it comes back, and the graphs that were not used for the longest time go when their bytes exceed the
+bound.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Graph = TypeVar("Graph")
+
+#: Calls that are remembered while they have been seen once.
+_SEEN = 1024
+
+
+@dataclass
+class GraphCounters:
+    """What happened so far, for monitoring."""
+
+    replays: int = 0
+    captures: int = 0
+    evictions: int = 0
+    plain: int = 0  # calls that ran without a graph
+
+
+class GraphCache(Generic[Graph]):
+    """Captured graphs, the least recently used of which go first. Not safe for threads: calls queue before it."""
+
+    def __init__(self, limit: int) -> None:
+        """Args: limit: bytes that all graphs may hold together; 0 keeps none."""
+        self.limit = limit
+        self.counters = GraphCounters()
+        self._graphs: OrderedDict[Hashable, tuple[Graph, int]] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        """Bytes held now."""
+        return sum(size for _, size in self._graphs.values())
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def find(self, call: Hashable) -> Graph | None:
+        """The graph of a call, if there is one; counted as a replay."""
+        entry = self._graphs.get(call)
+        if entry is None:
+            self.counters.plain += 1
+            return None
+        self._graphs.move_to_end(call)
+        self.counters.replays += 1
+        return entry[0]
+
+    def is_worth_capturing(self, call: Hashable) -> bool:
+        """Whether a call without a graph has been seen before; remembers it."""
+        if self.limit == 0:
+            return False
+        known = call in self._seen
+        self._seen[call] = None
+        self._seen.move_to_end(call)
+        if len(self._seen) > _SEEN:
+            self._seen.popitem(last=False)
+        return known
+
+    def keep(self, call: Hashable, graph: Graph, size: int) -> list[Graph]:
+        """Stores a graph of `size` bytes; returns the graphs that had to go for it (itself, if it is too large)."""
+        self.counters.captures += 1
+        self._seen.pop(call, None)
+        self._graphs[call] = (graph, size)
+        gone: list[Graph] = []
+        while self.size > self.limit:
+            gone.append(self._graphs.popitem(last=False)[1][0])
+        self.counters.evictions += len(gone)
+        return gone
+
+    def clear(self) -> None:
+        """Forgets everything: the addresses that graphs hold are no longer valid."""
+        self._graphs.clear()
+        self._seen.clear()
