@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
+from ldp_runtime.bundle import Precision
 from torch import nn
 
 from ldp_export.graphs.signature import GraphSignature
-
-#: Element type of a graph's matrix products; float32 islands stay float32 (see `Graph.ISLANDS`).
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Graph(nn.Module):

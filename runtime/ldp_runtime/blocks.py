@@ -15,12 +15,17 @@ from ldp_runtime.kv_cache import KVCache
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the transformer that the runtime needs: see the bundle's manifest. `logits`: of a token."""
+    """Sizes of the transformer that the runtime needs: see the bundle's manifest.
+
+    Attributes:
+        logits: of a token. cache: element type of keys and values.
+    """
 
     depth: int
     width: int
     heads: int
     logits: int
+    cache: torch.dtype = torch.float32
 
     @property
     def head_dim(self) -> int:
@@ -104,7 +109,8 @@ class Blocks:
         self.device = self._chunks[0].engine.device
 
     def new_cache(self, capacity: int, rows: int) -> KVCache:
-        return KVCache(self.shape.depth, capacity, rows, self.shape.heads, self.shape.head_dim, self.device)
+        shape = self.shape
+        return KVCache(shape.depth, capacity, rows, shape.heads, shape.head_dim, self.device, shape.cache)
 
     def close(self) -> None:
         for chunk in self._chunks:

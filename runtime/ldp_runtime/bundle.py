@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
@@ -30,6 +31,8 @@ SCHEMA_VERSION = 1
 MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "reports"
 CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
 
+#: Element type of the graphs' matrix products; what the original keeps in float32 is float32 in all of them.
+Precision = Literal["float32", "bfloat16", "float16"]
 State = Literal["verified", "unverified", "rejected"]
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -50,7 +53,7 @@ class TensorEntry(_Entry):
 
 
 class GraphEntry(_Entry):
-    """One graph; `first` and `last` bound the blocks of a `blocks` chunk. No profiles: it takes any size."""
+    """One graph; `first` and `last` bound the blocks that a chunk serves. No profiles: it takes any size."""
 
     kind: Literal["text_encoder", "prompt", "blocks", "decoder"]
     file: str
@@ -198,7 +201,7 @@ class Manifest(_Entry):
     limits: Limits
     backend: Backend
     target: TargetEntry | None = None
-    precision: Literal["float32"]
+    precision: Precision
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]
     sources: dict[str, str]
@@ -213,6 +216,16 @@ class Manifest(_Entry):
 
     def sealed(self) -> Manifest:
         return self.model_copy(update={"digest": self.computed_digest()})
+
+    def chunks(self, kind: str) -> list[GraphEntry]:
+        """The graphs of a kind, in the order of their blocks."""
+        return sorted((graph for graph in self.graphs.values() if graph.kind == kind), key=lambda graph: graph.first)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Element type of keys and values."""
+        tensors = self.chunks("blocks")[0].inputs
+        return getattr(torch, next(tensor.dtype for tensor in tensors if tensor.name.startswith("past_k_")))
 
     @property
     def version(self) -> str:

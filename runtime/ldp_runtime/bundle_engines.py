@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
 from ldp_runtime.bundle import CONSTANTS, Bundle, GraphEntry, Manifest
 from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.prompt_chain import PASSED_ON, axis_sizes, chained, empty
 from ldp_runtime.errors import NonFiniteError
 from ldp_runtime.families import token_space
 from ldp_runtime.token_space import TokenSpace
@@ -91,8 +92,8 @@ def open_engines(bundle: Bundle, device: torch.device, threads: int | None = Non
     encoder = of_kind("text_encoder")
     return Engines(
         text_encoder=encoder[0][1] if encoder else None,
-        prompt=of_kind("prompt")[0][1],
-        blocks=Blocks(chunks, ModelShape(model.depth, model.width, model.heads, model.logits)),
+        prompt=chained(of_kind("prompt")),
+        blocks=Blocks(chunks, ModelShape(model.depth, model.width, model.heads, model.logits, manifest.cache_dtype)),
         decoder=of_kind("decoder")[0][1],
         space=token_space(model, constants),
         constants=constants,
@@ -119,17 +120,13 @@ def _opener(
 
 def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:
     """The prompt graph: text features [R, T, text_channels] of equally long texts, or class labels [R]."""
-    graph, device = manifest.graphs["prompt"], engines.prompt.device
-    sizes: dict[int | str, int] = {}
-    for tensor in graph.inputs:
-        sizes |= dict(zip(tensor.shape, inputs[tensor.name].shape, strict=True))
+    graphs, device = manifest.chunks("prompt"), engines.prompt.device
+    sizes = axis_sizes(graphs[0], inputs)
     outputs = {
-        tensor.name: torch.empty(
-            [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.shape],
-            dtype=getattr(torch, tensor.dtype),
-            device=device,
-        )
+        tensor.name: empty(tensor, sizes, device)
+        for graph in graphs
         for tensor in graph.outputs
+        if tensor.name != PASSED_ON
     }
     engines.prompt.run({name: tensor.contiguous() for name, tensor in inputs.items()}, outputs)
     for tensor in outputs.values():

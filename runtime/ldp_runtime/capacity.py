@@ -44,7 +44,7 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     past = max(s.offsets[-2] for s in schedules)
     tokens = max(max(s.tokens) for s in schedules)
     rows = 2 * max_batch
-    arena = KVCache.size_in_bytes(model.depth, past, rows, model.width)
+    arena = KVCache.size_in_bytes(model.depth, past, rows, model.width, manifest.cache_dtype.itemsize)
     widest = tokens * rows * (model.ffn + 4 * model.width) * 4
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2

@@ -22,6 +22,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ELEMENT_TYPES: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
     torch.float16: np.float16,
+    torch.bfloat16: 16,  # onnx.TensorProto.BFLOAT16: NumPy has no such type
     torch.int64: np.int64,
     torch.bool: np.bool_,
 }
