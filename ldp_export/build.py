@@ -22,39 +22,27 @@ from ldp_runtime.bundle import (
     TOKENIZER,
     VERSIONS,
     Bundle,
-    Defaults,
     GraphEntry,
-    InfinityEntry,
     Limits,
     Manifest,
     TensorEntry,
     describe_files,
     read_state,
 )
-from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, EngineBuildError
-from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
+from ldp_runtime.errors import CapacityError, ConfigError, EngineBuildError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ldp_export import __version__
 from ldp_export.builders.base import Builder, Compiler, ExportedGraph
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
-from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
-from ldp_export.graphs.decoder import DecoderGraph, decoder_signature
-from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.onnx_export import OPSET, export_graph
-from ldp_export.graphs.prompt import PromptGraph, level_offsets, prompt_signature
-from ldp_export.graphs.signature import GraphSignature
-from ldp_export.graphs.text_encoder import TextEncoderGraph, text_encoder_signature
-from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.checkpoints import check_files, load_transformer, load_vae
-from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.registry import ModelSpec
+from ldp_export.models.registry import NamedModel
 from ldp_export.models.sources import Sources
-from ldp_export.models.text_encoder import TextEncoder, load_text_encoder
 from ldp_export.progress import Progress, ProgressEvent, silent
 from ldp_export.publish import assemble_version, make_current, write_report
-from ldp_export.reference_cases import record_cases
+from ldp_export.recipes import recipe_for
+from ldp_export.recipes.base import Recipe, block_bounds
 from ldp_export.stages import SCRATCH, STAGE_FILE, Stage, remove_leftovers, run_stages
 from ldp_export.verify import Report, require_verified, verify_bundle
 
@@ -87,13 +75,13 @@ class BuildOptions:
 class BuildPlan:
     """A checked build: what it will do and need. Making one reads headers, not weights."""
 
-    spec: ModelSpec
+    spec: NamedModel
     sources: Sources
     options: BuildOptions
 
-    @property
-    def size(self) -> str:
-        return self.options.size or self.spec.size
+    @cached_property
+    def recipe(self) -> Recipe:
+        return recipe_for(self.spec, self.sources, self.options.size)
 
     @property
     def graph_names(self) -> list[str]:
@@ -116,7 +104,7 @@ class BuildPlan:
     def to_json(self) -> dict[str, object]:
         return {
             "model": self.spec.name,
-            "size": self.size,
+            "size": self.recipe.entry.size,
             "sources": {part: str(path) for part, path in self.sources.items()},
             "output": str(self.options.output),
             "graphs": self.graph_names,
@@ -125,7 +113,7 @@ class BuildPlan:
         }
 
 
-def plan_build(spec: ModelSpec, sources: Sources, options: BuildOptions) -> BuildPlan:
+def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> BuildPlan:
     """Checks everything that can be checked before work begins.
 
     Raises:
@@ -133,16 +121,11 @@ def plan_build(spec: ModelSpec, sources: Sources, options: BuildOptions) -> Buil
         CheckpointError: files whose keys and shapes are not those of the architecture.
         CapacityError: the disk is too small.
     """
-    if options.size is not None and options.size not in SCALES_OF_SIZE:
-        raise ConfigError(f"unknown size {options.size!r}", hint=f"one of {', '.join(SCALES_OF_SIZE)}")
+    plan = BuildPlan(spec, sources, options)
     if options.chunk is not None and options.chunk < 1:
         raise ConfigError(f"a chunk needs at least one block, got {options.chunk}")
-    levels = SCALES_OF_SIZE[options.size or spec.size]
-    if levels > spec.transformer.levels:
-        raise ConfigError(f"{spec.name} embeds {spec.transformer.levels} scales, {options.size} has {levels}")
     _check_output(options.output)
-    check_files(sources.transformer, sources.vae, spec.transformer, spec.vae)
-    plan = BuildPlan(spec, sources, options)
+    plan.recipe.check_files()
     free = shutil.disk_usage(_existing_parent(options.output)).free
     if plan.disk_bytes > free:
         raise CapacityError(
@@ -258,53 +241,11 @@ def _within(progress: Progress, count: int) -> Progress:
 
 
 class _Work:
-    """The stages of a plan. Models are loaded when the first stage that is not cached asks for them."""
+    """The stages of a plan; the recipe loads models when the first stage that is not cached asks for them."""
 
     def __init__(self, plan: BuildPlan) -> None:
-        self.plan = plan
+        self.plan, self.recipe = plan, plan.recipe
         self.hashes = plan.sources.hashes()
-
-    @cached_property
-    def transformer(self) -> InfinityTransformer:
-        return load_transformer(self.plan.sources.transformer, self.plan.spec.transformer)
-
-    @cached_property
-    def vae(self) -> BsqVae:
-        return load_vae(self.plan.sources.vae, self.plan.spec.vae)
-
-    @cached_property
-    def text_encoder(self) -> TextEncoder | None:
-        folder = self.plan.sources.text_encoder
-        if folder is None:
-            return None
-        encoder = load_text_encoder(folder)
-        wanted = self.plan.spec.transformer.text_channels
-        if encoder.channels != wanted:
-            raise CheckpointError(f"the text encoder has {encoder.channels} channels, the transformer reads {wanted}")
-        return encoder
-
-    @property
-    def model(self) -> InfinityEntry:
-        spec, t = self.plan.spec, self.plan.spec.transformer
-        return InfinityEntry(
-            name=spec.name,
-            size=self.plan.size,
-            depth=t.depth,
-            width=t.width,
-            heads=t.heads,
-            ffn=t.ffn,
-            bits=t.bits,
-            text_channels=t.text_channels,
-            levels=t.levels,
-            latent_channels=spec.vae.bits,
-            patch=spec.patch,
-            vae_stride=spec.vae.stride,
-        )
-
-    @property
-    def defaults(self) -> Defaults:
-        spec = self.plan.spec
-        return Defaults(guidance=spec.guidance, temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p)
 
     def stages(self) -> list[Stage]:
         """Export of each graph, constants, and the reference runs."""
@@ -317,7 +258,7 @@ class _Work:
         stages += self._graph_stages("decoder", ("vae",))
         inputs = {"sources": self.hashes, "toolchain": toolchain(), "spec": asdict(self.plan.spec)}
         stages.append(Stage("constants", inputs, self._write_constants))
-        stages.append(Stage(REFERENCE, inputs | {"size": self.plan.size}, self._record))
+        stages.append(Stage(REFERENCE, inputs | {"size": self.recipe.entry.size}, self._record))
         return stages
 
     def _graph_stages(self, name: str, parts: tuple[str, ...]) -> list[Stage]:
@@ -325,7 +266,7 @@ class _Work:
         export, builder = self._graph_stage(name, parts), self.plan.options.builder
         if not isinstance(builder, Compiler):
             return [export]
-        signature, cache = self.signature(name), self.plan.options.output / "stages"
+        signature, cache = self.recipe.signature(name), self.plan.options.output / "stages"
         inputs = {"graph": export.key, **builder.key(signature)}
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
@@ -341,48 +282,15 @@ class _Work:
             "precision": "float32",
             "toolchain": toolchain(),
         }
-        return Stage(name, inputs, lambda folder, say: export_graph(self._graph(name), folder))
-
-    def _graph(self, name: str) -> Graph:
-        if name == "text_encoder":
-            assert self.text_encoder is not None
-            return TextEncoderGraph(self.text_encoder.module)
-        if name == "prompt":
-            return PromptGraph(self.transformer)
-        if name == "decoder":
-            return DecoderGraph(self.vae)
-        first, last = self.bounds(name)
-        return BlocksGraph(self.transformer, first, last)
-
-    def bounds(self, name: str) -> tuple[int, int]:
-        """First and last block of a `blocks` graph."""
-        if name == "blocks":
-            return 0, self.plan.spec.transformer.depth
-        _, first, last = name.split("_")
-        return int(first), int(last)
-
-    def signature(self, name: str) -> GraphSignature:
-        spec = self.plan.spec
-        if name == "text_encoder":
-            return text_encoder_signature(spec.transformer.text_channels)
-        if name == "prompt":
-            return prompt_signature(spec.transformer)
-        if name == "decoder":
-            return decoder_signature(spec.vae)
-        return blocks_signature(spec.transformer, *self.bounds(name))
+        return Stage(name, inputs, lambda folder, say: export_graph(self.recipe.graph(name), folder))
 
     def _write_constants(self, folder: Path, say: Callable[[str], None]) -> None:
-        tensors = {
-            "unconditional_text": self.transformer.cfg_uncond.detach().contiguous(),
-            "level_offsets": level_offsets(self.transformer).contiguous(),
-        }
-        save_file(tensors, folder / CONSTANTS)
-        if self.text_encoder is not None:
-            shutil.copyfile(self.text_encoder.tokenizer, folder / TOKENIZER)
+        save_file(self.recipe.constants(), folder / CONSTANTS)
+        if self.recipe.tokenizer is not None:
+            shutil.copyfile(self.recipe.tokenizer, folder / TOKENIZER)
 
     def _record(self, folder: Path, say: Callable[[str], None]) -> None:
-        cases = record_cases(self.transformer, self.vae, self.text_encoder, self.model, self.defaults, say)
-        cases.save(folder)
+        self.recipe.record(say).save(folder)
 
 
 def toolchain() -> dict[str, str]:
@@ -405,8 +313,8 @@ def _manifest(plan: BuildPlan, work: _Work, folders: dict[str, Path]) -> tuple[M
             files[inside if stage == "constants" else f"{stage}/{inside}"] = path
     graphs = {}
     for name in plan.graph_names:
-        signature, is_blocks = work.signature(name), name.startswith("blocks")
-        first, last = work.bounds(name) if is_blocks else (0, 0)
+        signature, is_blocks = plan.recipe.signature(name), name.startswith("blocks")
+        first, last = block_bounds(name, plan.spec.transformer.depth) if is_blocks else (0, 0)
         graphs[name] = GraphEntry(
             kind="blocks" if is_blocks else name,  # pyright: ignore[reportArgumentType]
             file=f"{name}/{builder.engine_file}",
@@ -416,14 +324,15 @@ def _manifest(plan: BuildPlan, work: _Work, folders: dict[str, Path]) -> tuple[M
             last=last,
             profiles=builder.profiles(signature),
         )
-    schedules = [ScaleSchedule.of_size(plan.size, ratio) for ratio in TEMPLATES]
+    model = plan.recipe.entry
+    schedules = [model.schedule(ratio) for ratio in model.aspect_ratios]
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        model=work.model,
-        defaults=work.defaults,
+        model=model,
+        defaults=plan.spec.defaults,
         limits=Limits(
             rows=builder.max_rows,
-            text_tokens=plan.spec.transformer.text_tokens,
+            text_tokens=plan.recipe.text_tokens,
             tokens=max(max(s.tokens) for s in schedules),
             past=max(s.offsets[-2] for s in schedules),
         ),

@@ -54,7 +54,7 @@ def fakes(on_stage: OnStage = lambda name: None, passes: bool = True) -> Iterato
 
     with (
         mock.patch("ldp_export.build.export_graph", export),
-        mock.patch("ldp_export.build.record_cases", record),
+        mock.patch("ldp_export.recipes.infinity.record_cases", record),
         mock.patch("ldp_export.build.verify_bundle", verify),
     ):
         yield

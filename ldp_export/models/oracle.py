@@ -11,8 +11,11 @@ from collections.abc import Sequence
 import torch
 from ldp_runtime.residual import LatentLayout, accumulate, bits_to_codes, next_input, tokens_to_latent
 from ldp_runtime.schedule import ScaleSchedule
+from torch.nn import functional as F
 
 from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.vq_vae import VqVae
 
 
 @torch.no_grad()
@@ -38,10 +41,7 @@ def pruned_logits(
     latent = torch.zeros(1, layout.channels, *layout.latent_grid(schedule.final_grid))
     inputs = []
     for k, (h, w) in enumerate(schedule.grids):
-        mask = torch.ones(h * w, dtype=torch.bool)
-        indices = keep[k]
-        if indices is not None:
-            mask = torch.zeros(h * w, dtype=torch.bool).index_fill_(0, indices, True)
+        mask = _mask(keep[k], h * w)
         visible.append(mask)
         codes = torch.where(mask[:, None], bits_to_codes(bits[k], layout), torch.tensor(0.0))
         latent = accumulate(latent, tokens_to_latent(codes.view(1, h, w, -1), layout))
@@ -51,3 +51,39 @@ def pruned_logits(
     logits = model(rows, None, sequence, schedule, torch.cat(visible))
     per_scale = logits.split(schedule.tokens, dim=1)
     return [part[:, mask] for part, mask in zip(per_scale, visible, strict=True)]
+
+
+@torch.no_grad()
+def pruned_class_logits(
+    model: VarTransformer,
+    vae: VqVae,
+    labels: torch.Tensor,
+    indices: Sequence[torch.Tensor],
+    keep: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor]:
+    """As `pruned_logits`, for classes and codebook indices: a pruned token's code is zero, which phi still convolves.
+
+    Args:
+        labels: classes of the rows [R].
+        indices: of the full grid of every scale [h*w].
+
+    Returns:
+        Logits [R, kept, codes] of every scale.
+    """
+    schedule = model.config.schedule
+    visible = [_mask(kept, count) for kept, count in zip(keep, schedule.tokens, strict=True)]
+    latent, inputs = torch.zeros(1, model.config.channels, *schedule.final_grid), []
+    for k, grid in enumerate(schedule.grids[:-1]):
+        codes = torch.where(visible[k][:, None], vae.codes(indices[k]), torch.tensor(0.0))
+        latent = latent + vae.residual(codes.T.view(1, -1, *grid), schedule.final_grid, k, len(schedule))
+        down = F.interpolate(latent, size=schedule.grids[k + 1], mode="area")
+        inputs.append(down.flatten(2).transpose(1, 2))
+    sequence = torch.cat(inputs, dim=1) if inputs else torch.zeros(1, 0, model.config.channels)
+    logits = model(labels, sequence.expand(len(labels), -1, -1), torch.cat(visible))
+    return [part[:, mask] for part, mask in zip(logits.split(schedule.tokens, dim=1), visible, strict=True)]
+
+
+def _mask(kept: torch.Tensor | None, tokens: int) -> torch.Tensor:
+    if kept is None:
+        return torch.ones(tokens, dtype=torch.bool)
+    return torch.zeros(tokens, dtype=torch.bool).index_fill_(0, kept, True)

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from ldp_runtime.bundle import Defaults
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.residual import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
@@ -74,6 +75,11 @@ class NamedModel:
     def text_encoder(self) -> T5Sizes | None:
         """Sizes of the hub's text encoder; None for models of classes and for those no hub holds."""
         return FLAN_T5_XL if self.hub is not None and self.hub.text_encoder is not None else None
+
+    @property
+    def defaults(self) -> Defaults:
+        """What a bundle of it does where a request does not say."""
+        return Defaults(guidance=self.guidance, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     @property
     def schedules(self) -> tuple[ScaleSchedule, ...]:

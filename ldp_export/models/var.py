@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
+from ldp_runtime.codebook_tokens import filter_logits, mixture_weights
+from ldp_runtime.errors import ConfigError
 from ldp_runtime.schedule import ScaleSchedule
 from torch import nn
 from torch.nn import functional as F
@@ -42,9 +44,17 @@ class VarConfig:
     shared_ada: bool = False
     norm_eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} does not divide into {self.heads} heads")
+
     @property
     def schedule(self) -> ScaleSchedule:
-        return ScaleSchedule(tuple((g, g) for g in self.grids), (self.grids[-1], self.grids[-1]))
+        return ScaleSchedule.of_squares(self.grids)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
 
 
 class VarBlock(nn.Module):
@@ -113,10 +123,36 @@ class VarTransformer(nn.Module):
         offsets = self.config.schedule.offsets
         return self.pos_1LC[0, offsets[scale] : offsets[scale + 1]] + self.lvl_embed.weight[scale]
 
+    def start_tokens(self, condition: torch.Tensor) -> torch.Tensor:
+        """The only token of scale 0: [R, 1, C]."""
+        return condition[:, None] + self.pos_start + self.positions(0)
+
     def logits(self, hidden: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Hidden tokens [R, L, C] to logits over the codebook [R, L, codes]."""
         scale, shift = self.head_nm.ada_lin(condition).unflatten(-1, (2, -1)).split(1, dim=1)
         return self.head(modulate(hidden.float(), scale, shift, self.config.norm_eps))
+
+    def forward(self, labels: torch.Tensor, latents: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """All scales at once, teacher-forced: tokens of scale a see the scales up to a.
+
+        Args:
+            labels: classes [R].
+            latents: inputs of scales 1.. concatenated [R, total - 1, channels].
+            keep: [total]; tokens marked False are hidden from every token, as if never computed.
+
+        Returns:
+            Logits [R, total, codes]; those of hidden tokens have no meaning.
+        """
+        condition, tokens = self.class_emb(labels), self.config.schedule.tokens
+        places = torch.cat([self.positions(k) for k in range(1, len(tokens))]) if len(tokens) > 1 else latents[0]
+        x = torch.cat((self.start_tokens(condition), self.word_embed(latents) + places), dim=1)
+        scale_of = torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(tokens))
+        visible = scale_of[:, None] >= scale_of[None, :]  # [query, key]
+        if keep is not None:
+            visible = visible & keep
+        for block, modulation in zip(self.layers, self.modulations(condition), strict=True):
+            x, _ = block(x, modulation, None, visible)
+        return self.logits(x, condition)
 
 
 @dataclass(frozen=True)
@@ -159,7 +195,7 @@ def generate(
     generator = torch.Generator().manual_seed(settings.seed)
     caches: list[KeyValue | None] = [None] * config.depth
     latent, run = torch.zeros(B, config.channels, *full), VarRun()
-    x = condition[:, None] + model.pos_start + model.positions(0)
+    x = model.start_tokens(condition)
     for k, grid in enumerate(schedule.grids):
         for i, block in enumerate(model.layers):
             x, caches[i] = block(x, modulations[i], caches[i])
@@ -175,7 +211,8 @@ def generate(
             indices = forced_indices[k]
         codes = vae.codes(indices)
         if settings.more_smooth:
-            codes = _smoothed(filtered, share, generator) @ vae.quantize.embedding.weight
+            noise = torch.empty_like(filtered).exponential_(generator=generator)
+            codes = mixture_weights(filtered, noise, share) @ vae.quantize.embedding.weight
         latent = latent + vae.residual(codes.transpose(1, 2).unflatten(2, grid), full, k, S)
         run.indices.append(indices)
         run.accumulated.append(latent)
@@ -187,27 +224,7 @@ def generate(
     return run
 
 
-def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """Top-k, then top-p, over the last axis: what is filtered out becomes -inf."""
-    if top_k > 0:
-        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if top_p > 0:
-        values, order = logits.sort(dim=-1)
-        drop = values.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        drop[..., -1] = False
-        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
-    return logits
-
-
 def sample(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One index per position from filtered logits [B, L, V] -> [B, L]."""
     probabilities = logits.softmax(dim=-1).flatten(0, 1)
     return torch.multinomial(probabilities, 1, replacement=True, generator=generator).view(logits.shape[:2])
-
-
-def _smoothed(logits: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Gumbel-softmax weights [B, L, V] of the `more_smooth` option, sharper with every scale."""
-    temperature = max(0.27 * (1 - share * 0.95), 0.005)
-    noise = -torch.empty_like(logits).exponential_(generator=generator).log()
-    return ((logits * (1 + share) + noise) / temperature).softmax(dim=-1)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+from ldp_runtime.codebook_tokens import phi_index
 from ldp_runtime.schedule import Grid, ScaleSchedule
 from torch import nn
 from torch.nn import functional as F
@@ -24,7 +24,7 @@ class VqVaeConfig:
         codes: entries of the codebook; channels: of a code, and of the latent.
         base_channels, channel_multipliers, res_blocks: as for the BSQ VAE; it halves after each level but the last.
         phis: number of shared phi convolutions.
-        phi_weight: share of the convolution in phi(h) = (1 - w) h + w conv(h).
+        phi_share: share of the convolution in phi(h) = (1 - w) h + w conv(h).
     """
 
     codes: int = 4096
@@ -33,7 +33,7 @@ class VqVaeConfig:
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = 2
     phis: int = 4
-    phi_weight: float = 0.5
+    phi_share: float = 0.5
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -188,23 +188,8 @@ class VqVae(nn.Module):
         if tuple(codes.shape[-2:]) != tuple(grid):
             codes = F.interpolate(codes, size=grid, mode="bicubic")
         convolution = self.quantize.quant_resi.qresi_ls[phi_index(scale, scales, self.config.phis)]
-        w = self.config.phi_weight
+        w = self.config.phi_share
         return codes * (1 - w) + convolution(codes) * w
-
-
-def phi_index(scale: int, scales: int, phis: int = 4) -> int:
-    """Which shared phi a scale uses: the nearest tick in float64, the first on ties.
-
-    What look like exact ties (scales 2 and 7 of 10) are decided by rounding, as in the original.
-    """
-    if scales == 1:
-        return 0
-    ticks = (
-        np.linspace(1 / 3 / phis, 1 - 1 / 3 / phis, phis)
-        if phis == 4
-        else np.linspace(1 / 2 / phis, 1 - 1 / 2 / phis, phis)
-    )
-    return int(np.argmin(np.abs(ticks - scale / (scales - 1))))
 
 
 def quantize(vae: VqVae, latent: torch.Tensor, schedule: ScaleSchedule) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from goldens import FOLDER, IMAGE, LATENT
+from ldp_runtime.codebook_tokens import phi_index
 
 from ldp_export.models.checkpoints import load_var, load_vq_vae
 from ldp_export.models.var import VarSettings, VarTransformer, generate
-from ldp_export.models.vq_vae import VqVae, phi_index, quantize
+from ldp_export.models.vq_vae import VqVae, quantize
 
 CASE = FOLDER / "var_d16like"
 RAW_LOGITS = 3e-5
@@ -97,6 +98,6 @@ def test_encoder_and_quantiser(golden: Golden) -> None:
 
 def test_phi_indices() -> None:
     """The near-ties of ten scales are resolved as the original's rounding resolves them."""
-    assert [phi_index(k, 10) for k in range(10)] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
-    assert [phi_index(k, 7) for k in range(7)] == [0, 0, 1, 2, 2, 3, 3]
-    assert [phi_index(k, 5) for k in range(5)] == [0, 1, 2, 2, 3]
+    assert [phi_index(k, 10, 4) for k in range(10)] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert [phi_index(k, 7, 4) for k in range(7)] == [0, 0, 1, 2, 2, 3, 3]
+    assert [phi_index(k, 5, 4) for k in range(5)] == [0, 1, 2, 2, 3]
