@@ -5,9 +5,10 @@ Everything is compared per output and per scale, on the machine that will run it
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,9 +125,11 @@ def machine_name(device: torch.device) -> str:
 
 def packages() -> dict[str, str]:
     """Versions of what runs the engines."""
-    import onnxruntime
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _compare(name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Check:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ldp_runtime.bundle import Backend, TargetEntry
 from ldp_runtime.optimization_profiles import OptimizationProfile
+from torch import nn
 
 from ldp_export.graphs.signature import GraphSignature
 
@@ -20,10 +21,12 @@ class ExportedGraph:
     Attributes:
         signature: names, shapes and element types of its inputs and outputs.
         folder: holds `model.onnx` and the weights it refers to; read only.
+        module: gives the graph's PyTorch module with its weights, for compilers that do not read ONNX.
     """
 
     signature: GraphSignature
     folder: Path
+    module: Callable[[], nn.Module]
 
 
 class Builder(Protocol):

@@ -15,6 +15,7 @@ from ldp_export.builders.hardware import check_precision, check_targets, parse_c
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.builders.profiles import all_schedules, buckets_of
 from ldp_export.builders.tensorrt import TensorRtBuilder
+from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.models.registry import ModelSpec
 
 #: Buckets of scales: early, middle, late. Thirteen, one a scale, cost ten times the build time of one.
@@ -51,6 +52,9 @@ def choose_builder(options: BackendOptions, spec: ModelSpec, size: str, precisio
     if options.backend == "onnxruntime":
         _refuse_options(options)
         return OnnxRuntimeBuilder()
+    if options.backend == "torch":
+        _refuse_options(options)
+        return TorchBuilder("cpu" if local_capability() is None else "cuda")
     profiles, batch = options.profiles or PROFILES, options.max_batch or MAX_BATCH
     schedules = all_schedules(size)
     buckets_of(len(schedules[0]), profiles)
@@ -81,7 +85,7 @@ def _refuse_options(options: BackendOptions) -> None:
     for name, value in given.items():
         if value is not None:
             raise ConfigError(
-                f"{name} belongs to compiled engines; ONNX Runtime takes any size on any machine",
+                f"{name} belongs to TensorRT engines; those of {options.backend} take any size",
                 hint="add --backend tensorrt-rtx (or tensorrt), or leave it out",
             )
 

@@ -35,7 +35,7 @@ def weights_options(function: Any) -> Any:
 
 def backend_options(function: Any) -> Any:
     """--backend, --compute-capability, --profiles and --max-batch."""
-    kinds = click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"])
+    kinds = click.Choice(["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"])
     for option in (
         click.option("--max-batch", type=int, help="Images of one call that compiled engines serve.  [default: 4]"),
         click.option(
@@ -51,7 +51,7 @@ def backend_options(function: Any) -> Any:
             type=kinds,
             default="onnxruntime",
             show_default=True,
-            help="What runs the graphs. tensorrt builds on its own GPU, tensorrt-rtx anywhere.",
+            help="What runs the graphs. torch compiles for this machine, its GPU if it has one; tensorrt builds on its own GPU, tensorrt-rtx anywhere.",
         ),
     ):
         function = option(function)

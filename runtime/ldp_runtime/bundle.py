@@ -34,7 +34,7 @@ CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "re
 #: Element type of the graphs' matrix products; what the original keeps in float32 is float32 in all of them.
 Precision = Literal["float32", "bfloat16", "float16"]
 State = Literal["verified", "unverified", "rejected"]
-Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 
 
 class _Entry(BaseModel):
@@ -185,11 +185,15 @@ class TargetEntry(_Entry):
         library: version of the library that built them, which must be the one that runs them.
         compute_capabilities: of the GPUs that they run on, as "8.9".
         kv: how keys and values are kept: a past that grows ("concat"), or a cache of fixed size ("in-place").
+        system: operating system and processor family, where engines hold their machine code.
+        instructions: extensions of the processor that this code may use.
     """
 
     library: str
     compute_capabilities: tuple[str, ...]
     kv: Literal["concat", "in-place"] = "concat"
+    system: str = ""
+    instructions: tuple[str, ...] = ()
 
 
 class Manifest(_Entry):

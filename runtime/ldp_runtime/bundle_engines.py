@@ -60,6 +60,11 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
 
         check_provider(device)
         return
+    if manifest.backend == "torch":
+        from ldp_runtime.engines.torch_target import check_target
+
+        check_target(manifest.target, device)
+        return
     from ldp_runtime.engines.tensorrt import check_machine
 
     check_machine(manifest, device)
@@ -109,6 +114,10 @@ def _opener(
         from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
         return lambda name, graph: OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads), None
+    if bundle.manifest.backend == "torch":
+        from ldp_runtime.engines.torch_compiled import TorchCompiledEngine
+
+        return lambda name, graph: TorchCompiledEngine(name, bundle.path(graph.file), graph, device, threads), None
     from ldp_runtime.engines.tensorrt import TensorRtEngine, TensorRtSession, kernels_folder
 
     session = TensorRtSession(bundle.manifest, device, kernels=kernels_folder(bundle.manifest))

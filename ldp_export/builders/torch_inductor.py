@@ -1,0 +1,87 @@
+"""PyTorch's own ahead-of-time compiler (AOTInductor): for machines without another engine, and as a yardstick.
+
+The package holds machine code and the weights. It runs where it was compiled: this PyTorch, this kind of processor
+or GPU. On a CPU it takes a C++ compiler to build one, and none to run it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ldp_runtime.bundle import Backend, TargetEntry
+from ldp_runtime.engines.torch_target import local_target
+from ldp_runtime.errors import EngineBuildError
+from ldp_runtime.optimization_profiles import OptimizationProfile
+from torch import nn
+
+from ldp_export.builders.base import ExportedGraph
+from ldp_export.graphs.signature import Axis, GraphSignature
+
+ENGINE_FILE = "engine.pt2"
+#: Sizes used while tracing: all different and none 0 or 1, lest torch.export takes a size for a constant.
+_EXAMPLE = {Axis.ROWS: 2, Axis.TOKENS: 6, Axis.PAST: 10, Axis.TEXT: 7, Axis.IMAGES: 2, Axis.HEIGHT: 5, Axis.WIDTH: 9}
+_LARGEST = 1 << 20
+#: Threads are the caller's choice at run time, not a constant of the machine code.
+_CONFIG = {"cpp.dynamic_threads": True}
+
+
+@dataclass(frozen=True)
+class TorchBuilder:
+    """Compiles graph modules for one device of this machine; any number of rows, tokens and past runs."""
+
+    device: str = "cpu"
+    backend: Backend = "torch"
+    engine_file: str = ENGINE_FILE
+    max_rows: int = 64
+
+    @property
+    def runs_here(self) -> bool:
+        return self.device == "cpu"  # the build's own verification draws on the CPU
+
+    def target(self) -> TargetEntry | None:
+        return local_target(torch.device(self.device))
+
+    def profiles(self, signature: GraphSignature) -> tuple[OptimizationProfile, ...]:
+        return ()
+
+    def key(self, signature: GraphSignature) -> Mapping[str, Any]:
+        return {"target": local_target(torch.device(self.device)).model_dump(mode="json"), "config": _CONFIG}
+
+    def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
+        """Writes `engine.pt2`. Raises EngineBuildError when the graph cannot be traced or compiled."""
+        from torch._inductor import aoti_compile_and_package
+
+        name = graph.signature.name
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                say("tracing")
+                program = trace_program(graph.module().eval().to(self.device), graph.signature, self.device)
+                say("compiling")
+                aoti_compile_and_package(program, package_path=str(folder / ENGINE_FILE), inductor_configs=_CONFIG)
+        except Exception as error:  # torch.export and the compilers raise many types
+            raise EngineBuildError(
+                f"PyTorch could not compile the graph {name!r}: {error}", hint=_hint(error)
+            ) from error
+
+
+def trace_program(module: nn.Module, signature: GraphSignature, device: str = "cpu") -> torch.export.ExportedProgram:
+    """The module's program with every axis of its signature dynamic."""
+    dims = {
+        axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in signature.axes
+    }
+    examples = tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype, device=device) for spec in signature.inputs)
+    shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in signature.inputs)
+    with torch.no_grad():
+        return torch.export.export(module, examples, dynamic_shapes=(shapes,) if len(shapes) > 1 else shapes)
+
+
+def _hint(error: Exception) -> str:
+    if "compiler" in type(error).__name__.lower() or "compiler" in str(error).lower()[:200]:
+        return "install a C++ compiler (g++ or clang++, or name one in CXX), or build with --backend onnxruntime"
+    return "build with --backend onnxruntime"

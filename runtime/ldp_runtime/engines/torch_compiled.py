@@ -1,0 +1,113 @@
+"""Engines that PyTorch compiled ahead of time (AOTInductor packages): a compiled engine wherever PyTorch runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldp_runtime.bundle import GraphEntry, TensorEntry
+from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
+from ldp_runtime.errors import CapacityError, ConfigError, IntegrityError, LdpError
+
+#: Calls of at most this many tokens are bound by launching kernels, not by computing: they replay CUDA graphs.
+GRAPHED_TOKENS = 256
+
+
+class TorchCompiledEngine:
+    """One `.pt2` package. Check its target first (`torch_target.check_target`): loading runs machine code.
+
+    Args:
+        graph: its inputs and outputs, in the order of its signature.
+        threads: of a CPU engine's calls; None leaves PyTorch's number.
+
+    `run` raises ConfigError when a tensor does not fit the signature.
+
+    Raises:
+        IntegrityError: the file is no package that PyTorch can load.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        graph: GraphEntry,
+        device: torch.device | str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self.name, self.device = name, torch.device(device)
+        self._inputs = graph.inputs
+        self._outputs = tuple(entry.name for entry in graph.outputs)
+        self._threads = threads
+        self._call: Callable[..., Any] | None = _load(name, path, self.device)
+        self._graphs = CudaGraphs() if self.device.type == "cuda" and graph.kind == "blocks" else None
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        if self._call is None:
+            raise LdpError(f"the engine {self.name!r} is closed")
+        given = [_checked(inputs[entry.name], entry, self.name) for entry in self._inputs]
+        try:
+            with _threads(self._threads if self.device.type == "cpu" else None):
+                results = self._results(given)
+                for name, result in zip(self._outputs, results, strict=True):
+                    if name in outputs:
+                        outputs[name].copy_(result)
+        except torch.OutOfMemoryError as error:
+            raise CapacityError(
+                f"PyTorch ran out of memory in the graph {self.name!r}: {error}",
+                hint="draw fewer images at a time, or load with a lower max_batch",
+            ) from error
+        except RuntimeError as error:
+            shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
+            raise LdpError(f"the graph {self.name!r} failed with inputs {shapes}: {error}") from error
+
+    def _results(self, given: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        assert self._call is not None
+        if self._graphs is not None and given[0].shape[1] <= GRAPHED_TOKENS:
+            return self._graphs.run(self._call, given)
+        results = self._call(*given)
+        return (results,) if isinstance(results, torch.Tensor) else results
+
+    def close(self) -> None:
+        self._call = None
+        if self._graphs is not None:
+            self._graphs.clear()
+
+
+def _checked(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
+    """The tensor: compiled code reads memory as its signature says, whatever it is given."""
+    same_type = str(tensor.dtype) == f"torch.{entry.dtype}" and tensor.dim() == len(entry.shape)
+    if not same_type or any(a != b for a, b in zip(entry.shape, tensor.shape, strict=True) if isinstance(a, int)):
+        raise ConfigError(
+            f"{entry.name!r} of {graph!r} is {tensor.dtype} {tuple(tensor.shape)}; the engine takes {entry.dtype} "
+            f"{entry.shape}"
+        )
+    return tensor
+
+
+def _load(name: str, path: Path, device: torch.device) -> Callable[..., Any]:
+    from torch._inductor import aoti_load_package
+
+    try:
+        return aoti_load_package(path, device_index=device.index or 0 if device.type == "cuda" else -1)
+    except Exception as error:  # the loader raises many types
+        text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise IntegrityError(
+            f"PyTorch cannot load the compiled graph {name!r} from {path}: {text}", hint="rebuild the bundle here"
+        ) from error
+
+
+@contextmanager
+def _threads(count: int | None) -> Generator[None]:
+    """PyTorch's threads on the calling thread; between engine calls the pipeline keeps them at one."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
