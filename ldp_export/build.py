@@ -270,7 +270,7 @@ class _Work:
         inputs = {"graph": export.key, **builder.key(signature)}
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
-            builder.build(ExportedGraph(signature, export.place(cache), lambda: self._graph(name)), folder, say)
+            builder.build(ExportedGraph(signature, export.place(cache), lambda: self.recipe.graph(name)), folder, say)
 
         return [export, Stage(name + _ENGINE, inputs, compile_engine)]
 
