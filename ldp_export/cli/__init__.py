@@ -12,7 +12,7 @@ from ldp_runtime.errors import LdpError
 
 from ldp_export import __version__
 
-_VERBS = ("build", "generate", "explain", "calibrate", "verify", "inspect", "bench", "models")
+_VERBS = ("build", "generate", "explain", "calibrate", "verify", "inspect", "bench", "models", "fetch", "convert")
 
 
 class _Verbs(click.Group):

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldp_export.cli.options import as_json, backend_options, print_json, shown_progress, weights_options
+from ldp_export.cli.options import (
+    as_json,
+    backend_options,
+    local_dir_option,
+    print_json,
+    shown_progress,
+    weights_options,
+)
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle import Backend
@@ -17,12 +24,14 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   ldp-export build                                      the embedded model, into bundles/infinity-shapes
-  ldp-export build --model infinity-2b --dry-run        what it would do and need
+  ldp-export build --model infinity-2b --dry-run        what it would fetch, do and need
+  ldp-export build --model infinity-8b --local-dir 8b   files fetched elsewhere, no network
   ldp-export build --backend tensorrt-rtx --compute-capability 8.6,8.9,12.0 --profiles 3 --output bundles/rtx
   ldp-export build --weights t.safetensors --vae v.safetensors --pn 0.06M --output bundles/mine
 """
 )
 @click.option("--model", help="A registry name; see `ldp-export models`.  [default: infinity-shapes]")
+@local_dir_option
 @weights_options
 @click.option("--output", type=click.Path(path_type=Path), help="Path of the bundle.  [default: bundles/MODEL]")
 @click.option("--pn", "size", help="Scale schedule: 0.06M, 0.25M, 0.6M or 1M.  [default: the model's]")
@@ -35,6 +44,7 @@ Examples:
 @as_json
 def command(
     model: str | None,
+    local_dir: Path | None,
     weights: Path | None,
     vae: Path | None,
     text_encoder: Path | None,
@@ -53,14 +63,22 @@ def command(
 ) -> None:
     """Build a bundle: export graphs, make engines, verify them against the reference model, publish.
 
-    Needs no network for the embedded model. A build that fails or is killed leaves the previous bundle serving, and
-    running the command again resumes it.
+    Files of --model that are not here yet are fetched first, as by `ldp-export fetch`; the embedded model needs no
+    network. A build that fails or is killed leaves the previous bundle serving, and running the command again resumes
+    it.
     """
     from ldp_export.build import BuildOptions, build, plan_build
     from ldp_export.builders.choice import BackendOptions, choose_builder
-    from ldp_export.models.resolve import resolve_model
+    from ldp_export.hub.fetch import fetch
+    from ldp_export.models.resolve import pending_fetch, resolve_model
 
-    spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature)
+    if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):
+        if dry_run:
+            print_json({"model": pending.spec.name, "fetch": pending.to_json()})
+            return
+        with shown_progress(as_json) as progress:
+            fetch(pending, progress)
+    spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature, local_dir)
     output = output or Path("bundles") / spec.name
     chosen = BackendOptions(backend, capabilities, profiles, max_batch)
     builder = choose_builder(chosen, spec, size or spec.size, "float32")

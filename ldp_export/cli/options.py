@@ -59,6 +59,17 @@ def backend_options(function: Any) -> Any:
     return function
 
 
+def local_dir_option(function: Any) -> Any:
+    """--local-dir, for commands that read a model."""
+    text = "Take --model's files from this folder, written by `ldp-export fetch --local-dir`; no network."
+    return click.option("--local-dir", type=click.Path(path_type=Path), help=text)(function)
+
+
+def precision_option(text: str, default: str | None = None) -> Any:
+    """--precision; checked where it is used, so that its error is typed like the others."""
+    return click.option("--precision", default=default, show_default=default is not None, help=text)
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
 

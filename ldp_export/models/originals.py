@@ -20,34 +20,8 @@ Config = InfinityConfig | VaeConfig | VarConfig | VqVaeConfig
 
 
 @cache
-def original_state(config: Config) -> State:
-    """Tensors on the meta device under their original names, buffers included."""
-    with torch.device("meta"):
-        if isinstance(config, InfinityConfig):
-            return original_transformer_state(InfinityTransformer(config))
-        if isinstance(config, VaeConfig):
-            return original_vae_state(BsqVae(config))
-        if isinstance(config, VarConfig):
-            return _var_state(config)
-        hits = torch.empty(len(VarConfig(1, 1, 1, 1).grids), config.codes)
-        return VqVae(config).state_dict() | {"quantize.ema_vocab_hit_SV": hits}
-
-
-def _var_state(config: VarConfig) -> State:
-    """Parameters, zero key biases, and the buffers of levels and of the training mask."""
-    state: State = {}
-    for key, value in VarTransformer(config).state_dict().items():
-        state[key] = value
-        if key.endswith(".v_bias"):
-            state[key.removesuffix("v_bias") + "zero_k_bias"] = torch.empty_like(value)
-    total = config.schedule.total_tokens
-    state["lvl_1L"] = torch.empty(1, total, dtype=torch.int64)
-    state["attn_bias_for_masking"] = torch.empty(1, 1, total, total)
-    return state
-
-
-def count_parameters(config: Config) -> int:
-    """Numbers that are parameters of the model: buffers of its files are not counted."""
+def empty_model(config: Config) -> nn.Module:
+    """The model of a configuration on the meta device."""
     kinds: dict[type, Callable[[Any], nn.Module]] = {
         InfinityConfig: InfinityTransformer,
         VaeConfig: BsqVae,
@@ -55,4 +29,36 @@ def count_parameters(config: Config) -> int:
         VqVaeConfig: VqVae,
     }
     with torch.device("meta"):
-        return sum(p.numel() for p in kinds[type(config)](config).parameters())
+        return kinds[type(config)](config)
+
+
+def count_parameters(config: Config) -> int:
+    """Numbers that are parameters of the model: buffers of its files are not counted."""
+    return sum(p.numel() for p in empty_model(config).parameters())
+
+
+def original_state(config: Config) -> State:
+    """Tensors on the meta device under their original names, buffers included."""
+    model = empty_model(config)
+    with torch.device("meta"):
+        if isinstance(model, InfinityTransformer):
+            return original_transformer_state(model)
+        if isinstance(model, BsqVae):
+            return original_vae_state(model)
+        if isinstance(model, VarTransformer):
+            return _var_state(model)
+        hits = torch.empty(len(VarConfig(1, 1, 1, 1).grids), model.get_parameter("quantize.embedding.weight").shape[0])
+        return model.state_dict() | {"quantize.ema_vocab_hit_SV": hits}
+
+
+def _var_state(model: VarTransformer) -> State:
+    """Parameters, zero key biases, and the buffers of levels and of the training mask."""
+    state: State = {}
+    for key, value in model.state_dict().items():
+        state[key] = value
+        if key.endswith(".v_bias"):
+            state[key.removesuffix("v_bias") + "zero_k_bias"] = torch.empty_like(value)
+    total = model.config.schedule.total_tokens
+    state["lvl_1L"] = torch.empty(1, total, dtype=torch.int64)
+    state["attn_bias_for_masking"] = torch.empty(1, 1, total, total)
+    return state

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ldp_runtime.errors import CheckpointError, ConfigError
 
+from ldp_export.hub.fetch import FetchPlan, plan_fetch
+from ldp_export.hub.local import local_files
 from ldp_export.models.checkpoints import infer_transformer_config, infer_vae_config
 from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, find_model
 from ldp_export.models.sources import Sources, find_sources
@@ -20,23 +22,45 @@ def resolve_model(
     text_encoder: Path | None = None,
     guidance: float | None = None,
     temperature: float | None = None,
+    local_dir: Path | None = None,
 ) -> tuple[ModelSpec, Sources]:
-    """The model and its files; files without a name give a model whose sizes are read from their shapes.
+    """The model and its files, fetched where missing; files without a name give a model whose sizes are read from them.
 
     Raises:
         ConfigError: unknown name, or parts missing. CheckpointError: files that are no such model.
+        HubError, IntegrityError, CapacityError: see `ldp_export.hub.fetch`.
     """
     if name is None and (weights is not None or vae is not None):
         sources = find_sources(_known(DEFAULT_MODEL), weights, vae, text_encoder)
         spec = infer_spec(sources)
     else:
         spec = _known(name or DEFAULT_MODEL)
-        sources = find_sources(spec, weights, vae, text_encoder)
+        sources = find_sources(spec, weights, vae, text_encoder, local_dir)
     if guidance is not None:
         spec = replace(spec, guidance=guidance)
     if temperature is not None:
         spec = replace(spec, temperature=temperature)
     return spec, sources
+
+
+def pending_fetch(
+    name: str | None,
+    weights: Path | None = None,
+    vae: Path | None = None,
+    text_encoder: Path | None = None,
+    local_dir: Path | None = None,
+) -> FetchPlan | None:
+    """What would have to be downloaded before a build; None where everything is here.
+
+    Raises:
+        ConfigError: unknown name. HubError, CheckpointError, CapacityError: see `plan_fetch`.
+    """
+    spec = _known(name or DEFAULT_MODEL)
+    if weights or vae or local_dir or spec.hub is None:
+        return None
+    if local_files(spec, text_encoder=text_encoder is None).state == "complete":
+        return None
+    return plan_fetch(spec, text_encoder=text_encoder is None)
 
 
 def _known(name: str) -> ModelSpec:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldp_runtime.bundle import hash_file
 from ldp_runtime.errors import CheckpointError, ConfigError
 
-from ldp_export.models.registry import HubFiles, NamedModel
-
-logger = logging.getLogger(__name__)
+from ldp_export.models.registry import NamedModel
+from ldp_export.progress import Progress, silent
 
 _EMBEDDED = Path(__file__).parent / "weights"
 
@@ -58,13 +56,22 @@ def _files(path: Path) -> list[Path]:
 
 
 def find_sources(
-    spec: NamedModel, weights: Path | None = None, vae: Path | None = None, text_encoder: Path | None = None
+    spec: NamedModel,
+    weights: Path | None = None,
+    vae: Path | None = None,
+    text_encoder: Path | None = None,
+    local_dir: Path | None = None,
+    progress: Progress = silent,
 ) -> Sources:
-    """The parts of a model: paths that are given, else the package's own, else the hub's.
+    """The parts of a model: paths that are given, else the package's own, else the hub's, fetched where missing.
+
+    Args:
+        local_dir: a folder that `ldp-export fetch --local-dir` wrote; nothing is downloaded then.
 
     Raises:
         ConfigError: a part is given and another cannot be found.
-        CheckpointError: a file does not exist, or the hub cannot be reached.
+        CheckpointError: a file does not exist.
+        HubError, IntegrityError, CapacityError: see `ldp_export.hub.fetch`.
     """
     if weights is not None or vae is not None:
         if weights is None or vae is None:
@@ -74,31 +81,12 @@ def find_sources(
         folder = _EMBEDDED / spec.name.replace("-", "_")
         found = Sources(folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
     elif spec.hub is not None:
-        found = _from_hub(spec.hub, text_encoder)
+        from ldp_export.hub.fetch import fetched_sources
+
+        found = fetched_sources(spec, local_dir, text_encoder, progress)
     else:
         raise ConfigError(
             f"no weights of {spec.name} were ever released", hint="give your own with --weights and --vae"
         )
     found.check()
     return found
-
-
-def _from_hub(hub: HubFiles, text_encoder: Path | None) -> Sources:
-    """Files from the hub's local cache, downloaded where they are not there yet."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ConfigError("fetching a model needs huggingface-hub", hint="pip install 'ldp-export[build]'") from error
-    try:
-        patterns = [hub.transformer, f"{hub.transformer}/*", hub.vae]
-        logger.info("fetching %s of %s", patterns, hub.repository)
-        folder = Path(snapshot_download(hub.repository, revision=hub.revision, allow_patterns=patterns))
-        if text_encoder is None and hub.text_encoder is not None:
-            wanted = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
-            text_encoder = Path(snapshot_download(hub.text_encoder, allow_patterns=wanted))
-    except Exception as error:  # the hub client raises types of its own, requests' and the system's
-        raise CheckpointError(
-            f"cannot fetch {hub.repository}: {error}",
-            hint="check the network and HF_TOKEN, or give files with --weights, --vae and --text-encoder",
-        ) from error
-    return Sources(folder / hub.transformer, folder / hub.vae, text_encoder)

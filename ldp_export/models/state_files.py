@@ -19,7 +19,7 @@ from ldp_export.models.tensor_writer import TensorSource, write_tensors
 
 State = dict[str, torch.Tensor]
 
-_INDEX_NAME = "model.safetensors.index.json"
+INDEX_NAME = "model.safetensors.index.json"
 
 
 def read_state(path: Path | str) -> State:
@@ -32,14 +32,14 @@ def read_state(path: Path | str) -> State:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}")
     if path.is_dir():
-        index = path / _INDEX_NAME
+        index = path / INDEX_NAME
         shards = sorted(path.glob("*.safetensors"))
         if index.exists():
             return _read_sharded(index)
         if len(shards) == 1:
             return _read_safetensors(shards[0])
         raise CheckpointError(
-            f"{path} holds {len(shards)} safetensors files and no {_INDEX_NAME}",
+            f"{path} holds {len(shards)} safetensors files and no {INDEX_NAME}",
             hint="name the file itself, or fetch the index file that belongs to the shards",
         )
     if path.name.endswith(".index.json"):

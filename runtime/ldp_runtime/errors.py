@@ -79,6 +79,12 @@ class BudgetError(LdpError):
     exit_code = 11
 
 
+class HubError(LdpError):
+    """A model hub that cannot be reached, refuses access, or lacks what was asked for."""
+
+    exit_code = 12
+
+
 class Cancelled(LdpError):
     """The caller stopped the run."""
 

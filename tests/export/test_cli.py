@@ -14,7 +14,7 @@ from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import CheckpointError, ConfigError, IntegrityError, VerificationError
 from PIL import Image
 
-from ldp_export.cli import main
+from ldp_export.cli import _VERBS, main
 from ldp_export.models.registry import MODELS
 from ldp_export.models.sources import Sources
 
@@ -38,7 +38,7 @@ def test_help_is_instant_because_it_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("verb", ["build", "generate", "explain", "calibrate", "verify", "inspect", "bench", "models"])
+@pytest.mark.parametrize("verb", _VERBS)
 def test_every_verb_has_help_with_examples(verb: str) -> None:
     result = run(verb, "--help")
     assert result.exit_code == 0

@@ -1,0 +1,41 @@
+"""`ldp-export convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ldp_export.cli.options import as_json, precision_option, print_json, shown_progress
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ldp-export convert infinity_2b_reg.pth 2b-bfloat16 --precision bfloat16
+  ldp-export convert infinity_8b_weights/ 8b-bfloat16 --precision bfloat16
+  ldp-export convert infinity_vae_d32reg.pth vae.safetensors --precision float32
+  ldp-export convert flan-t5-xl/ encoder --precision bfloat16     (its encoder alone)
+"""
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@precision_option("Of the blocks' weights: bfloat16, float16 or float32.", default="bfloat16")
+@as_json
+def command(source: Path, output: Path, precision: str, as_json: bool) -> None:
+    """Convert a checkpoint to safetensors, in memory bounded by a small piece of one tensor.
+
+    SOURCE is a .pth or safetensors file, a folder of shards, or the folder of a T5 model. OUTPUT is a new folder, or a
+    .safetensors file. No pickled code is run. What the original code keeps in float32 stays float32. Interrupted, it
+    keeps the finished shards and goes on when it is run again.
+    """
+    from ldp_export.hub.converted import run_conversion
+    from ldp_export.models.convert import plan_conversion
+
+    plan = plan_conversion(source, output, precision)
+    with shown_progress(as_json) as progress:
+        run_conversion(plan, progress)
+    if as_json:
+        print_json({"output": str(output), "precision": precision, "bytes": plan.bytes, "shards": len(plan.shards)})
+        return
+    click.echo(f"{output}: {len(plan.shards)} file(s), {plan.bytes / 1e9:.2f} GB, {precision}")

@@ -1,0 +1,86 @@
+"""`ldp-export fetch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ldp_export.cli.options import as_json, precision_option, print_json, shown_progress
+
+if TYPE_CHECKING:
+    from ldp_export.hub.fetch import FetchPlan
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ldp-export fetch infinity-2b --dry-run                what is downloaded, how large, and where it goes
+  ldp-export fetch infinity-2b                          into the hub's cache, from which `build --model` takes it
+  ldp-export fetch infinity-8b --local-dir /mnt/usb/8b  to be carried to a site without network:
+  ldp-export build --model infinity-8b --local-dir /mnt/usb/8b
+  ldp-export fetch infinity-8b --local-dir 8b --precision bfloat16
+"""
+)
+@click.argument("model")
+@click.option("--revision", help="Branch, tag or commit of the model's repository.  [default: the registry's]")
+@click.option("--local-dir", type=click.Path(path_type=Path), help="A folder of its own instead of the hub's cache.")
+@precision_option("Convert into --local-dir: bfloat16, float16 or float32.  [default: the files as published]")
+@click.option("--no-text-encoder", is_flag=True, help="Leave the T5 encoder out.")
+@click.option("--dry-run", is_flag=True, help="Say what would be downloaded, and stop.")
+@as_json
+def command(
+    model: str,
+    revision: str | None,
+    local_dir: Path | None,
+    precision: str | None,
+    no_text_encoder: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Download a model's files and check the hash of each.
+
+    Interrupted at any point, it goes on where it stopped when it is run again. Files that are here already are
+    checked against the hub's hashes. HF_ENDPOINT, HF_HOME, HF_HUB_CACHE and HF_TOKEN are those of the hub's own tools.
+    """
+    from ldp_runtime.errors import ConfigError
+
+    if precision is not None and local_dir is None:
+        raise ConfigError("--precision writes converted files", hint="say where with --local-dir")
+
+    from ldp_export.hub.converted import convert_model
+    from ldp_export.hub.fetch import fetch, plan_fetch
+    from ldp_export.models.registry import find_model
+
+    spec = find_model(model)
+    plan = plan_fetch(spec, revision, None if precision else local_dir, not no_text_encoder)
+    if dry_run:
+        print_json(plan.to_json()) if as_json else _print(plan)
+        return
+    with shown_progress(as_json) as progress:
+        sources = fetch(plan, progress)
+        if precision is not None and local_dir is not None:
+            sources = convert_model(sources, local_dir, precision, progress)
+    if as_json:
+        print_json(plan.to_json() | {"sources": {part: str(path) for part, path in sources.items()}})
+        return
+    click.echo(f"{spec.name}: {len(plan.files)} files, {plan.bytes / 1e9:.2f} GB, every hash checked")
+    for part, path in sources.items():
+        click.echo(f"  {part.replace('_', ' ')}: {path}")
+
+
+def _print(plan: FetchPlan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{plan.spec.name} ({plan.spec.licence}) into {plan.folder}")
+    for title in ("repository", "file", "MB", "here"):
+        table.add_column(title, justify="right" if title == "MB" else "left", overflow="fold")
+    for wanted in plan.files:
+        here = wanted.state if wanted.state != "partial" else f"{wanted.have / 1e6:.0f} MB"
+        table.add_row(wanted.file.repository, wanted.file.path, f"{wanted.file.size / 1e6:,.1f}", here)
+    Console().print(table)
+    for repository, commit in plan.to_json()["revisions"].items():
+        click.echo(f"{repository} at {commit}")
+    click.echo(f"{plan.bytes_to_fetch / 1e9:.2f} of {plan.bytes / 1e9:.2f} GB are to be downloaded")

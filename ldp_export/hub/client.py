@@ -1,0 +1,157 @@
+"""What a repository of the hub holds at a revision: names, sizes, hashes. Every failure is a typed error."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldp_runtime.bundle import hash_file
+from ldp_runtime.errors import ConfigError, HubError, IntegrityError
+
+ELSEWHERE = "or fetch on a machine that reaches it (ldp-export fetch MODEL --local-dir DIR) and carry the folder here"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository at a commit.
+
+    Attributes:
+        revision: as it was asked for; commit: what that meant.
+        size: bytes; blob: git's object id; sha256: of the content, for files kept with LFS.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    path: str
+    size: int
+    blob: str
+    sha256: str | None
+
+    @property
+    def etag(self) -> str:
+        """How the hub, and the cache on this machine, call its content."""
+        return self.sha256 or self.blob
+
+    def matches(self, path: Path) -> bool:
+        """Whether a local file has this file's size and hash (reads all of it)."""
+        if path.stat().st_size != self.size:
+            return False
+        return (hash_file(path) if self.sha256 else git_blob_id(path)) == self.etag
+
+    def require(self, path: Path, hint: str) -> None:
+        """Raises IntegrityError unless a local file has this file's content."""
+        if self.matches(path):
+            return
+        size = path.stat().st_size
+        found = f"{size} bytes" if size != self.size else "another content"
+        raise IntegrityError(
+            f"{path} is not {self.path} of {self.repository} at {self.commit[:12]}: it has {found}, "
+            f"expected {self.size} bytes with {'SHA-256' if self.sha256 else 'git id'} {self.etag}",
+            hint=hint,
+        )
+
+
+def git_blob_id(path: Path) -> str:
+    """The id that git gives a file's content; the hub lists it for files that are not kept with LFS."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def list_repository(repository: str, revision: str) -> list[HubFile]:
+    """All files of a repository at a revision, in one request.
+
+    Raises:
+        HubError: unreachable, not allowed, or no such repository or revision.
+    """
+    api = hub_module().HfApi(endpoint=endpoint())
+    with hub_errors(repository, revision):
+        info = api.model_info(repository, revision=revision, files_metadata=True, timeout=30)
+    return [
+        HubFile(
+            repository,
+            revision,
+            str(info.sha),
+            sibling.rfilename,
+            int(sibling.lfs.size if sibling.lfs else sibling.size or 0),
+            str(sibling.blob_id),
+            sibling.lfs.sha256 if sibling.lfs else None,
+        )
+        for sibling in info.siblings or []
+    ]
+
+
+def endpoint() -> str:
+    """Address of the hub: HF_ENDPOINT, or the public one."""
+    return (os.environ.get("HF_ENDPOINT") or hub_module().constants.ENDPOINT).rstrip("/")
+
+
+def cache_folder() -> Path:
+    """The hub's cache on this machine, shared with its other users: HF_HUB_CACHE, or in HF_HOME."""
+    if "HF_HUB_CACHE" in os.environ:
+        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    if "HF_HOME" in os.environ:
+        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
+    return Path(hub_module().constants.HF_HUB_CACHE)
+
+
+def hub_module() -> Any:
+    """huggingface_hub, which only fetching needs."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ConfigError("fetching a model needs huggingface-hub", hint="pip install 'ldp-export[build]'") from error
+    return huggingface_hub
+
+
+@contextmanager
+def hub_errors(repository: str, revision: str) -> Generator[None]:
+    """Turns the client's many error types into HubError, which says what to do."""
+    from huggingface_hub import errors
+
+    where = f"{repository} at {revision} on {endpoint()}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise HubError(
+            f"access to {where} is restricted",
+            hint=f"accept its terms at {endpoint()}/{repository}, then set HF_TOKEN or run `hf auth login`",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"there is no revision {revision} of {repository}", hint="try --revision main") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _unreachable(where, error) from error
+    except errors.EntryNotFoundError as error:
+        raise HubError(f"{where} lacks a file: {_first_line(error)}", hint="try --revision main") from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(
+            f"there is no {where}, or it is private",
+            hint="check HF_ENDPOINT; for a private mirror set HF_TOKEN or run `hf auth login`",
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise HubError(f"HF_HUB_OFFLINE forbids to ask for {where}", hint=f"unset it, {ELSEWHERE}") from error
+    except errors.HfHubHTTPError as error:
+        raise HubError(
+            f"the hub refused {where}: {_first_line(error)}", hint="try again later, or set HF_TOKEN"
+        ) from error
+    except Exception as error:  # of whichever HTTP library this version of the client uses
+        if isinstance(error, MemoryError | HubError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise _unreachable(where, error) from error
+
+
+def _unreachable(where: str, error: Exception) -> HubError:
+    return HubError(
+        f"cannot reach {where}: {_first_line(error)}",
+        hint=f"check the network, the proxy and HF_ENDPOINT and run it again (it resumes), {ELSEWHERE}",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,147 @@
+"""Downloads that resume where they were cut, and become visible only when their hash is right.
+
+The hub's client restarts a file whose download was interrupted by the end of the process. Here the part that has
+arrived stays beside its place under a fixed name, and the next try asks for the rest with a Range request.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from filelock import FileLock
+from ldp_runtime.errors import CapacityError, HubError, IntegrityError
+
+from ldp_export.hub.client import HubFile, cache_folder, endpoint, hub_errors, hub_module
+
+#: Of the part of a file that has arrived.
+PARTIAL = ".partial"
+OnBytes = Callable[[int], None]
+
+
+def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None) -> None:
+    """Writes a file of the hub to `target`, which appears complete and checked, or not at all.
+
+    Args:
+        on_bytes: told the number of bytes that have arrived so far, those of earlier tries included.
+
+    Raises:
+        HubError: the connection failed; what has arrived is kept, and the next call resumes.
+        IntegrityError: the hub served another content than it lists; what has arrived is deleted.
+        CapacityError: the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + PARTIAL)
+    with FileLock(target.with_name(target.name + ".lock")):
+        if target.exists():
+            return
+        with _disk_errors(target), hub_errors(file.repository, file.revision):
+            _receive(file, partial, on_bytes)
+        if not file.matches(partial):
+            size = partial.stat().st_size
+            partial.unlink()
+            raise IntegrityError(
+                f"{endpoint()} served {size} bytes as {file.path} of {file.repository} that are not the listed "
+                f"{file.size} bytes with {'SHA-256' if file.sha256 else 'git id'} {file.etag}; they were deleted",
+                hint="run it again; if it fails again, a proxy or mirror changes files: ask for another HF_ENDPOINT",
+            )
+        partial.replace(target)
+    target.with_name(target.name + ".lock").unlink(missing_ok=True)
+
+
+def download_to_cache(file: HubFile, on_bytes: OnBytes = lambda count: None) -> Path:
+    """Into the hub's cache on this machine, where its client and other programs find the file too."""
+    hub = hub_module()
+    download(file, blob_path(file), on_bytes)
+    with hub_errors(file.repository, file.revision):
+        # The content is there: the client only enters it into the snapshot of its commit.
+        return Path(
+            hub.hf_hub_download(
+                file.repository, file.path, revision=file.revision, cache_dir=cache_folder(), endpoint=endpoint()
+            )
+        )
+
+
+def blob_path(file: HubFile) -> Path:
+    """Where the cache keeps the content of a file."""
+    return repository_cache(file.repository) / "blobs" / file.etag
+
+
+def repository_cache(repository: str) -> Path:
+    """Folder of a repository in the cache."""
+    return cache_folder() / f"models--{repository.replace('/', '--')}"
+
+
+def _receive(file: HubFile, partial: Path, on_bytes: OnBytes) -> None:
+    """Appends what is missing. The client tries a few times to go on where a connection breaks."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    url = hf_hub_url(file.repository, file.path, revision=file.commit, endpoint=endpoint())
+    have = partial.stat().st_size if partial.exists() else 0
+    if have > file.size:
+        partial.unlink()
+        have = 0
+    with partial.open("ab") as handle, _quiet_client():
+        counted = cast(BinaryIO, _Counted(handle, on_bytes))
+        try:
+            http_get(url, counted, resume_size=have, headers=build_hf_headers(), expected_size=file.size)
+        except OSError as error:
+            if error.errno is None and "Consistency check" in str(error):
+                arrived = partial.stat().st_size
+                raise HubError(
+                    f"{file.path} ended after {arrived} of {file.size} bytes", hint="run it again: it resumes"
+                ) from error
+            raise
+
+
+class _Counted(io.RawIOBase):
+    """A file that tells how long it is after every piece that is written."""
+
+    def __init__(self, file: BinaryIO, on_bytes: OnBytes) -> None:
+        self._file, self._on_bytes = file, on_bytes
+
+    def write(self, data: bytes, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        count = self._file.write(data)
+        self._on_bytes(self._file.tell())
+        return count
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None, /) -> int:
+        return self._file.truncate(size)
+
+
+@contextmanager
+def _quiet_client() -> Generator[None]:
+    """Progress is ours to show: switches the client's own bars off for the duration."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
+
+
+@contextmanager
+def _disk_errors(target: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CapacityError(
+                f"the disk of {target.parent} is full", hint="free some space and run it again: it resumes"
+            ) from error
+        raise

@@ -1,0 +1,321 @@
+"""Fetching a model: what is to be downloaded, from where, and how much of it is here; then doing it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, HubError
+
+from ldp_export.hub.client import HubFile, cache_folder, endpoint, list_repository
+from ldp_export.hub.download import PARTIAL, blob_path, download, download_to_cache
+from ldp_export.hub.local import (
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VAE,
+    LocalFiles,
+    is_file,
+    is_file_of,
+    is_file_of_text_encoder,
+    local_files,
+)
+from ldp_export.models.registry import HubFiles, NamedModel
+from ldp_export.models.sources import Sources
+from ldp_export.models.state_files import INDEX_NAME
+from ldp_export.progress import Progress, ProgressEvent, silent
+
+#: Seconds between two reports of a download.
+_REPORT_EVERY = 0.2
+#: A published transformer may differ from the architecture's float32 (or 16-bit) size by its container: share, bytes.
+_SIZE_TOLERANCE = (0.02, 2**20)
+
+
+@dataclass(frozen=True)
+class WantedFile:
+    """A file of the hub, where it belongs on this machine, and what of it is there.
+
+    Attributes:
+        place: where its content lies once fetched.
+        state: here, begun, or absent; have: bytes of it that are here.
+    """
+
+    file: HubFile
+    place: Path
+    state: Literal["complete", "partial", "absent"]
+    have: int
+
+    @property
+    def to_fetch(self) -> int:
+        return self.file.size - self.have
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """A checked fetch. Making one asks the hub for its lists, and downloads nothing."""
+
+    spec: NamedModel
+    hub: HubFiles
+    files: tuple[WantedFile, ...]
+    local_dir: Path | None
+
+    @cached_property
+    def bytes(self) -> int:
+        return sum(wanted.file.size for wanted in self.files)
+
+    @cached_property
+    def bytes_to_fetch(self) -> int:
+        return sum(wanted.to_fetch for wanted in self.files)
+
+    @property
+    def folder(self) -> Path:
+        return self.local_dir or cache_folder()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.spec.name,
+            "hub": endpoint(),
+            "revisions": {wanted.file.repository: wanted.file.commit for wanted in self.files},
+            "folder": str(self.folder),
+            "bytes": self.bytes,
+            "bytes_to_fetch": self.bytes_to_fetch,
+            "files": [
+                {
+                    "repository": wanted.file.repository,
+                    "path": wanted.file.path,
+                    "bytes": wanted.file.size,
+                    "hash": wanted.file.etag,
+                    "state": wanted.state,
+                    "bytes_here": wanted.have,
+                    "place": str(wanted.place),
+                }
+                for wanted in self.files
+            ],
+        }
+
+
+def plan_fetch(
+    spec: NamedModel, revision: str | None = None, local_dir: Path | None = None, text_encoder: bool = True
+) -> FetchPlan:
+    """Asks the hub what it holds and compares it with this machine.
+
+    Args:
+        revision: of the model's repository, instead of the registry's.
+        local_dir: a folder of its own instead of the hub's cache, to be carried elsewhere.
+        text_encoder: fetch it too, where the model has one.
+
+    Raises:
+        ConfigError: a model that no hub holds. HubError: see `list_repository`, or a file is not there.
+        CheckpointError: the hub's transformer has another size than the model of that name.
+        CapacityError: the disk is too small.
+    """
+    hub = _published(spec)
+    if revision is not None:
+        hub = replace(hub, revision=revision)
+    listed = list_repository(hub.repository, hub.revision)
+    model = [file for file in listed if is_file_of(hub, file.path)]
+    transformer = hub.transformer if is_file(hub.transformer) else f"{hub.transformer}/{INDEX_NAME}"
+    _require(model, [transformer, hub.vae], hub.repository, hub.revision, listed)
+    _check_size(spec, hub, model)
+    encoder = _list_text_encoder(hub) if text_encoder else []
+    folder = None if local_dir is None else local_dir / TEXT_ENCODER
+    files = [_wanted(file, local_dir) for file in model] + [_wanted(file, folder) for file in encoder]
+    plan = FetchPlan(spec, hub, tuple(files), local_dir)
+    _check_disk(plan)
+    return plan
+
+
+def _list_text_encoder(hub: HubFiles) -> list[HubFile]:
+    if hub.text_encoder is None:
+        return []
+    listed = list_repository(hub.text_encoder, hub.text_encoder_revision)
+    files = [file for file in listed if is_file_of_text_encoder(file.path)]
+    _require(files, ["config.json", "tokenizer.json"], hub.text_encoder, hub.text_encoder_revision, listed)
+    return files
+
+
+def _published(spec: NamedModel) -> HubFiles:
+    if spec.hub is not None:
+        return spec.hub
+    held = "is part of this package" if spec.embedded else "was never released"
+    raise ConfigError(f"{spec.name} {held}: there is nothing to fetch")
+
+
+def _require(
+    files: Iterable[HubFile], names: Iterable[str], repository: str, revision: str, all_: list[HubFile]
+) -> None:
+    there = {file.path for file in files}
+    absent = [name for name in names if name not in there]
+    if absent:
+        held = ", ".join(sorted(file.path for file in all_)[:12])
+        raise HubError(
+            f"{repository} at {revision} lacks {', '.join(absent)}; it holds {held or 'nothing'}",
+            hint="try --revision main, or name the files you have with --weights and --vae",
+        )
+
+
+def _check_size(spec: NamedModel, hub: HubFiles, files: list[HubFile]) -> None:
+    """A transformer of another size than its name is found before its gigabytes are fetched."""
+    found = sum(file.size for file in files if file.path != hub.vae and not file.path.endswith(".json"))
+    expected = spec.file_bytes["transformer"]
+    allowed = _SIZE_TOLERANCE[0] * expected + _SIZE_TOLERANCE[1]
+    if any(abs(found - expected * share) < allowed for share in (1, 0.5)):
+        return
+    raise CheckpointError(
+        f"{hub.transformer} of {hub.repository} has {_size(found)}; the transformer of {spec.name} has "
+        f"{_size(expected)} in float32",
+        hint="the revision or the mirror holds another model under this name: see --revision and HF_ENDPOINT",
+    )
+
+
+def _wanted(file: HubFile, folder: Path | None) -> WantedFile:
+    place = blob_path(file) if folder is None else folder / file.path
+    partial = place.with_name(place.name + PARTIAL)
+    if place.is_file() and place.stat().st_size == file.size:
+        return WantedFile(file, place, "complete", file.size)
+    if partial.is_file():
+        return WantedFile(file, place, "partial", min(partial.stat().st_size, file.size))
+    return WantedFile(file, place, "absent", 0)
+
+
+def _check_disk(plan: FetchPlan) -> None:
+    place = plan.folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if plan.bytes_to_fetch > free:
+        raise CapacityError(
+            f"{plan.spec.name} takes {_size(plan.bytes_to_fetch)} more on the disk of {plan.folder}, "
+            f"{_size(free)} are free",
+            hint="free some space, or choose another disk with --local-dir or HF_HUB_CACHE",
+        )
+
+
+def fetch(plan: FetchPlan, progress: Progress = silent) -> Sources:
+    """Downloads what is missing, checks every file's hash, and says where the parts lie.
+
+    Running it again after any failure goes on where it stopped.
+
+    Raises:
+        HubError: the connection failed. IntegrityError: a file with a wrong hash. CapacityError: the disk is full.
+    """
+    paths: dict[tuple[str, str], Path] = {}
+    for index, wanted in enumerate(plan.files):
+        meter = _Meter(wanted.file, index, len(plan.files), progress)
+        paths[wanted.file.repository, wanted.file.path] = _fetch_one(wanted, plan.local_dir is None, meter)
+    hub = plan.hub
+    if plan.local_dir is not None:
+        return raw_sources(hub, plan.local_dir, any(w.file.repository == hub.text_encoder for w in plan.files))
+    vae = paths[hub.repository, hub.vae]
+    root = _root(vae, hub.vae)
+    encoder = next((path for (name, _), path in paths.items() if name == hub.text_encoder), None)
+    return Sources(root / hub.transformer, vae, encoder.parent if encoder else None)
+
+
+def fetched_sources(
+    spec: NamedModel, local_dir: Path | None, text_encoder: Path | None, progress: Progress = silent
+) -> Sources:
+    """The parts of a model of the hub: what is here, or else fetched; with `local_dir`, from that folder only.
+
+    Raises:
+        CheckpointError: `local_dir` lacks files. HubError, IntegrityError, CapacityError: see `fetch`.
+    """
+    hub, own_encoder = _published(spec), text_encoder is None
+    if local_dir is not None:
+        found = _from_folder(spec, hub, local_dir, own_encoder)
+    else:
+        here = local_files(spec, text_encoder=own_encoder)
+        found = (
+            _from_cache(hub, here)
+            if here.state == "complete"
+            else fetch(plan_fetch(spec, text_encoder=own_encoder), progress)
+        )
+    return found if own_encoder else replace(found, text_encoder=text_encoder)
+
+
+def _from_folder(spec: NamedModel, hub: HubFiles, folder: Path, text_encoder: bool) -> Sources:
+    converted = Sources(folder / TRANSFORMER, folder / VAE, folder / TEXT_ENCODER)
+    if converted.transformer.exists():
+        return (
+            converted
+            if converted.text_encoder and converted.text_encoder.exists()
+            else replace(converted, text_encoder=None)
+        )
+    here = local_files(spec, folder, text_encoder)
+    if here.missing:
+        raise CheckpointError(
+            f"{folder} lacks {', '.join(here.missing[:5])} of {spec.name}",
+            hint=f"fetch it where the hub can be reached: ldp-export fetch {spec.name} --local-dir {folder}",
+        )
+    return raw_sources(hub, folder, text_encoder and hub.text_encoder is not None)
+
+
+def _from_cache(hub: HubFiles, here: LocalFiles) -> Sources:
+    places = {name: path for name, path in here.files if path is not None}
+    vae = places[hub.vae]
+    encoder = places.get("tokenizer.json")
+    return Sources(_root(vae, hub.vae) / hub.transformer, vae, encoder.parent if encoder else None)
+
+
+def raw_sources(hub: HubFiles, folder: Path, text_encoder: bool) -> Sources:
+    """The parts in a folder that holds the repository's files under their own names."""
+    return Sources(folder / hub.transformer, folder / hub.vae, folder / TEXT_ENCODER if text_encoder else None)
+
+
+def _root(path: Path, name: str) -> Path:
+    """The snapshot's folder, in which `name` is `path`."""
+    return path.parents[len(Path(name).parts) - 1]
+
+
+def _fetch_one(wanted: WantedFile, to_cache: bool, meter: _Meter) -> Path:
+    """A file that is here already is checked; another is downloaded, which checks it."""
+    file, place = wanted.file, wanted.place
+    meter.begin(wanted.have)
+    if wanted.state == "complete":
+        meter.say("checking")
+        file.require(place, hint=f"delete it and run the command again: rm {place}")
+    elif place.exists() or place.is_symlink():
+        place.unlink()  # of another length than the hub's
+    path = download_to_cache(file, meter.advance) if to_cache else place
+    if not to_cache:
+        download(file, place, meter.advance)
+    meter.finish()
+    return path
+
+
+class _Meter:
+    """Reports one file's progress: bytes and rate, a few times a second."""
+
+    def __init__(self, file: HubFile, index: int, count: int, progress: Progress) -> None:
+        self._file, self._index, self._count, self._progress = file, index, count, progress
+        self._started = self._reported = time.perf_counter()
+        self._first = 0
+
+    def begin(self, have: int) -> None:
+        self._first = have
+        self._report("started", f"resuming at {_size(have)}" if 0 < have < self._file.size else "")
+
+    def say(self, detail: str) -> None:
+        self._report("advanced", f"{detail}, {_size(self._file.size)}")
+
+    def advance(self, have: int) -> None:
+        now = time.perf_counter()
+        if now - self._reported < _REPORT_EVERY:
+            return
+        self._reported = now
+        rate = (have - self._first) / (now - self._started)
+        self._report("advanced", f"{_size(have)} of {_size(self._file.size)}, {_size(rate)}/s")
+
+    def finish(self) -> None:
+        self._report("finished", _size(self._file.size), time.perf_counter() - self._started)
+
+    def _report(self, state: Literal["started", "advanced", "finished"], detail: str, seconds: float = 0.0) -> None:
+        self._progress(ProgressEvent(self._file.path, self._index, self._count, state, detail, seconds))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
