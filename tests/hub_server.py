@@ -72,12 +72,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that has seen enough
+            super().handle()
+
     def do_HEAD(self) -> None:
         self._answer()
 
     def do_GET(self) -> None:
-        with suppress(ConnectionError):  # a client that has seen enough
-            self._answer()
+        self._answer()
 
     def _answer(self) -> None:
         hub, path = self.hub, unquote(self.path.split("?")[0])
