@@ -1,7 +1,8 @@
 """Fits to one bundle: what fills pruned places, what a stopped branch would have said, which tokens matter.
 
 Everything is read off full, unpruned runs: what policies see before each scale, and what the scale then brought. Pixels
-enter through the decoder: as the metric that it puts on changes of the latent, and as the error that each token makes.
+enter through the decoder: as the metric that it puts on changes of the latent, and as the number of pixels that a token
+changes, which weighs its equations. (Most tokens are background, and what fits them best fits what is drawn badly.)
 """
 
 from __future__ import annotations
@@ -95,16 +96,17 @@ def fit(
     fills = {k: _Normal() for k in scales}
     guidance = {k: _Normal() for k in scales[1:]}
     errors: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {k: [] for k in scales}
-    metrics = []
+    metrics: list[torch.Tensor] = []
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         report(i, len(prompts), "fitting")
         seen = watch(pipe, prompt, seed)
         for k in scales:
-            fills[k].add(*fill_equations(seen, k))
-            errors[k].append(error_equations(pipe, seen, k))
-        for k in guidance if seen.differences else ():
-            for source in range(scales[0], k):
-                guidance[k].add(*guidance_equations(seen, source, k))
+            maps, pixels = error_equations(pipe, seen, k)
+            weights = pixels / pixels.mean().clamp(min=1e-12)
+            errors[k].append((maps, pixels))
+            fills[k].add(*fill_equations(seen, k), weights)
+            for source in range(scales[0], k) if seen.differences else ():
+                guidance[k].add(*guidance_equations(seen, source, k), weights)
         if i < _METRIC_IMAGES:
             metrics.append(per_token(decoder_metric(pipe, seen.latents[-1]), seen.pictures[-1].patch))
     return Fitted(
@@ -134,11 +136,10 @@ def as_kernel(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def guidance_equations(seen: Seen, source: int, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is known at a scale when the branch stopped at an earlier one [L * n, 2], and its difference [L * n, 1]."""
+    """What is known at a scale when the branch stopped at an earlier one [L, n, 2], and its difference [L, n, 1]."""
     target = seen.differences[scale]
     recalled = recall(seen.differences[source], None, (target.shape[1], target.shape[2]))
-    known = torch.stack((recalled.flatten(), seen.conditionals[scale].flatten()), dim=1)
-    return known, target.flatten(1).T.reshape(-1, 1)
+    return torch.stack((recalled, seen.conditionals[scale]), dim=2), target.flatten(1).T[:, :, None]
 
 
 def error_equations(pipe: Pipeline, seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,14 +194,15 @@ class _Normal:
     def known(self) -> bool:
         return self._inner is not None
 
-    def add(self, features: torch.Tensor, target: torch.Tensor) -> None:
-        """Equations features [L, F] @ weights [F, C] = target [L, C]."""
-        X, Y = features.double().cpu(), target.double().cpu()
+    def add(self, features: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> None:
+        """Equations features [L, ..., F] @ unknowns [F, C] = target [L, ..., C], each token with its weight [L]."""
+        roots = weights.double().sqrt().view(-1, *[1] * (features.dim() - 1))
+        X, Y = ((m.double().cpu() * roots).flatten(0, -2) for m in (features, target))
         self._inner = X.T @ X + (0 if self._inner is None else self._inner)
         self._outer = X.T @ Y + (0 if self._outer is None else self._outer)
 
     def solve(self, ridge: float) -> torch.Tensor:
-        """Weights [F, C]."""
+        """Unknowns [F, C]."""
         assert self._inner is not None
         assert self._outer is not None
         return torch.linalg.solve(self._inner + ridge * torch.eye(len(self._inner), dtype=torch.float64), self._outer)

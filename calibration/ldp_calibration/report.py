@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from typing import Any
 import torch
 from ldp_runtime.bundle import Manifest
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.profiles import PolicyProfile, profile_folder
+from ldp_runtime.profiles import FITTED, FittedFile, PolicyProfile, profile_folder
+from ldp_runtime.pruning.fitted import Fitted, needs_fits
+from ldp_runtime.pruning.names import parse_policy
 
-from ldp_calibration.search import Calibration, Point, is_control
+from ldp_calibration.candidates import is_control
+from ldp_calibration.measure import Point, prompts_hash
+from ldp_calibration.search import Calibration
 
 
 def make_profile(name: str, manifest: Manifest, calibration: Calibration) -> PolicyProfile:
@@ -28,6 +33,7 @@ def make_profile(name: str, manifest: Manifest, calibration: Calibration) -> Pol
         "candidates_put_to_held_out_prompts": calibration.tries,
         "psnr_db": asdict(chosen.psnr),
         "ssim": asdict(chosen.ssim),
+        "lpips": None if chosen.lpips is None else asdict(chosen.lpips),
         "operations_speedup": chosen.speedup,
         "measured_speedup": {"value": timed[0], "low": timed[1], "high": timed[2]},
         "kept_share_per_scale": list(chosen.kept),
@@ -39,23 +45,40 @@ def make_profile(name: str, manifest: Manifest, calibration: Calibration) -> Pol
         "backend": manifest.backend,
     }
     return PolicyProfile(
-        name=name, policy=chosen.policy, digest=manifest.digest, budget=str(calibration.budget), evidence=evidence
+        name=name,
+        policy=chosen.policy,
+        digest=manifest.digest,
+        budget=str(calibration.budget),
+        evidence=evidence,
+        fitted=calibration.fitted.to_json() if needs_fits(parse_policy(chosen.policy)) else None,
     )
 
 
 def save_profile(root: Path, manifest: Manifest, profile: PolicyProfile) -> Path:
     """Writes the profile beside the bundle's content, whole or not at all."""
-    path = profile_folder(root, manifest) / f"{profile.name}.json"
+    return _write(profile_folder(root, manifest) / f"{profile.name}.json", profile.model_dump_json())
+
+
+def save_fits(root: Path, manifest: Manifest, fitted: Fitted, prompts: Sequence[str]) -> Path:
+    """Writes what was fitted beside the bundle's content: policies given as text then find their numbers."""
+    content = FittedFile(
+        digest=manifest.digest, prompts_sha256=prompts_hash(prompts), prompts=len(prompts), fitted=fitted.to_json()
+    )
+    return _write(profile_folder(root, manifest) / FITTED, content.model_dump_json())
+
+
+def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(profile.model_dump_json(indent=1))
+    scratch.write_text(text)
     scratch.replace(path)
     return path
 
 
 def calibration_json(calibration: Calibration) -> str:
     """Everything that was tried, for later charts."""
-    return json.dumps(asdict(calibration), indent=1)
+    plain = {k: v for k, v in calibration.__dict__.items() if k != "fitted"}
+    return json.dumps(plain | {"fitted": calibration.fitted.to_json()}, default=asdict)
 
 
 def draw_front(calibration: Calibration, path: Path) -> None:
@@ -67,25 +90,25 @@ def draw_front(calibration: Calibration, path: Path) -> None:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ConfigError("drawing needs matplotlib", hint="pip install 'ldp-export[eval]'") from error
-    measure = "ssim" if calibration.budget.measure == "ssim" else "psnr"
+    measure = calibration.budget.measure if calibration.budget.measure in ("ssim", "lpips") else "psnr"
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for label, style, points in _groups(calibration.searched):
-        axis.plot([p.speedup for p in points], [p.quality(measure).mean for p in points], style, label=label, ms=5)
+        axis.plot([p.speedup for p in points], [p.bound_of(measure).mean for p in points], style, label=label, ms=5)
     front = calibration.front
-    axis.plot([p.speedup for p in front], [p.quality(measure).mean for p in front], "-", color="0.6", zorder=0)
+    axis.plot([p.speedup for p in front], [p.bound_of(measure).mean for p in front], "-", color="0.6", zorder=0)
     for p in calibration.searched:
         if is_control(p.policy):
             axis.annotate(
-                p.policy, (p.speedup, p.quality(measure).mean), fontsize=6, xytext=(3, 3), textcoords="offset points"
+                p.policy, (p.speedup, p.bound_of(measure).mean), fontsize=6, xytext=(3, 3), textcoords="offset points"
             )
     chosen = calibration.chosen
     axis.plot(
-        chosen.speedup, chosen.quality(measure).mean, "*", ms=15, color="tab:red", label=f"chosen: {chosen.policy}"
+        chosen.speedup, chosen.bound_of(measure).mean, "*", ms=15, color="tab:red", label=f"chosen: {chosen.policy}"
     )
     line = axis.axvline if calibration.budget.measure == "speedup" else axis.axhline
-    line(calibration.budget.least, ls=":", color="tab:red", label=f"budget {calibration.budget}")
+    line(calibration.budget.limit, ls=":", color="tab:red", label=f"budget {calibration.budget}")
     axis.set_xlabel("fewer operations in the blocks (x), search prompts; star: held-out prompts")
-    axis.set_ylabel("PSNR against the unpruned image (dB)" if measure == "psnr" else "SSIM against the unpruned image")
+    axis.set_ylabel(f"{measure.upper()} against the unpruned image{' (dB)' if measure == 'psnr' else ''}")
     axis.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -101,11 +124,11 @@ def _groups(points: tuple[Point, ...]) -> list[tuple[str, str, list[Point]]]:
         if "prune_scales=," in policy or policy.endswith("prune_scales="):
             return "SATS alone"
         if "stop_threshold=none" in policy:
-            return "LHEP alone, repeat fill" if "fill=repeat" in policy else "LHEP alone, zero fill"
+            return "LHEP alone, " + ("repeat" if "fill=repeat" in policy else "fitted or zero") + " fill"
         return "LHEP and SATS, last scale skipped" if "skip_last" in policy else "LHEP and SATS"
 
     styles = {
-        "LHEP alone, zero fill": "o",
+        "LHEP alone, fitted or zero fill": "o",
         "LHEP alone, repeat fill": "v",
         "SATS alone": "s",
         "LHEP and SATS": "^",

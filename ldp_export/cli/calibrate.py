@@ -14,11 +14,18 @@ from ldp_export.cli.options import as_json, bundle_argument, print_json, shown_p
 Examples:
   ldp-export calibrate bundles/infinity-shapes --budget "psnr>=28" --name careful
   ldp-export calibrate bundles/mine --budget "speedup>=1.8" --prompts-file prompts.txt --name fast
+  ldp-export calibrate bundles/infinity-shapes --fit-only
+  ldp-export generate bundles/infinity-shapes "a red circle" --policy ld:fill=linear
   ldp-export generate bundles/infinity-shapes "a red circle" --policy careful
 """
 )
 @bundle_argument
-@click.option("--budget", required=True, help='"psnr>=28" (dB), "ssim>=0.9" or "speedup>=1.8" (operations).')
+@click.option(
+    "--budget", help='"psnr>=28" (dB), "ssim>=0.9", "lpips<=0.1" (needs its weights) or "speedup>=1.8" (operations).'
+)
+@click.option(
+    "--fit-only", is_flag=True, help="Only fit what fill=linear, score=decoder and the like need, on all prompts."
+)
 @click.option("--name", default="calibrated", show_default=True, help="Of the profile.")
 @click.option(
     "--prompts-file", type=click.Path(path_type=Path), help="One prompt a line.  [default: the project's own]"
@@ -32,7 +39,8 @@ Examples:
 @as_json
 def command(
     bundle: Path,
-    budget: str,
+    budget: str | None,
+    fit_only: bool,
     name: str,
     prompts_file: Path | None,
     count: int,
@@ -46,8 +54,11 @@ def command(
     Searches on half of the prompts, proves on the other half: the budget holds when the lower 95 % bound of the mean on
     the held-out prompts meets it. Interrupted, it resumes. The profile serves this version of this bundle only.
     """
-    from ldp_calibration.report import calibration_json, draw_front, make_profile, save_profile
-    from ldp_calibration.search import Budget, calibrate, measurement_key
+    from ldp_calibration.budget import Budget
+    from ldp_calibration.fits import fit
+    from ldp_calibration.measure import measurement_key
+    from ldp_calibration.report import calibration_json, draw_front, make_profile, save_fits, save_profile
+    from ldp_calibration.search import calibrate
     from ldp_runtime.bundle import open_bundle
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline import Pipeline
@@ -55,7 +66,9 @@ def command(
 
     from ldp_export.progress import ProgressEvent
 
-    wanted = Budget.parse(budget)
+    if (budget is None) != fit_only:
+        raise ConfigError("give either --budget or --fit-only")
+    wanted = None if budget is None else Budget.parse(budget)
     check_profile_name(name)
     opened = open_bundle(bundle)
     if opened.root is None:
@@ -68,10 +81,16 @@ def command(
         def report(done: int, total: int, detail: str) -> None:
             progress(ProgressEvent("calibrate", min(done, total - 1), total, "advanced", detail))
 
+        if wanted is None:
+            fitted = fit(pipe, texts, range(seed, seed + len(texts)), report)
+            path = save_fits(opened.root, opened.manifest, fitted, texts)
+            _say_fits(path, as_json)
+            return
         found = calibrate(pipe, texts, wanted, work, seed=seed, report=report)
     profile = make_profile(name, opened.manifest, found)
     path = save_profile(opened.root, opened.manifest, profile)
     path.with_suffix(".search").write_text(calibration_json(found))
+    save_fits(opened.root, opened.manifest, found.fitted, texts)
     if chart is not None:
         draw_front(found, chart)
     if as_json:
@@ -80,10 +99,18 @@ def command(
     chosen, (value, low, high) = found.chosen, found.timed
     click.echo(f"{path}\n  policy {chosen.policy}")
     click.echo(
-        f"  held out, {chosen.psnr.count} prompts: {chosen.psnr.mean:.1f} dB (lower bound {chosen.psnr.lower:.1f}, "
+        f"  held out, {chosen.psnr.count} prompts: {chosen.psnr.mean:.1f} dB (lower bound {chosen.psnr.limit:.1f}, "
         f"5th percentile {chosen.psnr.fifth_percentile:.1f}), SSIM {chosen.ssim.mean:.3f}"
+        + ("" if chosen.lpips is None else f", LPIPS {chosen.lpips.mean:.3f}")
     )
     click.echo(f"  {chosen.speedup:.2f}x fewer operations; measured {value:.2f}x [{low:.2f}, {high:.2f}] end to end")
+
+
+def _say_fits(path: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"fitted": str(path)})
+    else:
+        click.echo(f"{path}\n  --policy ld:fill=linear and the like now find their numbers")
 
 
 def _prompts(file: Path | None, count: int, seed: int, model: str) -> list[str]:

@@ -92,7 +92,7 @@ class Pipeline:
         root: Path | None = None,
     ) -> None:
         self.manifest = manifest
-        self._root = root  # where the bundle's policy profiles lie
+        self.root = root  # where the bundle's policy profiles lie
         self.max_batch = max_batch
         self._engines: Engines | None = engines
         self._tokenizer = tokenizer
@@ -207,7 +207,7 @@ class Pipeline:
             top_p=top_p,
             num_images_per_prompt=num_images_per_prompt,
             seed=seed,
-            policy=resolve_policy(policy, self._root, self.manifest),
+            policy=resolve_policy(policy, self.root, self.manifest),
             aspect_ratio=aspect_ratio,
             height=height,
             width=width,

@@ -10,30 +10,39 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from ldp_calibration.budget import Budget
+from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.cost import full_flops, scale_flops, trace_flops
-from ldp_calibration.fidelity import PSNR_CAP, bound, psnr_db, ssim
+from ldp_calibration.fidelity import PSNR_CAP, bound, lpips, psnr_db, ssim
 from ldp_calibration.report import draw_front, make_profile, save_profile
-from ldp_calibration.search import Budget, Calibration, calibrate, candidates, is_control, pareto
+from ldp_calibration.search import Calibration, calibrate, pareto
 from ldp_runtime import LatentDiscrepancy, Pipeline, parse_policy
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.profiles import list_profiles, profile_folder, resolve_policy
+from ldp_runtime.pruning.names import describe
 
 from ldp_export.cli import main
 
 PROMPTS = [f"a {colour} {kind}" for colour in ("red", "green", "blue") for kind in ("circle", "square", "star")]
-POLICIES = ["ld:rho=0.9,fill=zero,stop_threshold=none", "ld:rho=0.4", "skip:count=1"]
+POLICIES = ["ld-paper:rho=0.9,fill=zero,stop_threshold=none", "ld:rho=0.4,fill=linear", "skip:count=1"]
 
 
 @pytest.mark.parametrize(
     ("text", "measure", "least"),
-    [("psnr>=30", "psnr", 30), (" ssim >= 0.9 ", "ssim", 0.9), ("speedup>=2", "speedup", 2)],
+    [
+        ("psnr>=30", "psnr", 30),
+        (" ssim >= 0.9 ", "ssim", 0.9),
+        ("speedup>=2", "speedup", 2),
+        ("lpips<=0.1", "lpips", 0.1),
+    ],
 )
 def test_budgets_are_read(text: str, measure: str, least: float) -> None:
     assert Budget.parse(text) == Budget(measure, least)
+    assert Budget.parse(str(Budget.parse(text))) == Budget.parse(text)
 
 
-@pytest.mark.parametrize("text", ["psnr", "psnr>30", "lpips>=1", "psnr>=", "psnr>=-3", ""])
+@pytest.mark.parametrize("text", ["psnr", "psnr>30", "psnr<=30", "lpips>=1", "psnr>=", "psnr>=-3", ""])
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="budget"):
         Budget.parse(text)
@@ -42,9 +51,9 @@ def test_other_budgets_are_refused(text: str) -> None:
 @given(st.lists(st.floats(10, 60), min_size=2, max_size=40), st.integers(0, 5))
 def test_bound_lies_below_the_mean_and_is_reproducible(values: list[float], seed: int) -> None:
     first = bound(values, seed)
-    assert first.lower <= first.mean + 1e-9
-    assert min(values) - 1e-9 <= first.lower
+    assert min(values) - 1e-9 <= first.limit <= first.mean + 1e-9
     assert first == bound(values, seed)
+    assert first.mean - 1e-9 <= bound(values, seed, upper=True).limit <= max(values) + 1e-9
 
 
 def test_fidelity_of_known_images() -> None:
@@ -54,10 +63,27 @@ def test_fidelity_of_known_images() -> None:
     noisy = image + np.random.default_rng(0).normal(0, 0.1, image.shape)
     assert ssim(image, image) == pytest.approx(1, abs=1e-6)
     assert ssim(noisy, image) < 0.9
+    corner = np.zeros((32, 32), dtype=bool)
+    corner[:4, :4] = True
+    patched = image.copy()
+    patched[corner] += 0.1
+    assert psnr_db(patched, image, corner) == pytest.approx(20, abs=1e-6)
+    assert psnr_db(patched, image, ~corner) == PSNR_CAP
 
 
-def test_every_candidate_is_a_policy_and_some_are_controls() -> None:
-    texts = candidates()
+def test_lpips_without_its_weights_says_so(
+    small_pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="LPIPS"):
+        lpips(np.zeros((64, 64, 3)), np.zeros((64, 64, 3)))
+    with pytest.raises(ConfigError, match="LPIPS"):  # before any prompt is drawn
+        calibrate(small_pipe, PROMPTS, Budget("lpips", 0.1), tmp_path / "w", policies=POLICIES)
+    assert not (tmp_path / "w").exists()
+
+
+def test_every_candidate_is_a_policy_and_some_are_controls(small_pipe: Pipeline) -> None:
+    texts = candidates(small_pipe)
     assert len(set(texts)) == len(texts)
     assert all(parse_policy(text) is not None for text in texts)
     assert any(map(is_control, texts))
@@ -83,7 +109,7 @@ def test_the_cheapest_policy_within_the_budget_is_chosen(found: tuple[Calibratio
     able = [p for p in calibration.searched if p.meets(calibration.budget) and not is_control(p.policy)]
     fastest = max(able, key=lambda p: p.speedup)
     assert calibration.tries > 1 or calibration.chosen.policy == fastest.policy
-    assert calibration.chosen.psnr.lower >= 5.0
+    assert calibration.chosen.psnr.limit >= 5.0
     assert calibration.chosen.psnr.count == calibration.held_out_prompts
     assert calibration.search_prompts + calibration.held_out_prompts == len(PROMPTS)
     assert {p.policy for p in calibration.front} <= set(POLICIES)
@@ -134,8 +160,11 @@ def test_a_profile_serves_its_own_bundle_only(
     manifest = small_bundle.manifest
     path = save_profile(tmp_path, manifest, make_profile("careful", manifest, calibration))
     assert list_profiles(tmp_path, manifest) == ["careful"]
-    assert resolve_policy("careful", tmp_path, manifest) == parse_policy(calibration.chosen.policy)
-    assert resolve_policy(str(path), None, manifest) == parse_policy(calibration.chosen.policy)
+    for text, root in (("careful", tmp_path), (str(path), None)):
+        policy = resolve_policy(text, root, manifest)
+        assert policy is not None
+        assert describe(policy) == describe(parse_policy(calibration.chosen.policy))
+        policy.check(manifest.schedule())  # with the numbers it needs
     assert resolve_policy("ld-paper:rho=0.4", tmp_path, manifest) == LatentDiscrepancy(rho=0.4)
     with pytest.raises(IncompatibleBundleError, match="was made for the bundle"):
         resolve_policy(str(path), None, tiny_bundle.manifest)
@@ -155,7 +184,7 @@ def test_the_command_line(small_bundle: Bundle, tmp_path: Path, monkeypatch: pyt
     """From a prompts file to a profile that `generate` takes, on a copy of the bundle."""
     import shutil
 
-    monkeypatch.setattr("ldp_calibration.search.candidates", lambda: POLICIES)
+    monkeypatch.setattr("ldp_calibration.search.candidates", lambda pipe: POLICIES)
     root = tmp_path / "bundle"
     assert small_bundle.root is not None
     shutil.copytree(small_bundle.root, root)
@@ -171,6 +200,12 @@ def test_the_command_line(small_bundle: Bundle, tmp_path: Path, monkeypatch: pyt
         main, ["generate", str(root), "a red circle", "--policy", "mine", "--output", str(tmp_path / "a.png")]
     )
     assert drawn.exit_code == 0, drawn.output
+    with_fits = ["generate", str(root), "a red circle", "--policy", "ld:fill=linear,after_stop=fitted"]
+    drawn = runner.invoke(main, [*with_fits, "--output", str(tmp_path / "b.png")])
+    assert drawn.exit_code == 0, drawn.output
+    assert runner.invoke(main, ["calibrate", str(root), "--prompts-file", str(prompts)]).exit_code == 2
+    both = ["calibrate", str(root), "--fit-only", "--budget", "psnr>=5", "--prompts-file", str(prompts)]
+    assert runner.invoke(main, both).exit_code == ConfigError.exit_code
     empty = tmp_path / "empty.txt"
     empty.write_text("\n\n")
     refused = runner.invoke(main, ["calibrate", str(root), "--budget", "psnr>=5", "--prompts-file", str(empty)])

@@ -81,6 +81,18 @@ def find_objects(image: np.ndarray) -> list[Found]:
     return found
 
 
+def object_mask(image: np.ndarray, margin: int = 2) -> np.ndarray:
+    """Where an image [H, W, 3] uint8 shows vivid objects of some size, with `margin` pixels around: bool [H, W]."""
+    from scipy import ndimage
+
+    labelled: Any = ndimage.label(nearest_colour(image) >= 0, structure=np.ones((3, 3)))
+    parts, count = labelled
+    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    large = areas >= MIN_AREA * parts.size
+    large[0] = False
+    return ndimage.binary_dilation(large[parts], iterations=margin) if margin else large[parts]
+
+
 def nearest_colour(image: np.ndarray) -> np.ndarray:
     """Index of the nearest palette colour for each pixel [H, W, 3] -> [H, W]; -1 where the pixel is not vivid."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

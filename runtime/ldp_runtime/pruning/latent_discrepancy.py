@@ -44,7 +44,9 @@ class LatentDiscrepancy(Policy):
     Attributes:
         rho: share of the score that the kept tokens must reach (Eq. 13); 1 keeps every token with any score.
         prune_scales: scales that LHEP thins out; None derives them, () switches LHEP off.
-        stop_threshold: delta; the branch stops once the gap changes by less. None switches SATS off.
+        prune_share: derived ones are the last scales that hold at least this share of all tokens.
+        stop_threshold: delta; the branch stops once the gap changes by less. None switches SATS off; above any change
+            (9, say) it stops after the first of its scales.
         stop_scales: scales after which SATS may stop the branch; None derives them.
         after_stop: what guides after the stop: nothing ("conditional"), the last difference of the two branches
             ("reuse"), or a guess that calibration fitted ("fitted").
@@ -65,6 +67,7 @@ class LatentDiscrepancy(Policy):
 
     rho: float = 0.5
     prune_scales: tuple[int, ...] | None = None
+    prune_share: float = 0.75
     stop_threshold: float | None = 0.15
     stop_scales: tuple[int, ...] | None = None
     after_stop: AfterStop = "conditional"
@@ -83,6 +86,8 @@ class LatentDiscrepancy(Policy):
     def __post_init__(self) -> None:
         if not 0 < self.rho <= 1:
             raise ConfigError(f"rho must lie in (0, 1], got {self.rho}")
+        if not 0 < self.prune_share <= 1:
+            raise ConfigError(f"prune_share must lie in (0, 1], got {self.prune_share}")
         for name in ("stop_threshold", "end_threshold"):
             check_number(name, getattr(self, name), least=0)
         if self.skip_last < 0:
@@ -109,7 +114,7 @@ class LatentDiscrepancy(Policy):
 
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         if self.prune_scales is None:
-            return tuple(k for k in schedule.detail_scales() if k > 0)
+            return tuple(k for k in schedule.detail_scales(self.prune_share) if k > 0)
         return self.prune_scales
 
     def stops(self, schedule: ScaleSchedule) -> tuple[int, ...]:

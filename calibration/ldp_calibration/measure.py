@@ -1,0 +1,165 @@
+"""Policies measured on prompts against the unpruned pictures of the same seeds, kept line by line: a search resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ldp_runtime.bundle import Manifest
+from ldp_runtime.pipeline import Pipeline
+from ldp_runtime.profiles import with_fits
+from ldp_runtime.pruning.fitted import Fitted
+from ldp_runtime.pruning.names import parse_policy
+from ldp_runtime.trace import Trace
+
+from ldp_calibration.budget import LOWER_IS_BETTER, Budget
+from ldp_calibration.cost import full_flops, trace_flops
+from ldp_calibration.fidelity import Bound, bound, lpips, psnr_db, ssim
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate on one prompt.
+
+    Attributes:
+        lpips: None unless asked for.
+        speedup: operations of the full model over those of this run.
+        kept: share of tokens computed at each scale that was run; stopped: scale after which the branch stopped.
+    """
+
+    policy: str
+    prompt: int
+    psnr: float
+    ssim: float
+    lpips: float | None
+    speedup: float
+    kept: tuple[float, ...]
+    stopped: int | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate over many prompts. The bound of `lpips` is an upper one."""
+
+    policy: str
+    psnr: Bound
+    ssim: Bound
+    lpips: Bound | None
+    speedup: float
+    kept: tuple[float, ...]
+    stop_rate: float
+
+    def bound_of(self, measure: str) -> Bound:
+        found = {"ssim": self.ssim, "lpips": self.lpips}.get(measure, self.psnr)
+        assert found is not None
+        return found
+
+    def quality(self, measure: str) -> float:
+        """Mean of a measure, turned so that more is better."""
+        mean = self.bound_of(measure).mean
+        return -mean if LOWER_IS_BETTER.get(measure) else mean
+
+    def meets(self, budget: Budget) -> bool:
+        if budget.measure == "speedup":
+            return self.speedup >= budget.limit
+        worst = self.bound_of(budget.measure).limit
+        return worst <= budget.limit if LOWER_IS_BETTER[budget.measure] else worst >= budget.limit
+
+
+class Bench:
+    """Measures candidates; reads and appends the file of measurements.
+
+    Args:
+        fitted: what policies that need it get.
+        with_lpips: measure LPIPS too, which takes a network's weights.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        prompts: Sequence[str],
+        work: Path,
+        seed: int,
+        fitted: Fitted | None = None,
+        with_lpips: bool = False,
+    ) -> None:
+        self._pipe, self._prompts, self._work, self._seed = pipe, prompts, work, seed
+        self._fitted, self._with_lpips = fitted, with_lpips
+        self._key = measurement_key(pipe.manifest, prompts, seed)
+        self._known = {(m.policy, m.prompt): m for m in _read(work, self._key)}
+        self._full: dict[int, np.ndarray] = {}
+
+    def measure(self, policy: str, prompt: int) -> Measured:
+        known = self._known.get((policy, prompt))
+        if known is not None and (known.lpips is not None or not self._with_lpips):
+            return known
+        image, trace = self._draw(policy, prompt)
+        if prompt not in self._full:
+            self._full[prompt] = self._draw("none", prompt)[0]
+        full = self._full[prompt]
+        model, schedule = self._pipe.manifest.model, self._pipe.manifest.schedule()
+        guided = any(scale.rows == 2 for scale in trace.scales)
+        measured = Measured(
+            policy,
+            prompt,
+            psnr_db(image, full),
+            ssim(image, full),
+            lpips(image, full) if self._with_lpips else None,
+            full_flops(model, schedule, guided) / max(1, trace_flops(model, trace)),
+            tuple(round(scale.kept_share, 4) for scale in trace.scales),
+            trace.stopped_after,
+        )
+        self._known[policy, prompt] = measured
+        self._work.parent.mkdir(parents=True, exist_ok=True)
+        with self._work.open("a") as file:
+            file.write(json.dumps({"key": self._key, **measured.__dict__}) + "\n")
+        return measured
+
+    def _draw(self, policy: str, prompt: int) -> tuple[np.ndarray, Trace]:
+        chosen = with_fits(parse_policy(policy), self._fitted)
+        result = self._pipe(self._prompts[prompt], seed=self._seed + prompt, policy=chosen, output_type="numpy")
+        return result.images[0], result.traces[0]
+
+
+def measurement_key(manifest: Manifest, prompts: Sequence[str], seed: int) -> str:
+    """What a measurement belongs to: bundle, prompts, seed."""
+    return hashlib.sha256(f"{manifest.digest}:{prompts_hash(prompts)}:{seed}".encode()).hexdigest()[:16]
+
+
+def prompts_hash(prompts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+
+
+def _read(work: Path, key: str) -> Iterable[Measured]:
+    """Measurements of an earlier, perhaps interrupted search; a half-written last line is passed over."""
+    if not work.exists():
+        return
+    for line in work.read_text().splitlines():
+        try:
+            entry: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        if entry.pop("key", None) == key:
+            entry["kept"] = tuple(entry["kept"])
+            yield Measured(**entry)
+
+
+def point(measured: Sequence[Measured]) -> Point:
+    """One candidate's measurements, summed up. The speed-up is of summed operations, not a mean of ratios."""
+    lengths = {len(m.kept) for m in measured}
+    kept = np.mean([m.kept for m in measured], axis=0).round(4).tolist() if len(lengths) == 1 else []
+    distances = [m.lpips for m in measured if m.lpips is not None]
+    return Point(
+        measured[0].policy,
+        bound([m.psnr for m in measured]),
+        bound([m.ssim for m in measured]),
+        bound(distances, upper=True) if len(distances) == len(measured) else None,
+        len(measured) / sum(1 / m.speedup for m in measured),
+        tuple(kept),
+        sum(m.stopped is not None for m in measured) / len(measured),
+    )
