@@ -6,7 +6,6 @@ arrived stays beside its place under a fixed name, and the next try asks for the
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from filelock import FileLock
-from ldp_runtime.errors import CapacityError, HubError, IntegrityError
+from ldp_runtime.errors import HubError, IntegrityError
 
+from ldp_export.disk import full_disk_is_typed
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, hub_errors, hub_module
 
 #: Of the part of a file that has arrived.
@@ -39,7 +39,7 @@ def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None
     with FileLock(target.with_name(target.name + ".lock")):
         if target.exists():
             return
-        with _disk_errors(target), hub_errors(file.repository, file.revision):
+        with full_disk_is_typed(target.parent), hub_errors(file.repository, file.revision):
             _receive(file, partial, on_bytes)
         if not file.matches(partial):
             size = partial.stat().st_size
@@ -133,15 +133,3 @@ def _quiet_client() -> Generator[None]:
     finally:
         if not were_off:
             enable_progress_bars()
-
-
-@contextmanager
-def _disk_errors(target: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CapacityError(
-                f"the disk of {target.parent} is full", hint="free some space and run it again: it resumes"
-            ) from error
-        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, HubError
+from ldp_runtime.errors import CheckpointError, ConfigError, HubError
 
+from ldp_export.disk import gigabytes, require_room
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, list_repository
 from ldp_export.hub.download import PARTIAL, blob_path, download, download_to_cache
 from ldp_export.hub.local import (
@@ -125,7 +125,8 @@ def plan_fetch(
     folder = None if local_dir is None else local_dir / TEXT_ENCODER
     files = [_wanted(file, local_dir) for file in model] + [_wanted(file, folder) for file in encoder]
     plan = FetchPlan(spec, hub, tuple(files), local_dir)
-    _check_disk(plan)
+    hint = "free some space, or choose another disk with --local-dir or HF_HUB_CACHE"
+    require_room(plan.folder, plan.bytes_to_fetch, f"fetching {spec.name}", hint)
     return plan
 
 
@@ -166,8 +167,8 @@ def _check_size(spec: NamedModel, hub: HubFiles, files: list[HubFile]) -> None:
     if any(abs(found - expected * share) < allowed for share in (1, 0.5)):
         return
     raise CheckpointError(
-        f"{hub.transformer} of {hub.repository} has {_size(found)}; the transformer of {spec.name} has "
-        f"{_size(expected)} in float32",
+        f"{hub.transformer} of {hub.repository} has {gigabytes(found)}; the transformer of {spec.name} has "
+        f"{gigabytes(expected)} in float32",
         hint="the revision or the mirror holds another model under this name: see --revision and HF_ENDPOINT",
     )
 
@@ -180,19 +181,6 @@ def _wanted(file: HubFile, folder: Path | None) -> WantedFile:
     if partial.is_file():
         return WantedFile(file, place, "partial", min(partial.stat().st_size, file.size))
     return WantedFile(file, place, "absent", 0)
-
-
-def _check_disk(plan: FetchPlan) -> None:
-    place = plan.folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if plan.bytes_to_fetch > free:
-        raise CapacityError(
-            f"{plan.spec.name} takes {_size(plan.bytes_to_fetch)} more on the disk of {plan.folder}, "
-            f"{_size(free)} are free",
-            hint="free some space, or choose another disk with --local-dir or HF_HUB_CACHE",
-        )
 
 
 def fetch(plan: FetchPlan, progress: Progress = silent) -> Sources:
@@ -297,10 +285,10 @@ class _Meter:
 
     def begin(self, have: int) -> None:
         self._first = have
-        self._report("started", f"resuming at {_size(have)}" if 0 < have < self._file.size else "")
+        self._report("started", f"resuming at {gigabytes(have)}" if 0 < have < self._file.size else "")
 
     def say(self, detail: str) -> None:
-        self._report("advanced", f"{detail}, {_size(self._file.size)}")
+        self._report("advanced", f"{detail}, {gigabytes(self._file.size)}")
 
     def advance(self, have: int) -> None:
         now = time.perf_counter()
@@ -308,14 +296,10 @@ class _Meter:
             return
         self._reported = now
         rate = (have - self._first) / (now - self._started)
-        self._report("advanced", f"{_size(have)} of {_size(self._file.size)}, {_size(rate)}/s")
+        self._report("advanced", f"{gigabytes(have)} of {gigabytes(self._file.size)}, {gigabytes(rate)}/s")
 
     def finish(self) -> None:
-        self._report("finished", _size(self._file.size), time.perf_counter() - self._started)
+        self._report("finished", gigabytes(self._file.size), time.perf_counter() - self._started)
 
     def _report(self, state: Literal["started", "advanced", "finished"], detail: str, seconds: float = 0.0) -> None:
         self._progress(ProgressEvent(self._file.path, self._index, self._count, state, detail, seconds))
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError
+from ldp_runtime.errors import CheckpointError, ConfigError
 
+from ldp_export.disk import full_disk_is_typed, require_room
 from ldp_export.models.state_files import INDEX_NAME, listing, read_state
 from ldp_export.models.tensor_writer import TensorSource, write_tensors
 from ldp_export.models.text_encoder import CONFIG_FILE, TOKENIZER_FILE
@@ -115,17 +116,10 @@ def _check_beside(plan: Conversion) -> None:
 
 
 def _check_disk(plan: Conversion) -> None:
-    folder = plan.target.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
     begun = plan.target.with_name(plan.target.name + PARTIAL)
     there = sum(p.stat().st_size for p in begun.iterdir()) if begun.is_dir() else 0
-    free = shutil.disk_usage(folder).free
-    if plan.bytes - there > free:
-        raise CapacityError(
-            f"converting {plan.source} writes {plan.bytes / 1e9:.2f} GB to {folder}, {free / 1e9:.2f} GB are free",
-            hint="free some space, or choose another disk",
-        )
+    hint = "free some space, or choose another disk"
+    require_room(plan.target.parent, plan.bytes - there, f"converting {plan.source}", hint)
 
 
 def convert(plan: Conversion, say: Callable[[str, int, int], None] = lambda name, done, total: None) -> Path:
@@ -136,13 +130,25 @@ def convert(plan: Conversion, say: Callable[[str, int, int], None] = lambda name
 
     Raises:
         CheckpointError: a value is NaN or infinite, or becomes so in the precision asked for; nothing is left.
+        CapacityError: the disk is full; run again, it goes on.
     """
-    if plan.target.suffix == ".safetensors":
-        plan.target.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(plan.shards[plan.target.name], plan.target, _Meter(plan, say))
-        return plan.target
-    begun = _begin(plan)
+    plan.target.parent.mkdir(parents=True, exist_ok=True)
     meter = _Meter(plan, say)
+    with full_disk_is_typed(plan.target.parent):
+        if plan.target.suffix == ".safetensors":
+            write_tensors(plan.shards[plan.target.name], plan.target, meter)
+            return plan.target
+        begun = _begin(plan)
+        try:
+            _write_shards(plan, begun, meter)
+        except CheckpointError:
+            shutil.rmtree(begun)
+            raise
+        return begun.rename(plan.target)
+
+
+def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:
+    """What is missing of the shards, their index, and the files beside them."""
     for name, sources in plan.shards.items():
         if (begun / name).exists():
             meter.skip(sources)
@@ -155,7 +161,6 @@ def convert(plan: Conversion, say: Callable[[str, int, int], None] = lambda name
     for name in plan.beside:
         shutil.copyfile(plan.source / name, begun / name)
     (begun / _RECORD).unlink()
-    return begun.rename(plan.target)
 
 
 def _begin(plan: Conversion) -> Path:

@@ -10,7 +10,8 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_export.hub.fetch import FetchPlan, plan_fetch
 from ldp_export.hub.local import local_files
 from ldp_export.models.checkpoints import infer_transformer_config, infer_vae_config
-from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, find_model
+from ldp_export.models.infinity import InfinityConfig
+from ldp_export.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
 from ldp_export.models.sources import Sources, find_sources
 from ldp_export.models.state_files import read_state
 
@@ -36,6 +37,8 @@ def resolve_model(
     else:
         spec = _known(name or DEFAULT_MODEL)
         sources = find_sources(spec, weights, vae, text_encoder, local_dir)
+        if not spec.embedded:
+            check_name(spec, sources)
     if guidance is not None:
         spec = replace(spec, guidance=guidance)
     if temperature is not None:
@@ -61,6 +64,32 @@ def pending_fetch(
     if local_files(spec, text_encoder=text_encoder is None).state == "complete":
         return None
     return plan_fetch(spec, text_encoder=text_encoder is None)
+
+
+def check_name(spec: ModelSpec, sources: Sources) -> None:
+    """Compares the sizes in a checkpoint's headers with those of its name, before any work.
+
+    Raises:
+        CheckpointError: it is another model's, which is named where the registry knows it.
+    """
+    found = infer_transformer_config(read_state(sources.transformer))
+    if (found.depth, found.width, found.bits) == (
+        spec.transformer.depth,
+        spec.transformer.width,
+        spec.transformer.bits,
+    ):
+        return
+    names = [name for name, known in MODELS.items() if known.transformer == found]
+    is_of = f"that is {' or '.join(names)}; " if names else ""
+    raise CheckpointError(
+        f"{sources.transformer} is not {spec.name}: it has {_sizes(found)}; {is_of}{spec.name} has "
+        f"{_sizes(spec.transformer)}",
+        hint="give the file that belongs to the name, or leave --model out: sizes are then read from the file",
+    )
+
+
+def _sizes(config: InfinityConfig) -> str:
+    return f"{config.depth} blocks of width {config.width} and {config.bits} bits a token"
 
 
 def _known(name: str) -> ModelSpec:

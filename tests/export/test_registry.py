@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
-from samples import write_sources
+from samples import spec, write_sources
 
 from ldp_export.models.bsq_vae import BsqVae
 from ldp_export.models.checkpoints import original_transformer_state
 from ldp_export.models.infinity import InfinityTransformer, ffn_width
 from ldp_export.models.originals import original_state
 from ldp_export.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
+from ldp_export.models.resolve import resolve_model
 from ldp_export.models.sources import find_sources
 from ldp_export.models.t5_sizes import FLAN_T5_XL
 
@@ -151,3 +152,16 @@ def test_sources_by_path(tmp_path: Path) -> None:
         find_sources(spec, sources.transformer, tmp_path / "absent")
     with pytest.raises(ConfigError, match="were ever released"):
         find_sources(model("infinity-20b"))
+
+
+def test_a_checkpoint_of_another_size_than_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any work, with the name of what it really is."""
+    sources = write_sources(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"not infinity-8b: it has 2 blocks of width 64 and 8 bits.*has 40 blocks"
+    ):
+        resolve_model("infinity-8b", sources.transformer, sources.vae)
+    monkeypatch.setitem(MODELS, "sample", spec())
+    with pytest.raises(CheckpointError, match="that is sample; infinity-2b has 32 blocks of width 2048"):
+        resolve_model("infinity-2b", sources.transformer, sources.vae)
+    assert resolve_model("sample", sources.transformer, sources.vae)[0] == spec()
