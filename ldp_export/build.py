@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ldp_export import __version__
-from ldp_export.builders.base import Builder, Compiler, ExportedGraph
+from ldp_export.builders.base import Builder, Compiler, ExportedGraph, Quantizer
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.graphs.onnx_export import OPSET, export_graph
 from ldp_export.models.registry import NamedModel
@@ -258,8 +258,13 @@ class _Work:
         stages += self._graph_stages("decoder", ("vae",))
         inputs = {"sources": self.hashes, "toolchain": toolchain(), "spec": asdict(self.plan.spec)}
         stages.append(Stage("constants", inputs, self._write_constants))
-        stages.append(Stage(REFERENCE, inputs | {"size": self.recipe.entry.size}, self._record))
+        quantizes = isinstance(self.plan.options.builder, Quantizer)  # which takes ranges from the recorded runs
+        stages.insert(0 if quantizes else len(stages), self._reference_stage())
         return stages
+
+    def _reference_stage(self) -> Stage:
+        inputs = {"sources": self.hashes, "toolchain": toolchain(), "spec": asdict(self.plan.spec)}
+        return Stage(REFERENCE, inputs | {"size": self.recipe.entry.size}, self._record)
 
     def _graph_stages(self, name: str, parts: tuple[str, ...]) -> list[Stage]:
         """The export of a graph and, where the backend compiles, its engine."""
@@ -270,7 +275,9 @@ class _Work:
         inputs = {"graph": export.key, **builder.key(signature)}
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
-            builder.build(ExportedGraph(signature, export.place(cache), lambda: self.recipe.graph(name)), folder, say)
+            reference = self._reference_stage().place(cache)
+            graph = ExportedGraph(signature, export.place(cache), lambda: self.recipe.graph(name), reference)
+            builder.build(graph, folder, say)
 
         return [export, Stage(name + _ENGINE, inputs, compile_engine)]
 
@@ -323,6 +330,7 @@ def _manifest(plan: BuildPlan, work: _Work, folders: dict[str, Path]) -> tuple[M
             first=first,
             last=last,
             profiles=builder.profiles(signature),
+            quantized=isinstance(builder, Quantizer) and name in builder.quantized,
         )
     model = plan.recipe.entry
     schedules = [model.schedule(ratio) for ratio in model.aspect_ratios]

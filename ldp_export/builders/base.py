@@ -22,11 +22,13 @@ class ExportedGraph:
         signature: names, shapes and element types of its inputs and outputs.
         folder: holds `model.onnx` and the weights it refers to; read only.
         module: gives the graph's PyTorch module with its weights, for compilers that do not read ONNX.
+        reference: folder of the recorded reference runs, for compilers that measure ranges.
     """
 
     signature: GraphSignature
     folder: Path
     module: Callable[[], nn.Module]
+    reference: Path
 
 
 class Builder(Protocol):
@@ -76,4 +78,14 @@ class Compiler(Builder, Protocol):
             EngineBuildError: the library refuses the graph. Whatever is in `folder` then is thrown away.
             KeyboardInterrupt: the user stopped the build; the library's threads have ended.
         """
+        ...
+
+
+@runtime_checkable
+class Quantizer(Compiler, Protocol):
+    """A compiler some of whose engines compute in 8-bit integers."""
+
+    @property
+    def quantized(self) -> frozenset[str]:
+        """Names of their graphs."""
         ...

@@ -12,6 +12,7 @@ from ldp_runtime.errors import ConfigError, IncompatibleBundleError
 
 from ldp_export.builders.base import Builder
 from ldp_export.builders.hardware import check_precision, check_targets, parse_capabilities
+from ldp_export.builders.int8_decoder import Int8DecoderBuilder
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.builders.profiles import all_schedules, buckets_of
 from ldp_export.builders.tensorrt import TensorRtBuilder
@@ -29,13 +30,15 @@ class BackendOptions:
     """What to build engines with, as the user says it; None where they do not say.
 
     Attributes:
-        capabilities: compute capabilities as "8.6,8.9"; profiles: buckets of scales; max_batch: images of one call.
+        capabilities: compute capabilities as "8.6,8.9"; profiles: buckets of scales; max_batch: images of one call;
+            int8_decoder: whether ONNX Runtime's decoder multiplies 8-bit integers.
     """
 
     backend: Backend = "onnxruntime"
     capabilities: str | None = None
     profiles: int | None = None
     max_batch: int | None = None
+    int8_decoder: bool = False
 
 
 def choose_builder(options: BackendOptions, spec: ModelSpec, size: str, precision: str) -> Builder:
@@ -49,9 +52,11 @@ def choose_builder(options: BackendOptions, spec: ModelSpec, size: str, precisio
         ConfigError: options that the backend does not have, or GPUs that it or the precision does not serve.
         IncompatibleBundleError: the library or the GPU that building takes is not here.
     """
+    if options.int8_decoder and options.backend != "onnxruntime":
+        raise ConfigError(f"{options.backend} has no decoder in 8-bit integers", hint="leave --int8-decoder out")
     if options.backend == "onnxruntime":
         _refuse_options(options)
-        return OnnxRuntimeBuilder()
+        return Int8DecoderBuilder() if options.int8_decoder else OnnxRuntimeBuilder()
     if options.backend == "torch":
         _refuse_options(options)
         return TorchBuilder("cpu" if local_capability() is None else "cuda")

@@ -55,6 +55,7 @@ def command(
     capabilities: str | None,
     profiles: int | None,
     max_batch: int | None,
+    int8_decoder: bool,
     guidance: float | None,
     temperature: float | None,
     force: bool,
@@ -80,7 +81,7 @@ def command(
             fetch(pending, progress)
     spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature, local_dir)
     output = output or Path("bundles") / spec.name
-    chosen = BackendOptions(backend, capabilities, profiles, max_batch)
+    chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder)
     builder = choose_builder(chosen, spec, size or spec.size, "float32")
     plan = plan_build(spec, sources, BuildOptions(output, size, chunk, force, builder))
     if dry_run:

@@ -34,9 +34,14 @@ def weights_options(function: Any) -> Any:
 
 
 def backend_options(function: Any) -> Any:
-    """--backend, --compute-capability, --profiles and --max-batch."""
+    """--backend, --compute-capability, --profiles, --max-batch and --int8-decoder."""
     kinds = click.Choice(["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"])
     for option in (
+        click.option(
+            "--int8-decoder",
+            is_flag=True,
+            help="ONNX Runtime on a CPU: the decoder multiplies 8-bit integers, at some 40 to 50 dB.",
+        ),
         click.option("--max-batch", type=int, help="Images of one call that compiled engines serve.  [default: 4]"),
         click.option(
             "--profiles", type=int, help="Buckets of scales that compiled engines are tuned for.  [default: 3]"

@@ -62,6 +62,7 @@ class GraphEntry(_Entry):
     first: int = 0
     last: int = 0
     profiles: tuple[OptimizationProfile, ...] = ()
+    quantized: bool = False
 
 
 class _ModelEntry(_Entry):

@@ -56,9 +56,10 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
         IncompatibleBundleError: what is missing, or which GPU or version the engines are for.
     """
     if manifest.backend == "onnxruntime":
-        from ldp_runtime.engines.onnxruntime import check_provider
+        from ldp_runtime.engines.onnxruntime import check_integers, check_provider
 
         check_provider(device)
+        check_integers(manifest.graphs)
         return
     if manifest.backend == "torch":
         from ldp_runtime.engines.torch_target import check_target

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import torch
 
 from ldp_runtime.bundle import TargetEntry
+from ldp_runtime.engines.processor import cpu_features
 from ldp_runtime.errors import IncompatibleBundleError
 
 #: Instruction set extensions that a C++ compiler told to use all of this processor may emit.
@@ -66,11 +66,6 @@ def _capability(device: torch.device) -> str:
 
 
 def _instructions() -> tuple[str, ...]:
-    """Vector extensions of this processor, as Linux names them; elsewhere PyTorch's one word."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    found = {flag for flag in flags if flag.startswith(_EXTENSIONS)}
+    """Vector extensions of this processor; where the system does not list them, PyTorch's one word."""
+    found = {feature for feature in cpu_features() if feature.startswith(_EXTENSIONS)}
     return tuple(sorted(found)) or (torch.backends.cpu.get_cpu_capability().lower(),)
