@@ -93,8 +93,8 @@ def fit(
     if len(prompts) < LEAST_PROMPTS:
         raise ConfigError(f"{len(prompts)} prompts are too few to fit to", hint=f"give at least {LEAST_PROMPTS}")
     scales = fitted_scales(pipe.manifest.schedule())
-    fills = {k: _Normal() for k in scales}
-    guidance = {k: _Normal() for k in scales[1:]}
+    fills = {k: Normal() for k in scales}
+    guidance = {k: Normal() for k in scales[1:]}
     errors: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {k: [] for k in scales}
     metrics: list[torch.Tensor] = []
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
@@ -183,7 +183,7 @@ def non_negative(features: torch.Tensor, target: torch.Tensor) -> tuple[float, .
     return (0.0,) * features.shape[1]
 
 
-class _Normal:
+class Normal:
     """Normal equations, summed up run by run: memory does not grow with the number of prompts."""
 
     def __init__(self) -> None:

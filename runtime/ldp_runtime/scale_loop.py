@@ -91,9 +91,8 @@ class _Group:
     def release_ended(self) -> None:
         """Takes out the images that the policy ended, with their rows."""
         staying = [i for i, image in enumerate(self.images) if not (image.trace and image.trace[-1].ended)]
-        rows = [row for i in staying for row in self.rows_of(i)]
-        if rows and len(staying) < len(self.images):
-            self.keep_rows(sorted(rows))
+        if staying:
+            self.keep_rows(sorted(row for i in staying for row in self.rows_of(i)))
         self.images = [self.images[i] for i in staying]
 
     def rows_of(self, index: int) -> list[int]:
@@ -140,8 +139,9 @@ def run_scales(
     for k in range(scales):
         for group in groups:
             group.release_ended()
-            _retire_branches(group, k, settings)
         groups = [group for group in groups if group.images]
+        for group in groups:
+            _retire_branches(group, k, settings)
         if k in pruned or any(_forced(image, k) is not None for image in images):
             groups = [single for group in groups for single in group.split()]
         for group in groups:

@@ -37,7 +37,7 @@ def test_a_linear_world_is_recovered(small_pipe: Pipeline) -> None:
     """Residuals made by a known kernel from what was seen: the fit finds that kernel's guesses."""
     generator = torch.Generator().manual_seed(0)
     kernel, bias = torch.randn(8, 16, 3, 3, generator=generator), torch.randn(8, generator=generator)
-    equations = fits._Normal()
+    equations = fits.Normal()
     runs = [fits.watch(small_pipe, prompt, seed) for seed, prompt in enumerate(PROMPTS)]
     for seen in runs:
         seen.residuals[6] = fills.linear(seen.pictures[5], kernel, bias)
@@ -50,7 +50,7 @@ def test_a_linear_world_is_recovered(small_pipe: Pipeline) -> None:
 
 def test_weights_pull_the_fit_to_where_they_are(small_pipe: Pipeline) -> None:
     """Two tokens disagree about one number; the heavier one has its way."""
-    equations = fits._Normal()
+    equations = fits.Normal()
     equations.add(torch.ones(2, 1), torch.tensor([[0.0], [10.0]]), torch.tensor([1.0, 9.0]))
     assert equations.solve(0).item() == pytest.approx(9.0)
 

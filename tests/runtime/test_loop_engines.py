@@ -343,3 +343,66 @@ class TestScales:
         assert torch.equal(as_text.images, flavour_2b.draw(policy=LatentDiscrepancy(rho=0.4)).images)
         assert as_text.traces[0].policy == "ld-paper:rho=0.4"
         assert torch.equal(flavour_2b.draw(policy=Policy()).images, flavour_2b.draw(policy="none").images)
+
+
+class TestEnding:
+    """Pictures that the policy ends, each by itself."""
+
+    def test_an_ended_picture_is_the_one_with_fewer_scales(self, flavour: Flavour) -> None:
+        ended = flavour.draw(policy="ld-paper:prune_scales=,stop_threshold=none,end_threshold=9,end_scales=4")
+        assert torch.equal(ended.images, flavour.draw(policy=SkipLastScales(2)).images)
+        assert ended.traces[0].ended_after == 4
+        assert ended.traces[0].stopped_after is None
+        never = flavour.draw(policy="ld-paper:prune_scales=,stop_threshold=none,end_threshold=0")
+        assert never.traces[0].ended_after is None
+        assert torch.equal(never.images, flavour.draw().images)
+
+    @pytest.mark.parametrize("prunes", ["", "6"])
+    def test_batch_mates_go_on(self, flavour_2b: Flavour, prunes: str) -> None:
+        """A threshold between two pictures' changes ends one of them only."""
+        texts = [flavour_2b.text, *flavour_2b.golden.texts("neg")]
+        policy = f"ld-paper:prune_scales={prunes},stop_threshold=none,end_scales=3+4+5,end_threshold="
+        gaps = [
+            [s.gap or 0.0 for s in t.scales] for t in flavour_2b.draw(prompt_embeds=texts, policy=policy + "0").traces
+        ]
+        changes = sorted(abs(g[k] - g[k - 1]) / g[k - 1] for g in gaps for k in (3, 4, 5))
+        for threshold in (changes[0] * 1.01, changes[2] * 1.01):
+            together = flavour_2b.draw(prompt_embeds=texts, policy=policy + str(threshold))
+            assert any(trace.ended_after is not None for trace in together.traces)
+            for i, text in enumerate(texts):
+                alone = flavour_2b.draw(prompt_embeds=text, seed=7 + i, policy=policy + str(threshold))
+                assert torch.equal(together.images[i], alone.images[0])
+                assert together.traces[i].ended_after == alone.traces[0].ended_after
+
+
+class TestReleasedRows:
+    def test_rows_that_stop_give_their_cache_back(self, flavour_2b: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+        """After a stop no arena holds the stopped row, and the old arena is gone."""
+        import gc
+        import weakref
+
+        arenas: list[weakref.ref[KVCache]] = []
+        original = KVCache.__init__
+
+        def record(self: KVCache, *args: object, **options: object) -> None:
+            original(self, *args, **options)  # pyright: ignore[reportArgumentType]
+            arenas.append(weakref.ref(self))
+
+        monkeypatch.setattr(KVCache, "__init__", record)
+        held: list[list[int]] = []
+
+        def look(event: object) -> None:
+            gc.collect()
+            held.append([cache.rows for ref in arenas if (cache := ref()) is not None])
+
+        flavour_2b.draw(policy=StopGuidanceAfter(3), callback_on_scale=look)
+        assert held == [[2]] * 4 + [[1]] * 3
+
+    def test_recalled_guidance_changes_only_what_follows_the_stop(self, flavour_2b: Flavour) -> None:
+        base = "ld-paper:prune_scales=,stop_threshold=9,stop_scales=4"
+        plain, reuse = (flavour_2b.draw(policy=p, guidance_scale=3.0) for p in (base, base + ",after_stop=reuse"))
+        assert [s.rows for s in reuse.traces[0].scales] == [2] * 5 + [1] * 2
+        assert not torch.equal(plain.images, reuse.images)
+        assert torch.equal(plain.images, flavour_2b.draw(policy=StopGuidanceAfter(4), guidance_scale=3.0).images)
+        unguided = flavour_2b.draw(policy=base + ",after_stop=reuse", guidance_scale=1.0)
+        assert torch.equal(unguided.images, flavour_2b.draw(guidance_scale=1.0).images)

@@ -1,0 +1,174 @@
+"""Charts and tables of an ablation, from its result alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+_STYLE = {"paper": ("tab:orange", "s"), "ours": ("tab:blue", "o"), "controls": ("black", "x")}
+_LABEL = {
+    "paper": "the paper's setting and its switches",
+    "ours": "recommended and its switches",
+    "controls": "controls",
+}
+
+
+def draw_front(result: dict[str, Any], path: Path) -> None:
+    """Measured speed-up against PSNR, whole picture and objects alone, with the controls' front."""
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained")
+    for axis, measure, title in zip(axes, ("psnr", "psnr_objects"), ("whole picture", "objects alone"), strict=True):
+        for group, policies in result["groups"].items():
+            colour, marker = _STYLE[group]
+            for policy in policies:
+                summary = result["policies"][policy]
+                x, y = summary["speedup"], summary[measure]
+                axis.errorbar(
+                    x[0], y[0], xerr=_bars(x), yerr=_bars(y), fmt=marker, color=colour, ms=5, lw=0.6, alpha=0.85
+                )
+            axis.plot([], [], marker, color=colour, label=_LABEL[group])
+        best = result["margins"][measure]["front"]
+        axis.plot(
+            [result["policies"][p]["speedup"][0] for p in best],
+            [result["policies"][p][measure][0] for p in best],
+            "--",
+            color="0.5",
+            lw=1,
+            label="front of the controls",
+            zorder=0,
+        )
+        for policy in ("ld", "ld:fill=linear", "ld-paper", "ld-skip-2", "skip:count=1", "skip:count=2"):
+            summary = result["policies"][policy]
+            axis.annotate(
+                policy,
+                (summary["speedup"][0], summary[measure][0]),
+                fontsize=8,
+                xytext=(5, 5),
+                textcoords="offset points",
+            )
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("times faster than the unpruned engines, end to end")
+        axis.grid(alpha=0.2)
+    axes[0].set_ylabel("PSNR against the unpruned picture (dB)")
+    axes[1].legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_switches(result: dict[str, Any], path: Path) -> None:
+    """Paired differences in PSNR of each switch to the setting that it changes."""
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained")
+    for axis, group in zip(axes, ("paper", "ours"), strict=True):
+        policies = [p for p in result["groups"][group] if p not in ("ld-paper", "ld")]
+        for offset, (measure, colour) in enumerate((("psnr", "tab:blue"), ("psnr_objects", "tab:red"))):
+            values = [result["differences"][p][measure] for p in policies]
+            axis.errorbar(
+                [v[0] for v in values],
+                [i + 0.22 * offset for i in range(len(policies))],
+                xerr=[[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]],
+                fmt="o",
+                ms=4,
+                color=colour,
+                label="whole picture" if measure == "psnr" else "objects alone",
+            )
+        names = [f"{result['groups'][group][p]} ({result['policies'][p]['speedup'][0]:.2f}x)" for p in policies]
+        axis.set_yticks(range(len(policies)), names, fontsize=7)
+        axis.axvline(0, color="0.6", lw=0.8)
+        axis.invert_yaxis()
+        base = "ld-paper" if group == "paper" else "ld (or ld:fill=linear, where the fill is fitted)"
+        axis.set_title(f"against {base}", fontsize=9)
+        axis.set_xlabel("difference in PSNR (dB), paired; in brackets: speed-up over the unpruned engines")
+    axes[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_kept(result: dict[str, Any], path: Path) -> None:
+    """Share of tokens computed per scale."""
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    shown = ("ld-paper", "ld", "ld-paper:score=distance", "ld-paper:border=ignored", "ld:fill=linear,prune_share=0.75")
+    for policy in shown:
+        axis.plot(result["policies"][policy]["kept"], "o-", ms=4, label=policy)
+    grids = result["unpruned"]["scales"]
+    axis.set_xticks(range(len(grids)), [f"{k}\n{h}x{w}" for k, (h, w) in enumerate(grids)], fontsize=8)
+    axis.set_ylabel("tokens computed")
+    axis.set_ylim(0, 1.05)
+    axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def write_tables(result: dict[str, Any], page: Path) -> None:
+    """Puts the tables between the page's markers; everything else is left as it is."""
+    text = page.read_text()
+    for group in result["groups"]:
+        text = _between(text, group, _table(result, group))
+    text = _between(text, "setting", _setting(result))
+    text = _between(text, "margins", _margins(result))
+    page.write_text(text)
+
+
+def _between(text: str, name: str, content: str) -> str:
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"the page has no markers for {name!r}")
+    return pattern.sub(lambda match: match[1] + content + "\n" + match[2], text)
+
+
+def _table(result: dict[str, Any], group: str) -> str:
+    lines = [
+        "| policy | | faster | operations | PSNR dB | 5th pct. | objects dB | SSIM | objects | accepted | stop rate |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for policy, note in result["groups"][group].items():
+        s = result["policies"][policy]
+        low, high = s["speedup"][1:]
+        ended = f", {s['end_rate']:.0%} ended" if s["end_rate"] else ""
+        lines.append(
+            f"| `{policy}` | {note} | {s['speedup'][0]:.2f} [{low:.2f}, {high:.2f}] | {s['operations']:.2f} "
+            f"| {_mean(s['psnr'])} | {s['psnr_fifth']:.1f} | {_mean(s['psnr_objects'])} | {s['ssim'][0]:.3f} "
+            f"| {s['ssim_objects'][0]:.3f} | {s['accepted']:.1%} | {s['stop_rate']:.0%}{ended} |"
+        )
+    return "\n".join(lines)
+
+
+def _setting(result: dict[str, Any]) -> str:
+    machine, setting, unpruned = result["machine"], result["setting"], result["unpruned"]
+    hardware, software = machine["hardware"], machine["software"]
+    return (
+        f"{result['model']}, bundle `{setting['digest'][:16]}`, {setting['prompts']} held-out prompts; {hardware['cpu']}, "
+        f"{hardware['cores_physical']} cores ({hardware['cores_logical']} logical), load {machine['load_average']:.1f} "
+        f"after timing, Python {software['python']}, PyTorch {software['torch']}, ONNX Runtime "
+        f"{software['onnxruntime']}; {result['timed']['prompts']} prompts x {result['timed']['repeats']} repetitions "
+        f"timed. Unpruned: {unpruned['milliseconds']:.0f} ms, the evaluator accepts {unpruned['accepted']:.1%}."
+    )
+
+
+def _margins(result: dict[str, Any]) -> str:
+    lines = ["| policy | whole picture dB | objects dB | SSIM |", "|---|---|---|---|"]
+    for policy in ("ld", "ld:fill=linear", "ld:fill=linear,rho=0.9", "ld:fill=linear,rho=0.6", "ld-paper", "ld-skip-2"):
+        cells = []
+        for measure, digits in (("psnr", 1), ("psnr_objects", 1), ("ssim", 3)):
+            margin = result["margins"][measure]["margin"][policy]
+            cells.append(
+                "faster than every control"
+                if margin is None
+                else f"{margin[0]:+.{digits}f} [{margin[1]:+.{digits}f}, {margin[2]:+.{digits}f}]"
+            )
+        lines.append(f"| `{policy}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(interval: list[float]) -> str:
+    return f"{interval[0]:.1f} ± {(interval[2] - interval[1]) / 2:.1f}"
+
+
+def _bars(interval: list[float]) -> list[list[float]]:
+    return [[max(0.0, interval[0] - interval[1])], [max(0.0, interval[2] - interval[0])]]
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
