@@ -137,12 +137,13 @@ def _table(result: dict[str, Any], group: str) -> str:
 def _setting(result: dict[str, Any]) -> str:
     machine, setting, unpruned = result["machine"], result["setting"], result["unpruned"]
     hardware, software = machine["hardware"], machine["software"]
+    cores = f"{hardware['cores_physical']} cores ({hardware['cores_logical']} logical)"
+    versions = ", ".join(f"{name} {software[name]}" for name in ("python", "torch", "onnxruntime"))
     return (
-        f"{result['model']}, bundle `{setting['digest'][:16]}`, {setting['prompts']} held-out prompts; {hardware['cpu']}, "
-        f"{hardware['cores_physical']} cores ({hardware['cores_logical']} logical), load {machine['load_average']:.1f} "
-        f"after timing, Python {software['python']}, PyTorch {software['torch']}, ONNX Runtime "
-        f"{software['onnxruntime']}; {result['timed']['prompts']} prompts x {result['timed']['repeats']} repetitions "
-        f"timed. Unpruned: {unpruned['milliseconds']:.0f} ms, the evaluator accepts {unpruned['accepted']:.1%}."
+        f"{result['model']}, bundle `{setting['digest'][:16]}`, {setting['prompts']} held-out prompts; "
+        f"{hardware['cpu']}, {cores}, load {machine['load_average']:.1f} after timing; {versions}; "
+        f"{result['timed']['prompts']} prompts x {result['timed']['repeats']} repetitions timed. "
+        f"Unpruned: {unpruned['milliseconds']:.0f} ms, the evaluator accepts {unpruned['accepted']:.1%}."
     )
 
 
