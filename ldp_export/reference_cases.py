@@ -37,8 +37,9 @@ _TEXT_TOKENS = 12
 class Case:
     """One recorded run; its tensors are named `{name}.{what}`.
 
-    Tensors: `features` [T, Ct], `bits_{k}` [h*w, bits], `logits_{k}` [rows, computed, 2*bits], `latent` [d, H, W],
-    `image` [3, H, W] where there is one, `keep_{k}` [kept] at pruned scales, `ids` [T] where a text was encoded.
+    Tensors: `features` [T, Ct] of a text (a class has its `label`), `bits_{k}` [h*w, bits] or `indices_{k}` [h*w],
+    `logits_{k}` [rows, computed, V], `latent` [d, H, W], `image` [3, H, W] where there is one, `keep_{k}` [kept] at
+    pruned scales, `ids` [T] where a text was encoded.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Case:
     guidance: float
     pruned: bool = False
     prompt: str | None = None
+    label: int | None = None
     seed: int | None = None
     margin: float | None = None
 
@@ -65,8 +67,11 @@ class ReferenceCases:
         cases = tuple(Case(**entry) for entry in json.loads((folder / CASES_FILE).read_text()))
         return ReferenceCases(cases, load_file(folder / TENSORS_FILE))
 
-    def per_scale(self, case: Case, what: str, scales: int) -> list[torch.Tensor]:
-        return [self.tensors[f"{case.name}.{what}_{k}"] for k in range(scales)]
+    def tokens(self, case: Case, scales: int) -> list[torch.Tensor]:
+        """Drawn tokens of every scale: bits as bool, or indices."""
+        if case.label is not None:
+            return [self.tensors[f"{case.name}.indices_{k}"] for k in range(scales)]
+        return [self.tensors[f"{case.name}.bits_{k}"].bool() for k in range(scales)]
 
     def keep(self, case: Case, scales: int) -> list[torch.Tensor | None]:
         return [self.tensors.get(f"{case.name}.keep_{k}") for k in range(scales)]

@@ -17,7 +17,7 @@ from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.builders.profiles import all_schedules, buckets_of
 from ldp_export.builders.tensorrt import TensorRtBuilder
 from ldp_export.builders.torch_inductor import TorchBuilder
-from ldp_export.models.registry import ModelSpec
+from ldp_export.models.registry import ModelSpec, VarSpec
 
 #: Buckets of scales: early, middle, late. Thirteen, one a scale, cost ten times the build time of one.
 PROFILES = 3
@@ -41,7 +41,7 @@ class BackendOptions:
     int8_decoder: bool = False
 
 
-def choose_builder(options: BackendOptions, spec: ModelSpec, size: str, precision: str) -> Builder:
+def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str, precision: str) -> Builder:
     """The builder for a model.
 
     Args:
@@ -61,7 +61,7 @@ def choose_builder(options: BackendOptions, spec: ModelSpec, size: str, precisio
         _refuse_options(options)
         return TorchBuilder("cpu" if local_capability() is None else "cuda")
     profiles, batch = options.profiles or PROFILES, options.max_batch or MAX_BATCH
-    schedules = all_schedules(size)
+    schedules = all_schedules(size) if isinstance(spec, ModelSpec) else spec.schedules
     buckets_of(len(schedules[0]), profiles)
     if batch < 1:
         raise ConfigError(f"--max-batch must be at least 1, got {batch}")
@@ -75,7 +75,7 @@ def choose_builder(options: BackendOptions, spec: ModelSpec, size: str, precisio
         layout=spec.layout,
         buckets=profiles,
         max_rows=2 * batch,
-        text_tokens=spec.transformer.text_tokens,
+        text_tokens=spec.transformer.text_tokens if isinstance(spec, ModelSpec) else 0,
         local=local_capability() in capabilities,
         timing_cache=platformdirs.user_cache_path("ldp-export") / "timing" / f"{'-'.join(capabilities)}.cache",
     )

@@ -6,7 +6,6 @@ a `CheckpointError` that lists them. No pickled code runs: `.pth` is read with `
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch import nn
 from ldp_export.models.bsq_vae import BsqVae, VaeConfig
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 from ldp_export.models.state_files import State, listing, read_state
-from ldp_export.models.var import VarConfig, VarTransformer
-from ldp_export.models.vq_vae import VqVae, VqVaeConfig
+from ldp_export.models.var import VarConfig
+from ldp_export.models.vq_vae import VqVaeConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 Config = InfinityConfig | VaeConfig | VarConfig | VqVaeConfig
@@ -45,11 +44,12 @@ def flatten_blocks(state: State) -> State:
     return flat
 
 
-def _shape(state: State, key: str, dims: int) -> tuple[int, ...]:
+def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
+    """Shape of a tensor that must be there with that many dimensions. Raises `CheckpointError`."""
     if key not in state:
         raise CheckpointError(
             f"the checkpoint lacks {key!r}, from which its sizes are read",
-            hint="is this an Infinity transformer (or BSQ VAE) in the original layout?",
+            hint="is this an Infinity transformer (or BSQ VAE), or of VAR, in the original layout?",
         )
     shape = tuple(state[key].shape)
     if len(shape) != dims:
@@ -57,16 +57,17 @@ def _shape(state: State, key: str, dims: int) -> tuple[int, ...]:
     return shape
 
 
-def _count(keys: Iterable[str], pattern: str) -> int:
+def count_numbered(keys: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that `pattern` finds in the keys."""
     return 1 + max((int(m[1]) for key in keys if (m := re.match(pattern, key))), default=-1)
 
 
 def infer_transformer_config(state: State) -> InfinityConfig:
     """Sizes of an Infinity transformer from the shapes of its tensors (original or flat keys)."""
-    chunks = _count(state, r"block_chunks\.(\d+)\.")
+    chunks = count_numbered(state, r"block_chunks\.(\d+)\.")
     flat = flatten_blocks(state)
-    bits = _shape(flat, "word_embed.weight", 2)[1]
-    text_tokens, text_channels = _shape(flat, "cfg_uncond", 2)
+    bits = shape_of(flat, "word_embed.weight", 2)[1]
+    text_tokens, text_channels = shape_of(flat, "cfg_uncond", 2)
     if "blocks.0.sa.scale_mul_1H11" in flat:
         heads = flat["blocks.0.sa.scale_mul_1H11"].numel()
     elif "blocks.0.sa.scale_mul" in flat:
@@ -75,15 +76,15 @@ def infer_transformer_config(state: State) -> InfinityConfig:
         raise CheckpointError("the checkpoint has no self-attention temperature (sa.scale_mul_1H11)")
     try:
         return InfinityConfig(
-            depth=_count(flat, r"blocks\.(\d+)\."),
-            width=_shape(flat, "pos_start", 3)[2],
+            depth=count_numbered(flat, r"blocks\.(\d+)\."),
+            width=shape_of(flat, "pos_start", 3)[2],
             heads=heads,
-            ffn=_shape(flat, "blocks.0.ffn.fc1.weight", 2)[0],
+            ffn=shape_of(flat, "blocks.0.ffn.fc1.weight", 2)[0],
             bits=bits,
             text_channels=text_channels,
             text_tokens=text_tokens,
-            levels=_shape(flat, "lvl_embed.weight", 2)[0],
-            pool_heads=_shape(flat, "text_proj_for_sos.ca.mat_q", 3)[1],
+            levels=shape_of(flat, "lvl_embed.weight", 2)[0],
+            pool_heads=shape_of(flat, "text_proj_for_sos.ca.mat_q", 3)[1],
             chunks=max(chunks, 1),
         )
     except ConfigError as error:
@@ -93,10 +94,10 @@ def infer_transformer_config(state: State) -> InfinityConfig:
 def infer_vae_config(state: State) -> VaeConfig:
     """Sizes of a BSQ VAE from the shapes of its tensors (wrapped or plain keys)."""
     flat = unwrap_vae_keys(state)
-    widest, bits = _shape(flat, "decoder.conv_in.weight", 4)[:2]
-    base = _shape(flat, "encoder.conv_in.weight", 4)[0]
-    levels = _count(flat, r"encoder\.down\.(\d+)\.")
-    widths = [_shape(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
+    widest, bits = shape_of(flat, "decoder.conv_in.weight", 4)[:2]
+    base = shape_of(flat, "encoder.conv_in.weight", 4)[0]
+    levels = count_numbered(flat, r"encoder\.down\.(\d+)\.")
+    widths = [shape_of(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
     if not widths or widths[-1] != widest or any(width % base for width in widths):
         raise CheckpointError(f"VAE level widths {widths} do not fit base width {base} and top width {widest}")
     try:
@@ -104,7 +105,7 @@ def infer_vae_config(state: State) -> VaeConfig:
             bits=bits,
             base_channels=base,
             channel_multipliers=tuple(width // base for width in widths),
-            res_blocks=_count(flat, r"encoder\.down\.0\.block\.(\d+)\."),
+            res_blocks=count_numbered(flat, r"encoder\.down\.0\.block\.(\d+)\."),
             stride=2 ** sum(f"encoder.down.{l}.downsample.conv.weight" in flat for l in range(levels)),
         )
     except ConfigError as error:
@@ -135,7 +136,7 @@ def build_transformer(
     state: State, config: InfinityConfig | None = None, origin: str = "checkpoint"
 ) -> InfinityTransformer:
     config = config or infer_transformer_config(state)
-    return _fill(InfinityTransformer, config, _plain_transformer(state), origin)
+    return fill_strictly(InfinityTransformer, config, _plain_transformer(state), origin)
 
 
 def _plain_transformer(state: State) -> State:
@@ -151,55 +152,6 @@ def _plain_transformer(state: State) -> State:
     return flat
 
 
-def infer_var_config(state: State) -> VarConfig:
-    """Sizes of a VAR transformer from its tensors; the scales' sides from its level buffer `lvl_1L`."""
-    classes, width = _shape(state, "class_emb.weight", 2)
-    if "lvl_1L" not in state:
-        raise CheckpointError("the checkpoint lacks 'lvl_1L', from which its scales are read")
-    tokens = torch.bincount(state["lvl_1L"].flatten()).tolist()
-    codes = _shape(state, "head.weight", 2)[0]
-    return VarConfig(
-        depth=_count(state, r"blocks\.(\d+)\."),
-        width=width,
-        heads=state["blocks.0.attn.scale_mul_1H11"].numel(),
-        ffn=_shape(state, "blocks.0.ffn.fc1.weight", 2)[0],
-        codes=codes,
-        channels=_shape(state, "word_embed.weight", 2)[1],
-        classes=classes - 1,
-        grids=tuple(math.isqrt(count) for count in tokens),
-        shared_ada="shared_ada_lin.1.weight" in state,
-    )
-
-
-def infer_vq_vae_config(state: State) -> VqVaeConfig:
-    """Sizes of VAR's VAE from its tensors."""
-    codes, channels = _shape(state, "quantize.embedding.weight", 2)
-    base = _shape(state, "encoder.conv_in.weight", 4)[0]
-    levels = _count(state, r"encoder\.down\.(\d+)\.")
-    widths = [_shape(state, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
-    return VqVaeConfig(
-        codes=codes,
-        channels=channels,
-        base_channels=base,
-        channel_multipliers=tuple(width // base for width in widths),
-        res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
-        phis=_count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
-    )
-
-
-def load_var(path: Path | str) -> VarTransformer:
-    """A VAR transformer from its original file. Raises `CheckpointError` as above."""
-    state = read_state(path)
-    flat = {k: v for k, v in state.items() if not _IGNORED_TRANSFORMER.match(k)}
-    return _fill(VarTransformer, infer_var_config(state), flat, str(path))
-
-
-def load_vq_vae(path: Path | str) -> VqVae:
-    """VAR's VAE from its original file. Raises `CheckpointError` as above."""
-    state = {k: v for k, v in read_state(path).items() if k != "quantize.ema_vocab_hit_SV"}
-    return _fill(VqVae, infer_vq_vae_config(state), state, str(path))
-
-
 def load_vae(path: Path | str, config: VaeConfig | None = None) -> BsqVae:
     """A BSQ VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
     return build_vae(read_state(path), config, origin=str(path))
@@ -207,7 +159,7 @@ def load_vae(path: Path | str, config: VaeConfig | None = None) -> BsqVae:
 
 def build_vae(state: State, config: VaeConfig | None = None, origin: str = "checkpoint") -> BsqVae:
     flat = _plain_vae(state)
-    return _fill(BsqVae, config or infer_vae_config(flat), flat, origin)
+    return fill_strictly(BsqVae, config or infer_vae_config(flat), flat, origin)
 
 
 def _plain_vae(state: State) -> State:
@@ -216,13 +168,13 @@ def _plain_vae(state: State) -> State:
 
 def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config: VaeConfig) -> None:
     """Compares keys and shapes of both files with the architecture, before any long work. Raises `CheckpointError`."""
-    _fitting(InfinityTransformer, config, _plain_transformer(read_state(transformer)), str(transformer))
-    _fitting(BsqVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+    fitting_model(InfinityTransformer, config, _plain_transformer(read_state(transformer)), str(transformer))
+    fitting_model(BsqVae, vae_config, _plain_vae(read_state(vae)), str(vae))
 
 
-def _fill(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
+def fill_strictly(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
     """A model on the meta device filled with `state`, strictly, in float32."""
-    model = _fitting(kind, config, state, origin)
+    model = fitting_model(kind, config, state, origin)
     weights = {key: value.to(torch.float32) for key, value in state.items()}
     damaged = [key for key, value in weights.items() if not bool(value.isfinite().all())]
     if damaged:
@@ -233,7 +185,7 @@ def _fill(kind: Callable[..., Model], config: Config, state: State, origin: str)
     return model.eval().requires_grad_(False)
 
 
-def _fitting(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
+def fitting_model(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
     """The empty model of `config` on the meta device, after comparing its keys and shapes with `state`."""
     with torch.device("meta"):
         model = kind(config)

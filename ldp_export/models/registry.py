@@ -138,6 +138,10 @@ class VarSpec(NamedModel):
     family: ClassVar[str] = "var"
 
     @property
+    def layout(self) -> LatentLayout:
+        return LatentLayout(self.vae.channels)
+
+    @property
     def schedules(self) -> tuple[ScaleSchedule, ...]:
         return (self.transformer.schedule,)
 

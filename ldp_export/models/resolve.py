@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ldp_runtime.errors import CheckpointError, ConfigError
+from ldp_runtime.errors import CheckpointError
 
 from ldp_export.hub.fetch import FetchPlan, plan_fetch
 from ldp_export.hub.local import local_files
+from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.models.checkpoints import infer_transformer_config, infer_vae_config
 from ldp_export.models.infinity import InfinityConfig
-from ldp_export.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
+from ldp_export.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, VarSpec, find_model
 from ldp_export.models.sources import Sources, find_sources
-from ldp_export.models.state_files import read_state
+from ldp_export.models.state_files import State, read_state
+from ldp_export.models.var import VarConfig
+from ldp_export.models.var_checkpoints import infer_var_config, infer_vq_vae_config
+from ldp_export.models.vq_vae import VqVaeConfig
 
 
 def resolve_model(
@@ -24,7 +28,7 @@ def resolve_model(
     guidance: float | None = None,
     temperature: float | None = None,
     local_dir: Path | None = None,
-) -> tuple[ModelSpec, Sources]:
+) -> tuple[ModelSpec | VarSpec, Sources]:
     """The model and its files, fetched where missing; files without a name give a model whose sizes are read from them.
 
     Raises:
@@ -32,10 +36,10 @@ def resolve_model(
         HubError, IntegrityError, CapacityError: see `ldp_export.hub.fetch`.
     """
     if name is None and (weights is not None or vae is not None):
-        sources = find_sources(_known(DEFAULT_MODEL), weights, vae, text_encoder)
+        sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder)
         spec = infer_spec(sources)
     else:
-        spec = _known(name or DEFAULT_MODEL)
+        spec = find_model(name or DEFAULT_MODEL)
         sources = find_sources(spec, weights, vae, text_encoder, local_dir)
         if not spec.embedded:
             check_name(spec, sources)
@@ -58,7 +62,7 @@ def pending_fetch(
     Raises:
         ConfigError: unknown name. HubError, CheckpointError, CapacityError: see `plan_fetch`.
     """
-    spec = _known(name or DEFAULT_MODEL)
+    spec = find_model(name or DEFAULT_MODEL)
     if weights or vae or local_dir or spec.hub is None:
         return None
     if local_files(spec, text_encoder=text_encoder is None).state == "complete":
@@ -66,18 +70,14 @@ def pending_fetch(
     return plan_fetch(spec, text_encoder=text_encoder is None)
 
 
-def check_name(spec: ModelSpec, sources: Sources) -> None:
+def check_name(spec: ModelSpec | VarSpec, sources: Sources) -> None:
     """Compares the sizes in a checkpoint's headers with those of its name, before any work.
 
     Raises:
         CheckpointError: it is another model's, which is named where the registry knows it.
     """
-    found = infer_transformer_config(read_state(sources.transformer))
-    if (found.depth, found.width, found.bits) == (
-        spec.transformer.depth,
-        spec.transformer.width,
-        spec.transformer.bits,
-    ):
+    found = _config(read_state(sources.transformer))
+    if _sizes(found) == _sizes(spec.transformer):
         return
     names = [name for name, known in MODELS.items() if known.transformer == found]
     is_of = f"that is {' or '.join(names)}; " if names else ""
@@ -88,21 +88,44 @@ def check_name(spec: ModelSpec, sources: Sources) -> None:
     )
 
 
-def _sizes(config: InfinityConfig) -> str:
+def _sizes(config: InfinityConfig | VarConfig) -> str:
+    if isinstance(config, VarConfig):
+        grids = " ".join(map(str, config.grids))
+        return f"{config.depth} blocks of width {config.width}, {config.codes} codes, and grids of sides {grids}"
     return f"{config.depth} blocks of width {config.width} and {config.bits} bits a token"
 
 
-def _known(name: str) -> ModelSpec:
-    spec = find_model(name)
-    if not isinstance(spec, ModelSpec):
-        raise ConfigError(f"{name} is a class-conditional model, for which there are no engines yet")
-    return spec
+def _config(state: State) -> InfinityConfig | VarConfig:
+    """Sizes of a transformer of either family, told apart by their tables of classes or of unconditional text."""
+    return infer_var_config(state) if "class_emb.weight" in state else infer_transformer_config(state)
 
 
-def infer_spec(sources: Sources, name: str = "custom") -> ModelSpec:
-    """Architecture from the files alone: patchify is on where a token has four times the VAE's bits."""
-    transformer = infer_transformer_config(read_state(sources.transformer))
-    vae = infer_vae_config(read_state(sources.vae))
+def infer_spec(sources: Sources, name: str = "custom") -> ModelSpec | VarSpec:
+    """Family and architecture from the files alone.
+
+    Raises:
+        CheckpointError: files of no family, or a transformer and a VAE that do not belong together.
+    """
+    found, vae = _config(read_state(sources.transformer)), read_state(sources.vae)
+    title = f"from {sources.transformer.name}"
+    if isinstance(found, VarConfig):
+        return _class_spec(name, title, found, infer_vq_vae_config(vae))
+    return _text_spec(name, title, found, infer_vae_config(vae))
+
+
+def _class_spec(name: str, title: str, transformer: VarConfig, vae: VqVaeConfig) -> VarSpec:
+    ours, theirs = ((c.codes, c.channels) for c in (transformer, vae))
+    if ours != theirs:
+        raise CheckpointError(
+            f"the transformer draws from {ours[0]} codes of {ours[1]} channels, the VAE has {theirs[0]} of {theirs[1]}",
+            hint="give the VAE that belongs to the transformer",
+        )
+    size = f"{transformer.grids[-1] * vae.stride}px"
+    return VarSpec(name, title, transformer, vae, size=size, top_p=0.95, licence="not stated")
+
+
+def _text_spec(name: str, title: str, transformer: InfinityConfig, vae: VaeConfig) -> ModelSpec:
+    """Patchify is on where a token has four times the VAE's bits."""
     patches = {vae.bits: 1, 4 * vae.bits: 2}
     if transformer.bits not in patches:
         raise CheckpointError(
@@ -111,4 +134,4 @@ def infer_spec(sources: Sources, name: str = "custom") -> ModelSpec:
             hint="give the VAE that belongs to the transformer",
         )
     patch = patches[transformer.bits]
-    return ModelSpec(name, f"from {sources.transformer.name}", transformer, vae, patch, licence="not stated")
+    return ModelSpec(name, title, transformer, vae, patch, licence="not stated")

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldp_export.models.infinity import FeedForward, KeyValue, SelfAttention, modulate
+from ldp_export.models.layers import Linear
 from ldp_export.models.vq_vae import VqVae
 
 
@@ -68,13 +69,13 @@ class VarBlock(nn.Module):
         if config.shared_ada:
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, config.width) / config.width**0.5)
         else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+            self.ada_lin = nn.Sequential(nn.SiLU(), Linear(config.width, 6 * config.width))
 
     def modulation(self, condition: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
         """AdaLN of this block [R, 6, C], order gate1, gate2, scale1, scale2, shift1, shift2."""
         if shared is not None:
-            return self.ada_gss[0] + shared
-        return self.ada_lin(condition).unflatten(-1, (6, -1))
+            return self.ada_gss[0].float() + shared
+        return self.ada_lin(condition).float().unflatten(-1, (6, -1))
 
     def forward(
         self, x: torch.Tensor, modulation: torch.Tensor, past: KeyValue | None, mask: torch.Tensor | None = None
@@ -88,7 +89,7 @@ class VarBlock(nn.Module):
 class _HeadNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.ada_lin = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
 
 class VarTransformer(nn.Module):
@@ -102,12 +103,12 @@ class VarTransformer(nn.Module):
         self.pos_start = nn.Parameter(torch.randn(1, 1, C) * 0.02)
         self.pos_1LC = nn.Parameter(torch.randn(1, total, C) * 0.02)
         self.lvl_embed = nn.Embedding(len(config.grids), C)
-        self.word_embed = nn.Linear(config.channels, C)
+        self.word_embed = Linear(config.channels, C)
         if config.shared_ada:
-            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), Linear(C, 6 * C))
         self.blocks = nn.ModuleList(VarBlock(config) for _ in range(config.depth))
         self.head_nm = _HeadNorm(C)
-        self.head = nn.Linear(C, config.codes)
+        self.head = Linear(C, config.codes)
 
     @property
     def layers(self) -> list[VarBlock]:
@@ -115,7 +116,7 @@ class VarTransformer(nn.Module):
 
     def modulations(self, condition: torch.Tensor) -> list[torch.Tensor]:
         """AdaLN of every block, [R, 6, C] each: it depends on the class alone."""
-        shared = self.shared_ada_lin(condition).unflatten(-1, (6, -1)) if self.config.shared_ada else None
+        shared = self.shared_ada_lin(condition).float().unflatten(-1, (6, -1)) if self.config.shared_ada else None
         return [block.modulation(condition, shared) for block in self.layers]
 
     def positions(self, scale: int) -> torch.Tensor:
@@ -127,9 +128,13 @@ class VarTransformer(nn.Module):
         """The only token of scale 0: [R, 1, C]."""
         return condition[:, None] + self.pos_start + self.positions(0)
 
+    def head_modulation(self, condition: torch.Tensor) -> torch.Tensor:
+        """Scale and shift before the head [R, 2, C]."""
+        return self.head_nm.ada_lin(condition).float().unflatten(-1, (2, -1))
+
     def logits(self, hidden: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Hidden tokens [R, L, C] to logits over the codebook [R, L, codes]."""
-        scale, shift = self.head_nm.ada_lin(condition).unflatten(-1, (2, -1)).split(1, dim=1)
+        scale, shift = self.head_modulation(condition).split(1, dim=1)
         return self.head(modulate(hidden.float(), scale, shift, self.config.norm_eps))
 
     def forward(self, labels: torch.Tensor, latents: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
@@ -157,13 +162,17 @@ class VarTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class VarSettings:
-    """How to run the loop; guidance is the ramp's end: its weight at scale k is `guidance * k / (S - 1)`."""
+    """How to run the loop; guidance is the ramp's end: its weight at scale k is `guidance * k / (S - 1)`.
+
+    Temperature is not the original's: it divides the guided logits, 1 leaves them.
+    """
 
     guidance: float = 1.5
     top_k: int = 0
     top_p: float = 0.0
     seed: int = 0
     more_smooth: bool = False
+    temperature: float = 1.0
 
 
 @dataclass
@@ -202,7 +211,7 @@ def generate(
         raw = model.logits(x, condition)
         share = k / (S - 1) if S > 1 else 0.0
         t = settings.guidance * share
-        logits = (1 + t) * raw[:B] - t * raw[B:]
+        logits = ((1 + t) * raw[:B] - t * raw[B:]) / settings.temperature
         run.raw_logits.append(raw)
         run.guided.append(logits)
         filtered = filter_logits(logits, settings.top_k, settings.top_p)

@@ -6,6 +6,7 @@ Parameter names are the original checkpoints' names.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from ldp_runtime.codebook_tokens import phi_index
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldp_export.models.bsq_vae import Downsample, ResBlock, Upsample, norm
+from ldp_export.models.layers import Conv2d
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class SpatialAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, C, H, W]
-        q, k, v = (t.flatten(2).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, dim=1))  # [B, HW, C]
-        out = F.scaled_dot_product_attention(q, k, v)
+        q, k, v = (t.flatten(2).transpose(1, 2)[:, None] for t in self.qkv(self.norm(x)).chunk(3, dim=1))
+        out = F.scaled_dot_product_attention(q, k, v)[:, 0]
         return x + self.proj_out(out.transpose(1, 2).view_as(x))
 
 
@@ -98,7 +100,7 @@ class _Encoder(nn.Module):
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
         widths, last = config.widths, len(config.widths) - 1
-        self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
+        self.conv_in = Conv2d(3, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList(
             _Level(
                 (widths[l - 1] if l else config.base_channels, width),
@@ -111,7 +113,7 @@ class _Encoder(nn.Module):
         )
         self.mid = _Middle(widths[-1])
         self.norm_out = norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], config.channels, 3, padding=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(image)
@@ -124,7 +126,7 @@ class _Decoder(nn.Module):
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
         widths, last = config.widths, len(config.widths) - 1
-        self.conv_in = nn.Conv2d(config.channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv2d(config.channels, widths[-1], 3, padding=1)
         self.mid = _Middle(widths[-1])
         self.up = nn.ModuleList(
             _Level(
@@ -137,7 +139,7 @@ class _Decoder(nn.Module):
             for l, width in enumerate(widths)
         )
         self.norm_out = norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         x = self.mid(self.conv_in(latent))
@@ -149,7 +151,7 @@ class _Decoder(nn.Module):
 class _Phis(nn.Module):
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
-        convolutions = (nn.Conv2d(config.channels, config.channels, 3, padding=1) for _ in range(config.phis))
+        convolutions = (Conv2d(config.channels, config.channels, 3, padding=1) for _ in range(config.phis))
         self.qresi_ls = nn.ModuleList(convolutions)
 
 
@@ -167,8 +169,8 @@ class VqVae(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = _Encoder(config), _Decoder(config)
-        self.quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
-        self.post_quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
+        self.quant_conv = Conv2d(config.channels, config.channels, 3, padding=1)
+        self.post_quant_conv = Conv2d(config.channels, config.channels, 3, padding=1)
         self.quantize = _Quantizer(config)
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
@@ -179,6 +181,11 @@ class VqVae(nn.Module):
         """Accumulated latent to an image [B, 3, H, W], clamped to [-1, 1]."""
         return self.decoder(self.post_quant_conv(latent)).clamp(-1, 1)
 
+    @property
+    def phis(self) -> list[Conv2d]:
+        """The shared convolutions, typed."""
+        return cast(list[Conv2d], list(self.quantize.quant_resi.qresi_ls))
+
     def codes(self, indices: torch.Tensor) -> torch.Tensor:
         """Codebook entries [...] -> [..., C]."""
         return self.quantize.embedding(indices)
@@ -187,7 +194,7 @@ class VqVae(nn.Module):
         """What a scale adds: codes [B, C, h, w], resized bicubically to `grid`, through the scale's phi."""
         if tuple(codes.shape[-2:]) != tuple(grid):
             codes = F.interpolate(codes, size=grid, mode="bicubic")
-        convolution = self.quantize.quant_resi.qresi_ls[phi_index(scale, scales, self.config.phis)]
+        convolution = self.phis[phi_index(scale, scales, self.config.phis)]
         w = self.config.phi_share
         return codes * (1 - w) + convolution(codes) * w
 

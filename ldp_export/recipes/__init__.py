@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ldp_runtime.errors import ConfigError
-
-from ldp_export.models.registry import ModelSpec, NamedModel
+from ldp_export.models.registry import ModelSpec, NamedModel, VarSpec
 from ldp_export.models.sources import Sources
 from ldp_export.recipes.base import Recipe
+from ldp_export.recipes.infinity import InfinityRecipe
+from ldp_export.recipes.var import VarRecipe
 
 
 def recipe_for(spec: NamedModel, sources: Sources, size: str | None = None) -> Recipe:
@@ -15,8 +15,8 @@ def recipe_for(spec: NamedModel, sources: Sources, size: str | None = None) -> R
     Raises:
         ConfigError: a size that the model does not draw.
     """
-    from ldp_export.recipes.infinity import InfinityRecipe
-
-    if not isinstance(spec, ModelSpec):
-        raise ConfigError(f"{spec.name} is a class-conditional model, for which there are no engines yet")
-    return InfinityRecipe(spec, sources, size)
+    if isinstance(spec, VarSpec):
+        return VarRecipe(spec, sources, size)
+    if isinstance(spec, ModelSpec):
+        return InfinityRecipe(spec, sources, size)
+    raise TypeError(f"no recipe for {type(spec).__name__}")

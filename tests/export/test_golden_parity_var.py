@@ -11,8 +11,8 @@ import torch
 from goldens import FOLDER, IMAGE, LATENT
 from ldp_runtime.codebook_tokens import phi_index
 
-from ldp_export.models.checkpoints import load_var, load_vq_vae
 from ldp_export.models.var import VarSettings, VarTransformer, generate
+from ldp_export.models.var_checkpoints import load_var, load_vq_vae
 from ldp_export.models.vq_vae import VqVae, quantize
 
 CASE = FOLDER / "var_d16like"
