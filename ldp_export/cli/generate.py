@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, shown_scales, threads_option
+from ldp_export.cli.options import (
+    POLICY_HELP,
+    as_json,
+    bundle_argument,
+    device_option,
+    print_json,
+    shown_scales,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,13 +30,15 @@ Examples:
   ldp-export generate bundles/infinity-shapes "a blue star" "two green rings" --policy ld --seed 7 --output pictures/
   ldp-export generate bundles/infinity-shapes "a red circle" --policy ld:rho=0.4,fill=zero --trace trace.json
   ldp-export generate bundles/infinity-shapes "a red circle" "a blue star" --num-images 4 --output all/ --sheet all.png
+
 """
+    + POLICY_HELP
 )
 @bundle_argument
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--output", type=click.Path(path_type=Path), default=Path(), help="A .png file (one image) or a folder.")
 @click.option(
-    "--policy", default="none", show_default=True, help="none, ld, ld-skip-2, skip:count=1, fixed:keep=0.4, ..."
+    "--policy", default="none", show_default=True, help="none, ld, ld-paper, skip:count=1, a profile's name; see below."
 )
 @click.option("--negative-prompt", help="What to steer away from.")
 @click.option("--guidance", type=float, help="Guidance scale; 1 means none.  [default: the bundle's]")

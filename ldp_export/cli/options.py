@@ -15,6 +15,28 @@ if TYPE_CHECKING:
 
     from ldp_export.progress import Progress, ProgressEvent
 
+#: Appended to the help of commands that take policies. Every option is named (a test compares).
+POLICY_HELP = """\b
+Policies are NAME or NAME:option=value,...  ("none" for no value, lists as 5+6):
+  none            the full model
+  ld              recommended: see docs/ablation.md
+  ld-paper        LD-Pruning with the paper's thresholds, nothing skipped
+  ld-skip-2       the paper's headline mode: the last two scales are not run
+    Options of the three:
+      rho=0.5                 share of the score that kept tokens must reach
+      score=                  energy | distance | variance | change | decoder* | error*
+      prune_scales=5+6        which scales are thinned out; or the last that hold a prune_share=0.75 of all tokens
+      fill=                   repeat | zero | scaled (fill_scale=-0.3) | linear*
+      stop_threshold=0.15     stop the unconditional branch once the gap changes by less; stop_scales=4+5
+      after_stop=             conditional | reuse | fitted*
+      skip_last=0             last scales not run; or, picture by picture, end_threshold=0.1; end_scales=4+5
+      energy_from=previous|computed, border=counted|ignored, gap=rms|l2, haar=tokens|latents
+  skip            control: count=1 last scales are not run; stop_after=4
+  stop-guidance   control: the branch stops after scale=4
+  fixed           control: keep=0.4 of the tokens by score= (or random); prune_scales, fill, fill_scale, stop_after
+  or the name (or path) of a profile that `ldp-export calibrate` wrote.
+* needs numbers fitted to the bundle: ldp-export calibrate BUNDLE --fit-only
+"""
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or cuda with onnxruntime-gpu.")

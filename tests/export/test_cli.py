@@ -46,6 +46,20 @@ def test_every_verb_has_help_with_examples(verb: str) -> None:
     assert f"ldp-export {verb}" in result.output
 
 
+def test_help_names_every_policy_and_option() -> None:
+    """The text is written by hand, so that help loads no policy."""
+    import dataclasses
+
+    from ldp_runtime import FixedRatio, LatentDiscrepancy, SkipLastScales, StopGuidanceAfter
+    from ldp_runtime.pruning.names import POLICY_NAMES
+
+    text = run("generate", "--help").output
+    kinds = (LatentDiscrepancy, FixedRatio, SkipLastScales, StopGuidanceAfter)
+    options = {field.name for kind in kinds for field in dataclasses.fields(kind)} - {"fitted"}
+    missing = [name for name in (*POLICY_NAMES, *options) if name not in text]
+    assert not missing
+
+
 def test_models_lists_the_registry() -> None:
     rows = json.loads(run("models", "--json").output)
     assert [row["name"] for row in rows] == list(MODELS)
