@@ -6,10 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
-POLICY ?= ld:fill=zero,score=distance
+POLICY ?= ld
 PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
-.PHONY: setup demo bench test lint clean
+.PHONY: setup demo bench ablation test lint clean
 
 setup: $(VENV)/.ready
 
@@ -24,16 +24,21 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --policy $(POLICY) --seed 1 --output $(OUT)/pruning.png
-	$(BIN)/ldp-export bench $(BUNDLE) --policy ld --policy ld-skip-2 --policy $(POLICY) --repeats 5 --output $(OUT)/bench.json
+	$(BIN)/ldp-export bench $(BUNDLE) --policy ld-paper --policy ld-skip-2 --policy $(POLICY) --repeats 5 --output $(OUT)/bench.json
 
 # The committed results: policies of the paper, what calibration found better, and the controls.
 bench: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export bench $(BUNDLE) --prompts-file benchmarks/prompts.txt --repeats 5 \
-		--policy ld --policy ld-skip-2 --policy ld:fill=zero,border=ignored --policy ld:fill=zero,score=distance \
-		--policy skip:count=1 --policy skip:count=2 --policy stop-guidance:scale=4 \
+		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.9 --policy ld:rho=0.6 \
+		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \
 		--output benchmarks/results/infinity-shapes-cpu.json
 	$(BIN)/python benchmarks/chart.py benchmarks/results/infinity-shapes-cpu.json --output docs/bench.png
+
+# Every switch of LD-Pruning and every control; about twenty minutes on two quiet cores, and it resumes.
+ablation: setup
+	$(BIN)/ldp-export build --output $(BUNDLE)
+	$(BIN)/python benchmarks/ablation.py $(BUNDLE)
 
 lint: setup
 	$(BIN)/ruff check .
