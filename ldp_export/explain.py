@@ -12,6 +12,7 @@ import numpy as np
 from ldp_calibration.fidelity import psnr_db
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline import Pipeline, ScaleEvent
+from ldp_runtime.pruning.names import parse_policy
 from ldp_runtime.trace import ScaleTrace, Trace
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ def draw(explanation: Explanation, path: Path) -> None:
     top, bottom = parts
     _draw_result(top, explanation)
     axes = bottom.subplots(len(scales), 4, width_ratios=[1, 1, 1, 2.1], squeeze=False)
+    score = getattr(parse_policy(explanation.trace.policy), "score", "")
     for row, (scale, preview) in enumerate(zip(scales, explanation.previews, strict=True)):
-        _draw_scale(axes[row], scale, preview, first=row == 0)
+        _draw_scale(axes[row], scale, preview, score, first=row == 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -84,7 +86,7 @@ def _draw_result(figure: Any, explanation: Explanation) -> None:
     axis.text(0, 0.95, "\n".join(lines), va="top", fontsize=9)
 
 
-def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, first: bool) -> None:
+def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, score: str, first: bool) -> None:
     h, w = scale.grid
     show(axes[0], preview, "image so far" if first else "")
     axes[0].set_ylabel(f"scale {scale.scale}\n{h}x{w}", fontsize=8)
@@ -93,7 +95,7 @@ def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, first: bo
     else:
         axes[1].imshow(scale.score.numpy(), cmap="magma")
         axes[1].set(xticks=[], yticks=[])
-        axes[1].set_title("energy", fontsize=8)
+        axes[1].set_title(score, fontsize=8)
     show(axes[2], dimmed(preview, scale), "" if scale.kept is None else "computed here")
     text = [f"{scale.tokens} of {scale.tokens_full} tokens ({scale.kept_share:.0%})"]
     text.append("two branches" if scale.rows == 2 else "one branch")
@@ -101,6 +103,8 @@ def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, first: bo
         text.append(f"guidance gap {scale.gap:.2f}")
     if scale.unconditional_stopped:
         text.append("unconditional branch stops here")
+    if scale.ended:
+        text.append("the policy ends the picture here")
     choosing = (scale.select_s + scale.residual_s) * 1e3
     text.append(f"engine {scale.blocks_s * 1e3:.1f} ms, around it {choosing:.1f} ms")
     axes[3].axis("off")
