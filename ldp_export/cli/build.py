@@ -34,7 +34,12 @@ Examples:
 @local_dir_option
 @weights_options
 @click.option("--output", type=click.Path(path_type=Path), help="Path of the bundle.  [default: bundles/MODEL]")
-@click.option("--pn", "size", help="Scale schedule: 0.06M, 0.25M, 0.6M or 1M.  [default: the model's]")
+@click.option(
+    "--pn",
+    "--size",
+    "size",
+    help="About how many pixels: 0.06M, 0.25M, 0.6M or 1M, all aspect ratios.  [default: the model's]",
+)
 @click.option("--chunk", type=int, help="Blocks per engine; a large model is split so that each part stays small.")
 @backend_options
 @click.option("--guidance", type=float, help="Default guidance of the bundle.  [default: the model's]")

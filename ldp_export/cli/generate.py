@@ -48,7 +48,7 @@ Examples:
 @click.option("--num-images", type=int, default=1, show_default=True, help="Images per prompt.")
 @click.option("--seed", type=int, help="Seed of the first image; the others count up. Default: drawn and reported.")
 @click.option("--aspect-ratio", type=float, help="height / width; the nearest template is drawn.")
-@click.option("--height", type=int)
+@click.option("--height", type=int, help="In pixels, with --width: a size that `inspect` lists, or close to one.")
 @click.option("--width", type=int)
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also put all images on one sheet, under their prompts.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write what happened at each scale, as JSON.")

@@ -22,10 +22,10 @@ from ldp_export.models.registry import ModelSpec
 from ldp_export.models.sources import Sources
 from ldp_export.models.tensor_writer import TensorSource, write_tensors
 
-_SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 4 * 2**30
 
 
-def write_checkpoint(spec: ModelSpec, folder: Path, seed: int = 0, shard_bytes: int = _SHARD_BYTES) -> Sources:
+def write_checkpoint(spec: ModelSpec, folder: Path, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> Sources:
     """Writes transformer (sharded, with an index file, when larger than a shard) and VAE; float32, as released.
 
     Raises:
@@ -44,7 +44,7 @@ def write_checkpoint(spec: ModelSpec, folder: Path, seed: int = 0, shard_bytes: 
         write_tensors(_sources(transformer, seed), path)
     else:
         path = folder / "transformer"
-        _write_shards(transformer, path, seed, shard_bytes)
+        write_shards(transformer, path, seed, shard_bytes)
     return Sources(path, folder / "vae.safetensors")
 
 
@@ -65,15 +65,20 @@ def _values(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
         return torch.zeros(like.shape)
     if name.endswith("scale_mul_1H11"):
         return torch.full(like.shape, 1.4)
-    if name.endswith(("norm.weight", "norm1.norm.weight", "norm2.norm.weight", "norm_out.norm.weight")):
+    if name.endswith(
+        ("norm.weight", "norm1.norm.weight", "norm2.norm.weight", "norm_out.norm.weight", "layer_norm.weight")
+    ):
         return torch.randn(like.shape, generator=generator).mul_(0.1).add_(1)
     # Biases and tables small; matrices scaled so that activations keep their size.
     spread = 0.02 if like.dim() < 2 else like[0].numel() ** -0.5
     return torch.randn(like.shape, generator=generator).mul_(spread)
 
 
-def _write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard_bytes: int) -> None:
-    """`model-0000i-of-0000n.safetensors` and the index file, as the hub's libraries lay them out."""
+def write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard_bytes: int) -> None:
+    """`model-0000i-of-0000n.safetensors` and the index file, as the hub's libraries lay them out.
+
+    `state` gives names and shapes only (tensors on the meta device).
+    """
     groups: list[list[str]] = [[]]
     filled = 0
     for name, tensor in state.items():
@@ -83,7 +88,7 @@ def _write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard
             filled = 0
         groups[-1].append(name)
         filled += size
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     places: dict[str, str] = {}
     for i, names in enumerate(groups, start=1):
         file = f"model-{i:05d}-of-{len(groups):05d}.safetensors"

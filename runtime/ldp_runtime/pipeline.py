@@ -182,7 +182,8 @@ class Pipeline:
                 the least likely codes that together have no more (0: off).
             seed: of the first image (`seed + i` for the others), or one per image; None draws seeds and reports them.
             policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4", "skip:count=1"); a profile's name.
-            aspect_ratio: height / width, nearest template; or `height` and `width` in pixels, exactly.
+            aspect_ratio: height / width, nearest template; or `height` and `width` in pixels: a size that the bundle
+                draws, or one close to it, with a warning that says what is drawn.
             output_type: "pil", "numpy", "torch" or "latent".
             cfg_insertion_layer: where guidance is mixed; engines do it at the logits, so [0] is all they take.
             more_smooth: VAR only: draw mixtures of codebook entries, as the original's option of that name.

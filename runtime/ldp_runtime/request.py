@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +19,15 @@ from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
 
+logger = logging.getLogger(__name__)
+
 OutputType = Literal["pil", "numpy", "torch", "latent"]
 #: A prompt in words, or its text features [T, text_channels].
 Text = str | torch.Tensor
 
 _SEED_BITS = 63
+#: Share of a side by which the size that is drawn may differ from the size that was asked for.
+_SIZE_TOLERANCE = 0.125
 
 
 @dataclass(frozen=True)
@@ -211,11 +216,19 @@ def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None
         return manifest.schedule(1.0 if aspect_ratio is None else aspect_ratio)
     if aspect_ratio is not None or height is None or width is None:
         raise ConfigError("give height and width together, or aspect_ratio alone (height / width)")
-    for ratio, size in zip(manifest.model.aspect_ratios, sizes(manifest), strict=True):
-        if size == (height, width):
-            return manifest.schedule(ratio)
-    offered = ", ".join(f"{h}x{w}" for h, w in sizes(manifest))
-    raise ConfigError(f"this bundle cannot draw {height}x{width} (height x width)", hint=f"it draws {offered}")
+    if height < 1 or width < 1:
+        raise ConfigError(f"height and width are pixels, got {height}x{width}")
+    nearest = manifest.schedule(height / width)
+    drawn = tuple(side * manifest.model.pixels_per_token for side in nearest.final_grid)
+    if any(abs(side - asked) > asked * _SIZE_TOLERANCE for side, asked in zip(drawn, (height, width), strict=True)):
+        offered = ", ".join(f"{h}x{w}" for h, w in sizes(manifest))
+        raise ConfigError(
+            f"this bundle cannot draw {height}x{width} (height x width); nearest in shape is {drawn[0]}x{drawn[1]}",
+            hint=f"it draws {offered}; other sizes take a bundle built with another --pn",
+        )
+    if drawn != (height, width):
+        logger.warning("drawing %dx%d (height x width), the size nearest to %dx%d", *drawn, height, width)
+    return nearest
 
 
 def _counting(first: int, count: int) -> list[int]:

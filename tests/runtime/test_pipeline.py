@@ -74,11 +74,29 @@ class TestRequests:
             small_pipe(**{"prompt": PROMPT} | options)
 
     def test_impossible_size_lists_the_possible_ones(self, small_pipe: Pipeline) -> None:
-        with pytest.raises(ConfigError, match="cannot draw 65x64") as caught:
-            small_pipe(PROMPT, height=65, width=64)
+        with pytest.raises(ConfigError, match=r"cannot draw 128x130.*nearest in shape is 64x64") as caught:
+            small_pipe(PROMPT, height=128, width=130)
         assert "64x64" in str(caught.value)
         assert "108x36" in str(caught.value)  # 3:1
         assert str(caught.value).count("x") > 15
+
+    @pytest.mark.parametrize(("asked", "drawn"), [((65, 64), (64, 64)), ((62, 82), (60, 80)), ((100, 36), (108, 36))])
+    def test_a_size_close_to_one_that_is_drawn(
+        self,
+        small_pipe: Pipeline,
+        caplog: pytest.LogCaptureFixture,
+        asked: tuple[int, int],
+        drawn: tuple[int, int],
+    ) -> None:
+        schedule = small_pipe.manifest.schedule(asked[0] / asked[1])
+        pixels = small_pipe.manifest.model.pixels_per_token
+        assert tuple(side * pixels for side in schedule.final_grid) == drawn
+        with caplog.at_level(logging.WARNING):
+            result = small_pipe(PROMPT, height=asked[0], width=asked[1], seed=1, policy="skip:count=5")
+        assert result.images[0].size == (drawn[1], drawn[0])
+        assert (
+            f"drawing {drawn[0]}x{drawn[1]} (height x width), the size nearest to {asked[0]}x{asked[1]}" in caplog.text
+        )
 
     def test_bundle_without_text_encoder_takes_features_only(self, tiny_pipe: Pipeline) -> None:
         with pytest.raises(ConfigError, match=r"no text encoder.*prompt_embeds"):
