@@ -59,12 +59,20 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(caption="parameters: transformer and VAE; disk: published files; memory: at least, in bfloat16")
-    for title in ("name", "parameters", "blocks x width", "size", "weights", "licence", "disk", "memory", "here"):
-        table.add_column(title, no_wrap=title in ("name", "here"))
+    table = Table(box=None, pad_edge=False, caption="disk, memory: GB; more with --json")
+    for title in ("name", "params", "size", "disk", "memory", "licence", "here"):
+        table.add_column(title, no_wrap=True, justify="right" if title in ("params", "disk", "memory") else "left")
     for row in rows:
-        parameters, shape = f"{row['parameters'] / 1e6:,.0f} M", f"{row['depth']} x {row['width']}"
-        disk, memory = f"{row['disk_bytes'] / 1e9:.1f} GB", f"{row['memory_bytes'] / 1e9:.1f} GB"
-        here = f"{row['local']}, {row['local_bytes'] / 1e9:.1f} GB" if row["local_bytes"] else row["local"] or ""
-        table.add_row(row["name"], parameters, shape, row["size"], row["weights"], row["licence"], disk, memory, here)
+        parameters, disk, memory = row["parameters"] / 1e6, row["disk_bytes"] / 1e9, row["memory_bytes"] / 1e9
+        table.add_row(
+            row["name"], f"{parameters:,.0f} M", row["size"], f"{disk:.1f}", f"{memory:.1f}", row["licence"], _here(row)
+        )
     Console().print(table)
+
+
+def _here(row: dict[str, Any]) -> str:
+    if row["local"] is None:
+        return "never released"
+    if row["weights"] == "embedded":
+        return "in this package"
+    return f"{row['local']}, {row['local_bytes'] / 1e9:.1f} GB" if row["local_bytes"] else row["local"]
