@@ -274,6 +274,22 @@ class TestCommandLine:
         drawn = run("generate", tmp_path / "bundle", "a red circle", "--output", tmp_path / "x.png")
         assert drawn.exit_code == 0, drawn.output
 
+    def test_a_converted_folder_needs_no_network(self, hub: Hub, tmp_path: Path) -> None:
+        folder = tmp_path / "carried"
+        assert run("fetch", NAME, "--precision", "bfloat16").exit_code == ConfigError.exit_code
+        result = run("fetch", NAME, "--local-dir", folder, "--precision", "bfloat16")
+        assert result.exit_code == 0, result.output
+        assert sorted(path.name for path in folder.iterdir()) == ["text_encoder", "transformer", "vae.safetensors"]
+        hub.requests.clear()
+        model, sources = resolve_model(NAME, local_dir=folder)
+        assert model == tiny()
+        state = read_state(sources.transformer)
+        assert state["block_chunks.0.module.0.ffn.fc1.weight"].dtype == torch.bfloat16
+        assert state["head.weight"].dtype == torch.float32
+        dry = run("build", "--model", NAME, "--local-dir", folder, "--output", tmp_path / "b", "--dry-run")
+        assert dry.exit_code == 0, dry.output
+        assert not hub.requests
+
     def test_errors_have_their_exit_codes(self, hub: Hub) -> None:
         assert run("fetch", "infinity-shapes").exit_code == ConfigError.exit_code
         hub.fault.replace = {"tiny_reg.pth"}
