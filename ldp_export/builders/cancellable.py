@@ -7,9 +7,9 @@ progress raises), asks the library to stop and waits until it has.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -23,7 +23,8 @@ class BuildProgress:
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
-        self._news: SimpleQueue[str] = SimpleQueue()
+        self._has_news = threading.Event()
+        self._line = ""
 
     def stop(self) -> None:
         self._stopped.set()
@@ -33,17 +34,15 @@ class BuildProgress:
         return self._stopped.is_set()
 
     def tell(self, line: str) -> None:
-        self._news.put(line)
+        self._line = line
+        self._has_news.set()
 
     def latest(self, timeout: float) -> str | None:
-        """The newest line, waiting for one at most `timeout` seconds."""
-        line = None
-        try:
-            line = self._news.get(timeout=timeout)
-            while True:
-                line = self._news.get_nowait()
-        except Empty:
-            return line
+        """The newest line since the last look, waiting for one at most `timeout` seconds; older ones are dropped."""
+        if not self._has_news.wait(timeout):
+            return None
+        self._has_news.clear()
+        return self._line
 
 
 def progress_monitor(trt: Any, progress: BuildProgress) -> Any:
@@ -81,15 +80,22 @@ def run_cancellable(work: Callable[[], Result], progress: BuildProgress, say: Ca
             errors.append(error)
 
     thread = threading.Thread(target=run, name="engine-build")
-    thread.start()
     try:
+        thread.start()  # an interruption may come as early as here
         while thread.is_alive():
             line = progress.latest(_PAUSE)
             if line is not None:
                 say(line)
     finally:
         progress.stop()
-        thread.join()
+        _wait(thread)
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _wait(thread: threading.Thread) -> None:
+    """Until the thread has ended, however often the user presses Ctrl-C: it writes to a folder that is removed next."""
+    while thread.is_alive():
+        with contextlib.suppress(KeyboardInterrupt):
+            thread.join()

@@ -118,5 +118,5 @@ def _own_gpu(options: BackendOptions, precision: str) -> tuple[str, ...]:
             hint="leave --compute-capability out, or use --backend tensorrt-rtx",
         )
     load_library("tensorrt")
-    check_precision(here, precision)
+    check_precision("tensorrt", here, precision)
     return (here,)

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from ldp_runtime.engines.tensorrt_library import Flavour, capability
 from ldp_runtime.errors import ConfigError
 
-#: First compute capability with tensor cores for a precision, in a strongly typed network.
-_SINCE = {"float16": (7, 5), "bfloat16": (8, 0), "float32": (8, 0)}
+#: First compute capability that serves a graph of each precision. Graphs keep float32 islands with matrix products in
+#: them (the head), which TensorRT-RTX does not have on 7.5.
+_SINCE: dict[Flavour, dict[str, tuple[int, int]]] = {
+    "tensorrt": {"float32": (7, 5), "float16": (7, 5), "bfloat16": (8, 0)},
+    "tensorrt-rtx": {"float32": (8, 0), "float16": (8, 0), "bfloat16": (8, 0)},
+}
 #: Data centre GPUs of the architectures whose consumer members TensorRT-RTX serves.
 _DATA_CENTRE = {(9, 0): "H100, H200", (10, 0): "B200", (10, 3): "B300"}
 
@@ -45,19 +49,20 @@ def check_targets(flavour: Flavour, wanted: Sequence[str], offered: Sequence[str
     for name in wanted:
         if name not in offered:
             raise ConfigError(_not_offered(flavour, name, offered), hint=_instead(name))
-        check_precision(name, precision)
+        check_precision(flavour, name, precision)
 
 
-def check_precision(name: str, precision: str) -> None:
-    """Refuses a precision that GPUs of compute capability `name` do not compute in."""
-    since = _SINCE.get(precision)
-    if since is None:
-        raise ConfigError(f"TensorRT engines are built in {', '.join(sorted(_SINCE))}, not in {precision!r}")
-    if capability(name) < since:
+def check_precision(flavour: Flavour, name: str, precision: str) -> None:
+    """Refuses a precision that `flavour` does not compute in on GPUs of compute capability `name`."""
+    known = _SINCE[flavour]
+    if precision not in known:
+        raise ConfigError(f"{flavour} engines are built in {', '.join(sorted(known))}, not in {precision!r}")
+    if capability(name) < known[precision]:
+        others = [other for other, since in known.items() if since <= capability(name)]
         raise ConfigError(
-            f"GPUs of compute capability {name} have no {precision} matrix products; {since[0]}.{since[1]} is the "
-            "first that has",
-            hint="--precision float16, or leave that GPU out" if capability(name) >= (7, 5) else "leave that GPU out",
+            f"{flavour} serves {precision} graphs from compute capability {'.'.join(map(str, known[precision]))} on, "
+            f"not on {name}",
+            hint=f"--precision {others[-1]}" if others else "leave that GPU out, or run ONNX Runtime on it",
         )
 
 

@@ -56,7 +56,7 @@ def parse_network(library: Library, signature: GraphSignature, folder: Path, hea
         raise EngineBuildError(f"{library.title} cannot read the graph {signature.name!r}: {problems}")
     refuse_unused(library, signature.name, heard)
     layers = count_layers(network)
-    _check_layers(signature, count_operators(path), layers)
+    check_layers(signature, count_operators(path), layers)
     return Network(builder, network, parser, layers)
 
 
@@ -72,14 +72,18 @@ def count_operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
-def allow_float32_attention(library: Library, network: Any) -> None:
-    """No fused attention kernel computes in float32, so those layers (and no others) may be taken apart."""
+def allow_plain_attention(library: Library, network: Any, signature: GraphSignature) -> None:
+    """Lets the library take an attention apart where that is harmless, so that it stays an error where it is not.
+
+    That is, in float32, which no fused kernel computes in; and in graphs that run once a prompt.
+    """
     trt = library.module
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer  # the bindings give the base class
-            layer.attention.decomposable = True
+            once = Axis.TOKENS not in signature.axes
+            layer.attention.decomposable = once or layer.get_input(0).dtype == trt.float32
 
 
 def refuse_unused(library: Library, graph: str, heard: list[Message]) -> None:
@@ -92,7 +96,7 @@ def refuse_unused(library: Library, graph: str, heard: list[Message]) -> None:
         )
 
 
-def _check_layers(signature: GraphSignature, operators: Mapping[str, int], layers: Mapping[str, int]) -> None:
+def check_layers(signature: GraphSignature, operators: Mapping[str, int], layers: Mapping[str, int]) -> None:
     for operator, layer in LAYER_OF.items():
         if operators.get(operator, 0) != layers.get(layer, 0):
             raise EngineBuildError(

@@ -18,7 +18,7 @@ from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.builders.base import ExportedGraph
 from ldp_export.builders.cancellable import BuildProgress, progress_monitor, run_cancellable
-from ldp_export.builders.network import Network, allow_float32_attention, parse_network, refuse_unused
+from ldp_export.builders.network import Network, allow_plain_attention, parse_network, refuse_unused
 from ldp_export.builders.profiles import graph_profiles
 from ldp_export.graphs.signature import Axis, GraphSignature
 
@@ -87,7 +87,7 @@ class TensorRtBuilder:
         def work() -> None:
             with library.listening() as heard:
                 network = parse_network(library, graph.signature, graph.folder, heard)
-                allow_float32_attention(library, network.network)
+                allow_plain_attention(library, network.network, graph.signature)
                 config = self._config(library, network, graph.signature, progress)
                 _write_engine(library, network, config, graph.signature, folder / ENGINE_FILE, progress, heard)
                 _save_timing_cache(library, config, self.timing_cache)

@@ -71,6 +71,9 @@ class GraphCache(Generic[Graph]):
         """Stores a graph of `size` bytes; returns the graphs that had to go for it (itself, if it is too large)."""
         self.counters.captures += 1
         self._seen.pop(call, None)
+        if size > self.limit:
+            self.counters.evictions += 1
+            return [graph]
         self._graphs[call] = (graph, size)
         gone: list[Graph] = []
         while self.size > self.limit:

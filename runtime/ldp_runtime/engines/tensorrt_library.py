@@ -141,7 +141,7 @@ class Library:
             return None
         diagnostics = self.module.EngineInvalidityDiagnostics.__members__.items()
         named = [name.lower().replace("_", " ") for name, bit in diagnostics if int(reasons) & int(bit)]
-        return ", ".join(named) or "the library gives no reason"
+        return ", ".join(named) or self.recent_errors()
 
     def header_size(self, runtime: Any) -> int:
         """Bytes that `refusal` reads."""
