@@ -3,13 +3,15 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# What builds engines here: TensorRT-RTX does without a GPU (95 MB).
+ENGINES ?= tensorrt-rtx
 BIN := $(VENV)/bin
 BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
 POLICY ?= ld
 PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
-.PHONY: setup demo bench ablation test lint clean
+.PHONY: setup demo bench ablation test gpu-test lint clean
 
 setup: $(VENV)/.ready
 
@@ -18,7 +20,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,eval,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,eval,dev,$(ENGINES)]"
 	touch $@
 
 demo: setup
@@ -47,6 +49,11 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# On a machine with an NVIDIA GPU; parts whose libraries are missing skip by themselves. Needs a PyTorch with CUDA:
+#   make gpu-test TORCH=torch==2.13.0 ENGINES=tensorrt-cu13,tensorrt-rtx
+gpu-test: setup
+	$(BIN)/python -m pytest tests/gpu -rs
 
 clean:
 	rm -rf $(VENV) $(OUT) bundles build dist

@@ -36,13 +36,13 @@ def graph_profiles(
         schedules: of every shape that the model draws; kernels are tuned for the first.
         layout: how tokens lie on the latent, for the decoder.
         buckets: of scales, for graphs that run once per scale.
-        max_rows: branches of images in one call; text_tokens: of the longest prompt.
+        max_rows: branches of images in one call; text_tokens: of the longest prompt, 0 for models of classes.
     """
     if Axis.TOKENS in signature.axes:
-        return scale_profiles(schedules, buckets, max_rows, text_tokens)
+        return scale_profiles(schedules, buckets, max_rows, text_tokens if Axis.TEXT in signature.axes else 0)
     if Axis.HEIGHT in signature.axes:
         return latent_profiles(schedules, layout)
-    return (OptimizationProfile(_prompt_axes(max_rows, text_tokens)),)
+    return (OptimizationProfile(_prompt_axes(max_rows, text_tokens if Axis.TEXT in signature.axes else 0)),)
 
 
 def scale_profiles(
@@ -102,7 +102,7 @@ def buckets_of(scales: int, buckets: int) -> list[tuple[int, int]]:
 
 
 def _prompt_axes(max_rows: int, text_tokens: int) -> Mapping[str, AxisRange]:
-    return {
-        Axis.ROWS.value: AxisRange(1, min(_TYPICAL_ROWS, max_rows), max_rows),
-        Axis.TEXT.value: AxisRange(1, min(_TYPICAL_TEXT, text_tokens), text_tokens),
-    }
+    axes = {Axis.ROWS.value: AxisRange(1, min(_TYPICAL_ROWS, max_rows), max_rows)}
+    if text_tokens:
+        axes[Axis.TEXT.value] = AxisRange(1, min(_TYPICAL_TEXT, text_tokens), text_tokens)
+    return axes

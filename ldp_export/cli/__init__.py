@@ -12,7 +12,19 @@ from ldp_runtime.errors import LdpError
 
 from ldp_export import __version__
 
-_VERBS = ("build", "generate", "explain", "calibrate", "verify", "inspect", "bench", "models", "fetch", "convert")
+_VERBS = (
+    "build",
+    "generate",
+    "explain",
+    "calibrate",
+    "verify",
+    "inspect",
+    "bench",
+    "models",
+    "fetch",
+    "convert",
+    "doctor",
+)
 
 
 class _Verbs(click.Group):

@@ -10,7 +10,8 @@ import click
 from ldp_export.cli.options import as_json, bundle_argument, print_json
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Bundle
+    from ldp_runtime.bundle import Bundle, Manifest
+    from rich.console import Console
 
 
 @click.command(
@@ -61,6 +62,7 @@ def _print(bundle: Bundle) -> None:
         size = sum(entry.size for path, entry in manifest.files.items() if path.startswith(folder + "/"))
         graphs.add_row(name, escape(_listed(graph.inputs)), escape(_listed(graph.outputs)), f"{size / 2**20:.1f}")
     console.print(graphs)
+    _print_target(console, manifest)
     scales = Table(title=f"scales at 1:1 ({schedule.total_tokens} tokens); * where LD-Pruning thins out by default")
     for title in ("scale", "grid", "tokens", "past"):
         scales.add_column(title, justify="right")
@@ -68,6 +70,16 @@ def _print(bundle: Bundle) -> None:
     for k, (h, w) in enumerate(schedule.grids):
         scales.add_row(f"{k}{'*' if k in pruned else ' '}", f"{h}x{w}", str(h * w), str(schedule.offsets[k]))
     console.print(scales)
+
+
+def _print_target(console: Console, manifest: Manifest) -> None:
+    """What compiled engines are for, and each of their profiles as what it covers."""
+    if manifest.target is not None and manifest.target.compute_capabilities:
+        gpus = ", ".join(manifest.target.compute_capabilities)
+        console.print(f"built by {manifest.backend} {manifest.target.library} for compute capabilities {gpus}")
+    for name, graph in manifest.graphs.items():
+        for index, profile in enumerate(graph.profiles):
+            console.print(f"{name}, profile {index}: {profile}", highlight=False)
 
 
 def _listed(tensors: tuple) -> str:

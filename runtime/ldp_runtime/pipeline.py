@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -34,6 +34,9 @@ from ldp_runtime.request import Request, check_output_type, make_request
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.text import PromptTokenizer
 from ldp_runtime.trace import ScaleTrace, Trace
+
+if TYPE_CHECKING:
+    from ldp_runtime.engines.graph_cache import GraphCounters
 
 logger = logging.getLogger(__name__)
 
@@ -270,6 +273,11 @@ class Pipeline:
             if self._engines is not None:
                 self._engines.close()
                 self._engines = None
+
+    @property
+    def cuda_graphs(self) -> GraphCounters | None:
+        """How often captured CUDA graphs served so far; None where the backend captures none."""
+        return self._open_engines().cuda_graphs
 
     def __enter__(self) -> Pipeline:
         return self

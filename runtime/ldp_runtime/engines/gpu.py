@@ -28,20 +28,20 @@ def require_gpu(backend: str, device: torch.device) -> str:
             f"{backend} engines run on a GPU; the device asked for is {str(device)!r}",
             hint="load with device='cuda' (--device cuda); for a CPU, build with --backend onnxruntime",
         )
-    capability = local_capability(device) if torch.version.cuda is not None else None
+    if torch.version.cuda is None:
+        raise IncompatibleBundleError(
+            f"{backend} engines need an NVIDIA GPU; this PyTorch ({torch.__version__}) was built without CUDA",
+            hint="on a machine with an NVIDIA GPU, install a CUDA build of PyTorch (https://pytorch.org); "
+            "for this one, build with --backend onnxruntime",
+        )
+    capability = local_capability(device)
     if capability is None:
         raise IncompatibleBundleError(
-            f"{backend} engines need an NVIDIA GPU; {_why_none()}",
-            hint="run them on the machine that they were built for, or build with --backend onnxruntime; "
-            "`ldp-export doctor` says what is missing here",
+            f"{backend} engines need an NVIDIA GPU; PyTorch finds no GPU or no driver on this machine",
+            hint="install the NVIDIA driver, or run them on the machine that they were built for; "
+            "for this one, build with --backend onnxruntime",
         )
     return capability
-
-
-def _why_none() -> str:
-    if torch.version.cuda is None:
-        return f"this PyTorch ({torch.__version__}) was built without CUDA"
-    return "PyTorch finds no GPU or no driver on this machine"
 
 
 def check_capability(backend: str, here: str, built_for: Sequence[str]) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: Float32 stays float32: the CUDA provider would round products to TensorFloat-32.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 _ELEMENT_TYPES: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
     torch.float16: np.float16,
@@ -71,6 +73,12 @@ def check_integers(graphs: Mapping[str, GraphEntry]) -> None:
         )
 
 
+def _provider_options(device: torch.device) -> dict[str, str]:
+    """Settings of the execution provider, and which of several GPUs it is for."""
+    index = {"device_id": str(device.index or 0)} if device.type == "cuda" else {}
+    return _PROVIDER_OPTIONS[device.type] | index
+
+
 def _session_options(ort: Any, device: torch.device, threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; the rest arrives as exceptions
@@ -102,7 +110,7 @@ class OnnxRuntimeEngine:
         provider = _PROVIDERS[self.device.type]
         options = _session_options(ort, self.device, threads)
         try:
-            session = ort.InferenceSession(path, options, providers=[provider])
+            session = ort.InferenceSession(path, options, providers=[(provider, _provider_options(self.device))])
         except Exception as error:  # onnxruntime raises a type per status code
             raise _load_error(error, name, path) from error
         if session.get_providers()[0] != provider:
