@@ -76,14 +76,14 @@ def naive_run(
     rule: SamplingFilter,
     seed: int,
 ) -> NaiveRun:
-    """One image under `policy` (energy from the previous residual)."""
+    """One image under `policy` (energy from the previous residual; guidance is recalled from unpruned scales only)."""
     noise = position_noise(seed, schedule, layout.bits)
     h, w = layout.latent_grid(schedule.final_grid)
     run = NaiveRun(torch.zeros(layout.channels, h, w))
     inputs: list[torch.Tensor] = []
     visible: list[torch.Tensor] = []
     gaps: list[dict[int, float]] = []
-    residual = torch.zeros(0)
+    residual = recalled = torch.zeros(0)
     rows = torch.stack((text, model.unconditional_text(len(text))))
     for k, (h, w) in enumerate(schedule.grids[: len(schedule) - policy.skip_last]):
         kept = list(range(h * w))
@@ -98,7 +98,14 @@ def naive_run(
         l_cond, l_uncond = (logits[i, :, 1::2] - logits[i, :, 0::2] for i in (0, 1))  # [h*w, bits]
         stopped = run.stopped_after is not None
         gaps.append({} if stopped else {t: float((l_cond[t] - l_uncond[t]).square().mean()) for t in kept})
-        mixed = l_cond if stopped else guidance * l_cond + (1 - guidance) * l_uncond
+        if not stopped:
+            mixed = guidance * l_cond + (1 - guidance) * l_uncond
+            recalled = (l_cond - l_uncond).T.reshape(1, layout.bits, h, w)
+        elif policy.after_stop == "reuse":
+            at_grid = F.interpolate(recalled, (h, w), mode="bilinear", align_corners=False)[0].flatten(1).T
+            mixed = l_cond + (guidance - 1) * at_grid
+        else:
+            mixed = l_cond
         codes = (sample_bits(mixed / temperature, noise[k], rule).float() * 2 - 1) / layout.channels**0.5
         if len(kept) < h * w or k in policy.prunes(schedule):
             filled = fill(residual, (h, w), policy)

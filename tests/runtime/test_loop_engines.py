@@ -150,6 +150,9 @@ class TestPruned:
             LatentDiscrepancy(prune_scales=(), stop_threshold=0.1, stop_scales=(1, 2, 3, 4, 5, 6)),
             LatentDiscrepancy(prune_scales=(5, 6), fill="scaled", fill_scale=-0.2, border="ignored"),
             LatentDiscrepancy(rho=0.4, prune_scales=(5, 6), score="distance", stop_threshold=None),
+            LatentDiscrepancy(
+                rho=0.8, prune_share=0.45, stop_threshold=9, after_stop="reuse", fill="zero", score="distance"
+            ),
         ],
         ids=describe,
     )
@@ -252,7 +255,9 @@ class TestBatches:
     def prompts(self, flavour: Flavour) -> list[torch.Tensor]:
         return [*flavour.golden.texts("batch"), *flavour.golden.texts("neg")]
 
-    @pytest.mark.parametrize("policy", [None, "ld", "ld:fill=zero,energy_from=computed,rho=0.3", "fixed:score=random"])
+    @pytest.mark.parametrize(
+        "policy", [None, "ld", "ld-paper:fill=zero,energy_from=computed,rho=0.3", "fixed:score=random"]
+    )
     def test_image_alone_and_in_a_batch(self, flavour: Flavour, policy: str | None) -> None:
         prompts = self.prompts(flavour)
         assert len({len(p) for p in prompts}) > 1
