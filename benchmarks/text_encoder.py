@@ -49,7 +49,7 @@ from ldp_export.graphs.onnx_export import export_graph
 from ldp_export.graphs.text_encoder import TextEncoderGraph
 from ldp_export.models.text_encoder import map_text_encoder
 module = map_text_encoder(Path({str(checkpoint)!r})).module
-export_graph(TextEncoderGraph(module), Path({str(graph)!r}), module.state_dict())
+export_graph(TextEncoderGraph(module), Path({str(graph)!r}))
 """,
         "run": f"""
 import onnxruntime
