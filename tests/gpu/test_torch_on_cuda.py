@@ -38,9 +38,9 @@ def two_scales(golden: Golden, device: str) -> list[torch.Tensor]:
     cache, table = blocks.new_cache(schedule.offsets[3], R), rope_table(schedule, c)
     logits = []
     for k in range(3):
-        rope = (table[k][0].to(device), table[k][1].to(device))
+        places = {"cos": table[k][0].to(device), "sin": table[k][1].to(device)}
         latents = draw(R, schedule.tokens[k], config.bits)
-        logits.append(blocks.run(latents, draw(R, config.width), rope, prompt, cache, scale=k).cpu())
+        logits.append(blocks.run(latents, draw(R, config.width), places, prompt, cache, scale=k).cpu())
     blocks.close()
     return logits
 
