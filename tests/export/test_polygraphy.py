@@ -1,0 +1,53 @@
+"""Polygraphy's command line takes the graphs of a bundle as they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ldp_runtime.bundle import Bundle
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("polygraphy") is None, reason="Polygraphy is not installed (pip install polygraphy)"
+)
+
+
+def polygraphy(*arguments: str | Path, rtx: bool = False) -> str:
+    """What the command prints; it must succeed."""
+    code = "from polygraphy.tools import main; import sys; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": str(int(rtx))},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_inspect(tiny_bundle: Bundle) -> None:
+    shown = polygraphy("inspect", "model", tiny_bundle.path("blocks/model.onnx"), "--ignore-external-data")
+    assert "past_k_0" in shown
+    assert "ONNX Opset: 23" in shown
+
+
+def test_run(tiny_bundle: Bundle) -> None:
+    channels = tiny_bundle.manifest.model.latent_channels  # type: ignore[union-attr]
+    shape = f"latent:[1,{channels},16,16]"
+    shown = polygraphy("run", tiny_bundle.path("decoder/model.onnx"), "--onnxrt", "--input-shapes", shape)
+    assert "PASSED" in shown
+
+
+def test_convert(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """An engine from the same file, by Polygraphy alone."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    channels = tiny_bundle.manifest.model.latent_channels  # type: ignore[union-attr]
+    shape, engine = f"latent:[1,{channels},16,16]", tmp_path / "decoder.plan"
+    sides = [word for side in ("min", "opt", "max") for word in (f"--trt-{side}-shapes", shape)]
+    target = ("--convert-to", "trt", "--strongly-typed", "--compute-capabilities", "8.9")
+    polygraphy("convert", tiny_bundle.path("decoder/model.onnx"), *target, *sides, "-o", engine, rtx=True)
+    assert engine.stat().st_size > 2**20
