@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Explanation:
     """One image's run: the picture after each scale, its trace, and the full model's picture beside the final one."""
 
-    prompt: str
+    prompt: str | int
     previews: tuple[Any, ...]
     image: Any
     full: Any
@@ -32,16 +32,16 @@ class Explanation:
 
 
 def explain(
-    pipe: Pipeline, prompt: str, policy: str, seed: int | None = None, guidance: float | None = None
+    pipe: Pipeline, prompt: str | int, policy: str, seed: int | None = None, guidance: float | None = None
 ) -> Explanation:
-    """Draws a prompt with a policy and, for comparison, without one."""
+    """Draws a prompt (or class) with a policy and, for comparison, without one."""
     previews: list[Any] = []
 
     def keep(event: ScaleEvent) -> None:
         previews.append(event.preview())
 
-    pruned = pipe(prompt, policy=policy, seed=seed, guidance_scale=guidance, callback_on_scale=keep)
-    full = pipe(prompt, seed=pruned.seeds[0], guidance_scale=guidance)
+    pruned = pipe.draw(prompt, policy=policy, seed=seed, guidance_scale=guidance, callback_on_scale=keep)
+    full = pipe.draw(prompt, seed=pruned.seeds[0], guidance_scale=guidance)
     return Explanation(prompt, tuple(previews), pruned.images[0], full.images[0], pruned.traces[0])
 
 
@@ -76,7 +76,7 @@ def _draw_result(figure: Any, explanation: Explanation) -> None:
     axis.axis("off")
     stopped = trace.stopped_after
     lines = [
-        *textwrap.wrap(f"“{explanation.prompt}”", 44),
+        *textwrap.wrap(_words(explanation.prompt), 44),
         f"seed {trace.seed}",
         f"{trace.tokens} of {trace.tokens_full} tokens computed",
         f"{len(trace.scales)} of {trace.scales_full} scales run",
@@ -84,6 +84,10 @@ def _draw_result(figure: Any, explanation: Explanation) -> None:
         f"blocks {sum(s.blocks_s for s in trace.scales) * 1e3:.0f} ms, decoder {trace.decode_s * 1e3:.0f} ms",
     ]
     axis.text(0, 0.95, "\n".join(lines), va="top", fontsize=9)
+
+
+def _words(prompt: str | int) -> str:
+    return f"class {prompt}" if isinstance(prompt, int) else f"“{prompt}”"
 
 
 def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, score: str, first: bool) -> None:
@@ -154,7 +158,7 @@ def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
     )
     for axis_row, row in zip(axes, rows, strict=True):
         show(axis_row[0], row.full, "full model")
-        axis_row[0].set_ylabel("\n".join(textwrap.wrap(row.prompt, 22)), fontsize=9)
+        axis_row[0].set_ylabel("\n".join(textwrap.wrap(_words(row.prompt), 22)), fontsize=9)
         show(axis_row[1], row.image, f"{row.trace.policy}: {quality(row):.1f} dB")
         thinned = [scale for scale in row.trace.scales if scale.kept is not None]
         for axis, scale in zip(axis_row[2:-1], thinned, strict=False):

@@ -6,7 +6,7 @@ every run. So the search ranks by these counts, and the winner is timed.
 
 from __future__ import annotations
 
-from ldp_runtime.bundle import ModelEntry
+from ldp_runtime.bundle import ModelEntry, VarEntry
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.trace import Trace
 
@@ -17,7 +17,8 @@ def scale_flops(model: ModelEntry, tokens: int, past: int, rows: int) -> int:
     Cross-attention to the few text tokens and the head are left out: under two percent.
     """
     C, token_rows = model.width, tokens * rows
-    matrices = 2 * (4 * C * C + 2 * C * C + 2 * C * model.ffn)  # qkv and proj; text query and proj; ffn
+    text = 0 if isinstance(model, VarEntry) else 2 * C * C  # query and proj
+    matrices = 2 * (4 * C * C + text + 2 * C * model.ffn)  # qkv and proj; text; ffn
     attention = 4 * (past + tokens) * C
     return model.depth * token_rows * (matrices + attention)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pipeline import Pipeline, ScaleEvent
+from ldp_runtime.pipeline import Condition, Pipeline, ScaleEvent
 from ldp_runtime.pruning.fills import predictors
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.guidance_recall import recall, remember
@@ -72,16 +72,16 @@ class Seen(Policy):
         self.latents.append(event.latents[0])
 
 
-def watch(pipe: Pipeline, prompt: str, seed: int) -> Seen:
+def watch(pipe: Pipeline, prompt: Condition, seed: int) -> Seen:
     """A full run of one prompt, with notes."""
     seen = Seen()
-    pipe(prompt, seed=seed, policy=seen, output_type="latent", callback_on_scale=seen.on_scale)
+    pipe.draw(prompt, seed=seed, policy=seen, output_type="latent", callback_on_scale=seen.on_scale)
     return seen
 
 
 def fit(
     pipe: Pipeline,
-    prompts: Sequence[str],
+    prompts: Sequence[Condition],
     seeds: Sequence[int],
     report: Callable[[int, int, str], None] = lambda done, total, detail: None,
 ) -> Fitted:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from ldp_runtime.bundle import Manifest
-from ldp_runtime.pipeline import Pipeline
+from ldp_runtime.pipeline import Condition, Pipeline
 from ldp_runtime.profiles import with_fits
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.names import parse_policy
@@ -82,7 +82,7 @@ class Bench:
     def __init__(
         self,
         pipe: Pipeline,
-        prompts: Sequence[str],
+        prompts: Sequence[Condition],
         work: Path,
         seed: int,
         fitted: Fitted | None = None,
@@ -122,16 +122,16 @@ class Bench:
 
     def _draw(self, policy: str, prompt: int) -> tuple[np.ndarray, Trace]:
         chosen = with_fits(parse_policy(policy), self._fitted)
-        result = self._pipe(self._prompts[prompt], seed=self._seed + prompt, policy=chosen, output_type="numpy")
+        result = self._pipe.draw(self._prompts[prompt], seed=self._seed + prompt, policy=chosen, output_type="numpy")
         return result.images[0], result.traces[0]
 
 
-def measurement_key(manifest: Manifest, prompts: Sequence[str], seed: int) -> str:
+def measurement_key(manifest: Manifest, prompts: Sequence[Condition], seed: int) -> str:
     """What a measurement belongs to: bundle, prompts, seed."""
     return hashlib.sha256(f"{manifest.digest}:{prompts_hash(prompts)}:{seed}".encode()).hexdigest()[:16]
 
 
-def prompts_hash(prompts: Sequence[str]) -> str:
+def prompts_hash(prompts: Sequence[Condition]) -> str:
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 

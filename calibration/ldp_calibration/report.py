@@ -59,7 +59,7 @@ def save_profile(root: Path, manifest: Manifest, profile: PolicyProfile) -> Path
     return _write(profile_folder(root, manifest) / f"{profile.name}.json", profile.model_dump_json())
 
 
-def save_fits(root: Path, manifest: Manifest, fitted: Fitted, prompts: Sequence[str]) -> Path:
+def save_fits(root: Path, manifest: Manifest, fitted: Fitted, prompts: Sequence[str | int]) -> Path:
     """Writes what was fitted beside the bundle's content: policies given as text then find their numbers."""
     content = FittedFile(
         digest=manifest.digest, prompts_sha256=prompts_hash(prompts), prompts=len(prompts), fitted=fitted.to_json()

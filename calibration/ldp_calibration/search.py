@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from ldp_runtime.errors import BudgetError, ConfigError
-from ldp_runtime.pipeline import Pipeline
+from ldp_runtime.pipeline import Condition, Pipeline
 from ldp_runtime.profiles import with_fits
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.names import parse_policy
@@ -65,7 +65,7 @@ class Calibration:
 
 def calibrate(
     pipe: Pipeline,
-    prompts: Sequence[str],
+    prompts: Sequence[Condition],
     budget: Budget,
     work: Path,
     *,
@@ -108,7 +108,7 @@ def calibrate(
     return Calibration(
         budget,
         chosen,
-        time_against_full(pipe, chosen.policy, fitted, [str(prompts[p]) for p in held_out], seed),
+        time_against_full(pipe, chosen.policy, fitted, [prompts[p] for p in held_out], seed),
         tuple(searched),
         tries,
         prompts_hash(prompts),
@@ -120,7 +120,7 @@ def calibrate(
 
 
 def remembered_fit(
-    pipe: Pipeline, prompts: Sequence[str], chosen: Sequence[int], seed: int, work: Path, report: Report
+    pipe: Pipeline, prompts: Sequence[Condition], chosen: Sequence[int], seed: int, work: Path, report: Report
 ) -> Fitted:
     """What is fitted on the chosen prompts, read from `work` where an earlier search of the same left it."""
     key = f"{measurement_key(pipe.manifest, prompts, seed)}:{len(chosen)}"
@@ -184,7 +184,7 @@ def pareto(points: Iterable[Point], measure: str = "psnr") -> list[Point]:
 
 
 def time_against_full(
-    pipe: Pipeline, policy: str, fitted: Fitted, prompts: Sequence[str], seed: int
+    pipe: Pipeline, policy: str, fitted: Fitted, prompts: Sequence[Condition], seed: int
 ) -> tuple[float, float, float]:
     """Wall-clock speed-up over the same engines unpruned: (geometric mean of paired ratios, 95 % interval).
 
@@ -192,13 +192,13 @@ def time_against_full(
     """
     chosen = with_fits(parse_policy(policy), fitted)
     for warm in (None, chosen):
-        pipe(prompts[0], seed=seed, policy=warm)
+        pipe.draw(prompts[0], seed=seed, policy=warm)
     ratios = []
     for i, prompt in enumerate(prompts):
         seconds = []
         for each in (None, chosen) if i % 2 else (chosen, None):
             started = time.perf_counter()
-            pipe(prompt, seed=seed + i, policy=each)
+            pipe.draw(prompt, seed=seed + i, policy=each)
             seconds.append(time.perf_counter() - started)
         ratios.append(seconds[0] / seconds[1] if i % 2 else seconds[1] / seconds[0])
     logs = np.log(ratios)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ldp_export.cli.options import as_json, bundle_argument, print_json, shown_progress, threads_option
+
+if TYPE_CHECKING:
+    from ldp_runtime.bundle import ModelEntry
 
 
 @click.command(
@@ -28,10 +32,17 @@ Examples:
 )
 @click.option("--name", default="calibrated", show_default=True, help="Of the profile.")
 @click.option(
-    "--prompts-file", type=click.Path(path_type=Path), help="One prompt a line.  [default: the project's own]"
+    "--prompts-file",
+    type=click.Path(path_type=Path),
+    help="One prompt (or class) a line.  [default: own ones]",
 )
 @click.option(
-    "--prompts", "count", type=int, default=32, show_default=True, help="How many of the project's own prompts."
+    "--prompts",
+    "count",
+    type=int,
+    default=32,
+    show_default=True,
+    help="How many of the project's own.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--chart", type=click.Path(path_type=Path), help="Draw speed against fidelity into this .png.")
@@ -73,7 +84,7 @@ def command(
     opened = open_bundle(bundle)
     if opened.root is None:
         raise ConfigError(f"{bundle} is a single version: profiles lie beside a bundle", hint="name the bundle's path")
-    texts = _prompts(prompts_file, count, seed, opened.manifest.model.name)
+    texts = _prompts(prompts_file, count, seed, opened.manifest.model)
     with Pipeline.load(opened, threads=threads) as pipe, shown_progress(as_json) as progress:
         folder = profile_folder(opened.root, opened.manifest)
         work = folder / f"measurements-{measurement_key(opened.manifest, texts, seed)}.jsonl"
@@ -113,19 +124,24 @@ def _say_fits(path: Path, as_json: bool) -> None:
         click.echo(f"{path}\n  --policy ld:fill=linear and the like now find their numbers")
 
 
-def _prompts(file: Path | None, count: int, seed: int, model: str) -> list[str]:
+def _prompts(file: Path | None, count: int, seed: int, model: ModelEntry) -> list[str] | list[int]:
+    """What to measure on: the lines of a file, the project's own prompts, or for VAR classes spread over all."""
+    from ldp_runtime.bundle import VarEntry
     from ldp_runtime.errors import ConfigError
 
-    if file is not None:
-        if not file.is_file():
-            raise ConfigError(f"there is no prompts file {file}")
-        texts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        if not texts:
-            raise ConfigError(f"{file} holds no prompt", hint="write one prompt a line")
-        return texts
-    if model != "infinity-shapes":
+    lines = None if file is None else _lines(file)
+    if isinstance(model, VarEntry):
+        if lines is None:
+            return [i * model.classes // count for i in range(count)]
+        try:
+            return [int(line) for line in lines]
+        except ValueError as error:
+            raise ConfigError(f"{file} must hold a class number a line: {error}") from error
+    if lines is not None:
+        return lines
+    if model.name != "infinity-shapes":
         raise ConfigError(
-            f"the project's own prompts are for infinity-shapes, not for {model}", hint="give --prompts-file"
+            f"the project's own prompts are for infinity-shapes, not for {model.name}", hint="give --prompts-file"
         )
     import numpy as np
     from ldp_calibration.shapes import CATEGORIES, sample_prompt
@@ -133,3 +149,14 @@ def _prompts(file: Path | None, count: int, seed: int, model: str) -> list[str]:
     rng = np.random.default_rng((seed, 7))
     categories = list(CATEGORIES)
     return [sample_prompt(categories[i % len(categories)], rng).text for i in range(count)]
+
+
+def _lines(file: Path) -> list[str]:
+    from ldp_runtime.errors import ConfigError
+
+    if not file.is_file():
+        raise ConfigError(f"there is no prompts file {file}")
+    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"{file} holds no prompt", hint="write one prompt (or class) a line")
+    return lines

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ldp_export.cli.options import as_json, bundle_argument, print_json, threads_option
+from ldp_export.cli.options import as_json, bundle_argument, classes_option, conditions, print_json, threads_option
 
 
 @click.command(
@@ -17,7 +17,8 @@ Examples:
 """
 )
 @bundle_argument
-@click.argument("prompts", nargs=-1, required=True)
+@click.argument("prompts", nargs=-1)
+@classes_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path("explained.png"), show_default=True)
 @click.option("--policy", default="ld", show_default=True, help="What to explain; see `generate --policy`.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -27,6 +28,7 @@ Examples:
 def command(
     bundle: Path,
     prompts: tuple[str, ...],
+    classes: tuple[int, ...],
     output: Path,
     policy: str,
     seed: int,
@@ -36,18 +38,19 @@ def command(
 ) -> None:
     """Draw what a policy did.
 
-    One prompt: a row per scale with the image so far, the energy map, what was computed, the guidance gap and the time.
-    Several prompts: a row each, the full model beside the pruned one, and the tokens of every scale.
+    One prompt or class: a row per scale with the image so far, the energy map, what was computed, the guidance gap and
+    the time. Several: a row each, the full model beside the pruned one, and the tokens of every scale.
     """
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline import Pipeline
 
     from ldp_export.explain import draw, draw_comparison, explain
 
+    drawn = conditions(prompts, classes)
     if output.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ConfigError(f"cannot draw into {output}", hint="name a .png, .pdf or .svg file")
     with Pipeline.load(bundle, threads=threads) as pipe:
-        rows = [explain(pipe, prompt, policy, seed + i, guidance) for i, prompt in enumerate(prompts)]
+        rows = [explain(pipe, prompt, policy, seed + i, guidance) for i, prompt in enumerate(drawn)]
     if len(rows) == 1:
         draw(rows[0], output)
     else:

@@ -13,6 +13,8 @@ from ldp_export.cli.options import (
     POLICY_HELP,
     as_json,
     bundle_argument,
+    classes_option,
+    conditions,
     device_option,
     print_json,
     shown_scales,
@@ -30,22 +32,29 @@ Examples:
   ldp-export generate bundles/infinity-shapes "a blue star" "two green rings" --policy ld --seed 7 --output pictures/
   ldp-export generate bundles/infinity-shapes "a red circle" --policy ld:rho=0.4,fill=zero --trace trace.json
   ldp-export generate bundles/infinity-shapes "a red circle" "a blue star" --num-images 4 --output all/ --sheet all.png
+  ldp-export generate bundles/var-d16 --class 207 --class 88 --policy ld --seed 1 --output dogs/
 
 """
     + POLICY_HELP
 )
 @bundle_argument
-@click.argument("prompts", nargs=-1, required=True)
+@click.argument("prompts", nargs=-1)
+@classes_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path(), help="A .png file (one image) or a folder.")
 @click.option(
     "--policy", default="none", show_default=True, help="none, ld, ld-paper, skip:count=1, a profile's name; see below."
 )
 @click.option("--negative-prompt", help="What to steer away from.")
-@click.option("--guidance", type=float, help="Guidance scale; 1 means none.  [default: the bundle's]")
+@click.option(
+    "--guidance",
+    type=float,
+    help="1 means none; for VAR the end of its ramp, 0 means none.  [default: the bundle's]",
+)
 @click.option("--temperature", type=float, help="[default: the bundle's]")
 @click.option("--top-k", type=int, help="1 draws the likeliest bits.")
 @click.option("--top-p", type=float, help="0 switches the filter off.")
 @click.option("--num-images", type=int, default=1, show_default=True, help="Images per prompt.")
+@click.option("--more-smooth", is_flag=True, help="VAR only: mix codes instead of choosing them.")
 @click.option("--seed", type=int, help="Seed of the first image; the others count up. Default: drawn and reported.")
 @click.option("--aspect-ratio", type=float, help="height / width; the nearest template is drawn.")
 @click.option("--height", type=int, help="In pixels, with --width: a size that `inspect` lists, or close to one.")
@@ -58,6 +67,7 @@ Examples:
 def command(
     bundle: Path,
     prompts: tuple[str, ...],
+    classes: tuple[int, ...],
     output: Path,
     policy: str,
     negative_prompt: str | None,
@@ -66,6 +76,7 @@ def command(
     top_k: int | None,
     top_p: float | None,
     num_images: int,
+    more_smooth: bool,
     seed: int | None,
     aspect_ratio: float | None,
     height: int | None,
@@ -76,23 +87,25 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Draw PROMPTS with a bundle, and say what each image cost."""
+    """Draw PROMPTS (or classes) with a bundle, and say what each image cost."""
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline import Pipeline
 
+    drawn = conditions(prompts, classes)
     single = output.suffix.lower() == ".png"
-    count = len(prompts) * num_images
+    count = len(drawn) * num_images
     if single and count != 1:
         raise ConfigError(f"{output} is one file, {count} images were asked for", hint="name a folder")
     with Pipeline.load(bundle, device=device, threads=threads) as pipe, shown_scales(count, as_json) as on_scale:
-        result = pipe(
-            list(prompts),
+        result = pipe.draw(
+            drawn,
             negative_prompt=negative_prompt,
             guidance_scale=guidance,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             num_images_per_prompt=num_images,
+            more_smooth=more_smooth,
             seed=seed,
             policy=policy,
             aspect_ratio=aspect_ratio,
@@ -109,7 +122,7 @@ def command(
         rows.append(
             {
                 "file": str(path),
-                "prompt": prompts[i // num_images],
+                "class" if classes else "prompt": drawn[i // num_images],
                 "seed": one.seed,
                 "policy": one.policy,
                 "tokens": one.tokens,
@@ -119,7 +132,7 @@ def command(
             }
         )
     if sheet is not None:
-        _write_sheet(sheet, prompts, result.images)
+        _write_sheet(sheet, [str(each) for each in drawn], result.images)
     if trace is not None:
         trace.write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
     if as_json:

@@ -40,6 +40,9 @@ Policies are NAME or NAME:option=value,...  ("none" for no value, lists as 5+6):
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or cuda with onnxruntime-gpu.")
+classes_option = click.option(
+    "--class", "classes", type=int, multiple=True, help="Of class-conditional models, instead of a prompt; repeatable."
+)
 threads_option = click.option("--threads", type=int, help="Threads of a CPU engine. Default: ONNX Runtime decides.")
 
 
@@ -48,8 +51,8 @@ def weights_options(function: Any) -> Any:
     path = click.Path(path_type=Path)
     for name, text in (
         ("--text-encoder", "Folder of a T5 encoder: config.json, safetensors, tokenizer.json."),
-        ("--vae", "BSQ VAE in the original layout: .pth or safetensors."),
-        ("--weights", "Infinity transformer in the original layout: .pth, safetensors, or a folder of shards."),
+        ("--vae", "BSQ VAE (or VAR's VQ VAE) in the original layout: .pth or safetensors."),
+        ("--weights", "Infinity or VAR transformer in the original layout: .pth, safetensors, or a folder of shards."),
     ):
         function = click.option(name, type=path, help=text)(function)
     return function
@@ -95,6 +98,21 @@ def local_dir_option(function: Any) -> Any:
 def precision_option(text: str, default: str | None = None) -> Any:
     """--precision; checked where it is used, so that its error is typed like the others."""
     return click.option("--precision", default=default, show_default=default is not None, help=text)
+
+
+def conditions(prompts: tuple[str, ...], classes: tuple[int, ...]) -> list[str] | list[int]:
+    """What to draw: prompts or classes.
+
+    Raises:
+        ConfigError: both are given, or neither.
+    """
+    from ldp_runtime.errors import ConfigError
+
+    if prompts and classes:
+        raise ConfigError("prompts and classes are given together", hint="text models draw prompts, VAR draws --class")
+    if not prompts and not classes:
+        raise ConfigError("there is nothing to draw", hint="give prompts, or --class for a class-conditional model")
+    return list(classes) if classes else list(prompts)
 
 
 def print_json(value: Any) -> None:

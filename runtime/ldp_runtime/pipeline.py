@@ -65,6 +65,8 @@ class ScaleEvent:
         return self._preview(index)
 
 
+#: What an image is drawn from: a text, or a class.
+Condition = str | int
 #: Return False to stop the run, which then raises `Cancelled`.
 ScaleCallback = Callable[[ScaleEvent], bool | None]
 
@@ -258,6 +260,13 @@ class Pipeline:
             engines = self._open_engines()
             pixels = [self._decode(engines, latent.to(engines.decoder.device))[0] for latent in latents]
         return to_output(torch.cat(pixels), output_type)
+
+    def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
+        """As a call, for tools that serve every family: texts are prompts, whole numbers are class labels."""
+        listed = [conditions] if isinstance(conditions, str | int) else list(conditions)
+        if listed and all(isinstance(condition, int) for condition in listed):
+            return self(class_labels=listed, **options)  # pyright: ignore[reportArgumentType]
+        return self(listed, **options)  # pyright: ignore[reportArgumentType]
 
     def warmup(self, batch: int = 1) -> None:
         """Draws once and throws the pictures away: allocators and kernels are then as in service."""
