@@ -68,6 +68,10 @@ OWN = {
     "ld:fill=linear,rho=0.6": "rho 0.6",
     "ld:fill=linear,prune_share=0.75": "more scales pruned",
     "ld:fill=linear,prune_share=0.75,rho=0.9": "more scales pruned, rho 0.9",
+    "ld:fill=linear,prune_share=0.75,rho=0.95": "more scales pruned, rho 0.95",
+    "ld:prune_share=0.75,rho=0.9": "more scales pruned, rho 0.9, fill zero",
+    "ld:fill=linear,stop_threshold=0.25": "the branch stops by its gap, fitted fill",
+    "ld:fill=linear,prune_share=0.75,rho=0.9,stop_threshold=0.25": "more scales pruned, rho 0.9, stops by its gap",
 }
 CONTROLS = {
     "skip:count=1": "last scale skipped",
@@ -134,7 +138,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "fitted_guidance": json.loads(text)["guidance"],
         "groups": {name: group for name, group in GROUPS.items()},
         "policies": summaries,
-        "margins": margins(rows, summaries),
+        "margins": margins(rows, {p: summary["speedup"][0] for p, summary in summaries.items()}),
+        "margins_by_operations": margins(rows, {p: summary["operations"] for p, summary in summaries.items()}),
         "differences": {p: differences(rows[p], rows[baseline(p)]) for p in POLICIES if p in PAPER or p in OWN},
         "seconds": {p: np.round(t, 5).tolist() for p, t in times.items()},
         "rows": {
@@ -156,21 +161,20 @@ def fitted_file(pipe: Pipeline, count: int) -> Path:
     return path
 
 
-def margins(rows: dict[str, list[Row]], summaries: dict[str, Any]) -> dict[str, Any]:
-    """How far each of our policies lies above the controls' front at its own measured speed, per measure."""
+def margins(rows: dict[str, list[Row]], speed: dict[str, float]) -> dict[str, Any]:
+    """How far each policy lies above the controls' front at its own speed (measured, or counted), per measure."""
     found: dict[str, Any] = {}
     for measure_name in ("psnr", "psnr_objects", "ssim"):
         prompts = [i for i, row in enumerate(rows["skip:count=1"]) if getattr(row, measure_name) is not None]
         quality = {p: np.array([getattr(rows[p][i], measure_name) for i in prompts]) for p in rows}
-        points = [(summaries[p]["speedup"][0], float(quality[p].mean())) for p in CONTROLS]
+        points = [(speed[p], float(quality[p].mean())) for p in CONTROLS]
         best = [list(CONTROLS)[i] for i in front(points)]
-        speeds = [summaries[p]["speedup"][0] for p in best]
+        speeds = [speed[p] for p in best]
         matrix = np.stack([quality[p] for p in best])
         found[measure_name] = {
             "front": best,
             "margin": {
-                p: margin_over_front(max(summaries[p]["speedup"][0], speeds[0]), quality[p], speeds, matrix)
-                for p in (*OWN, *PAPER)
+                p: margin_over_front(max(speed[p], speeds[0]), quality[p], speeds, matrix) for p in (*OWN, *PAPER)
             },
         }
     return found
