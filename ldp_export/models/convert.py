@@ -19,6 +19,7 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.disk import full_disk_is_typed, require_room
 from ldp_export.models.state_files import INDEX_NAME, listing, read_state
+from ldp_export.models.t5_state import encoder_state
 from ldp_export.models.tensor_writer import TensorSource, write_tensors
 from ldp_export.models.text_encoder import CONFIG_FILE, TOKENIZER_FILE
 
@@ -32,7 +33,6 @@ SHARD_BYTES = 4 * 2**30
 PARTIAL = ".partial"
 _RECORD = "conversion.json"
 _BLOCK = re.compile(r"(block_chunks\.\d+\.module\.|blocks\.)\d+\.")
-_TEXT_ENCODER = re.compile(r"(encoder\.|shared\.weight$)")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
         raise ConfigError(f"{target} exists", hint="name a new path, or delete it first")
     state, is_text_encoder = read_state(source), (source / CONFIG_FILE).is_file()
     if is_text_encoder:
-        state = {key: value for key, value in state.items() if _TEXT_ENCODER.match(key)}
+        state = encoder_state(state)
     changes = _changes_of_text_encoder if is_text_encoder else _BLOCK.match
     dtype = PRECISIONS[precision]
     sources = [TensorSource.of(k, v, dtype if changes(k) and v.dim() > 1 else None) for k, v in state.items()]

@@ -27,7 +27,7 @@ from ldp_export.models.checkpoints import (
     original_vae_state,
 )
 from ldp_export.models.convert import PARTIAL, convert, plan_conversion
-from ldp_export.models.state_files import read_state
+from ldp_export.models.state_files import read_state, save_state
 from ldp_export.models.synthetic import write_checkpoint
 from ldp_export.models.text_encoder import load_text_encoder
 
@@ -91,6 +91,18 @@ def test_of_a_text_encoder_only_the_encoder_is_kept(tmp_path: Path) -> None:
     ids = torch.tensor([[3, 4, 5, 1]])
     full, half = (load_text_encoder(path).module(input_ids=ids).last_hidden_state for path in (folder, target))
     assert 0 < float((full - half).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
+def test_the_table_of_tokens_has_several_names(tmp_path: Path, name: str) -> None:
+    folder = write_text_encoder(tmp_path / "t5", 32)
+    state = {key: value.clone() for key, value in read_state(folder).items()}
+    table = state.pop("shared.weight")
+    (folder / "model.safetensors").unlink()
+    save_state(state | {name: table}, folder / "model.safetensors")
+    target = convert(plan_conversion(folder, tmp_path / "encoder", "float32"))
+    assert torch.equal(read_state(target)["shared.weight"], table)
+    assert torch.equal(load_text_encoder(target).module.get_input_embeddings().weight, table)
 
 
 def test_an_interrupted_conversion_goes_on(pth: Path, state: State, tmp_path: Path) -> None:
