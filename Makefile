@@ -32,7 +32,7 @@ demo: setup
 bench: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export bench $(BUNDLE) --prompts-file benchmarks/prompts.txt --repeats 5 \
-		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.9 --policy ld:rho=0.6 \
+		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.95 --policy ld:rho=0.8 \
 		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \
 		--output benchmarks/results/infinity-shapes-cpu.json
 	$(BIN)/python benchmarks/chart.py benchmarks/results/infinity-shapes-cpu.json --output docs/bench.png
