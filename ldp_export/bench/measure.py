@@ -13,6 +13,7 @@ from ldp_export.bench.messages import Drawn, DrawRequest
 from ldp_export.bench.plan import BenchPlan
 from ldp_export.bench.process import Turns, WorkerProcess
 from ldp_export.bench.result import Sample
+from ldp_export.bench.scopes import Scope, milliseconds
 
 Item = TypeVar("Item")
 #: Called before each step with what comes next: "load", "warm up", "settle" or "measure", and the candidate's name.
@@ -35,14 +36,15 @@ class Measured:
     load_s: float
     first_ms: float | None = None
     peak_rss_mb: float = 0.0
+    peak_device_mb: float | None = None
     samples: list[Sample] = field(default_factory=list)
     drawn: dict[int, Drawn] = field(default_factory=dict)
     images: dict[int, Path] = field(default_factory=dict)
 
-    def times(self) -> np.ndarray:
-        """Wall times [groups, repetitions] in milliseconds."""
+    def times(self, scope: Scope) -> np.ndarray:
+        """Times [groups, repetitions] in milliseconds."""
         ordered = sorted(self.samples, key=lambda sample: (sample.group, sample.repetition))
-        return np.array([sample.wall_ms for sample in ordered]).reshape(len(self.drawn), -1)
+        return np.array([milliseconds(sample, scope) for sample in ordered]).reshape(len(self.drawn), -1)
 
     def load_images(self) -> list[np.ndarray]:
         """Images [3, H, W] in [0, 1], in the order of the plan."""
@@ -64,6 +66,12 @@ def steps(plan: BenchPlan) -> int:
     """Number of calls of `on_step` over all batch sizes."""
     visits = {b: plan.repeats * (len(plan.groups(b)) + settling_calls(plan)) for b in plan.batch}
     return sum(len(plan.jobs(b)) * (1 + plan.warmup + visits[b]) for b in plan.batch)
+
+
+def measure_peak(plan: BenchPlan) -> float:
+    """Floating-point operations per second of the machine, measured in a process of its own."""
+    with Turns() as turns:
+        return turns.start("probe").ask({"probe": {"threads": plan.threads, "device": plan.device}})["flops_per_s"]
 
 
 def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[Measured]:
@@ -109,7 +117,8 @@ def _sample(
     drawn = _draw(candidate, DrawRequest(*images, save=None if save is None else str(save)))
     candidate.drawn.setdefault(group, drawn)
     phases = (drawn.text_ms, drawn.blocks_ms, drawn.loop_ms, drawn.decode_ms)
-    candidate.samples.append(Sample(group, repetition, drawn.wall_ms, drawn.cpu_ms, *phases))
+    scales = (drawn.scales_ms, drawn.loop_scales_ms, drawn.device_ms)
+    candidate.samples.append(Sample(group, repetition, drawn.wall_ms, drawn.cpu_ms, *phases, *scales))
 
 
 def _draw(candidate: Measured, request: DrawRequest) -> Drawn:
@@ -117,4 +126,6 @@ def _draw(candidate: Measured, request: DrawRequest) -> Drawn:
     if candidate.first_ms is None:
         candidate.first_ms = drawn.wall_ms
     candidate.peak_rss_mb = drawn.peak_rss_mb
+    if drawn.peak_device_mb is not None:
+        candidate.peak_device_mb = max(candidate.peak_device_mb or 0.0, drawn.peak_device_mb)
     return drawn

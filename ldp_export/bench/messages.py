@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["eager", "engines"]
+Kind = Literal["eager", "hoisted", "engines"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Job:
         batch: images of every call.
         prompts: texts, or None where `embed_count` seeded random features [embed_tokens, text_channels] stand in.
         weights, vae, text_encoder: the checkpoint's files, for the eager candidate.
+        device: "cpu" or "cuda".
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class Job:
     weights: str | None = None
     vae: str | None = None
     text_encoder: str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,11 @@ class Drawn:
             decode_ms: latents to pixels; loop_ms: everything else.
         tokens: tokens computed per image, each once; row_tokens: times the rows (branches) that computed them.
         tokens_full: tokens of the whole schedule.
-        peak_rss_mb: largest resident memory of the process so far, in MiB.
+        scales_ms: of `blocks_ms`, what each scale took; loop_scales_ms: of `loop_ms`, where it can be told apart.
+        scale_tokens, scale_rows: tokens and rows of each scale, means over the call's images.
+        flops: floating-point operations of the blocks, counted from architecture, tokens, rows and past.
+        peak_rss_mb: largest resident memory of the process so far, in MiB; peak_device_mb: allocated on a GPU.
+        device_ms: of the whole call by CUDA events; None on a CPU.
     """
 
     wall_ms: float
@@ -72,3 +78,10 @@ class Drawn:
     row_tokens: tuple[int, ...]
     tokens_full: int
     peak_rss_mb: float
+    scales_ms: tuple[float, ...] = ()
+    loop_scales_ms: tuple[float, ...] = ()
+    scale_tokens: tuple[float, ...] = ()
+    scale_rows: tuple[float, ...] = ()
+    flops: float = 0.0
+    peak_device_mb: float | None = None
+    device_ms: float | None = None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
-from ldp_runtime.bundle import Bundle, open_bundle
+import torch
+from ldp_runtime.bundle import Bundle, Manifest, open_bundle
+from ldp_runtime.bundle_engines import check_runnable
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.profiles import resolve_policy
 from ldp_runtime.pruning.names import describe
 
 from ldp_export.bench.hardware import default_threads
 from ldp_export.bench.messages import Job
+from ldp_export.bench.scopes import Scope
 from ldp_export.models.registry import DEFAULT_MODEL, NamedModel, find_model
 from ldp_export.models.sources import Sources, find_sources
 
@@ -23,7 +27,7 @@ DEFAULT_PROMPTS = (
     "a small white triangle to the left of a large purple circle",
 )
 DEFAULT_POLICIES = ("ld", "ld-skip-2")
-EAGER, UNPRUNED = "eager", "engines"
+EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
 _EMBEDS, _EMBED_TOKENS = 4, 12
 
 
@@ -42,6 +46,9 @@ class Options:
     weights: Path | None = None
     vae: Path | None = None
     text_encoder: Path | None = None
+    others: Sequence[Path] = ()
+    device: str = "cpu"
+    scope: Scope = "prompt-to-image"
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class BenchPlan:
         sources: the checkpoint of the eager candidate, or None without one.
         prompts: texts, or None where seeded random features stand in.
         policies: of the pruned candidates, in the caller's words, each once.
+        others: further bundles of the same checkpoint, by what sets them apart.
+        scope: which of the phases the times and ratios of the report are made of.
     """
 
     bundle: Bundle
@@ -63,6 +72,9 @@ class BenchPlan:
     batch: tuple[int, ...]
     threads: int
     seed: int
+    others: Mapping[str, Bundle] = field(default_factory=dict)
+    device: str = "cpu"
+    scope: Scope = "prompt-to-image"
 
     @property
     def prompt_count(self) -> int:
@@ -89,8 +101,10 @@ class BenchPlan:
 
     def jobs(self, batch: int) -> dict[str, Job]:
         """One per candidate, by name."""
-        jobs = {UNPRUNED: self._job("none", batch)}
-        jobs |= {f"{UNPRUNED} + {policy}": self._job(policy, batch) for policy in self.policies}
+        jobs: dict[str, Job] = {}
+        for kind, bundle in {UNPRUNED: self.bundle, **self.others}.items():
+            jobs[kind] = self._job(bundle, "none", batch)
+            jobs |= {f"{kind} + {policy}": self._job(bundle, policy, batch) for policy in self.policies}
         if self.sources is None:
             return jobs
         encoder = self.sources.text_encoder
@@ -101,12 +115,17 @@ class BenchPlan:
             vae=str(self.sources.vae),
             text_encoder=None if encoder is None else str(encoder),
         )
-        return {EAGER: eager} | jobs
+        return {EAGER: eager, HOISTED: replace(eager, kind="hoisted")} | jobs
 
-    def _job(self, policy: str, batch: int) -> Job:
+    def unpruned(self, name: str) -> str:
+        """The candidate that prunes nothing and is otherwise the same: what pruning is compared with."""
+        return UNPRUNED if name in (EAGER, HOISTED) else name.partition(" + ")[0]
+
+    def _job(self, bundle: Bundle, policy: str, batch: int) -> Job:
         return Job(
             kind="engines",
-            bundle=str(self.bundle.folder),
+            device=self.device,
+            bundle=str(bundle.folder),
             policy=policy,
             threads=self.threads,
             batch=batch,
@@ -136,6 +155,10 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
             policies.setdefault(describe(policy), text.strip())
     prompts = _prompts(options.prompts, bundle)
     sources = _sources(bundle, options) if options.eager else None
+    others = _others(bundle, options.others)
+    device = torch.device(options.device)
+    for candidate in (bundle, *others.values()):
+        check_runnable(candidate.manifest, device)
     return BenchPlan(
         bundle=bundle,
         sources=sources,
@@ -146,7 +169,37 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         batch=tuple(dict.fromkeys(options.batch)),
         threads=options.threads or default_threads(),
         seed=options.seed,
+        others=others,
+        device=options.device,
+        scope=options.scope,
     )
+
+
+def label(manifest: Manifest) -> str:
+    """What sets a bundle's engines apart, for candidates' names."""
+    words = [manifest.backend]
+    if manifest.precision != "float32":
+        words.append(manifest.precision)
+    if any(graph.quantized for graph in manifest.graphs.values()):
+        words.append("int8 decoder")
+    return ", ".join(words)
+
+
+def _others(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
+    """The further bundles by label, proven to be of the same checkpoint and schedule."""
+    found: dict[str, Bundle] = {}
+    for path in paths:
+        other = open_bundle(path)
+        if (other.manifest.sources, other.manifest.model) != (bundle.manifest.sources, bundle.manifest.model):
+            raise ConfigError(
+                f"{path} was built from another checkpoint or schedule than {bundle.root or bundle.folder}",
+                hint="compare bundles of one model: build them with the same --model or --weights, and --pn",
+            )
+        name = label(other.manifest)
+        if other.manifest.digest == bundle.manifest.digest or name in found:
+            raise ConfigError(f"{path} is measured already, as {name!r}", hint="name each kind of engine once")
+        found[name] = other
+    return found
 
 
 def _check_numbers(options: Options) -> None:
@@ -156,6 +209,12 @@ def _check_numbers(options: Options) -> None:
     for name, (value, bound) in least.items():
         if value < bound:
             raise ConfigError(f"{name} must be at least {bound}, got {value}")
+    if options.scope not in get_args(Scope):
+        raise ConfigError(f"unknown scope {options.scope!r}", hint=f"one of {', '.join(get_args(Scope))}")
+    if options.device not in ("cpu", "cuda"):
+        raise ConfigError(f"unknown device {options.device!r}", hint="cpu or cuda")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda, but PyTorch finds no CUDA GPU here", hint="leave --device out")
     files = [name for name in ("weights", "vae", "text_encoder") if getattr(options, name) is not None]
     if files and not options.eager:
         raise ConfigError(f"{', '.join(files)} given, but the eager candidate that would read them is switched off")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ldp_export.bench.stats import Ratio
 
-SCHEMA = "ldp-export/bench/1"
+SCHEMA = "ldp-export/bench/2"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ class Phases:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured call: `group` is its place among the prompt batches. Milliseconds."""
+    """One measured call: `group` is its place among the prompt batches. Milliseconds.
+
+    `scales_ms` and `loop_scales_ms` are the scales' parts of `blocks_ms` and `loop_ms`; `device_ms` is the whole call
+    by CUDA events.
+    """
 
     group: int
     repetition: int
@@ -38,18 +42,49 @@ class Sample:
     blocks_ms: float
     loop_ms: float
     decode_ms: float
+    scales_ms: tuple[float, ...] = ()
+    loop_scales_ms: tuple[float, ...] = ()
+    device_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class ScaleResult:
+    """One scale: medians over all measured calls that ran it, in milliseconds; tokens and rows are means."""
+
+    scale: int
+    blocks_ms: float
+    loop_ms: float
+    tokens: float
+    rows: float
+
+
+@dataclass(frozen=True)
+class ScopeResult:
+    """One of the scopes (see `scopes.py`): times of a call in milliseconds, and paired ratios."""
+
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    speedup_vs_eager: Ratio | None
+    speedup_vs_unpruned: Ratio | None
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One candidate at one batch size. Times are of a whole call, which draws `batch` images.
+    """One candidate at one batch size. Times are of a call, which draws `batch` images, within the report's scope.
 
     Attributes:
         policy: "none" for the full model.
         cpu_p50_ms: process CPU time of a call, all threads.
         speedup_vs_eager, speedup_vs_unpruned: paired ratios; None where that candidate was not measured.
-        psnr_db: mean over images against the unpruned engines' image of the same prompt and seed; None for
-            candidates that prune nothing.
+        psnr_db, ssim, psnr_objects_db: means over images against the image that the same engines draw unpruned from
+            the same prompt and seed: what pruning costs. None for candidates that prune nothing; `ssim` also without
+            torchmetrics, `psnr_objects_db` (over the objects' pixels alone) where the world has no objects to find.
+        precision_psnr_db: against the image of the bundle's own engines under the same policy: what another backend
+            or precision changes. None for those engines themselves.
+        scopes: by name. scales: what each scale took.
+        flops: of the blocks in a call; peak_share: their rate as a share of the machine's measured peak.
         tokens_computed, row_tokens, tokens_full: means over images; row_tokens counts a token once per branch.
         load_s: opening files and engines, with files in the page cache; first_ms: the first call after that.
         peak_rss_mb: largest resident memory of the candidate's process (MiB), loading included.
@@ -59,11 +94,16 @@ class CandidateResult:
     policy: str
     batch: int
     p50_ms: float
+    p90_ms: float
     p95_ms: float
+    p99_ms: float
     cpu_p50_ms: float
     speedup_vs_eager: Ratio | None
     speedup_vs_unpruned: Ratio | None
     psnr_db: float | None
+    ssim: float | None
+    psnr_objects_db: float | None
+    precision_psnr_db: float | None
     tokens_computed: float
     row_tokens: float
     tokens_full: int
@@ -71,6 +111,11 @@ class CandidateResult:
     load_s: float
     first_ms: float
     peak_rss_mb: float
+    peak_device_mb: float | None
+    scopes: dict[str, ScopeResult]
+    scales: tuple[ScaleResult, ...]
+    flops: float
+    peak_share: float
     samples: tuple[Sample, ...]
 
     @property
@@ -78,13 +123,18 @@ class CandidateResult:
         return self.p50_ms / self.batch
 
     def to_json(self) -> dict[str, Any]:
-        plain = asdict(self) | {"p50_ms_per_image": self.p50_ms_per_image}
-        for name in ("speedup_vs_eager", "speedup_vs_unpruned"):
-            ratio: Ratio | None = getattr(self, name)
-            plain[name] = None if ratio is None else ratio.value
-            interval = None if ratio is None or ratio.low is None else [ratio.low, ratio.high]
-            plain[f"{name}_ci95"] = interval
+        plain = asdict(self) | {"p50_ms_per_image": self.p50_ms_per_image} | _ratios(self)
+        plain["scopes"] = {name: asdict(scope) | _ratios(scope) for name, scope in self.scopes.items()}
         return plain
+
+
+def _ratios(owner: CandidateResult | ScopeResult) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name in ("speedup_vs_eager", "speedup_vs_unpruned"):
+        ratio: Ratio | None = getattr(owner, name)
+        plain[name] = None if ratio is None else ratio.value
+        plain[f"{name}_ci95"] = None if ratio is None or ratio.low is None else [ratio.low, ratio.high]
+    return plain
 
 
 @dataclass(frozen=True)
@@ -134,6 +184,7 @@ class Settings:
     batch: tuple[int, ...]
     threads: int
     device: str
+    scope: str
     guidance: float
     temperature: float
     top_k: int
@@ -142,7 +193,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """The whole comparison; `to_json` is what is written to files."""
+    """The whole comparison; `to_json` is what is written to files.
+
+    `peak_gflops`: rate of a large matrix product in float32 on the same threads, measured before the candidates.
+    """
 
     created: str
     hardware: dict[str, Any]
@@ -152,6 +206,7 @@ class BenchResult:
     statistics: dict[str, str]
     candidates: tuple[CandidateResult, ...]
     precision_loss: PrecisionLoss | None
+    peak_gflops: float
     notes: tuple[str, ...]
     schema: str = SCHEMA
 

@@ -6,19 +6,36 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from ldp_calibration.fidelity import PSNR_CAP
 
-from ldp_export.bench import stats
+from ldp_export.bench import quality, stats
 from ldp_export.bench.hardware import hardware, software
-from ldp_export.bench.measure import Measured, measure, settling_calls, steps
-from ldp_export.bench.plan import DEFAULT_POLICIES, EAGER, UNPRUNED, BenchPlan, Options, plan_bench
-from ldp_export.bench.result import BenchResult, CandidateResult, ModelInfo, Phases, PrecisionLoss, Settings
+from ldp_export.bench.measure import Measured, measure, measure_peak, settling_calls, steps
+from ldp_export.bench.plan import DEFAULT_POLICIES, EAGER, HOISTED, UNPRUNED, BenchPlan, Options, plan_bench
+from ldp_export.bench.result import (
+    BenchResult,
+    CandidateResult,
+    ModelInfo,
+    Phases,
+    PrecisionLoss,
+    ScaleResult,
+    ScopeResult,
+    Settings,
+)
+from ldp_export.bench.scopes import Scope, milliseconds
+from ldp_export.models.registry import DEFAULT_MODEL
 from ldp_export.progress import Progress, ProgressEvent, silent
 
 #: Share of the cores in use before the run above which the report warns.
 _BUSY = 0.25
+_SCOPES: dict[Scope, str] = {
+    "blocks": "in the transformer blocks alone",
+    "image": "from encoded text to pixels",
+    "prompt-to-image": "from texts to pixels",
+}
 
 
 def run_bench(
@@ -35,10 +52,13 @@ def run_bench(
     weights: Path | None = None,
     vae: Path | None = None,
     text_encoder: Path | None = None,
+    others: Sequence[Path] = (),
+    device: str = "cpu",
+    scope: Scope = "prompt-to-image",
     random_weights: bool = False,
     progress: Progress = silent,
 ) -> BenchResult:
-    """Compares latency on the CPU, with the quality of the images beside it.
+    """Compares latency, with the quality of the images beside it.
 
     Every candidate runs in a process of its own; while one is measured, the others are stopped.
 
@@ -51,13 +71,31 @@ def run_bench(
         threads: of every candidate; default: one per physical core.
         weights, vae, text_encoder: the eager candidate's checkpoint; default: found by the model's name.
         eager: False leaves eager PyTorch out.
+        others: bundles of the same checkpoint with other engines; all candidates of all bundles are measured.
+        device: "cpu" or "cuda", of every candidate.
+        scope: what the report's times are of; the JSON holds all three.
         random_weights: only reported: the model draws nothing meaningful.
 
     Raises:
         ConfigError: the comparison makes no sense; no work was done.
         BenchWorkerError: a candidate's process died. LdpError: a candidate failed.
     """
-    options = Options(prompts, policies, repeats, warmup, batch, threads, seed, eager, weights, vae, text_encoder)
+    options = Options(
+        prompts=prompts,
+        policies=policies,
+        repeats=repeats,
+        warmup=warmup,
+        batch=batch,
+        threads=threads,
+        seed=seed,
+        eager=eager,
+        weights=weights,
+        vae=vae,
+        text_encoder=text_encoder,
+        others=others,
+        device=device,
+        scope=scope,
+    )
     return run_plan(plan_bench(bundle, options), random_weights, progress)
 
 
@@ -72,11 +110,11 @@ def run_plan(plan: BenchPlan, random_weights: bool = False, progress: Progress =
         done += 1
 
     candidates: list[CandidateResult] = []
-    loss = None
+    loss, peak = None, measure_peak(plan)
     with tempfile.TemporaryDirectory(prefix="ldp-bench-") as folder:
         for size in plan.batch:
             measured = {m.name: m for m in measure(plan, size, Path(folder), on_step)}
-            candidates += [_candidate(m, size, measured, plan) for m in measured.values()]
+            candidates += [_candidate(m, size, measured, plan, peak) for m in measured.values()]
             if size == 1 and EAGER in measured:  # in larger batches the original loop shares one noise stream
                 loss = _precision_loss(measured[UNPRUNED], measured[EAGER])
     progress(ProgressEvent("measure", count - 1, count, "finished"))
@@ -89,51 +127,109 @@ def run_plan(plan: BenchPlan, random_weights: bool = False, progress: Progress =
         statistics={
             "speedup": stats.RATIO,
             "ci95": stats.INTERVAL.format(resamples=stats.RESAMPLES),
-            "times": "milliseconds of a whole call that draws `batch` images, from texts to pixels; PNG not included",
+            "times": f"milliseconds of a call that draws `batch` images, {_SCOPES[plan.scope]}; PNG not included",
             "rounds": "every repetition visits every candidate in rotating order, the others stopped; unmeasured calls "
             f"at the beginning of a visit: {settling_calls(plan)}",
-            "psnr_db": f"mean over images, at most {PSNR_CAP:g} dB, against the unpruned engines' image",
+            "psnr_db": f"mean over images, at most {PSNR_CAP:g} dB, against the image of the same engines, unpruned",
+            "flops": "of the blocks: projections, feed-forward, self-attention over past and own tokens, as computed",
         },
         candidates=tuple(candidates),
         precision_loss=loss,
+        peak_gflops=peak / 1e9,
         notes=tuple(_notes(plan, machine, random_weights)),
     )
 
 
-def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: BenchPlan) -> CandidateResult:
-    walls = [sample.wall_ms for sample in m.samples]
-    prunes = m.name not in (EAGER, UNPRUNED)
-    drawn = list(m.drawn.values())
+def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: BenchPlan, peak: float) -> CandidateResult:
+    base = plan.unpruned(m.name)
+    prunes = m.name not in (EAGER, HOISTED, base)
+    drawn, calls = list(m.drawn.values()), m.samples
+    scopes = {scope: _scope(m, measured, plan, scope) for scope in get_args(Scope)}
+    chosen = scopes[plan.scope]
+    flops = float(np.mean([d.flops for d in drawn]))
+    blocks_s = float(np.mean([sample.blocks_ms for sample in calls])) / 1e3
+    loss = quality.NO_LOSS
+    if prunes:
+        world = plan.bundle.manifest.model.name == DEFAULT_MODEL
+        loss = quality.loss(m.load_images(), measured[base].load_images(), world)
     return CandidateResult(
         name=m.name,
         policy=m.policy,
         batch=batch,
-        p50_ms=stats.percentile(walls, 50),
-        p95_ms=stats.percentile(walls, 95),
-        cpu_p50_ms=stats.percentile([sample.cpu_ms for sample in m.samples], 50),
-        speedup_vs_eager=_speedup(measured.get(EAGER), m, plan.seed),
-        speedup_vs_unpruned=_speedup(measured[UNPRUNED], m, plan.seed),
-        psnr_db=stats.mean_psnr_db(m.load_images(), measured[UNPRUNED].load_images()) if prunes else None,
+        p50_ms=chosen.p50_ms,
+        p90_ms=chosen.p90_ms,
+        p95_ms=chosen.p95_ms,
+        p99_ms=chosen.p99_ms,
+        cpu_p50_ms=stats.percentile([sample.cpu_ms for sample in calls], 50),
+        speedup_vs_eager=chosen.speedup_vs_eager,
+        speedup_vs_unpruned=chosen.speedup_vs_unpruned,
+        psnr_db=loss.psnr_db,
+        ssim=loss.ssim,
+        psnr_objects_db=loss.psnr_objects_db,
+        precision_psnr_db=_precision_psnr(m, measured, plan),
         tokens_computed=float(np.mean([t for d in drawn for t in d.tokens])),
         row_tokens=float(np.mean([t for d in drawn for t in d.row_tokens])),
         tokens_full=drawn[0].tokens_full,
         phases_ms=Phases(
             **{
-                phase: float(np.mean([getattr(sample, f"{phase}_ms") for sample in m.samples]))
+                phase: float(np.mean([getattr(sample, f"{phase}_ms") for sample in calls]))
                 for phase in ("text", "blocks", "loop", "decode")
             }
         ),
         load_s=m.load_s,
         first_ms=m.first_ms or 0.0,
         peak_rss_mb=m.peak_rss_mb,
-        samples=tuple(m.samples),
+        peak_device_mb=m.peak_device_mb,
+        scopes=dict(scopes),
+        scales=_scales(m),
+        flops=flops,
+        peak_share=flops / blocks_s / peak,
+        samples=tuple(calls),
     )
 
 
-def _speedup(base: Measured | None, m: Measured, seed: int) -> stats.Ratio | None:
+def _scope(m: Measured, measured: dict[str, Measured], plan: BenchPlan, scope: Scope) -> ScopeResult:
+    times = [milliseconds(sample, scope) for sample in m.samples]
+    return ScopeResult(
+        *(stats.percentile(times, q) for q in (50, 90, 95, 99)),
+        speedup_vs_eager=_speedup(measured.get(EAGER), m, plan, scope),
+        speedup_vs_unpruned=_speedup(measured[plan.unpruned(m.name)], m, plan, scope),
+    )
+
+
+def _scales(m: Measured) -> tuple[ScaleResult, ...]:
+    drawn = list(m.drawn.values())
+    results = []
+    for k in range(max(len(sample.scales_ms) for sample in m.samples)):
+        calls = [sample for sample in m.samples if k < len(sample.scales_ms)]
+        ran = [d for d in drawn if k < len(d.scale_tokens)]
+        results.append(
+            ScaleResult(
+                scale=k,
+                blocks_ms=float(np.median([sample.scales_ms[k] for sample in calls])),
+                loop_ms=float(np.median([sample.loop_scales_ms[k] for sample in calls])),
+                tokens=float(np.mean([d.scale_tokens[k] for d in ran])),
+                rows=float(np.mean([d.scale_rows[k] for d in ran])),
+            )
+        )
+    return tuple(results)
+
+
+def _precision_psnr(m: Measured, measured: dict[str, Measured], plan: BenchPlan) -> float | None:
+    """What the engines of another bundle change: against the first bundle's image under the same policy."""
+    kind = plan.unpruned(m.name)
+    if kind == UNPRUNED:
+        return None
+    twin = measured[m.name.replace(kind, UNPRUNED, 1)]
+    return stats.mean_psnr_db(m.load_images(), twin.load_images())
+
+
+def _speedup(base: Measured | None, m: Measured, plan: BenchPlan, scope: Scope) -> stats.Ratio | None:
     if base is None:
         return None
-    return stats.Ratio(1.0, None, None) if base is m else stats.paired_ratio(base.times(), m.times(), seed)
+    if base is m:
+        return stats.Ratio(1.0, None, None)
+    return stats.paired_ratio(base.times(scope), m.times(scope), plan.seed)
 
 
 def _precision_loss(engines: Measured, eager: Measured) -> PrecisionLoss:
@@ -153,7 +249,8 @@ def _settings(plan: BenchPlan) -> Settings:
         warmup=plan.warmup,
         batch=plan.batch,
         threads=plan.threads,
-        device="cpu",
+        device=plan.device,
+        scope=plan.scope,
         guidance=defaults.guidance,
         temperature=defaults.temperature,
         top_k=defaults.top_k,

@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from ldp_runtime.bundle import TOKENIZER, InfinityEntry, Manifest, open_bundle
+from ldp_calibration.cost import full_flops, trace_flops
+from ldp_runtime.bundle import TOKENIZER, Bundle, GraphEntry, InfinityEntry, Manifest, open_bundle
+from ldp_runtime.bundle_engines import open_engines
+from ldp_runtime.engines.eager import EagerEngine
 from ldp_runtime.pipeline import Pipeline
 from ldp_runtime.pixels import to_output
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.text import PromptTokenizer
+from ldp_runtime.trace import Trace
+from torch import nn
 
 from ldp_export.bench.messages import Job
+from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.graphs.decoder import DecoderGraph
+from ldp_export.graphs.prompt import PromptGraph
+from ldp_export.graphs.text_encoder import TextEncoderGraph
+from ldp_export.models.bsq_vae import BsqVae
 from ldp_export.models.checkpoints import load_transformer, load_vae
+from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.reference import ReferenceSettings, generate
 from ldp_export.models.text_encoder import load_text_encoder
 
@@ -26,7 +37,10 @@ Texts = Sequence[str] | Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class Drawing:
-    """Images [B, 3, H, W] in [0, 1], seconds of the phases that can be told apart, and tokens per image."""
+    """Images [B, 3, H, W] in [0, 1], seconds of the phases that can be told apart, and tokens per image.
+
+    `scales` holds an entry per scale: seconds of the blocks, seconds of the loop, mean tokens and rows of an image.
+    """
 
     images: torch.Tensor
     text_s: float
@@ -35,6 +49,8 @@ class Drawing:
     tokens: tuple[int, ...]
     row_tokens: tuple[int, ...]
     tokens_full: int
+    scales: tuple[tuple[float, float, float, float], ...]
+    flops: float
 
 
 class Subject(Protocol):
@@ -43,7 +59,7 @@ class Subject(Protocol):
 
 def load_subject(job: Job) -> Subject:
     """Opens what the job names. The comparison has hashed all files already, so only sizes are compared here."""
-    return EagerSubject(job) if job.kind == "eager" else EngineSubject(job)
+    return {"eager": EagerSubject, "hoisted": HoistedSubject, "engines": EngineSubject}[job.kind](job)
 
 
 def texts_of(job: Job, manifest: Manifest) -> Texts:
@@ -61,9 +77,12 @@ class EngineSubject:
 
     def __init__(self, job: Job) -> None:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
-        self.pipeline = Pipeline.load(bundle, threads=job.threads, max_batch=job.batch)
+        self.pipeline = self._open(bundle, job)
         self.policy = job.policy
         self.texts = texts_of(job, bundle.manifest)
+
+    def _open(self, bundle: Bundle, job: Job) -> Pipeline:
+        return Pipeline.load(bundle, device=job.device, threads=job.threads, max_batch=job.batch)
 
     def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing:
         texts = [self.texts[i] for i in prompts]
@@ -85,7 +104,24 @@ class EngineSubject:
             tokens=tuple(trace.tokens for trace in traces),
             row_tokens=tuple(trace.row_tokens for trace in traces),
             tokens_full=traces[0].tokens_full,
+            scales=_scales(traces),
+            flops=sum(trace_flops(self.pipeline.manifest.model, trace) for trace in traces),
         )
+
+
+def _scales(traces: Sequence[Trace]) -> tuple[tuple[float, float, float, float], ...]:
+    """What the images of a call spent at each scale, and their mean tokens and rows."""
+    n = len(traces)
+    return tuple(
+        (
+            sum(scale.blocks_s / scale.images_in_call for scale in same),
+            sum(scale.select_s / scale.images_in_call + scale.residual_s for scale in same),
+            sum(scale.tokens for scale in same) / n,
+            sum(scale.rows for scale in same) / n,
+        )
+        for same in ([t.scales[k] for t in traces if k < len(t.scales)] for k in range(traces[0].scales_full))
+        if same
+    )
 
 
 class _Stopwatch:
@@ -113,15 +149,14 @@ class EagerSubject:
     """The original generation loop in eager PyTorch, with its text encoder and VAE decoder."""
 
     def __init__(self, job: Job) -> None:
-        assert job.weights is not None
-        assert job.vae is not None
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
-        self.manifest = bundle.manifest
+        self.manifest, self.device = bundle.manifest, torch.device(job.device)
         self.texts = texts_of(job, self.manifest)
-        self.model, self.vae = load_transformer(job.weights), load_vae(job.vae)
+        modules = _load_modules(job, self.manifest)
+        self.model, self.vae = modules.transformer.to(self.device), modules.vae.to(self.device)
         self.encoder = self.tokenizer = None
-        if job.text_encoder is not None and self.manifest.has_text_encoder:
-            self.encoder = load_text_encoder(job.text_encoder).module
+        if modules.text_encoder is not None:
+            self.encoder = modules.text_encoder.to(self.device)
             self.tokenizer = PromptTokenizer(bundle.path(TOKENIZER), self.manifest.limits.text_tokens)
         self.watch = _Stopwatch()
         self.watch.put_on(self, "text", "features")
@@ -135,10 +170,10 @@ class EagerSubject:
     def features(self, text: str | torch.Tensor) -> torch.Tensor:
         """Text features [T, text_channels] of one prompt at its own length."""
         if isinstance(text, torch.Tensor):
-            return text
+            return text.to(self.device)
         assert self.encoder is not None
         assert self.tokenizer is not None
-        ids = self.tokenizer(text)[None]
+        ids = self.tokenizer(text)[None].to(self.device)
         return self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
 
     @torch.no_grad()
@@ -152,9 +187,15 @@ class EagerSubject:
             filter=SamplingFilter(defaults.top_k, defaults.top_p),
             seed=seeds[0],
         )
-        assert isinstance(self.manifest.model, InfinityEntry)
+        model = self.manifest.model
+        assert isinstance(model, InfinityEntry)
         features = [self.features(self.texts[i]) for i in prompts]
-        run = generate(self.model, features, schedule, self.manifest.model.layout, settings, keep_trace=False)
+        ends = [(self.watch.seconds["blocks"], time.perf_counter())]
+
+        def on_scale(k: int) -> None:
+            ends.append((self.watch.seconds["blocks"], time.perf_counter()))
+
+        run = generate(self.model, features, schedule, model.layout, settings, keep_trace=False, on_scale=on_scale)
         images = to_output(self.vae.decode(run.latent), "torch")
         took = {phase: seconds - before[phase] for phase, seconds in self.watch.seconds.items()}
         tokens, rows = schedule.total_tokens, 1 if defaults.guidance == 1 else 2
@@ -166,4 +207,53 @@ class EagerSubject:
             tokens=(tokens,) * len(prompts),
             row_tokens=(tokens * rows,) * len(prompts),
             tokens_full=tokens,
+            scales=tuple(
+                (blocks - earlier, max(0.0, end - start - (blocks - earlier)), float(count), float(rows))
+                for (earlier, start), (blocks, end), count in zip(ends, ends[1:], schedule.tokens, strict=False)
+            ),
+            flops=len(prompts) * full_flops(model, schedule, rows == 2),
         )
+
+
+@dataclass(frozen=True)
+class _Modules:
+    transformer: InfinityTransformer
+    vae: BsqVae
+    text_encoder: nn.Module | None
+
+
+def _load_modules(job: Job, manifest: Manifest) -> _Modules:
+    """The checkpoint's modules; no text encoder where the bundle has none."""
+    assert job.weights is not None
+    assert job.vae is not None
+    reads = job.text_encoder is not None and manifest.has_text_encoder
+    encoder = load_text_encoder(job.text_encoder).module if reads and job.text_encoder is not None else None
+    return _Modules(load_transformer(job.weights), load_vae(job.vae), encoder)
+
+
+class HoistedSubject(EngineSubject):
+    """The bundle's loop and graphs, the graphs in eager PyTorch: what leaving the loop alone is worth by itself."""
+
+    def _open(self, bundle: Bundle, job: Job) -> Pipeline:
+        modules = _load_modules(job, bundle.manifest)
+
+        def open_eager(name: str, graph: GraphEntry) -> EagerEngine:
+            inputs, outputs = ([entry.name for entry in entries] for entries in (graph.inputs, graph.outputs))
+            return EagerEngine(name, _graph(modules, graph), inputs, outputs, job.device, job.threads)
+
+        engines = open_engines(bundle, torch.device(job.device), job.threads, open_eager)
+        tokenizer = None
+        if bundle.manifest.has_text_encoder:
+            tokenizer = PromptTokenizer(bundle.path(TOKENIZER), bundle.manifest.limits.text_tokens)
+        return Pipeline(bundle.manifest, engines, tokenizer, job.batch, bundle.root)
+
+
+def _graph(modules: _Modules, graph: GraphEntry) -> nn.Module:
+    if graph.kind == "text_encoder":
+        assert modules.text_encoder is not None
+        return TextEncoderGraph(modules.text_encoder)
+    if graph.kind == "prompt":
+        return PromptGraph(modules.transformer)
+    if graph.kind == "decoder":
+        return DecoderGraph(modules.vae)
+    return BlocksGraph(modules.transformer, graph.first, graph.last)

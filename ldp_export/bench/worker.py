@@ -2,6 +2,7 @@
 
     {"load": Job}          -> {"load_s": seconds}
     {"draw": DrawRequest}  -> {"drawn": Drawn}
+    {"probe": {"threads", "device"}} -> {"flops_per_s": rate of a large matrix product in float32}
     anything that fails    -> {"error": {"code", "message", "hint"}}
 
 It ends when its input ends, and dies with its parent even while it is stopped.
@@ -57,9 +58,12 @@ def _die_with_parent(parent: int) -> None:
 class Worker:
     def __init__(self) -> None:
         self.subject: Subject | None = None
+        self.device = "cpu"
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
+            if "probe" in request:
+                return self.probe(**request["probe"])
             return self.load(request["load"]) if "load" in request else self.draw(request["draw"])
         except LdpError as error:
             return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
@@ -75,23 +79,30 @@ class Worker:
 
         job = Job(**fields)
         torch.set_num_threads(job.threads)
+        self.device = job.device
         started = time.perf_counter()
         self.subject = load_subject(job)
         return {"load_s": time.perf_counter() - started}
+
+    def probe(self, threads: int, device: str) -> dict[str, Any]:
+        from ldp_export.bench.roofline import measured_peak
+
+        return {"flops_per_s": measured_peak(threads, device)}
 
     def draw(self, fields: dict[str, Any]) -> dict[str, Any]:
         from dataclasses import asdict
 
         import numpy as np
 
+        from ldp_export.bench.clock import Clock
         from ldp_export.bench.messages import Drawn, DrawRequest
 
         if self.subject is None:
             raise LdpError("nothing is loaded")
         request = DrawRequest(**fields)
-        wall, cpu = time.perf_counter(), time.process_time()
+        clock = Clock(self.device)
         drawing = self.subject.draw(request.prompts, request.seeds)
-        wall, cpu = 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
+        wall, cpu, device_ms = clock.stop()
         if request.save is not None:
             np.save(request.save, drawing.images.cpu().numpy())
         text, blocks, decode = (1e3 * s for s in (drawing.text_s, drawing.blocks_s, drawing.decode_s))
@@ -106,6 +117,13 @@ class Worker:
             row_tokens=drawing.row_tokens,
             tokens_full=drawing.tokens_full,
             peak_rss_mb=peak_rss_mb(),
+            scales_ms=tuple(1e3 * scale[0] for scale in drawing.scales),
+            loop_scales_ms=tuple(1e3 * scale[1] for scale in drawing.scales),
+            scale_tokens=tuple(scale[2] for scale in drawing.scales),
+            scale_rows=tuple(scale[3] for scale in drawing.scales),
+            flops=drawing.flops,
+            peak_device_mb=clock.peak_device_mb(),
+            device_ms=device_ms,
         )
         return {"drawn": asdict(drawn)}
 

@@ -18,6 +18,7 @@ from ldp_runtime.engines.torch_target import local_target
 from ldp_runtime.errors import EngineBuildError
 from ldp_runtime.optimization_profiles import OptimizationProfile
 from torch import nn
+from torch.onnx.ops._impl import ONNX_ATEN_DECOMP_TABLE
 
 from ldp_export.builders.base import ExportedGraph
 from ldp_export.graphs.signature import Axis, GraphSignature
@@ -78,7 +79,9 @@ def trace_program(module: nn.Module, signature: GraphSignature, device: str = "c
     examples = tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype, device=device) for spec in signature.inputs)
     shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in signature.inputs)
     with torch.no_grad():
-        return torch.export.export(module, examples, dynamic_shapes=(shapes,) if len(shapes) > 1 else shapes)
+        program = torch.export.export(module, examples, dynamic_shapes=(shapes,) if len(shapes) > 1 else shapes)
+    # Graphs may hold ONNX operators as such; compiled code must not depend on their Python implementations.
+    return program.run_decompositions(ONNX_ATEN_DECOMP_TABLE)  # pyright: ignore[reportArgumentType]
 
 
 def _hint(error: Exception) -> str:

@@ -20,6 +20,9 @@ from ldp_runtime.token_space import TokenSpace
 if TYPE_CHECKING:
     from ldp_runtime.engines.graph_cache import GraphCounters
 
+#: From a graph's name and entry to its engine.
+OpenGraph = Callable[[str, GraphEntry], Engine]
+
 
 @dataclass(frozen=True)
 class Engines:
@@ -71,16 +74,19 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
     check_machine(manifest, device)
 
 
-def open_engines(bundle: Bundle, device: torch.device, threads: int | None = None) -> Engines:
-    """Opens all graphs of a bundle on a device.
+def open_engines(
+    bundle: Bundle, device: torch.device, threads: int | None = None, opener: OpenGraph | None = None
+) -> Engines:
+    """Opens all graphs of a bundle on a device; `opener` puts other engines in the place of the bundle's.
 
     Raises:
         IncompatibleBundleError: see `check_runnable`; or the library refuses an engine.
         IntegrityError: an engine file is damaged.
     """
-    check_runnable(bundle.manifest, device)
     manifest = bundle.manifest
-    open_graph, counters = _opener(bundle, device, threads)
+    if opener is None:
+        check_runnable(manifest, device)
+    open_graph, counters = _opener(bundle, device, threads) if opener is None else (opener, None)
 
     def of_kind(kind: str) -> list[tuple[GraphEntry, Engine]]:
         return [
@@ -107,9 +113,7 @@ def open_engines(bundle: Bundle, device: torch.device, threads: int | None = Non
     )
 
 
-def _opener(
-    bundle: Bundle, device: torch.device, threads: int | None
-) -> tuple[Callable[[str, GraphEntry], Engine], GraphCounters | None]:
+def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
     """How the backend opens a graph, and its counters of CUDA graphs."""
     if bundle.manifest.backend == "onnxruntime":
         from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine

@@ -7,16 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import ConfigError
 from rich.console import Console
+from samples import spec
 
 from ldp_export.bench.measure import rotated, settling_calls, steps
 from ldp_export.bench.plan import BenchPlan, Options, plan_bench
 from ldp_export.bench.result import SCHEMA, BenchResult
 from ldp_export.bench.run import run_bench
 from ldp_export.bench.table import print_result
+from ldp_export.build import BuildOptions, build, plan_build
+from ldp_export.builders.int8_decoder import Int8DecoderBuilder
 from ldp_export.cli.bench import command
 from ldp_export.models.sources import Sources
 from ldp_export.progress import ProgressEvent
@@ -68,13 +72,14 @@ def test_result_has_the_promised_shape(result: BenchResult):
     assert {"cpu", "cores_physical", "memory_gib", "os", "gpu"} <= set(plain["hardware"])
     assert plain["model"]["random_weights"] is True
     assert all(set(candidate) >= _CANDIDATE for candidate in plain["candidates"])
-    names = ["eager", "engines", "engines + ld", "engines + skip:count=1"]
+    names = ["eager", "eager, hoisted", "engines", "engines + ld", "engines + skip:count=1"]
     assert [(c["name"], c["batch"]) for c in plain["candidates"]] == [(n, b) for b in (1, 2) for n in names]
 
 
 def test_candidates_are_compared_with_each_other(result: BenchResult):
-    eager, engines, pruned, skipped = result.candidates[:4]
-    for c in (eager, engines, pruned, skipped):
+    eager, hoisted, engines, pruned, skipped = result.candidates[:5]
+    assert hoisted.psnr_db is None
+    for c in (eager, hoisted, engines, pruned, skipped):
         assert len(c.samples) == 2 * 2  # prompts x repetitions
         assert c.p95_ms >= c.p50_ms > 0
         assert c.cpu_p50_ms > 0
@@ -83,8 +88,19 @@ def test_candidates_are_compared_with_each_other(result: BenchResult):
         mean = sum(sample.wall_ms for sample in c.samples) / len(c.samples)
         assert phases.text + phases.blocks + phases.loop + phases.decode == pytest.approx(mean)
         assert min(phases.text, phases.blocks, phases.loop, phases.decode) > 0
+        assert c.p99_ms >= c.p90_ms >= c.p50_ms
+        scopes = c.scopes
+        assert scopes["blocks"].p50_ms < scopes["image"].p50_ms <= scopes["prompt-to-image"].p50_ms == c.p50_ms
+        assert sum(scale.blocks_ms for scale in c.scales) == pytest.approx(phases.blocks, rel=0.5)
+        assert c.flops > 0
+        assert 0 < c.peak_share < 1.5
+        assert c.precision_psnr_db is None
         assert c.speedup_vs_eager is not None
         assert c.speedup_vs_unpruned is not None
+    assert result.peak_gflops > 0
+    assert pruned.flops < engines.flops == eager.flops == hoisted.flops
+    assert [scale.scale for scale in eager.scales] == list(range(len(eager.scales)))
+    assert len(skipped.scales) == len(eager.scales) - 1
     assert eager.speedup_vs_eager is not None
     assert eager.speedup_vs_eager.value == 1
     assert eager.psnr_db is None
@@ -152,11 +168,51 @@ def test_bundle_without_text_encoder_draws_random_features(tiny_bundle: Bundle):
         ({"prompts": ()}, "empty prompt"),
         ({"prompts": (" ",)}, "empty prompt"),
         ({"weights": Path("w")}, "switched off"),
+        ({"scope": "everything"}, "unknown scope 'everything'"),
+        ({"device": "tpu"}, "unknown device"),
     ],
 )
 def test_senseless_options(small_bundle: Bundle, options: dict, words: str):
     with pytest.raises(ConfigError, match=words):
         plan_bench(small_bundle.folder, Options(eager=False, **options))
+
+
+def test_another_bundle_of_the_same_checkpoint(
+    small_bundle: Bundle, small_sources: Sources, tiny_bundle: Bundle, tmp_path: Path
+):
+    """Its engines are candidates of their own, and what they change is told apart from what pruning costs."""
+    with pytest.raises(ConfigError, match="measured already"):
+        plan_bench(small_bundle.folder, Options(eager=False, others=[small_bundle.folder]))
+    with pytest.raises(ConfigError, match="another checkpoint"):
+        plan_bench(small_bundle.folder, Options(eager=False, others=[tiny_bundle.folder]))
+    options = BuildOptions(tmp_path / "int8", builder=Int8DecoderBuilder())
+    other = build(plan_build(spec(), small_sources, options))[0]
+    result = run_bench(
+        small_bundle.folder,
+        policies=["skip:count=1"],
+        prompts=_PROMPTS[:1],
+        others=[other.folder],
+        eager=False,
+        repeats=1,
+        warmup=0,
+        threads=1,
+        scope="image",
+    )
+    by_name = {c.name: c for c in result.candidates}
+    kind = "onnxruntime, int8 decoder"
+    assert list(by_name) == ["engines", "engines + skip:count=1", kind, f"{kind} + skip:count=1"]
+    unpruned, pruned = by_name[kind], by_name[f"{kind} + skip:count=1"]
+    assert unpruned.psnr_db is None
+    assert unpruned.precision_psnr_db is not None
+    assert pruned.psnr_db == pytest.approx(by_name["engines + skip:count=1"].psnr_db, abs=3)
+    assert pruned.p50_ms == pruned.scopes["image"].p50_ms
+    assert result.settings.scope == "image"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_that_is_not_there(small_bundle: Bundle):
+    with pytest.raises(ConfigError, match="no CUDA GPU"):
+        plan_bench(small_bundle.folder, Options(eager=False, device="cuda"))
 
 
 def test_prompts_for_a_bundle_that_reads_none(tiny_bundle: Bundle):

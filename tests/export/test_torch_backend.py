@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +59,19 @@ def test_draws_pruned_and_in_batches(compiled: Bundle):
         torch.testing.assert_close(both.images[:1], alone.images, atol=1e-4, rtol=0)
         assert both.traces[0].tokens < both.traces[0].tokens_full
         assert torch.get_num_threads() == 1
+
+
+@needs_compiler
+def test_compiled_blocks_need_no_python(compiled: Bundle):
+    """A service has no exporter: operators that only Python knows must not be called by the package."""
+    code = (
+        "import sys, torch; from ldp_runtime import Pipeline\n"
+        f"pipe = Pipeline.load({str(compiled.folder)!r}, threads=1)\n"
+        "pipe(prompt_embeds=torch.randn(5, 32), seed=0, output_type='latent')\n"
+        "assert 'torch.onnx' not in sys.modules and 'ldp_export' not in sys.modules"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 @needs_compiler

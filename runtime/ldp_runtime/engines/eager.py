@@ -7,9 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from ldp_runtime.engines.torch_threads import torch_threads
+
 
 class EagerEngine:
-    """Runs `module(*inputs) -> tuple` with inputs and outputs in the given order of names."""
+    """Runs `module(*inputs) -> tuple` with inputs and outputs in the given order of names.
+
+    Args:
+        threads: of a call on a CPU; None leaves PyTorch's number.
+    """
 
     def __init__(
         self,
@@ -18,17 +24,20 @@ class EagerEngine:
         input_names: Sequence[str],
         output_names: Sequence[str],
         device: torch.device | str = "cpu",
+        threads: int | None = None,
     ) -> None:
         self.name = name
         self.device = torch.device(device)
         self._module: nn.Module | None = module.to(self.device)
+        self._threads = threads if self.device.type == "cpu" else None
         self._input_names, self._output_names = list(input_names), list(output_names)
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._module is None:
             raise RuntimeError(f"the engine {self.name!r} is closed")
-        results = self._module(*(inputs[name] for name in self._input_names))
+        with torch_threads(self._threads):
+            results = self._module(*(inputs[name] for name in self._input_names))
         results = results if isinstance(results, tuple) else (results,)
         for name, result in zip(self._output_names, results, strict=True):
             if name in outputs:

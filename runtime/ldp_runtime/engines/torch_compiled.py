@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from ldp_runtime.bundle import GraphEntry, TensorEntry
 from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
+from ldp_runtime.engines.torch_threads import torch_threads
 from ldp_runtime.errors import CapacityError, ConfigError, IntegrityError, LdpError
 
 #: Calls of at most this many tokens are bound by launching kernels, not by computing: they replay CUDA graphs.
@@ -51,7 +51,7 @@ class TorchCompiledEngine:
             raise LdpError(f"the engine {self.name!r} is closed")
         given = [_checked(inputs[entry.name], entry, self.name) for entry in self._inputs]
         try:
-            with _threads(self._threads if self.device.type == "cpu" else None):
+            with torch_threads(self._threads if self.device.type == "cpu" else None):
                 results = self._results(given)
                 for name, result in zip(self._outputs, results, strict=True):
                     if name in outputs:
@@ -99,15 +99,3 @@ def _load(name: str, path: Path, device: torch.device) -> Callable[..., Any]:
         raise IntegrityError(
             f"PyTorch cannot load the compiled graph {name!r} from {path}: {text}", hint="rebuild the bundle here"
         ) from error
-
-
-@contextmanager
-def _threads(count: int | None) -> Generator[None]:
-    """PyTorch's threads on the calling thread; between engine calls the pipeline keeps them at one."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,128 @@
+"""Two results side by side: a regression, or noise?
+
+The runs were made at different times, so nothing is paired but the prompts. The machine may have been slower in one of
+them: where both measured eager PyTorch, which no change of ours makes faster, every ratio is divided by eager's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from ldp_runtime.errors import ConfigError
+
+from ldp_export.bench.plan import EAGER
+from ldp_export.bench.stats import RESAMPLES
+
+Verdict = Literal["slower", "faster", "no difference shown"]
+#: What two results must share to be compared, by its place in the JSON.
+_SAME = (
+    ("hardware", "cpu"),
+    ("hardware", "cores_usable"),
+    ("hardware", "gpu"),
+    ("hardware", "os"),
+    ("settings", "threads"),
+    ("settings", "device"),
+    ("settings", "scope"),
+    ("settings", "prompts"),
+    ("settings", "seed"),
+    ("model", "name"),
+    ("model", "size"),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One candidate: how many times as long the second run's calls took, with its 95 % interval.
+
+    Attributes:
+        corrected: whether eager PyTorch's own ratio was divided out.
+    """
+
+    name: str
+    batch: int
+    before_ms: float
+    after_ms: float
+    ratio: float
+    low: float
+    high: float
+    corrected: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.low > 1:
+            return "slower"
+        return "faster" if self.high < 1 else "no difference shown"
+
+
+def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> list[Change]:
+    """Every candidate that both results hold.
+
+    Raises:
+        ConfigError: the results are of another format, hardware, model or setting, or share no candidate.
+    """
+    _check_comparable(before, after)
+    first, second = _samples(before), _samples(after)
+    shared = [key for key in first if key in second]
+    if not shared:
+        raise ConfigError("the two results share no candidate")
+    rng = np.random.default_rng(seed)
+    changes = []
+    for name, batch in shared:
+        control = (EAGER, batch) if (EAGER, batch) in shared and name != EAGER else None
+        draws, ratio = _ratio(first[name, batch], second[name, batch], rng)
+        if control is not None:
+            drift_draws, drift = _ratio(first[control], second[control], rng)
+            draws, ratio = draws / drift_draws, ratio / drift
+        low, high = np.percentile(draws, [2.5, 97.5])
+        old, new = (float(np.median(np.concatenate(list(s[name, batch].values())))) for s in (first, second))
+        changes.append(Change(name, batch, old, new, ratio, float(low), float(high), control is not None))
+    return changes
+
+
+def _check_comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for result in (before, after):
+        if not str(result.get("schema", "")).startswith("ldp-export/bench/"):
+            raise ConfigError("this is no result of `ldp-export bench`", hint="write one with --output FILE")
+    differences = [
+        f"{group}.{key}: {before[group].get(key)!r} and {after[group].get(key)!r}"
+        for group, key in _SAME
+        if before[group].get(key) != after[group].get(key)
+    ]
+    if differences:
+        raise ConfigError(
+            "the results cannot be compared, they differ in " + "; ".join(differences),
+            hint="measure both on one machine with the same options",
+        )
+
+
+Times = dict[int, np.ndarray]
+
+
+def _samples(result: dict[str, Any]) -> dict[tuple[str, int], Times]:
+    """Wall times of every candidate and batch size, by prompt group."""
+    found: dict[tuple[str, int], Times] = {}
+    for candidate in result["candidates"]:
+        groups: dict[int, list[float]] = {}
+        for sample in candidate["samples"]:
+            groups.setdefault(sample["group"], []).append(sample["wall_ms"])
+        found[candidate["name"], candidate["batch"]] = {g: np.array(times) for g, times in groups.items()}
+    return found
+
+
+def _ratio(before: Times, after: Times, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Bootstrap draws [resamples] and the value of after / before: geometric mean over prompts of medians' ratios.
+
+    Prompts are drawn anew for both runs together, repetitions within each run.
+    """
+    groups = sorted(set(before) & set(after))
+    logs = np.stack([np.log(_medians(after[g], rng)) - np.log(_medians(before[g], rng)) for g in groups])  # [G, N]
+    chosen = rng.integers(len(groups), size=(len(groups), RESAMPLES))
+    draws = np.exp(np.take_along_axis(logs, chosen, axis=0).mean(axis=0))
+    value = np.mean([np.log(np.median(after[g]) / np.median(before[g])) for g in groups])
+    return draws, float(np.exp(value))
+
+
+def _medians(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.median(times[rng.integers(len(times), size=(RESAMPLES, len(times)))], axis=1)

@@ -1,0 +1,99 @@
+"""Two results compared: what became slower is found, noise is not, and what cannot be compared is refused."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from ldp_runtime.errors import ConfigError
+
+from ldp_export.bench.compare import compare
+from ldp_export.cli.bench import command
+
+
+def result(times: dict[str, float], seed: int, drift: float = 1.0) -> dict:
+    """Twelve prompts of different length, five repetitions with 5 % of noise."""
+    rng = np.random.default_rng(seed)
+    length = 1 + np.arange(12) / 12
+    candidates = []
+    for name, ms in times.items():
+        noise = rng.normal(1, 0.05, (12, 5))
+        samples = [
+            {"group": g, "repetition": r, "wall_ms": float(ms * drift * length[g] * noise[g, r])}
+            for g in range(12)
+            for r in range(5)
+        ]
+        candidates.append({"name": name, "batch": 1, "samples": samples})
+    return {
+        "schema": "ldp-export/bench/2",
+        "hardware": {"cpu": "A", "cores_usable": 2, "gpu": None, "os": "Linux"},
+        "settings": {"threads": 2, "device": "cpu", "scope": "image", "prompts": ["a"], "seed": 0},
+        "model": {"name": "m", "size": "0.06M"},
+        "candidates": candidates,
+    }
+
+
+def test_noise_is_no_regression():
+    verdicts = [
+        change.verdict
+        for seed in range(10)
+        for change in compare(result({"engines": 100}, seed), result({"engines": 100}, 100 + seed))
+    ]
+    assert verdicts.count("no difference shown") >= 8
+
+
+def test_regression_is_found():
+    (change,) = compare(result({"engines": 100}, 0), result({"engines": 110}, 1))
+    assert change.verdict == "slower"
+    assert change.low < 1.1 < change.high
+    (change,) = compare(result({"engines": 100}, 0), result({"engines": 90}, 1))
+    assert change.verdict == "faster"
+
+
+def test_a_slower_machine_is_not_a_regression():
+    """All candidates took a fifth longer, eager PyTorch too."""
+    before = result({"eager": 200, "engines": 100}, 0)
+    eager, engines = compare(before, result({"eager": 200, "engines": 100}, 1, drift=1.2))
+    assert not eager.corrected
+    assert eager.verdict == "slower"
+    assert engines.corrected
+    assert engines.ratio == pytest.approx(1, abs=0.05)
+    assert engines.verdict == "no difference shown"
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"), [("hardware", "cpu", "B"), ("hardware", "gpu", "H100"), ("settings", "threads", 1)]
+)
+def test_other_hardware_or_settings_are_refused(group: str, key: str, value: object):
+    before = result({"engines": 100}, 0)
+    after = copy.deepcopy(before)
+    after[group][key] = value
+    with pytest.raises(ConfigError, match=rf"differ in {group}\.{key}"):
+        compare(before, after)
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no result of"):
+        compare({}, {})
+    with pytest.raises(ConfigError, match="share no candidate"):
+        compare(result({"a": 1}, 0), result({"b": 1}, 0))
+    file = tmp_path / "a.json"
+    file.write_text("nonsense")
+    done = CliRunner().invoke(command, ["--compare", str(file), str(file)])
+    assert isinstance(done.exception, ConfigError)
+    assert "cannot read the result" in str(done.exception)
+    assert isinstance(CliRunner().invoke(command, []).exception, ConfigError)
+
+
+def test_command_line(tmp_path: Path):
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, ms in zip(paths, (100, 130), strict=True):
+        path.write_text(json.dumps(result({"eager": 200, "engines": ms}, ms)))
+    arguments = ["--compare", *map(str, paths)]
+    done = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False)
+    assert [change["verdict"] for change in json.loads(done.output)][1] == "slower"
+    table = CliRunner().invoke(command, arguments, catch_exceptions=False).output
+    assert "slower" in table
+    assert "drift is taken out" in table
