@@ -49,6 +49,7 @@ class Options:
     others: Sequence[Path] = ()
     device: str = "cpu"
     scope: Scope = "prompt-to-image"
+    random_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class BenchPlan:
         prompts: texts, or None where seeded random features stand in.
         policies: of the pruned candidates, in the caller's words, each once.
         others: further bundles of the same checkpoint, by what sets them apart.
+        random_weights: whether pictures mean nothing, so that no quality is reported.
         scope: which of the phases the times and ratios of the report are made of.
     """
 
@@ -75,6 +77,7 @@ class BenchPlan:
     others: Mapping[str, Bundle] = field(default_factory=dict)
     device: str = "cpu"
     scope: Scope = "prompt-to-image"
+    random_weights: bool = False
 
     @property
     def prompt_count(self) -> int:
@@ -172,6 +175,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         others=others,
         device=options.device,
         scope=options.scope,
+        random_weights=options.random_weights,
     )
 
 

@@ -74,7 +74,7 @@ def run_bench(
         others: bundles of the same checkpoint with other engines; all candidates of all bundles are measured.
         device: "cpu" or "cuda", of every candidate.
         scope: what the report's times are of; the JSON holds all three.
-        random_weights: only reported: the model draws nothing meaningful.
+        random_weights: the model draws nothing meaningful: the report says so, and holds no quality.
 
     Raises:
         ConfigError: the comparison makes no sense; no work was done.
@@ -95,11 +95,12 @@ def run_bench(
         others=others,
         device=device,
         scope=scope,
+        random_weights=random_weights,
     )
-    return run_plan(plan_bench(bundle, options), random_weights, progress)
+    return run_plan(plan_bench(bundle, options), progress)
 
 
-def run_plan(plan: BenchPlan, random_weights: bool = False, progress: Progress = silent) -> BenchResult:
+def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
     """Measures a plan; see `run_bench`."""
     machine = hardware()
     count, done = steps(plan), 0
@@ -123,7 +124,7 @@ def run_plan(plan: BenchPlan, random_weights: bool = False, progress: Progress =
         hardware=machine,
         software=software(),
         settings=_settings(plan),
-        model=_model(plan, random_weights),
+        model=_model(plan),
         statistics={
             "speedup": stats.RATIO,
             "ci95": stats.INTERVAL.format(resamples=stats.RESAMPLES),
@@ -136,13 +137,13 @@ def run_plan(plan: BenchPlan, random_weights: bool = False, progress: Progress =
         candidates=tuple(candidates),
         precision_loss=loss,
         peak_gflops=peak / 1e9,
-        notes=tuple(_notes(plan, machine, random_weights)),
+        notes=tuple(_notes(plan, machine)),
     )
 
 
 def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: BenchPlan, peak: float) -> CandidateResult:
     base = plan.unpruned(m.name)
-    prunes = m.name not in (EAGER, HOISTED, base)
+    prunes = m.name not in (EAGER, HOISTED, base) and not plan.random_weights
     drawn, calls = list(m.drawn.values()), m.samples
     scopes = {scope: _scope(m, measured, plan, scope) for scope in get_args(Scope)}
     chosen = scopes[plan.scope]
@@ -258,7 +259,7 @@ def _settings(plan: BenchPlan) -> Settings:
     )
 
 
-def _model(plan: BenchPlan, random_weights: bool) -> ModelInfo:
+def _model(plan: BenchPlan) -> ModelInfo:
     manifest = plan.bundle.manifest
     h, w = manifest.schedule().final_grid
     side = manifest.model.pixels_per_token
@@ -271,13 +272,13 @@ def _model(plan: BenchPlan, random_weights: bool) -> ModelInfo:
         state=plan.bundle.state,
         precision=manifest.precision,
         backend=manifest.backend,
-        random_weights=random_weights,
+        random_weights=plan.random_weights,
     )
 
 
-def _notes(plan: BenchPlan, machine: dict[str, object], random_weights: bool) -> list[str]:
+def _notes(plan: BenchPlan, machine: dict[str, object]) -> list[str]:
     notes = []
-    if random_weights:
+    if plan.random_weights:
         notes.append("the weights are random: times are real, images and token counts mean nothing")
     if plan.embeds is not None:
         notes.append(

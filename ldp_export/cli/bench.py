@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +25,7 @@ Examples:
   ldp-export bench bundles/infinity-shapes --policy ld --policy skip:count=1 --repeats 30 --output bench.json
   ldp-export bench bundles/mine --weights t.safetensors --vae v.safetensors --batch 1 --batch 4
   ldp-export bench bundles/infinity-shapes --also bundles/shapes-torch --also bundles/shapes-int8
+  ldp-export bench --random-weights --model infinity-2b --depth 4 --width 512 --pn 0.25M --keep 0.45,0.4 --stop-scale 6
   ldp-export bench --compare before.json after.json
   ldp-export bench bundles/infinity-shapes --no-eager --prompt "a red circle" --json
 """,
@@ -55,6 +57,13 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first prompt; the others count up.")
 @weights_options
 @click.option("--no-eager", is_flag=True, help="Leave eager PyTorch out: needs no checkpoint.")
+@click.option("--random-weights", is_flag=True, help="Measure --model's shape without a checkpoint: speed only.")
+@click.option("--model", help="With --random-weights: infinity-2b, infinity-8b or another of the registry.")
+@click.option("--depth", type=int, help="With --random-weights: fewer blocks.")
+@click.option("--width", type=int, help="With --random-weights: fewer channels.")
+@click.option("--pn", "size", help="With --random-weights: scale schedule.  [default: the model's]")
+@click.option("--keep", default="0.45,0.4,0.35", show_default=True, help="Shares that the last scales keep.")
+@click.option("--stop-scale", type=int, help="Scale after which the unconditional branch stops.")
 @click.option(
     "--compare",
     "compared",
@@ -81,6 +90,13 @@ def command(
     vae: Path | None,
     text_encoder: Path | None,
     no_eager: bool,
+    random_weights: bool,
+    model: str | None,
+    depth: int | None,
+    width: int | None,
+    size: str | None,
+    keep: str,
+    stop_scale: int | None,
     compared: tuple[Path, Path] | None,
     as_json: bool,
     output: Path | None,
@@ -99,7 +115,15 @@ def command(
     if compared:
         _compare(*compared, as_json)
         return
-    if bundle is None:
+    if random_weights:
+        if bundle is not None or model is None or weights is not None or no_eager:
+            raise ConfigError(
+                "--random-weights takes --model, and neither a bundle, a checkpoint, nor --no-eager",
+                hint="ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256",
+            )
+    elif model or depth or width or size or stop_scale:
+        raise ConfigError("--model, --depth, --width, --pn and --stop-scale belong to --random-weights")
+    elif bundle is None:
         raise ConfigError("no bundle is named", hint="ldp-export bench BUNDLE, or --compare A.json B.json")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise ConfigError(f"cannot write {output}: not a file in an existing folder")
@@ -109,25 +133,33 @@ def command(
     from ldp_export.bench.run import run_bench
     from ldp_export.bench.table import print_result
 
-    with _progress() as progress:
-        result = run_bench(
-            bundle,
-            prompts=texts,
-            policies=policies or DEFAULT_POLICIES,
-            repeats=repeats,
-            warmup=warmup,
-            batch=batch or (1,),
-            threads=threads,
-            seed=seed,
-            eager=not no_eager,
-            weights=weights,
-            vae=vae,
-            text_encoder=text_encoder,
-            others=others,
-            device=device,
-            scope=scope,  # pyright: ignore[reportArgumentType]  the plan refuses others
-            progress=progress,
-        )
+    options: dict[str, Any] = {
+        "policies": policies or DEFAULT_POLICIES,
+        "prompts": texts,
+        "repeats": repeats,
+        "warmup": warmup,
+        "batch": batch or (1,),
+        "threads": threads,
+        "seed": seed,
+        "eager": not no_eager,
+        "weights": weights,
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "others": others,
+        "device": device,
+        "scope": scope,
+    }
+    with _progress() as progress, tempfile.TemporaryDirectory(prefix="ldp-random-") as folder:
+        if model is not None:
+            from ldp_export.bench.random_weights import given_policies, random_bundle
+
+            shares = _shares(keep)
+            made, sources = random_bundle(model, Path(folder), size=size, depth=depth, width=width, progress=progress)
+            bundle = made.folder
+            options |= {"policies": policies or given_policies(shares, stop_scale), "random_weights": True}
+            options |= {"weights": sources.transformer, "vae": sources.vae}
+        assert bundle is not None
+        result = run_bench(bundle, progress=progress, **options)
     if output is not None:
         output.write_text(json.dumps(result.to_json(), indent=1) + "\n")
     if as_json:
@@ -155,6 +187,18 @@ def _compare(before: Path, after: Path, as_json: bool) -> None:
         print_json([asdict(change) | {"verdict": change.verdict} for change in changes])
     else:
         print_changes(changes)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    from ldp_runtime.errors import ConfigError
+
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--keep takes shares such as 0.5,0.3, got {text!r}") from error
+    if not all(0 <= share <= 1 for share in shares):
+        raise ConfigError(f"--keep takes shares in [0, 1], got {text!r}")
+    return shares
 
 
 def _texts(prompts: tuple[str, ...], file: Path | None) -> list[str] | None:

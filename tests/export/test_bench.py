@@ -59,7 +59,6 @@ def result(small_bundle: Bundle, small_sources: Sources, events: list[ProgressEv
         warmup=1,
         batch=(1, 2),
         threads=1,
-        random_weights=True,
         progress=events.append,
         **eager_files(small_sources),  # pyright: ignore[reportArgumentType]
     )
@@ -70,7 +69,7 @@ def test_result_has_the_promised_shape(result: BenchResult):
     assert plain["schema"] == SCHEMA
     assert {"hardware", "software", "settings", "model", "candidates", "notes"} <= set(plain)
     assert {"cpu", "cores_physical", "memory_gib", "os", "gpu"} <= set(plain["hardware"])
-    assert plain["model"]["random_weights"] is True
+    assert plain["model"]["random_weights"] is False
     assert all(set(candidate) >= _CANDIDATE for candidate in plain["candidates"])
     names = ["eager", "eager, hoisted", "engines", "engines + ld", "engines + skip:count=1"]
     assert [(c["name"], c["batch"]) for c in plain["candidates"]] == [(n, b) for b in (1, 2) for n in names]
@@ -137,7 +136,6 @@ def test_table_names_every_candidate(result: BenchResult):
     text = console.export_text()
     for candidate in result.candidates:
         assert candidate.name in text
-    assert "weights are random" in text
 
 
 def test_bundle_without_text_encoder_draws_random_features(tiny_bundle: Bundle):

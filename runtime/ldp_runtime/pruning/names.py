@@ -6,6 +6,7 @@ import dataclasses
 
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.controls import FixedRatio, SkipLastScales, StopGuidanceAfter
+from ldp_runtime.pruning.given import GivenShares
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
 from ldp_runtime.pruning.policy import Policy
 
@@ -19,6 +20,7 @@ _NAMED: dict[str, Policy] = {
     "skip": SkipLastScales(),
     "stop-guidance": StopGuidanceAfter(0),
     "fixed": FixedRatio(),
+    "given": GivenShares(),
 }
 
 
@@ -53,6 +55,8 @@ def _parse_value(key: str, value: str, kind: str) -> object:
     try:
         if value in ("none", "None") and "None" in kind:
             return None
+        if kind.startswith("tuple[float"):
+            return tuple(float(part) for part in value.split("+") if part)
         if kind.startswith("tuple"):
             return tuple(int(part) for part in value.split("+") if part)
         if kind.startswith("float"):

@@ -1,0 +1,67 @@
+"""True shapes without a checkpoint: random weights in an architecture of the registry, or a smaller one like it.
+
+Such a model draws noise. Its times are real; its pictures and what a policy would choose on them mean nothing, so keep
+shares and the scale after which the unconditional branch stops are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.errors import ConfigError
+
+from ldp_export.build import BuildOptions, build, plan_build
+from ldp_export.models.infinity import ffn_width
+from ldp_export.models.registry import ModelSpec, VarSpec, find_model
+from ldp_export.models.sources import Sources
+from ldp_export.models.synthetic import write_checkpoint
+from ldp_export.progress import Progress, silent
+
+#: The VAE's group norms take multiples of this many channels.
+_VAE_STEP = 32
+
+
+def smaller(spec: ModelSpec | VarSpec, depth: int | None, width: int | None) -> ModelSpec:
+    """The model with fewer blocks or channels: the same head size, ratios and schedule; the VAE's width in proportion.
+
+    Raises:
+        ConfigError: it is no Infinity model, or the width is no multiple of its head size.
+    """
+    if not isinstance(spec, ModelSpec):
+        raise ConfigError(f"random weights are made for Infinity models, {spec.name} is none")
+    whole = spec.transformer
+    depth, width = depth or whole.depth, width or whole.width
+    if (depth, width) == (whole.depth, whole.width):
+        return spec
+    if depth < 1 or width < whole.head_dim or width % whole.head_dim:
+        raise ConfigError(f"--depth must be positive and --width a multiple of {whole.head_dim}, got {depth}, {width}")
+    heads = width // whole.head_dim
+    transformer = replace(
+        whole, depth=depth, width=width, heads=heads, ffn=ffn_width(width), pool_heads=heads, chunks=1
+    )
+    steps = round(spec.vae.base_channels * width / whole.width / _VAE_STEP)
+    vae = replace(spec.vae, base_channels=_VAE_STEP * max(1, steps))
+    return replace(spec, name=f"{spec.name}-depth{depth}-width{width}", transformer=transformer, vae=vae, hub=None)
+
+
+def given_policies(keep: Sequence[float], stop_scale: int | None) -> tuple[str, ...]:
+    """The shares as a policy with all scales, the same without the last two, and the controls, in words."""
+    stop = f",stop_after={stop_scale}" if stop_scale is not None else ""
+    shares = "+".join(f"{share:g}" for share in keep)
+    skipped = "+".join(f"{share:g}" for share in (*keep[:-2], 0, 0))
+    controls = ("skip:count=1", "skip:count=2")
+    if stop_scale is not None:
+        controls += (f"stop-guidance:scale={stop_scale}",)
+    return (f"given:keep={shares}{stop}", f"given:keep={skipped}{stop}", *controls)
+
+
+def random_bundle(
+    model: str, folder: Path, *, size: str | None, depth: int | None, width: int | None, progress: Progress = silent
+) -> tuple[Bundle, Sources]:
+    """A bundle of random weights, and their checkpoint."""
+    spec = smaller(find_model(model), depth, width)
+    sources = write_checkpoint(spec, folder / "checkpoint")
+    return build(plan_build(spec, sources, BuildOptions(folder / "bundle", size)), progress)[0], sources
