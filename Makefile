@@ -11,7 +11,7 @@ OUT ?= demo-out
 POLICY ?= ld
 PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
-.PHONY: setup demo bench ablation test gpu-test lint clean
+.PHONY: setup demo bench ablation bench-random test gpu-test lint clean
 
 setup: $(VENV)/.ready
 
@@ -31,11 +31,20 @@ demo: setup
 # The committed results: policies of the paper, what calibration found better, and the controls.
 bench: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
-	$(BIN)/ldp-export bench $(BUNDLE) --prompts-file benchmarks/prompts.txt --repeats 5 \
+	$(BIN)/ldp-export build --int8-decoder --output $(BUNDLE)-int8
+	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
 		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.95 --policy ld:rho=0.8 \
 		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \
 		--output benchmarks/results/infinity-shapes-cpu.json
 	$(BIN)/python benchmarks/chart.py benchmarks/results/infinity-shapes-cpu.json --output docs/bench.png
+
+# Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only.
+bench-random: setup
+	for run in 0.25M:6 1M:9; do \
+		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $${run%:*} \
+			--stop-scale $${run#*:} --keep 0.45,0.4,0.35 --repeats 2 --warmup 1 \
+			--output benchmarks/results/random-$${run%:*}-cpu.json || exit 1; \
+	done
 
 # Every switch of LD-Pruning and every control; about twenty minutes on two quiet cores, and it resumes.
 ablation: setup
