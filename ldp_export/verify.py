@@ -130,7 +130,7 @@ def machine_name(device: torch.device) -> str:
 def packages() -> dict[str, str]:
     """Versions of what runs the engines."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("onnxruntime", "onnxruntime-gpu"):
+    for name in ("onnxruntime", "onnxruntime-gpu", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

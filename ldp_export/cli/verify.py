@@ -30,9 +30,10 @@ def command(bundle: Path, device: str, threads: int | None, as_json: bool) -> No
     Needs neither the checkpoint nor the exporter. Ends with a non-zero exit status when anything differs; a bundle
     that fails no longer loads.
     """
-    from ldp_runtime.bundle import open_bundle
+    from ldp_runtime.bundle import REPORTS, open_bundle
 
     from ldp_export.publish import write_report
+    from ldp_export.replay import save_replay
     from ldp_export.verify import require_verified, verify_bundle
 
     opened = open_bundle(bundle)
@@ -43,6 +44,10 @@ def command(bundle: Path, device: str, threads: int | None, as_json: bool) -> No
         print_json(report.to_json())
     else:
         _print_table(report)
+    if report.state != "verified" and opened.root is not None:
+        line = save_replay(opened, report, opened.root / REPORTS / f"{opened.manifest.version}-replay")
+        if line is not None:
+            click.echo(f"the first call that differs, again:\n  {line}", err=True)
     require_verified(report, opened)
 
 

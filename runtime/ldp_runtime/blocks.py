@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -111,6 +111,10 @@ class Blocks:
     def new_cache(self, capacity: int, rows: int) -> KVCache:
         shape = self.shape
         return KVCache(shape.depth, capacity, rows, shape.heads, shape.head_dim, self.device, shape.cache)
+
+    def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
+        """The same chunks with every engine in a wrapper, to watch their calls."""
+        return Blocks([replace(chunk, engine=wrap(chunk.engine)) for chunk in self._chunks], self.shape)
 
     def close(self) -> None:
         for chunk in self._chunks:

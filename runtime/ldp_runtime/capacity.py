@@ -51,6 +51,10 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     decoder = pixels * _DECODER_WIDTH * 4 * 3
     # Noise of every scale, and what sampling makes of the largest one's logits.
     sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
+    if manifest.backend.startswith(
+        "tensorrt"
+    ):  # the last scale's keys and values, which nobody wants, have a place too
+        sampling += KVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
     return MemoryEstimate(
         weights=2 * manifest.weight_bytes(),
         kv_cache=arena * (2 if max_batch > 1 else 1),

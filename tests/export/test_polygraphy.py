@@ -51,3 +51,25 @@ def test_convert(tiny_bundle: Bundle, tmp_path: Path) -> None:
     target = ("--convert-to", "trt", "--strongly-typed", "--compute-capabilities", "8.9")
     polygraphy("convert", tiny_bundle.path("decoder/model.onnx"), *target, *sides, "-o", engine, rtx=True)
     assert engine.stat().st_size > 2**20
+
+
+def test_a_failed_comparison_can_be_run_again(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """The saved call of a scale gives the reference's logits: it failed in name only."""
+    import shlex
+
+    from ldp_export.reference_cases import ReferenceCases
+    from ldp_export.replay import save_replay
+    from ldp_export.verify import Check, Report
+
+    cases = ReferenceCases.load(tiny_bundle.path("reference")).cases
+    for case in (cases[0], next(c for c in cases if c.pruned)):
+        check = Check(f"{case.name}, scale 4, logits", False, 1.0, 1.2e-4)
+        report = Report(tiny_bundle.manifest.digest, "rejected", "cpu", "here", {}, (check,))
+        line = save_replay(tiny_bundle, report, tmp_path / case.name)
+        assert line is not None
+        command, *arguments = shlex.split(line)
+        assert command == "polygraphy"
+        assert "PASSED" in polygraphy(*arguments)
+    other = Check("text_encoder, prompt 0", False, 1.0, 1e-5)
+    nothing = Report(tiny_bundle.manifest.digest, "rejected", "cpu", "here", {}, (other,))
+    assert save_replay(tiny_bundle, nothing, tmp_path / "nothing") is None
