@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ldp_runtime.bundle import Defaults
+from ldp_runtime.bundle import Defaults, VarEntry
 from ldp_runtime.codebook_tokens import filter_logits
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -107,3 +107,22 @@ def _store_pruned(
         tensors[f"{case.name}.indices_{k}"], tensors[f"{case.name}.logits_{k}"] = indices[k], logits[k]
         if kept is not None:
             tensors[f"{case.name}.keep_{k}"] = kept
+
+
+@torch.no_grad()
+def forced_class_logits(
+    transformer: VarTransformer, vae: VqVae, cases: ReferenceCases, case: Case
+) -> list[torch.Tensor]:
+    """Logits of a recorded case's scales on its own indices, in one call."""
+    config = transformer.config
+    labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
+    count = len(config.grids)
+    return pruned_class_logits(transformer, vae, labels, cases.tokens(case, count), [None] * count)
+
+
+def recorded_class_bytes(model: VarEntry) -> int:
+    """Size of what `record_class_cases` saves: logits of seven rows, indices, latents, images."""
+    schedule = model.schedule()
+    h, w = schedule.final_grid
+    logits = 4 * 6 * schedule.total_tokens * model.codes
+    return logits + 4 * 8 * schedule.total_tokens + 3 * 4 * h * w * (model.latent_channels + 3 * model.vae_stride**2)

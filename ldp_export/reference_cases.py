@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,16 +26,20 @@ from ldp_export.models.oracle import pruned_logits
 from ldp_export.models.reference import ReferenceRun, ReferenceSettings, generate
 from ldp_export.models.text_encoder import TextEncoder
 
-CASES_FILE, TENSORS_FILE = "cases.json", "tensors.safetensors"
+CASES_FILE, TENSORS_FILE, ROUNDING_FILE = "cases.json", "tensors.safetensors", "rounding.json"
 PROMPTS = ("a red circle", "a small blue square to the left of a large yellow star on a plain background")
 #: Aspect ratios that are verified: square, and the most elongated one, whose grids are odd and whose past is long.
 _RATIOS = (1.0, 3.0)
 _TEXT_TOKENS = 12
+#: Rows whose logits are saved: two guided runs and an unguided one in full, the pruned one's computed tokens.
+_ROWS, _PRUNED_ROWS = 5, 1
 
 
 @dataclass(frozen=True)
 class Case:
     """One recorded run; its tensors are named `{name}.{what}`.
+
+    `scales`: only the first ones were run, as a schedule of their own (None: all).
 
     Tensors: `features` [T, Ct] of a text (a class has its `label`), `bits_{k}` [h*w, bits] or `indices_{k}` [h*w],
     `logits_{k}` [rows, computed, V], `latent` [d, H, W], `image` [3, H, W] where there is one, `keep_{k}` [kept] at
@@ -50,22 +54,37 @@ class Case:
     label: int | None = None
     seed: int | None = None
     margin: float | None = None
+    scales: int | None = None
+
+    def of(self, schedule: ScaleSchedule) -> ScaleSchedule:
+        """The part of a schedule that the case runs."""
+        return replace(schedule, grids=schedule.grids[: self.scales])
 
 
 @dataclass(frozen=True)
 class ReferenceCases:
+    """Recorded runs.
+
+    Attributes:
+        rounding: largest errors that the precision alone causes, by kind of output ("logits", "image", "features"):
+            the reference model computed in the precision by PyTorch, against itself in float32. Empty in float32.
+    """
+
     cases: tuple[Case, ...]
     tensors: dict[str, torch.Tensor]
+    rounding: dict[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CASES_FILE).write_text(json.dumps([asdict(case) for case in self.cases], indent=1))
+        (folder / ROUNDING_FILE).write_text(json.dumps(self.rounding, indent=1))
         save_file({k: v.contiguous().clone() for k, v in self.tensors.items()}, folder / TENSORS_FILE)
 
     @staticmethod
     def load(folder: Path) -> ReferenceCases:
         cases = tuple(Case(**entry) for entry in json.loads((folder / CASES_FILE).read_text()))
-        return ReferenceCases(cases, load_file(folder / TENSORS_FILE))
+        rounding = json.loads((folder / ROUNDING_FILE).read_text())
+        return ReferenceCases(cases, load_file(folder / TENSORS_FILE), rounding)
 
     def tokens(self, case: Case, scales: int) -> list[torch.Tensor]:
         """Drawn tokens of every scale: bits as bool, or indices."""
@@ -89,7 +108,7 @@ def record_cases(
     """Runs the reference model: guided, unguided, elongated, pruned, and one prompt end to end."""
     tensors: dict[str, torch.Tensor] = {}
     cases: list[Case] = []
-    texts = _texts(transformer, encoder, tensors)
+    texts = reference_texts(transformer, encoder, tensors)
 
     def add(case: Case, run: ReferenceRun | None) -> None:
         cases.append(case)
@@ -117,7 +136,7 @@ def _prompt(encoder: TextEncoder | None, index: int) -> str | None:
     return None if encoder is None else PROMPTS[index]
 
 
-def _texts(
+def reference_texts(
     transformer: InfinityTransformer, encoder: TextEncoder | None, tensors: dict[str, torch.Tensor]
 ) -> list[torch.Tensor]:
     """Features of the prompts, or seeded stand-ins where the bundle has no text encoder."""
@@ -196,6 +215,40 @@ def _store_pruned(
         indices = keep[k]
         if indices is not None:
             tensors[f"{name}.keep_{k}"] = indices
+
+
+@torch.no_grad()
+def forced_logits(
+    transformer: InfinityTransformer, cases: ReferenceCases, case: Case, model: InfinityEntry
+) -> list[torch.Tensor]:
+    """Logits of a recorded case's scales on its own bits, in one call."""
+    schedule = case.of(ScaleSchedule.of_size(model.size, case.aspect_ratio))
+    text = cases.tensors[f"{case.name}.features"]
+    rows = [text] if case.guidance == 1 else [text, transformer.unconditional_text(len(text))]
+    bits = cases.tokens(case, len(schedule))
+    return pruned_logits(transformer, torch.stack(rows), bits, [None] * len(schedule), schedule, model.layout)
+
+
+def recorded_bytes(model: InfinityEntry, scales: int | None) -> int:
+    """Size of what is saved: logits of four runs (six rows in all), bits, latents, images; or of the first scales."""
+    if scales is not None:
+        first = ScaleSchedule.of_size(model.size)
+        pixels = first.tokens[scales - 1] * model.pixels_per_token**2
+        return 2 * first.offsets[scales] * model.logits * 4 + 12 * pixels + _TEXT_TOKENS * model.text_channels * 4
+    schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in _RATIOS]
+    tokens = max(schedule.total_tokens for schedule in schedules)
+    logits = (_ROWS + _PRUNED_ROWS) * tokens * model.logits * 4
+    pixels = schedules[0].tokens[-1] * model.pixels_per_token**2
+    return logits + 4 * tokens * model.bits + 24 * pixels + 3 * 4 * schedules[0].tokens[-1] * model.bits
+
+
+def recording_memory(model: InfinityEntry) -> int:
+    """Memory of the reference model's largest call: keys, values, attention scores and the widest layer of two rows."""
+    schedule = max((ScaleSchedule.of_size(model.size, ratio) for ratio in _RATIOS), key=lambda s: s.total_tokens)
+    tokens, total = max(schedule.tokens), schedule.total_tokens
+    cache = 4 * 2 * 2 * model.depth * total * model.width
+    scores = 4 * 2 * model.heads * total * total  # the masked oracle sees all scales at once
+    return cache + scores + 4 * 2 * tokens * (model.ffn + 4 * model.width)
 
 
 def fixed_masks(schedule: ScaleSchedule) -> Sequence[torch.Tensor | None]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.bundle import describe_files, hash_file
+from ldp_runtime.bundle import FileEntry, describe_files, hash_file
 
 from ldp_export.progress import Progress, ProgressEvent
 
@@ -59,7 +59,7 @@ def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str
     folders = {}
     for index, stage in enumerate(stages):
         place = stage.place(cache)
-        if _is_complete(place):
+        if is_complete(place):
             progress(ProgressEvent(stage.name, index, len(stages), "reused"))
         else:
             _run(stage, place, cache, index, len(stages), progress)
@@ -85,13 +85,18 @@ def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progres
     progress(ProgressEvent(stage.name, index, count, "finished", seconds=time.perf_counter() - started))
 
 
-def _is_complete(place: Path) -> bool:
+def is_complete(place: Path) -> bool:
     """Whether the stage is there and its files are the ones it wrote."""
     try:
-        files = json.loads((place / STAGE_FILE).read_text())["files"]
-        return all(hash_file(place / name) == entry["sha256"] for name, entry in files.items())
+        return all(hash_file(place / name) == entry.sha256 for name, entry in files_of(place).items())
     except (OSError, ValueError, KeyError):
         return False
+
+
+def files_of(place: Path) -> dict[str, FileEntry]:
+    """Sizes and hashes of a stage's files, as it noted them when it wrote them."""
+    noted = json.loads((place / STAGE_FILE).read_text())["files"]
+    return {name: FileEntry.model_validate(entry) for name, entry in noted.items()}
 
 
 def what_changed(stage: Stage, cache: Path) -> str:

@@ -35,6 +35,9 @@ CLASS_LOGITS = 3e-5
 UNIT = 2.5
 #: Largest RMS error of an image in [-1, 1] that a decoder in 8-bit integers draws: a PSNR of 32 dB.
 QUANTIZED_IMAGE = 0.05
+#: Engines of a reduced precision may err by this many times the error that PyTorch makes in it: they add in another
+#: order, and round in other places.
+ROUNDING_SLACK = 3.0
 #: Closest decision above which rounding cannot flip a bit, so that end images must agree in every bit.
 CLEAR_MARGIN = 1e-4
 
@@ -136,15 +139,26 @@ def packages() -> dict[str, str]:
     return versions
 
 
-def _compare(name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Check:
-    """Largest absolute difference; NaN, infinity and wrong shapes fail."""
+def _clear_margin(bundle: Bundle, reference: ReferenceCases, case: Case) -> float:
+    """Above it, neither the engines' rounding nor their precision's can flip a decision."""
+    amplified = (2 * abs(case.guidance) + 1) / bundle.manifest.defaults.temperature
+    return max(CLEAR_MARGIN, ROUNDING_SLACK * reference.rounding.get("logits", 0.0) * amplified)
+
+
+def _compare(
+    name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: float, rounding: float | None = None
+) -> Check:
+    """Largest absolute difference; NaN, infinity and wrong shapes fail.
+
+    `rounding` is the error that the graphs' precision alone causes, as it was measured when they were built.
+    """
     got, expected = got.cpu(), expected.cpu()
     if got.shape != expected.shape:
         return Check(
             name, False, float("inf"), tolerance, f"shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
         )
     size = float(expected.double().square().mean().sqrt()) if expected.numel() else 0.0
-    limit = tolerance * max(1.0, size / UNIT)
+    limit = max(tolerance * max(1.0, size / UNIT), ROUNDING_SLACK * (rounding or 0.0))
     difference = float((got.double() - expected.double()).abs().max()) if expected.numel() else 0.0
     finite = bool(got.isfinite().all()) and bool(expected.isfinite().all())
     return Check(name, finite and difference <= limit, difference if finite else float("inf"), limit)
@@ -165,7 +179,7 @@ def _check_text(
         ids, expected = reference.tensors[f"text{i}.ids"], reference.tensors[f"text{i}.features"]
         features = torch.empty(1, *expected.shape, device=device)
         engines.text_encoder.run({"ids": ids[None].to(device)}, {"features": features})
-        add(_compare(f"text_encoder, prompt {i}", features[0], expected, FEATURES))
+        add(_compare(f"text_encoder, prompt {i}", features[0], expected, FEATURES, reference.rounding.get("features")))
 
 
 def _check_case(
@@ -177,7 +191,7 @@ def _check_case(
     add: Callable[[Check], None],
 ) -> None:
     """A teacher-forced run through prompt, blocks and decoder, scale by scale; then a free run, where seeds say so."""
-    schedule = bundle.manifest.schedule(case.aspect_ratio)
+    schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
     S = len(schedule)
     tokens = [t.to(device) for t in reference.tokens(case, S)]
     keep = [None if i is None else i.to(device) for i in reference.keep(case, S)] if case.pruned else None
@@ -188,7 +202,8 @@ def _check_case(
     )
     for k in range(S):
         expected = reference.tensors[f"{case.name}.logits_{k}"]
-        add(_compare(f"{case.name}, scale {k}, logits", seen[k], expected, _logits_tolerance(case)))
+        rounding = reference.rounding.get("logits")
+        add(_compare(f"{case.name}, scale {k}, logits", seen[k], expected, _logits_tolerance(case), rounding))
     if case.pruned:
         return
     latent = reference.tensors[f"{case.name}.latent"]
@@ -200,8 +215,8 @@ def _check_case(
         if bundle.manifest.graphs["decoder"].quantized:
             add(_compare_rms(f"{case.name}, decoder in 8-bit integers, RMS", image[0], expected, QUANTIZED_IMAGE))
         else:
-            add(_compare(f"{case.name}, decoder", image[0], expected, IMAGE))
-    if case.margin is not None and case.margin > CLEAR_MARGIN:
+            add(_compare(f"{case.name}, decoder", image[0], expected, IMAGE, reference.rounding.get("image")))
+    if case.margin is not None and case.margin > _clear_margin(bundle, reference, case):
         free = run_case(bundle, engines, prompt, schedule, case, None, None, None)
         add(_compare(f"{case.name}, latent drawn freely", free.latent, latent, LATENT))
 
@@ -274,7 +289,7 @@ def _check_identical_rows(
 ) -> None:
     """The same text (class) twice in one call gives the same logits twice."""
     case = reference.cases[0]
-    schedule, worst = bundle.manifest.schedule(case.aspect_ratio), 0.0
+    schedule, worst = case.of(bundle.manifest.schedule(case.aspect_ratio)), 0.0
     prompt = _twice(bundle, engines, reference, case)
     tokens = [t.to(device) for t in reference.tokens(case, len(schedule))]
 

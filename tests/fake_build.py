@@ -53,7 +53,8 @@ def fakes(on_stage: OnStage = lambda name: None, passes: bool = True) -> Iterato
         return Report(bundle.manifest.digest, "verified" if passes else "rejected", "cpu", "here", {}, (check,))
 
     with (
-        mock.patch("ldp_export.build.export_graph", export),
+        mock.patch("ldp_export.work.check_twin", return_value=None),
+        mock.patch("ldp_export.work.export_graph", export),
         mock.patch("ldp_export.recipes.infinity.record_cases", record),
         mock.patch("ldp_export.build.verify_bundle", verify),
     ):

@@ -17,7 +17,9 @@ from ldp_export.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Backend
+    from ldp_runtime.bundle import Backend, Precision
+
+    from ldp_export.plan import BuildPlan
 
 
 @click.command(
@@ -44,6 +46,12 @@ Examples:
 @backend_options
 @click.option("--guidance", type=float, help="Default guidance of the bundle.  [default: the model's]")
 @click.option("--temperature", type=float, help="Default temperature of the bundle.  [default: the model's]")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of the graphs' matrix products.  [default: bfloat16 with TensorRT, else float32]",
+)
+@click.option("--discard-graphs", is_flag=True, help="Delete each exported graph once its engine is built.")
 @click.option("--force", is_flag=True, help="Redo stages that are already done.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and needed, and stop.")
 @as_json
@@ -63,6 +71,8 @@ def command(
     int8_decoder: bool,
     guidance: float | None,
     temperature: float | None,
+    precision: Precision | None,
+    discard_graphs: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -73,10 +83,11 @@ def command(
     network. A build that fails or is killed leaves the previous bundle serving, and running the command again resumes
     it.
     """
-    from ldp_export.build import BuildOptions, build, plan_build
+    from ldp_export.build import build
     from ldp_export.builders.choice import BackendOptions, choose_builder
     from ldp_export.hub.fetch import fetch
     from ldp_export.models.resolve import pending_fetch, resolve_model
+    from ldp_export.plan import BuildOptions, plan_build
 
     if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):
         if dry_run:
@@ -87,10 +98,11 @@ def command(
     spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature, local_dir)
     output = output or Path("bundles") / spec.name
     chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder)
-    builder = choose_builder(chosen, spec, size or spec.size, "float32")
-    plan = plan_build(spec, sources, BuildOptions(output, size, chunk, force, builder))
+    precision = precision or ("bfloat16" if backend.startswith("tensorrt") else "float32")
+    builder = choose_builder(chosen, spec, size or spec.size, precision)
+    plan = plan_build(spec, sources, BuildOptions(output, size, chunk, force, builder, precision, discard_graphs))
     if dry_run:
-        print_json(plan.to_json())
+        show_plan(plan, as_json)
         return
     with shown_progress(as_json) as progress:
         bundle, report = build(plan, progress)
@@ -109,3 +121,17 @@ def command(
         click.echo(f"unverified: on the machine that it was built for, run: ldp-export verify {output} --device cuda")
     else:
         click.echo(f"verified: {len(report.checks)} checks against the reference model on {report.machine}")
+
+
+def show_plan(plan: BuildPlan, as_json: bool) -> None:
+    """What would be done, and what it is predicted to need."""
+    from ldp_export.estimate import estimate_build
+
+    estimate = estimate_build(plan)
+    if as_json:
+        print_json(plan.to_json() | {"estimate": estimate.to_json()})
+        return
+    for name, value in plan.to_json().items():
+        text = ", ".join(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType]
+        click.echo(f"{name:<10} {text}")
+    click.echo(f"{'needs':<10} {estimate}")

@@ -7,7 +7,6 @@ embeds, the last holds the head, `hidden` passes between them.
 
 from __future__ import annotations
 
-import re
 from typing import cast
 
 import torch
@@ -15,7 +14,15 @@ from torch import nn
 
 from ldp_export.graphs.graph import Graph, Precision
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
-from ldp_export.models.infinity import Block, InfinityConfig, InfinityTransformer, KeyValue, Rope, modulate
+from ldp_export.models.infinity import (
+    FLOAT32_ISLANDS,
+    Block,
+    InfinityConfig,
+    InfinityTransformer,
+    KeyValue,
+    Rope,
+    modulate,
+)
 from ldp_export.models.layers import linear
 
 
@@ -52,7 +59,7 @@ class BlocksGraph(Graph):
     head are float32 in every precision, as in the original's inference; products and attention are in the graph's.
     """
 
-    ISLANDS = re.compile(r"head\.")
+    ISLANDS = FLOAT32_ISLANDS
 
     def __init__(
         self,
@@ -71,6 +78,10 @@ class BlocksGraph(Graph):
             self.word_embed = model.word_embed
         if self.last == config.depth:
             self.head = model.head
+
+    def uses(self, name: str) -> bool:
+        # The prompt graph holds what makes the text's keys and values, and the offsets the embedding's bias.
+        return not name.endswith(("ca.mat_kv.weight", "ca.v_bias", "word_embed.bias"))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = dict(zip(self.signature.input_names, tensors, strict=True))

@@ -61,6 +61,10 @@ class ClassBlocksGraph(Graph):
         if last == config.depth:
             self.head = model.head
 
+    def uses(self, name: str) -> bool:
+        # The prompt graph holds what makes the modulation, and the offsets the embedding's bias.
+        return re.search(r"ada_lin|ada_gss|word_embed\.bias", name) is None
+
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = dict(zip(self.signature.input_names, tensors, strict=True))
         if self.first == 0:

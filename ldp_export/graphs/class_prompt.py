@@ -34,6 +34,9 @@ class ClassPromptGraph(Graph):
         super().__init__(class_prompt_signature(model.config), precision)
         self.model = model
 
+    def uses(self, name: str) -> bool:
+        return re.match(r"model\.(blocks\.\d+\.(attn|ffn)|head\.|word_embed|pos_1LC)", name) is None
+
     def forward(self, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         model, condition = self.model, self.model.class_emb(labels)
         start = condition + model.pos_start[0] + model.lvl_embed.weight[0]

@@ -33,6 +33,15 @@ class Graph(nn.Module):
     def stays_float32(self, name: str) -> bool:
         return self.ISLANDS.match(name) is not None
 
+    def uses(self, name: str) -> bool:
+        """Whether the graph holds this weight: a graph may be a part of the model that its module is."""
+        return True
+
+    def weight_bytes(self) -> int:
+        """Size of the file that its weights are stored in, but for the header."""
+        types, state = self.weight_types(), self.state_dict()
+        return sum(state[name].numel() * dtype.itemsize for name, dtype in types.items() if self.uses(name))
+
     def weight_types(self) -> dict[str, torch.dtype]:
         """Element type in which each floating-point weight is stored and used."""
         reduced: torch.dtype = getattr(torch, self.precision)

@@ -27,6 +27,8 @@ from ldp_export.models.tensor_writer import TensorSource, write_tensors
 logger = logging.getLogger(__name__)
 
 OPSET = 23
+#: Counts changes to what an export writes, so that graphs of earlier versions are not taken for this one's.
+FORMAT = 2
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
 
 #: Sizes used while tracing: all different and none 0 or 1, lest torch.export takes a size for a constant.

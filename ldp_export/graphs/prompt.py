@@ -13,7 +13,7 @@ import torch
 
 from ldp_export.graphs.graph import Graph, Precision
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
-from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.infinity import FLOAT32_ISLANDS, InfinityConfig, InfinityTransformer
 
 
 def prompt_signature(
@@ -43,7 +43,7 @@ def prompt_signature(
 class PromptGraph(Graph):
     """Text features [R, T, Ct] to the start token with its scale embedding, AdaLN modulation, and text K/V."""
 
-    ISLANDS = re.compile(r"model\.(text_norm|shared_ada_lin|head_nm|pos_start|lvl_embed)\b")
+    ISLANDS = re.compile(rf"model\.{FLOAT32_ISLANDS.pattern}")
 
     def __init__(
         self,
@@ -55,6 +55,12 @@ class PromptGraph(Graph):
         super().__init__(prompt_signature(model.config, first, last, precision), precision)
         self.model = model
         self.first, self.last = first, model.config.depth if last is None else last
+
+    def uses(self, name: str) -> bool:
+        block = re.match(r"model\.blocks\.(\d+)\.ca\.(mat_kv|v_bias)", name)
+        if block:
+            return self.first <= int(block[1]) < self.last
+        return self.first == 0 and re.match(r"model\.(blocks|head\.|word_embed|cfg_uncond)", name) is None
 
     def forward(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs, text = [], given

@@ -132,6 +132,14 @@ def load_transformer(path: Path | str, config: InfinityConfig | None = None) -> 
     return build_transformer(state, config, origin=str(path))
 
 
+def map_transformer(path: Path | str, config: InfinityConfig) -> InfinityTransformer:
+    """As `load_transformer`, but every parameter is a view of its file, in the element type it has there.
+
+    Nothing is read until it is used, and nothing is converted: for export, and for models larger than memory.
+    """
+    return map_strictly(InfinityTransformer, config, _plain_transformer(read_state(path)), str(path))
+
+
 def build_transformer(
     state: State, config: InfinityConfig | None = None, origin: str = "checkpoint"
 ) -> InfinityTransformer:
@@ -157,6 +165,11 @@ def load_vae(path: Path | str, config: VaeConfig | None = None) -> BsqVae:
     return build_vae(read_state(path), config, origin=str(path))
 
 
+def map_vae(path: Path | str, config: VaeConfig) -> BsqVae:
+    """As `load_vae`, but every parameter is a view of its file; see `map_transformer`."""
+    return map_strictly(BsqVae, config, _plain_vae(read_state(path)), str(path))
+
+
 def build_vae(state: State, config: VaeConfig | None = None, origin: str = "checkpoint") -> BsqVae:
     flat = _plain_vae(state)
     return fill_strictly(BsqVae, config or infer_vae_config(flat), flat, origin)
@@ -170,6 +183,13 @@ def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config
     """Compares keys and shapes of both files with the architecture, before any long work. Raises `CheckpointError`."""
     fitting_model(InfinityTransformer, config, _plain_transformer(read_state(transformer)), str(transformer))
     fitting_model(BsqVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+
+
+def map_strictly(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
+    """A model whose parameters are the tensors of `state` themselves; strict as to keys and shapes."""
+    model = fitting_model(kind, config, state, origin)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def fill_strictly(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:

@@ -7,6 +7,7 @@ names are the original checkpoints' names, with the block chunks flattened to `b
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -17,6 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldp_export.models.layers import LayerNorm, Linear, linear
+
+#: Parameters that the original's inference keeps in float32, whatever the precision of the rest.
+FLOAT32_ISLANDS = re.compile(r"(text_norm|shared_ada_lin|head_nm|head|pos_start|lvl_embed|cfg_uncond)\b")
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
@@ -191,12 +195,13 @@ class Block(nn.Module):
         x: torch.Tensor,  # [R, L, C]
         modulation: torch.Tensor,  # [R, 6, C]
         rope: Rope,
-        text_kv: KeyValue,
+        text: KeyValue | torch.Tensor,  # its keys and values, or as projected [R, T, C]
         text_mask: torch.Tensor | None = None,
         past: KeyValue | None = None,
         mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, KeyValue]:
         gate1, gate2, scale1, scale2, shift1, shift2 = (self.ada_gss[0].float() + modulation).split(1, dim=1)
+        text_kv = self.ca.text_kv(text) if isinstance(text, torch.Tensor) else text
         attended, cache = self.sa(modulate(x, scale1, shift1, self.eps), rope, past, mask)
         x = x + gate1 * attended.float()
         x = x + self.ca(self.ca_norm(x), text_kv, text_mask).float()
@@ -356,7 +361,7 @@ class InfinityTransformer(nn.Module):
                 x,
                 prompt.modulation,
                 (cos, sin),
-                block.ca.text_kv(prompt.text),
+                prompt.text,
                 prompt.attention_mask,
                 mask=visible,
             )

@@ -10,7 +10,11 @@ import torch
 from ldp_runtime.errors import CheckpointError
 from torch import nn
 
+from ldp_export.models.state_files import read_state
+
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
+#: One table under two names; files may hold it under the first alone.
+_SHARED, _EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,17 @@ class TextEncoder:
 
 
 def load_text_encoder(folder: Path | str) -> TextEncoder:
-    """A folder in `transformers` layout: config.json, safetensors, tokenizer.json.
+    """A folder in `transformers` layout: config.json, safetensors, tokenizer.json; in float32.
 
     Raises:
         CheckpointError: files are missing, or the weights do not fit the configuration.
     """
-    from transformers import T5Config, T5EncoderModel
-    from transformers.utils import logging as transformers_logging
+    encoder = map_text_encoder(folder)
+    return TextEncoder(encoder.module.float(), encoder.tokenizer)
 
+
+def map_text_encoder(folder: Path | str) -> TextEncoder:
+    """As `load_text_encoder`, but every parameter is a view of its file, in the element type it has there."""
     folder = Path(folder)
     absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
     if absent:
@@ -42,23 +49,33 @@ def load_text_encoder(folder: Path | str) -> TextEncoder:
             f"the text encoder {folder} lacks {', '.join(absent)}",
             hint="give a folder with config.json, model.safetensors and tokenizer.json of a T5 encoder",
         )
-    bars_were_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        config = T5Config.from_pretrained(folder)
-        loaded: Any = T5EncoderModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    module, state = encoder_skeleton(folder), read_state(folder)
+    # A full T5 checkpoint also holds a decoder, which nobody asked for.
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: state[key] for name in expected if (key := _SHARED if name == _EMBEDDING else name) in state}
+    missing = sorted(set(expected) - set(found))
+    misshapen = [
+        f"{name} {tuple(tensor.shape)} instead of {expected[name]}"
+        for name, tensor in found.items()
+        if tuple(tensor.shape) != expected[name]
+    ]
+    if missing or misshapen:
+        raise CheckpointError(
+            f"the text encoder {folder} lacks {missing[:10]} (wrong shapes: {misshapen[:10]})",
+            hint="its weights are of another model than its config.json",
         )
-        module, report = loaded
+    module.load_state_dict(found, assign=True)
+    return TextEncoder(module.eval().requires_grad_(False), folder / TOKENIZER_FILE)
+
+
+def encoder_skeleton(folder: Path | str) -> nn.Module:
+    """The encoder of the folder's configuration on the meta device."""
+    from transformers import T5Config, T5EncoderModel
+
+    try:
+        config: Any = T5Config.from_pretrained(folder)
+        config._attn_implementation = "eager"
+        with torch.device("meta"):
+            return T5EncoderModel(config)
     except Exception as error:  # transformers raises many types
         raise CheckpointError(f"cannot load the text encoder {folder}: {error}") from error
-    finally:
-        if bars_were_on:
-            transformers_logging.enable_progress_bar()
-    # A full T5 checkpoint also holds a decoder, which nobody asked for; a missing weight would be left random.
-    missing = sorted(report["missing_keys"])
-    if missing or report.get("mismatched_keys"):
-        raise CheckpointError(
-            f"the text encoder {folder} lacks {missing[:10]} (wrong shapes: {report.get('mismatched_keys')})"
-        )
-    return TextEncoder(module.eval().requires_grad_(False), folder / TOKENIZER_FILE)

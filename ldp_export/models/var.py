@@ -7,6 +7,7 @@ Parameter names are the original checkpoints' names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -21,6 +22,9 @@ from torch.nn import functional as F
 from ldp_export.models.infinity import FeedForward, KeyValue, SelfAttention, modulate
 from ldp_export.models.layers import Linear
 from ldp_export.models.vq_vae import VqVae
+
+#: Parameters that stay float32, whatever the precision of the rest.
+FLOAT32_ISLANDS = re.compile(r"(class_emb|pos_start|pos_1LC|lvl_embed|head)\b")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 
-from ldp_export.models.checkpoints import count_numbered, fill_strictly, fitting_model, shape_of
+from ldp_export.models.checkpoints import (
+    count_numbered,
+    fill_strictly,
+    fitting_model,
+    map_strictly,
+    shape_of,
+)
 from ldp_export.models.state_files import State, read_state
 from ldp_export.models.var import VarConfig, VarTransformer
 from ldp_export.models.vq_vae import VqVae, VqVaeConfig
@@ -89,6 +95,16 @@ def load_vq_vae(path: Path | str, config: VqVaeConfig | None = None) -> VqVae:
     """VAR's VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
     state = read_state(path)
     return fill_strictly(VqVae, config or infer_vq_vae_config(state), _plain_vae(state), str(path))
+
+
+def map_var(path: Path | str, config: VarConfig) -> VarTransformer:
+    """As `load_var`, but every parameter is a view of its file, in the element type it has there."""
+    return map_strictly(VarTransformer, config, _plain_transformer(read_state(path)), str(path))
+
+
+def map_vq_vae(path: Path | str, config: VqVaeConfig) -> VqVae:
+    """As `load_vq_vae`, but every parameter is a view of its file; see `map_var`."""
+    return map_strictly(VqVae, config, _plain_vae(read_state(path)), str(path))
 
 
 def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config: VqVaeConfig) -> None:

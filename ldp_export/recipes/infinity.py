@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle import InfinityEntry
+from ldp_runtime.bundle import InfinityEntry, Precision
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.schedule import SCALES_OF_SIZE
 
+from ldp_export.first_scales import record_first_scales, scales_to_record
 from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
 from ldp_export.graphs.decoder import DecoderGraph, decoder_signature
 from ldp_export.graphs.graph import Graph
@@ -18,13 +20,24 @@ from ldp_export.graphs.prompt import PromptGraph, level_offsets, prompt_signatur
 from ldp_export.graphs.signature import GraphSignature
 from ldp_export.graphs.text_encoder import TextEncoderGraph, text_encoder_signature
 from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.checkpoints import check_files, load_transformer, load_vae
+from ldp_export.models.checkpoints import check_files, load_transformer, load_vae, map_transformer, map_vae
+from ldp_export.models.in_turn import weights_in_turn
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.registry import ModelSpec
 from ldp_export.models.sources import Sources
-from ldp_export.models.text_encoder import TextEncoder, load_text_encoder
-from ldp_export.recipes.base import block_bounds
-from ldp_export.reference_cases import ReferenceCases, record_cases
+from ldp_export.models.text_encoder import TextEncoder, encoder_skeleton, load_text_encoder, map_text_encoder
+from ldp_export.recipes.base import chunk_names, graph_blocks, graph_kind, loaded_graph
+from ldp_export.reference_cases import ReferenceCases, forced_logits, record_cases, recorded_bytes, recording_memory
+from ldp_export.rounding import measure_rounding
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The parts of a model, or their shapes alone."""
+
+    transformer: InfinityTransformer
+    vae: BsqVae
+    text_encoder: torch.nn.Module | None
 
 
 class InfinityRecipe:
@@ -39,19 +52,26 @@ class InfinityRecipe:
             raise ConfigError(f"{spec.name} embeds {spec.transformer.levels} scales, {self.size} has {levels}")
 
     @cached_property
-    def transformer(self) -> InfinityTransformer:
-        return load_transformer(self.sources.transformer, self.spec.transformer)
+    def _shapes(self) -> _Models:
+        """On the meta device."""
+        folder = self.sources.text_encoder
+        with torch.device("meta"):
+            transformer, vae = InfinityTransformer(self.spec.transformer), BsqVae(self.spec.vae)
+        return _Models(transformer, vae, None if folder is None else encoder_skeleton(folder))
 
     @cached_property
-    def vae(self) -> BsqVae:
-        return load_vae(self.sources.vae, self.spec.vae)
+    def _mapped(self) -> _Models:
+        """Views of the files."""
+        transformer = map_transformer(self.sources.transformer, self.spec.transformer)
+        encoder = self.text_encoder
+        return _Models(transformer, map_vae(self.sources.vae, self.spec.vae), encoder and encoder.module)
 
     @cached_property
     def text_encoder(self) -> TextEncoder | None:
         folder = self.sources.text_encoder
         if folder is None:
             return None
-        encoder = load_text_encoder(folder)
+        encoder = map_text_encoder(folder)
         wanted = self.spec.transformer.text_channels
         if encoder.channels != wanted:
             raise CheckpointError(f"the text encoder has {encoder.channels} channels, the transformer reads {wanted}")
@@ -86,31 +106,81 @@ class InfinityRecipe:
     def check_files(self) -> None:
         check_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
 
-    def signature(self, graph: str) -> GraphSignature:
-        t = self.spec.transformer
-        if graph == "text_encoder":
-            return text_encoder_signature(t.text_channels)
-        if graph == "prompt":
-            return prompt_signature(t)
-        if graph == "decoder":
-            return decoder_signature(self.spec.vae)
-        return blocks_signature(t, *block_bounds(graph, t.depth))
+    def graph_names(self, chunk: int | None) -> list[str]:
+        depth = self.spec.transformer.depth
+        names = [*chunk_names("prompt", depth, chunk), *chunk_names("blocks", depth, chunk), "decoder"]
+        return names if self.sources.text_encoder is None else ["text_encoder", *names]
 
-    def graph(self, graph: str) -> Graph:
-        if graph == "text_encoder":
-            assert self.text_encoder is not None
-            return TextEncoderGraph(self.text_encoder.module)
-        if graph == "prompt":
-            return PromptGraph(self.transformer)
-        if graph == "decoder":
-            return DecoderGraph(self.vae)
-        return BlocksGraph(self.transformer, *block_bounds(graph, self.spec.transformer.depth))
+    def signature(self, graph: str, precision: Precision) -> GraphSignature:
+        t, kind = self.spec.transformer, graph_kind(graph)
+        if kind == "text_encoder":
+            return text_encoder_signature(t.text_channels)
+        if kind == "decoder":
+            return decoder_signature(self.spec.vae)
+        of_blocks = prompt_signature if kind == "prompt" else blocks_signature
+        return of_blocks(t, *graph_blocks(graph, t.depth), precision)
+
+    def graph(self, graph: str, precision: Precision) -> Graph:
+        return self._graph(graph, self._shapes, precision)
+
+    def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
+        return self._graph(graph, self._mapped, "float32").state_dict()
+
+    def _graph(self, graph: str, models: _Models, precision: Precision) -> Graph:
+        kind = graph_kind(graph)
+        if kind == "text_encoder":
+            assert models.text_encoder is not None
+            return TextEncoderGraph(models.text_encoder, precision)
+        if kind == "decoder":
+            return DecoderGraph(models.vae, precision)
+        of_blocks = PromptGraph if kind == "prompt" else BlocksGraph
+        return of_blocks(models.transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
 
     def constants(self) -> dict[str, torch.Tensor]:
+        transformer = self._mapped.transformer
         return {
-            "unconditional_text": self.transformer.cfg_uncond.detach().contiguous(),
-            "level_offsets": level_offsets(self.transformer).contiguous(),
+            "unconditional_text": transformer.cfg_uncond.detach().float().contiguous(),
+            "level_offsets": level_offsets(transformer).contiguous(),
         }
 
-    def record(self, say: Callable[[str], None]) -> ReferenceCases:
-        return record_cases(self.transformer, self.vae, self.text_encoder, self.entry, self.spec.defaults, say)
+    @cached_property
+    def _recorded_scales(self) -> int | None:
+        return scales_to_record(self.entry, sum(p.numel() for p in self._shapes.transformer.parameters()))
+
+    @property
+    def coverage(self) -> str:
+        scales = self._recorded_scales
+        return "all scales" if scales is None else f"the first {scales} scales"
+
+    @property
+    def reference_bytes(self) -> int:
+        return recorded_bytes(self.entry, self._recorded_scales)
+
+    @property
+    def reference_memory(self) -> int:
+        if self._recorded_scales is None:
+            stored = sum(p.numel() * p.itemsize for p in self._mapped.transformer.parameters() if p.itemsize < 4)
+            return recording_memory(self.entry) + 2 * stored
+        block = sum(p.numel() for p in self._shapes.transformer.layers[0].parameters())
+        return 4 * block + 4 * sum(p.numel() for p in self._shapes.vae.parameters())
+
+    def record(self, precision: Precision, say: Callable[[str], None]) -> ReferenceCases:
+        scales, folder = self._recorded_scales, self.sources.text_encoder
+        vae = load_vae(self.sources.vae, self.spec.vae)
+        encoder = None if folder is None else load_text_encoder(folder)
+        if scales is None:
+            transformer = load_transformer(self.sources.transformer, self.spec.transformer)
+            cases = record_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
+        else:
+            transformer = self._mapped.transformer
+            cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
+        if precision == "float32":
+            return cases
+        say(f"rounding of {precision}")
+        with weights_in_turn(transformer, precision):
+            rounding = measure_rounding(
+                cases,
+                lambda case: forced_logits(transformer, cases, case, self.entry),
+                lambda name: loaded_graph(self, name, precision),
+            )
+        return replace(cases, rounding=rounding)

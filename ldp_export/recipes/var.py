@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle import VarEntry
+from ldp_runtime.bundle import Precision, VarEntry
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.class_reference_cases import record_class_cases
+from ldp_export.class_reference_cases import forced_class_logits, record_class_cases, recorded_class_bytes
 from ldp_export.graphs.class_blocks import ClassBlocksGraph, class_blocks_signature
 from ldp_export.graphs.class_prompt import ClassPromptGraph, class_placement, class_prompt_signature
 from ldp_export.graphs.graph import Graph
@@ -18,11 +19,12 @@ from ldp_export.graphs.signature import GraphSignature
 from ldp_export.graphs.vq_decoder import VqDecoderGraph, vq_decoder_signature
 from ldp_export.models.registry import VarSpec
 from ldp_export.models.sources import Sources
-from ldp_export.models.var import VarTransformer
-from ldp_export.models.var_checkpoints import check_var_files, load_var, load_vq_vae
+from ldp_export.models.var import FLOAT32_ISLANDS, VarTransformer
+from ldp_export.models.var_checkpoints import check_var_files, load_var, load_vq_vae, map_var, map_vq_vae
 from ldp_export.models.vq_vae import VqVae
-from ldp_export.recipes.base import block_bounds
+from ldp_export.recipes.base import chunk_names, graph_blocks, loaded_graph
 from ldp_export.reference_cases import ReferenceCases
+from ldp_export.rounding import measure_rounding
 
 
 class VarRecipe:
@@ -41,12 +43,16 @@ class VarRecipe:
             raise ConfigError(f"{spec.name} draws classes and reads no text", hint="leave the text encoder out")
 
     @cached_property
-    def transformer(self) -> VarTransformer:
-        return load_var(self.sources.transformer, self.spec.transformer)
+    def _shapes(self) -> tuple[VarTransformer, VqVae]:
+        """On the meta device."""
+        with torch.device("meta"):
+            return VarTransformer(self.spec.transformer), VqVae(self.spec.vae)
 
     @cached_property
-    def vae(self) -> VqVae:
-        return load_vq_vae(self.sources.vae, self.spec.vae)
+    def _mapped(self) -> tuple[VarTransformer, VqVae]:
+        """Views of the files."""
+        transformer = map_var(self.sources.transformer, self.spec.transformer)
+        return transformer, map_vq_vae(self.sources.vae, self.spec.vae)
 
     @property
     def entry(self) -> VarEntry:
@@ -68,29 +74,67 @@ class VarRecipe:
     def check_files(self) -> None:
         check_var_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
 
-    def signature(self, graph: str) -> GraphSignature:
+    def graph_names(self, chunk: int | None) -> list[str]:
+        return ["prompt", *chunk_names("blocks", self.spec.transformer.depth, chunk), "decoder"]
+
+    def signature(self, graph: str, precision: Precision) -> GraphSignature:
         t = self.spec.transformer
         if graph == "prompt":
             return class_prompt_signature(t)
         if graph == "decoder":
             return vq_decoder_signature(self.spec.vae)
-        return class_blocks_signature(t, *block_bounds(graph, t.depth))
+        return class_blocks_signature(t, *graph_blocks(graph, t.depth), precision)
 
-    def graph(self, graph: str) -> Graph:
+    def graph(self, graph: str, precision: Precision) -> Graph:
+        return self._graph(graph, self._shapes, precision)
+
+    def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
+        return self._graph(graph, self._mapped, "float32").state_dict()
+
+    def _graph(self, graph: str, models: tuple[VarTransformer, VqVae], precision: Precision) -> Graph:
+        transformer, vae = models
         if graph == "prompt":
-            return ClassPromptGraph(self.transformer)
+            return ClassPromptGraph(transformer, precision)
         if graph == "decoder":
-            return VqDecoderGraph(self.vae)
-        return ClassBlocksGraph(self.transformer, *block_bounds(graph, self.spec.transformer.depth))
+            return VqDecoderGraph(vae, precision)
+        return ClassBlocksGraph(transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
 
     def constants(self) -> dict[str, torch.Tensor]:
-        phis = self.vae.phis
-        tensors = class_placement(self.transformer) | {
-            "codebook": self.vae.quantize.embedding.weight.detach(),
+        transformer, vae = self._mapped
+        phis = vae.phis
+        tensors = class_placement(transformer) | {
+            "codebook": vae.quantize.embedding.weight.detach(),
             "phi_weight": torch.stack([phi.weight.detach() for phi in phis]),
             "phi_bias": torch.stack([phi.bias.detach() for phi in phis if phi.bias is not None]),
         }
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+        return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
-    def record(self, say: Callable[[str], None]) -> ReferenceCases:
-        return record_class_cases(self.transformer, self.vae, self.spec.defaults, say)
+    coverage = "all scales"
+
+    @property
+    def reference_bytes(self) -> int:
+        return recorded_class_bytes(self.entry)
+
+    @property
+    def reference_memory(self) -> int:
+        """The reference model in float32 and, for the oracle's single call, its attention scores."""
+        t = self.spec.transformer
+        stored = sum(p.numel() * p.itemsize for p in self._mapped[0].parameters() if p.itemsize < 4)
+        return 2 * stored + 4 * 2 * t.heads * t.schedule.total_tokens**2
+
+    def record(self, precision: Precision, say: Callable[[str], None]) -> ReferenceCases:
+        transformer = load_var(self.sources.transformer, self.spec.transformer)
+        vae = load_vq_vae(self.sources.vae, self.spec.vae)
+        cases = record_class_cases(transformer, vae, self.spec.defaults, say)
+        if precision == "float32":
+            return cases
+        say(f"rounding of {precision}")
+        for name, parameter in transformer.named_parameters():
+            stays = FLOAT32_ISLANDS.match(name) is not None
+            parameter.data = parameter.data.to(torch.float32 if stays else getattr(torch, precision))
+        rounding = measure_rounding(
+            cases,
+            lambda case: forced_class_logits(transformer, vae, cases, case),
+            lambda name: loaded_graph(self, name, precision),
+        )
+        return replace(cases, rounding=rounding)

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import fake_build as fake_build_module
+import psutil
 import pytest
 from fake_build import fake_build, refused, sources_in
 from hypothesis import given
@@ -31,10 +32,12 @@ from ldp_runtime.errors import (
 from safetensors import SafetensorError
 from samples import TRANSFORMER, plan, spec, write_sources
 
-from ldp_export.build import BuildOptions, BuildPlan, _Work, plan_build
+from ldp_export.build import BuildOptions, BuildPlan, plan_build
 from ldp_export.models.infinity import InfinityConfig
 from ldp_export.models.sources import Sources, hash_tree
+from ldp_export.recipes.base import graph_blocks, graph_kind
 from ldp_export.stages import Stage, run_stages
+from ldp_export.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +223,20 @@ class TestFullDisk:
         self, sources: Sources, output: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10**5))
-        with pytest.raises(CapacityError, match=r"needs up to .* are free"):
-            plan(sources, output)
+        error = refused(sources, output)
+        assert isinstance(error, CapacityError)
+        assert "GB are free" in str(error)
+        assert not output.exists()
+
+    def test_too_little_memory_is_found_before_work(
+        self, sources: Sources, output: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        available = psutil.virtual_memory()._replace(available=10**8)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
+        error = refused(sources, output)
+        assert isinstance(error, CapacityError)
+        assert "0.1 GB are available" in str(error)
+        assert "--chunk" in str(error)
         assert not output.exists()
 
 
@@ -305,10 +320,13 @@ class TestPlan:
     def test_chunks_cover_all_blocks(self, sources: Sources, output: Path) -> None:
         deep = spec(replace(TRANSFORMER, depth=7, chunks=1))
         for chunk in range(1, 9):
-            chunks = BuildPlan(deep, sources, BuildOptions(output, chunk=chunk)).chunks
-            assert [i for first, last in chunks for i in range(first, last)] == list(range(7))
+            names = BuildPlan(deep, sources, BuildOptions(output, chunk=chunk)).graph_names
+            for kind in ("prompt", "blocks"):
+                chunks = [graph_blocks(name, 7) for name in names if graph_kind(name) == kind]
+                assert [i for first, last in chunks for i in range(first, last)] == list(range(7))
         names = BuildPlan(deep, sources, BuildOptions(output, chunk=3)).graph_names
-        assert names == ["prompt", "blocks_0_3", "blocks_3_6", "blocks_6_7", "decoder"]
+        bounds = ("0_3", "3_6", "6_7")
+        assert names == [*(f"prompt_{b}" for b in bounds), *(f"blocks_{b}" for b in bounds), "decoder"]
         json.dumps(plan(sources, output).to_json())
 
     def test_missing_sources(self, sources: Sources, output: Path) -> None:
@@ -357,11 +375,11 @@ class TestKeys:
         before = self.keys(sources, output, TRANSFORMER)
         assert self.keys(sources, output, TRANSFORMER) == before
         assert not set(self.keys(other_sources, output, TRANSFORMER).values()) & set(before.values())
-        monkeypatch.setattr("ldp_export.build.toolchain", lambda: {"torch": "99"})
+        monkeypatch.setattr("ldp_export.work.toolchain", lambda: {"torch": "99"})
         assert not set(self.keys(sources, output, TRANSFORMER).values()) & set(before.values())
 
     def keys(self, sources: Sources, output: Path, config: InfinityConfig) -> dict[str, str]:
-        work = _Work(BuildPlan(spec(config), sources, BuildOptions(output)))
+        work = Work(BuildPlan(spec(config), sources, BuildOptions(output)))
         return {stage.name: stage.key for stage in work.stages()}
 
     def test_hash_of_a_folder_sees_names_and_contents(self, tmp_path: Path) -> None:

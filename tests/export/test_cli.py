@@ -143,7 +143,7 @@ def test_verify_passes_then_fails_on_wrong_engines(small_bundle: Bundle, tmp_pat
 def test_build_from_files_with_progress_as_json(small_sources: Sources, tmp_path: Path) -> None:
     assert small_sources.text_encoder is not None
     files = ["--weights", small_sources.transformer, "--vae", small_sources.vae]
-    dry = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--dry-run")
+    dry = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--dry-run", "--json")
     assert json.loads(dry.output)["graphs"] == ["prompt", "blocks", "decoder"]
     assert not (tmp_path / "b").exists()
     made = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--json")

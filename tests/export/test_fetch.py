@@ -286,7 +286,7 @@ class TestCommandLine:
         state = read_state(sources.transformer)
         assert state["block_chunks.0.module.0.ffn.fc1.weight"].dtype == torch.bfloat16
         assert state["head.weight"].dtype == torch.float32
-        dry = run("build", "--model", NAME, "--local-dir", folder, "--output", tmp_path / "b", "--dry-run")
+        dry = run("build", "--model", NAME, "--local-dir", folder, "--output", tmp_path / "b", "--dry-run", "--json")
         assert dry.exit_code == 0, dry.output
         assert not hub.requests
 

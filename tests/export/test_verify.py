@@ -13,13 +13,14 @@ from ldp_runtime.bundle import CURRENT, VERSIONS, Bundle
 from ldp_runtime.bundle_engines import open_engines
 from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ldp_runtime.errors import VerificationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from samples import plan
-from torch import nn
 
-from ldp_export import build as build_module
+from ldp_export import work as work_module
 from ldp_export.build import build
+from ldp_export.graphs.graph import Graph
 from ldp_export.models.sources import Sources
+from ldp_export.models.state_files import save_state
 from ldp_export.verify import Report, _compare, require_verified, verify_bundle
 
 
@@ -57,15 +58,15 @@ def test_needs_the_bundle_alone(small_bundle: Bundle, tmp_path: Path) -> None:
 def perturbed_export(folder_of: dict[str, Path], graph: str, key: str):
     """An export that hands out finished stages, with one weight of one graph changed a little."""
 
-    def export(module: nn.Module, folder: Path) -> None:
-        name: str = module.signature.name  # type: ignore[union-attr, assignment]
+    def export(module: Graph, folder: Path, *_: object) -> None:
+        name = module.signature.name
         shutil.copytree(folder_of[name], folder, dirs_exist_ok=True)
         (folder / "stage.json").unlink()
         if name == graph:
             weights = load_file(folder / "weights.safetensors")
             (victim,) = [k for k in weights if k.endswith(key)]
             weights[victim].view(-1)[7] += 0.01
-            save_file(weights, folder / "weights.safetensors")
+            save_state(weights, folder / "weights.safetensors")
 
     return export
 
@@ -93,7 +94,7 @@ def test_one_changed_weight_is_not_published(
     shutil.copytree(small_bundle.root, root)
     stages = {p.name.rpartition("-")[0]: p for p in (small_bundle.root / "stages").iterdir()}
     shutil.rmtree(root / "stages" / stages[graph].name)
-    monkeypatch.setattr(build_module, "export_graph", perturbed_export(stages, graph, key))
+    monkeypatch.setattr(work_module, "export_graph", perturbed_export(stages, graph, key))
     with pytest.raises(VerificationError) as caught:
         build(plan(small_sources, root))
     assert all(name in str(caught.value) for name in failing)

@@ -1,0 +1,139 @@
+"""What a build will need, predicted from shapes before any work: host memory, disk, and time.
+
+The constants are measured; `benchmarks/README.md` compares predictions with builds. Host memory is anonymous memory:
+mapped files are not counted, since the system drops their pages when it needs the room.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import psutil
+from ldp_runtime.errors import CapacityError
+
+from ldp_export.builders.base import Compiler
+
+if TYPE_CHECKING:
+    from ldp_export.plan import BuildPlan
+
+_MB, _GB = 10**6, 10**9
+#: The process with PyTorch and the exporter loaded, and what a trace leaves behind.
+_BASE = 700 * _MB
+#: A compiler's library, and its memory per byte of the graph that it compiles.
+_COMPILER_BASE, _COMPILER_FACTOR = 600 * _MB, 1.25
+#: Memory of ONNX Runtime per byte of weights: its own copy, and matrices packed anew.
+_SESSION_FACTOR = 1.6
+#: Files of a graph beside its weights; an engine's code for each profile.
+_GRAPH_FILES, _ENGINE_CODE = 1 * _MB, 8 * _MB
+#: Seconds: a graph's trace and optimization; hashing, reading and writing a gigabyte; compiling one.
+_SECONDS_PER_GRAPH, _SECONDS_PER_GB, _COMPILE_SECONDS_PER_GB = 8.0, 6.0, 6.0
+
+
+@dataclass(frozen=True)
+class BuildEstimate:
+    """Bytes and seconds that a build needs.
+
+    Attributes:
+        host_memory: anonymous memory at its peak.
+        disk: under the output path at its peak; bundle: of it, what stays.
+        device_memory: weights that a GPU will hold (keys and values come on top, see `Pipeline.load`).
+        seconds: on two cores; other machines differ.
+    """
+
+    host_memory: int
+    disk: int
+    bundle: int
+    device_memory: int
+    seconds: float
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{_gb(self.host_memory)} of memory, {_gb(self.disk)} of disk ({_gb(self.bundle)} stay), "
+            f"about {self.seconds / 60:.0f} min; the engines then {_gb(self.device_memory)} where they run"
+        )
+
+
+class _Sizes:
+    """What the parts of a plan weigh."""
+
+    def __init__(self, plan: BuildPlan) -> None:
+        self.plan, self.options = plan, plan.options
+
+    @cached_property
+    def graphs(self) -> list[int]:
+        """Bytes of weights of each graph."""
+        recipe, precision = self.plan.recipe, self.options.precision
+        return [recipe.graph(name, precision).weight_bytes() for name in self.plan.graph_names]
+
+    @cached_property
+    def engines(self) -> list[int]:
+        """Bytes of each engine; none where the graphs are what ships."""
+        builder = self.options.builder
+        if not isinstance(builder, Compiler):
+            return []
+        names, precision = self.plan.graph_names, self.options.precision
+        profiles = [len(builder.profiles(self.plan.recipe.signature(name, precision))) for name in names]
+        return [size + count * _ENGINE_CODE for size, count in zip(self.graphs, profiles, strict=True)]
+
+    @property
+    def reference(self) -> int:
+        return self.plan.recipe.reference_bytes
+
+
+def estimate_build(plan: BuildPlan) -> BuildEstimate:
+    """Predicts a build that finds nothing cached."""
+    sizes, weights = _Sizes(plan), 0
+    graphs = sum(sizes.graphs) + _GRAPH_FILES * len(sizes.graphs)
+    engines = sum(sizes.engines)
+    shipped = (engines or graphs) + sizes.reference
+    kept = max(sizes.graphs) if plan.options.discard_graphs else graphs
+    disk = engines + kept + sizes.reference if engines else graphs + sizes.reference
+    weights = sum(sizes.graphs)
+    gigabytes = (plan.sources.size() + 3 * weights + 2 * engines) / _GB
+    seconds = 10 + _SECONDS_PER_GRAPH * len(sizes.graphs) * (1 if plan.options.precision == "float32" else 2)
+    seconds += _SECONDS_PER_GB * gigabytes + _COMPILE_SECONDS_PER_GB * engines / _GB
+    return BuildEstimate(_host_memory(plan, sizes), disk, shipped, weights, round(seconds))
+
+
+def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
+    """The largest of the stages: they run one after the other."""
+    stages = [plan.recipe.reference_memory]
+    if sizes.engines:
+        stages.append(int(_COMPILER_BASE + _COMPILER_FACTOR * max(sizes.graphs)))
+    if plan.options.builder.runs_here:
+        stages.append(int(_SESSION_FACTOR * sum(sizes.engines or sizes.graphs)))
+    return _BASE + max(stages)
+
+
+def require_capacity(plan: BuildPlan) -> BuildEstimate:
+    """The estimate, or CapacityError where memory or disk is missing."""
+    from ldp_export.plan import existing_parent
+
+    estimate, output = estimate_build(plan), plan.options.output
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing_parent(output)).free
+    if estimate.disk > disk:
+        smaller = "" if plan.options.discard_graphs or not _compiles(plan) else ", or add --discard-graphs"
+        raise CapacityError(
+            f"the build needs up to {_gb(estimate.disk)} on the disk of {output}, {_gb(disk)} are free",
+            hint=f"free some space, or choose another --output{smaller}",
+        )
+    if estimate.host_memory > memory:
+        raise CapacityError(
+            f"the build needs about {_gb(estimate.host_memory)} of memory, {_gb(memory)} are available",
+            hint="split the model with a smaller --chunk, or build on a larger machine",
+        )
+    return estimate
+
+
+def _compiles(plan: BuildPlan) -> bool:
+    return isinstance(plan.options.builder, Compiler)
+
+
+def _gb(size: int) -> str:
+    return f"{size / _GB:.1f} GB"

@@ -1,0 +1,115 @@
+"""What a build will do: checked before work begins, from headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ldp_runtime.bundle import VERSIONS, Precision
+from ldp_runtime.errors import ConfigError
+
+from ldp_export.builders.base import Builder
+from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
+from ldp_export.models.registry import NamedModel
+from ldp_export.models.sources import Sources
+from ldp_export.recipes import recipe_for
+from ldp_export.recipes.base import Recipe
+from ldp_export.stages import SCRATCH
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+        output: path of the bundle.
+        size: scale schedule, or None for the model's own.
+        chunk: blocks per `blocks` graph, or None for all in one.
+        force: build every stage anew.
+        builder: the backend.
+        precision: of the graphs.
+        discard_graphs: delete an exported graph once its engine is built: half the disk, and another export next time.
+    """
+
+    output: Path
+    size: str | None = None
+    chunk: int | None = None
+    force: bool = False
+    builder: Builder = field(default_factory=OnnxRuntimeBuilder)
+    precision: Precision = "float32"
+    discard_graphs: bool = False
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A checked build: what it will do. Making one reads headers, not weights."""
+
+    spec: NamedModel
+    sources: Sources
+    options: BuildOptions
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return recipe_for(self.spec, self.sources, self.options.size)
+
+    @cached_property
+    def graph_names(self) -> list[str]:
+        return self.recipe.graph_names(self.options.chunk)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "model": self.spec.name,
+            "size": self.recipe.entry.size,
+            "sources": {part: str(path) for part, path in self.sources.items()},
+            "output": str(self.options.output),
+            "graphs": self.graph_names,
+            "backend": self.options.builder.backend,
+            "precision": self.options.precision,
+            "reference": self.recipe.coverage,
+        }
+
+
+def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> BuildPlan:
+    """Checks everything that can be checked before work begins.
+
+    Raises:
+        ConfigError: unknown size, impossible chunk, an output path that is no bundle, or a precision that the backend
+            does not run.
+        CheckpointError: files whose keys and shapes are not those of the architecture.
+    """
+    plan = BuildPlan(spec, sources, options)
+    if options.chunk is not None and options.chunk < 1:
+        raise ConfigError(f"a chunk needs at least one block, got {options.chunk}")
+    if options.precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {options.precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
+    if options.builder.backend == "onnxruntime" and options.precision == "bfloat16":
+        raise ConfigError(
+            "ONNX Runtime has no bfloat16 matrix products on the CPU, where a build verifies its engines",
+            hint="build with --precision float32 or float16, or with --backend tensorrt-rtx",
+        )
+    check_output(options.output)
+    plan.recipe.check_files()
+    return plan
+
+
+def check_output(output: Path) -> None:
+    """Raises ConfigError when a bundle cannot be built there."""
+    parent = existing_parent(output)
+    if not parent.is_dir():
+        raise ConfigError(f"{parent} is a file", hint="name a folder as the output")
+    known = {VERSIONS, "stages", "reports", "profiles", "CURRENT", ".lock"}
+    names = [path.name for path in output.iterdir()] if output.exists() else []
+    foreign = [name for name in names if name not in known and not name.startswith(SCRATCH)]
+    if foreign:
+        raise ConfigError(
+            f"the output {output} holds other things: {', '.join(sorted(foreign)[:5])}",
+            hint="name an empty folder, a new one, or the bundle to rebuild",
+        )
+
+
+def existing_parent(path: Path) -> Path:
+    path = path.resolve()
+    return path if path.exists() else existing_parent(path.parent)

@@ -1,0 +1,52 @@
+"""What a precision does to a model: the reference computed in it by PyTorch on the CPU, against float32.
+
+ONNX Runtime's CPU provider has no bfloat16 products, so a bfloat16 graph is proven in two steps: it is its float32 twin
+but for casts (asserted when it is exported), the twin passes ONNX Runtime, and here the casts' effect is measured. The
+errors are recorded with the reference runs, and bound what `verify` accepts of engines in that precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ldp_export.graphs.graph import Graph
+from ldp_export.reference_cases import Case, ReferenceCases
+
+
+@torch.no_grad()
+def measure_rounding(
+    cases: ReferenceCases,
+    logits: Callable[[Case], Sequence[torch.Tensor]],
+    graph: Callable[[str], Graph],
+) -> dict[str, float]:
+    """Largest errors by kind of output: "logits", "image", "features".
+
+    Args:
+        logits: of every scale of a case, teacher-forced, by the reference model in the precision.
+        graph: gives the loaded `decoder` and `text_encoder` in the precision.
+    """
+    tensors = cases.tensors
+    whole = [case for case in cases.cases if not case.pruned]
+    errors = {"logits": max(_largest_of(logits(case), cases, case) for case in whole)}
+    images = [case for case in whole if f"{case.name}.image" in tensors]
+    if images:
+        decoder = graph("decoder")
+        drawn = [(decoder(tensors[f"{case.name}.latent"][None])[0], tensors[f"{case.name}.image"]) for case in images]
+        errors["image"] = max(_largest(got, expected) for got, expected in drawn)
+    texts = [name.removesuffix(".ids") for name in tensors if name.endswith(".ids")]
+    if texts:
+        encoder = graph("text_encoder")
+        read = [(encoder(tensors[f"{text}.ids"][None])[0], tensors[f"{text}.features"]) for text in texts]
+        errors["features"] = max(_largest(got, expected) for got, expected in read)
+    return errors
+
+
+def _largest_of(logits: Sequence[torch.Tensor], cases: ReferenceCases, case: Case) -> float:
+    recorded = [cases.tensors[f"{case.name}.logits_{k}"] for k in range(len(logits))]
+    return max(_largest(got, expected) for got, expected in zip(logits, recorded, strict=True))
+
+
+def _largest(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.float() - expected).abs().max())

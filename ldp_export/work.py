@@ -1,0 +1,108 @@
+"""The stages of a build: export of each graph, its engine where the backend compiles, constants, reference runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ldp_runtime.bundle import CONSTANTS, REFERENCE, TOKENIZER
+from safetensors.torch import save_file
+
+from ldp_export import __version__
+from ldp_export.builders.base import Compiler, ExportedGraph, Quantizer
+from ldp_export.graphs.onnx_export import FORMAT, OPSET, check_twin, export_graph
+from ldp_export.plan import BuildPlan
+from ldp_export.recipes.base import graph_part, loaded_graph
+from ldp_export.stages import Stage, is_complete
+
+#: Ends the name of a stage that compiles the graph whose name comes before it.
+ENGINE = ".engine"
+
+
+class Work:
+    """The stages of a plan; the recipe opens models when the first stage that is not cached asks for them."""
+
+    def __init__(self, plan: BuildPlan) -> None:
+        self.plan, self.recipe = plan, plan.recipe
+        self.hashes = plan.sources.hashes()
+        self.cache = plan.options.output / "stages"
+
+    def stages(self) -> list[Stage]:
+        """In the order in which they run."""
+        stages = [stage for name in self.plan.graph_names for stage in self._graph_stages(name)]
+        stages.append(Stage("constants", self._inputs(), self._write_constants))
+        quantizes = isinstance(self.plan.options.builder, Quantizer)  # which takes ranges from the recorded runs
+        stages.insert(0 if quantizes else len(stages), self._reference_stage())
+        return stages
+
+    def _inputs(self) -> dict[str, Any]:
+        """What depends on the whole model depends on."""
+        return {"sources": self.hashes, "toolchain": toolchain(), "spec": asdict(self.plan.spec)}
+
+    def _reference_stage(self) -> Stage:
+        recorded = {
+            "size": self.recipe.entry.size,
+            "precision": self.plan.options.precision,
+            "coverage": self.recipe.coverage,
+        }
+        return Stage(REFERENCE, self._inputs() | recorded, self._record)
+
+    def _graph_stages(self, name: str) -> list[Stage]:
+        """The export of a graph and, where the backend compiles, its engine."""
+        export, builder = self._export_stage(name), self.plan.options.builder
+        if not isinstance(builder, Compiler):
+            return [export]
+        precision = self.plan.options.precision
+        signature = self.recipe.signature(name, precision)
+        discard, place = self.plan.options.discard_graphs, export.place(self.cache)
+
+        def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
+            reference = self._reference_stage().place(self.cache)
+            exported = ExportedGraph(signature, place, lambda: loaded_graph(self.recipe, name, precision), reference)
+            builder.build(exported, folder, say)
+            if discard:
+                shutil.rmtree(place, ignore_errors=True)
+
+        engine = Stage(name + ENGINE, {"graph": export.key, **builder.key(signature)}, compile_engine)
+        # The graph of an engine that is there is not needed again.
+        return [engine] if discard and is_complete(engine.place(self.cache)) else [export, engine]
+
+    def _export_stage(self, name: str) -> Stage:
+        part, precision = graph_part(name), self.plan.options.precision
+        inputs = {
+            "sources": {part: self.hashes[part]},
+            "architecture": asdict(self.plan.spec.vae if part == "vae" else self.plan.spec.transformer),
+            "opset": OPSET,
+            "format": FORMAT,
+            "precision": precision,
+            "toolchain": toolchain(),
+        }
+
+        def export(folder: Path, say: Callable[[str], None]) -> None:
+            graph = self.recipe.graph(name, precision)
+            export_graph(graph, folder, self.recipe.weights(name), say)
+            if precision != "float32":
+                say("comparing with the float32 graph")
+                check_twin(graph, self.recipe.graph(name, "float32"))
+
+        return Stage(name, inputs, export)
+
+    def _write_constants(self, folder: Path, say: Callable[[str], None]) -> None:
+        save_file(self.recipe.constants(), folder / CONSTANTS)
+        if self.recipe.tokenizer is not None:
+            shutil.copyfile(self.recipe.tokenizer, folder / TOKENIZER)
+
+    def _record(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.recipe.record(self.plan.options.precision, say).save(folder)
+
+
+def toolchain() -> dict[str, str]:
+    """Versions that a graph depends on."""
+    names = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return versions | {"ldp-export": __version__, "python": platform.python_version()}

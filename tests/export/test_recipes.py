@@ -1,0 +1,116 @@
+"""Recipes: graphs from shapes and mapped files are the reference model's; chunks together are the whole; estimates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from goldens import FOLDER
+from ldp_runtime.bundle import GraphEntry, Precision
+from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.eager import EagerEngine
+from ldp_runtime.engines.prompt_chain import chained
+from samples import TRANSFORMER, random_transformer, spec, write_sources
+from test_graphs import random_inputs
+
+from ldp_export.first_scales import record_first_scales, scales_to_record
+from ldp_export.graphs.prompt import PromptGraph
+from ldp_export.graphs.signature import Axis, GraphSignature
+from ldp_export.models.checkpoints import load_vae, map_transformer, original_transformer_state
+from ldp_export.models.in_turn import weights_in_turn
+from ldp_export.models.registry import MODELS
+from ldp_export.models.resolve import resolve_model
+from ldp_export.models.sources import Sources
+from ldp_export.models.state_files import save_state
+from ldp_export.recipes import recipe_for
+from ldp_export.recipes.base import Recipe, loaded_graph
+from ldp_export.recipes.infinity import InfinityRecipe
+from ldp_export.reference_cases import forced_logits
+from ldp_export.sealing import tensor_entries
+
+SIZES = {Axis.ROWS: 2, Axis.TOKENS: 3, Axis.PAST: 2, Axis.TEXT: 5, Axis.IMAGES: 1, Axis.HEIGHT: 4, Axis.WIDTH: 4}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return write_sources(tmp_path_factory.mktemp("sources"))
+
+
+def var_recipe() -> Recipe:
+    folder = FOLDER / "var_d16like"
+    return recipe_for(*resolve_model(None, folder / "var.safetensors", folder / "vae.safetensors", None))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_weight_of_every_graph_is_filled(sources: Sources, precision: Precision) -> None:
+    """A skeleton takes the mapped weights strictly, and then runs with the shapes and types of its signature."""
+    for recipe in (recipe_for(spec(), sources), var_recipe()):
+        for name in recipe.graph_names(1):
+            graph = loaded_graph(recipe, name, precision)
+            assert graph.signature == recipe.signature(name, precision)
+            inputs = random_inputs(graph.signature, SIZES)
+            given = [inputs[s.name].to(s.torch_dtype) for s in graph.signature.inputs]
+            outputs = graph(*given)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            assert [o.dtype for o in outputs] == [s.torch_dtype for s in graph.signature.outputs], name
+            assert all(o.isfinite().all() for o in outputs)
+
+
+def entry_of(signature: GraphSignature, first: int, last: int) -> GraphEntry:
+    tensors = tensor_entries(signature.inputs), tensor_entries(signature.outputs)
+    return GraphEntry(kind="prompt", file="", inputs=tensors[0], outputs=tensors[1], first=first, last=last)
+
+
+def test_chunks_of_the_prompt_are_the_prompt() -> None:
+    model = random_transformer()
+
+    def engine(graph: PromptGraph) -> Engine:
+        return EagerEngine("prompt", graph, graph.signature.input_names, graph.signature.output_names)
+
+    whole = PromptGraph(model)
+    parts = [PromptGraph(model, i, i + 1) for i in range(TRANSFORMER.depth)]
+    chain = chained([(entry_of(part.signature, part.first, part.last), engine(part)) for part in parts])
+    inputs = random_inputs(whole.signature, SIZES)
+    results = []
+    for each in (engine(whole), chain):
+        outputs = {s.name: torch.empty(s.at(SIZES)) for s in whole.signature.outputs}
+        each.run(inputs, outputs)
+        results.append(outputs)
+    for name, expected in results[0].items():
+        assert torch.equal(results[1][name], expected), name
+
+
+def test_half_precision_files_run_in_float32_block_by_block(sources: Sources, tmp_path: Path) -> None:
+    """First scales of a mapped bfloat16 checkpoint equal those of the same weights in float32, held in memory."""
+    half = {k: v.bfloat16() for k, v in original_transformer_state(random_transformer()).items()}
+    save_state(half, tmp_path / "half.safetensors")
+    save_state(half, tmp_path / "full.safetensors", torch.float32)
+    recipe, vae = InfinityRecipe(spec(), sources, None), load_vae(sources.vae)
+    recorded = []
+    for name in ("half", "full"):
+        mapped = map_transformer(tmp_path / f"{name}.safetensors", TRANSFORMER)
+        cases = record_first_scales(mapped, vae, None, recipe.entry, recipe.spec.defaults, 3)
+        assert {p.dtype for p in mapped.parameters()} == {torch.bfloat16 if name == "half" else torch.float32}
+        recorded.append(cases)
+    (case,) = recorded[0].cases
+    for name, tensor in recorded[0].tensors.items():
+        assert torch.equal(tensor, recorded[1].tensors[name]), name
+    assert len(case.of(MODELS["infinity-2b"].schedules[0])) == 3
+    with weights_in_turn(mapped, "bfloat16"):
+        rounded = forced_logits(mapped, recorded[1], case, recipe.entry)
+    errors = [(a - recorded[1].tensors[f"{case.name}.logits_{k}"]).abs().max() for k, a in enumerate(rounded)]
+    assert 0 < max(errors) < 0.2
+
+
+def test_large_models_record_their_first_scales(sources: Sources) -> None:
+    def scales(name: str) -> int | None:
+        model = replace(MODELS[name])
+        entry = InfinityRecipe(model, sources, None).entry  # pyright: ignore[reportArgumentType]
+        return scales_to_record(entry, model.parameters)
+
+    assert scales("infinity-shapes") is None
+    assert scales("infinity-125m") is None
+    assert scales("infinity-8b") == 5
+    assert scales("infinity-2b") == 6
