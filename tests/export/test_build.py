@@ -138,6 +138,24 @@ class TestResuming:
         assert states["decoder"] == ("finished" if stage == "blocks" else "reused")
         assert not leftovers(output)
 
+    @pytest.mark.parametrize("stage", ["prompt", "reference", "verify"])
+    def test_interrupted(self, sources: Sources, other_sources: Sources, output: Path, stage: str) -> None:
+        """Ctrl-C: the stage ends, nothing half-written stays, and the next run resumes."""
+        fake_build(sources, output)
+        before = contents(output)
+        code = f"import sys; sys.path[:0] = {sys.path!r}; import fake_build; fake_build.main(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, str(other_sources.transformer.parent), str(output), stage]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hanging\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) != 0
+        process.stdout.close()
+        assert contents(output) == before
+        assert not leftovers(output)
+        _, states = fake_build(other_sources, output)
+        assert states["prompt"] == ("finished" if stage == "prompt" else "reused")
+
     def test_damaged_stage_is_built_again(self, sources: Sources, output: Path) -> None:
         fake_build(sources, output)
         (stage,) = (output / "stages").glob("blocks-*")
