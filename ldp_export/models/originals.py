@@ -32,6 +32,12 @@ def empty_model(config: Config) -> nn.Module:
         return kinds[type(config)](config)
 
 
+def levels(config: VarConfig) -> torch.Tensor:
+    """VAR's buffer `lvl_1L`: the scale of each token [1, tokens]."""
+    tokens = torch.tensor(config.schedule.tokens)
+    return torch.repeat_interleave(torch.arange(len(tokens)), tokens)[None]
+
+
 def count_parameters(config: Config) -> int:
     """Numbers that are parameters of the model: buffers of its files are not counted."""
     return sum(p.numel() for p in empty_model(config).parameters())

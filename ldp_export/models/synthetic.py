@@ -8,6 +8,7 @@ written, so memory stays bounded by the largest of them whatever the model's siz
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,16 @@ from pathlib import Path
 import torch
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.checkpoints import original_transformer_state, original_vae_state
-from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.registry import ModelSpec
+from ldp_export.models.originals import levels, original_state
+from ldp_export.models.registry import NamedModel
 from ldp_export.models.sources import Sources
 from ldp_export.models.tensor_writer import TensorSource, write_tensors
+from ldp_export.models.var import VarConfig
 
 SHARD_BYTES = 4 * 2**30
 
 
-def write_checkpoint(spec: ModelSpec, folder: Path, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> Sources:
+def write_checkpoint(spec: NamedModel, folder: Path, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> Sources:
     """Writes transformer (sharded, with an index file, when larger than a shard) and VAE; float32, as released.
 
     Raises:
@@ -34,9 +34,9 @@ def write_checkpoint(spec: ModelSpec, folder: Path, seed: int = 0, shard_bytes: 
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty", hint="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.device("meta"):
-        transformer = original_transformer_state(InfinityTransformer(spec.transformer))
-        vae = original_vae_state(BsqVae(spec.vae))
+    transformer, vae = original_state(spec.transformer), original_state(spec.vae)
+    if isinstance(spec.transformer, VarConfig):  # a buffer that says which scales there are
+        transformer = transformer | {"lvl_1L": levels(spec.transformer)}
     write_tensors(_sources(vae, seed), folder / "vae.safetensors")
     size = sum(4 * tensor.numel() for tensor in transformer.values())
     if size <= shard_bytes:
@@ -49,7 +49,7 @@ def write_checkpoint(spec: ModelSpec, folder: Path, seed: int = 0, shard_bytes: 
 
 
 def _sources(state: dict[str, torch.Tensor], seed: int) -> list[TensorSource]:
-    """Tensors on the meta device, as what is to be written in their place."""
+    """Tensors on the meta device, as what is to be written in their place; others as they are."""
     return [
         TensorSource(name, tuple(like.shape), like.dtype, partial(_values, name, like, seed))
         for name, like in state.items()
@@ -61,13 +61,13 @@ def _values(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
     if name.endswith("lfq.mask"):
         return 2 ** torch.arange(like.numel() - 1, -1, -1, dtype=torch.int64)
-    if name.endswith("zero_k_bias"):
+    if not like.is_meta:
+        return like
+    if name.endswith(("zero_k_bias", "attn_bias_for_masking", "ema_vocab_hit_SV")):
         return torch.zeros(like.shape)
     if name.endswith("scale_mul_1H11"):
         return torch.full(like.shape, 1.4)
-    if name.endswith(
-        ("norm.weight", "norm1.norm.weight", "norm2.norm.weight", "norm_out.norm.weight", "layer_norm.weight")
-    ):
+    if re.search(r"norm(\d|_out)?(\.norm)?\.weight$", name):
         return torch.randn(like.shape, generator=generator).mul_(0.1).add_(1)
     # Biases and tables small; matrices scaled so that activations keep their size.
     spread = 0.02 if like.dim() < 2 else like[0].numel() ** -0.5
@@ -77,7 +77,7 @@ def _values(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
 def write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard_bytes: int) -> None:
     """`model-0000i-of-0000n.safetensors` and the index file, as the hub's libraries lay them out.
 
-    `state` gives names and shapes only (tensors on the meta device).
+    `state` gives names and shapes (tensors on the meta device), and the values of those that are not random.
     """
     groups: list[list[str]] = [[]]
     filled = 0

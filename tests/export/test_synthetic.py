@@ -12,10 +12,11 @@ from ldp_runtime.errors import ConfigError
 from samples import spec
 
 from ldp_export.models.checkpoints import load_transformer, load_vae
-from ldp_export.models.registry import MODELS
+from ldp_export.models.registry import MODELS, VarSpec
 from ldp_export.models.resolve import infer_spec
 from ldp_export.models.state_files import read_state
 from ldp_export.models.synthetic import write_checkpoint
+from ldp_export.models.var_checkpoints import load_var
 
 
 def test_sharded_and_whole_files_hold_the_same_model(tmp_path: Path) -> None:
@@ -47,6 +48,21 @@ def test_released_names_and_counts(tmp_path: Path) -> None:
     state = read_state(write_checkpoint(thin, tmp_path / "thin").transformer)
     assert len(state) == 274
     assert "block_chunks.3.module.2.ffn.fc2.bias" in state
+
+
+def test_class_models_have_the_released_names(tmp_path: Path) -> None:
+    """12 global keys and 13 a block, or 14 and 12 with one AdaLN for all blocks (thin models)."""
+    for name, keys in (("var-d16", 220), ("var-d36", 446)):
+        spec = MODELS[name]
+        assert isinstance(spec, VarSpec)
+        config = replace(spec.transformer, width=36, heads=4, ffn=64, codes=16, channels=8)
+        thin = replace(spec, transformer=config, vae=replace(spec.vae, codes=16, channels=8, base_channels=32))
+        sources = write_checkpoint(thin, tmp_path / name)
+        assert len(read_state(sources.transformer)) == keys
+        inferred = infer_spec(sources)
+        assert (inferred.transformer, inferred.vae, inferred.size) == (thin.transformer, thin.vae, spec.size)
+        assert load_var(sources.transformer).config == config
+        assert all(tensor.isfinite().all() for tensor in read_state(sources.vae).values())
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:

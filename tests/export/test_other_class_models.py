@@ -1,0 +1,136 @@
+"""Class-conditional checkpoints of other sizes, from original files by path: reference loop and engines agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from class_samples import Held, build_class_bundle
+from goldens import IMAGE, LATENT
+from ldp_runtime import Pipeline
+from ldp_runtime.bundle import Bundle, report_path
+from ldp_runtime.errors import CheckpointError, ConfigError
+
+from ldp_export.build import BuildOptions, plan_build
+from ldp_export.models.registry import find_model
+from ldp_export.models.resolve import infer_spec, resolve_model
+from ldp_export.models.sources import Sources
+from ldp_export.models.var import VarConfig, VarSettings, generate
+from ldp_export.models.var_checkpoints import load_var, load_vq_vae
+from ldp_export.models.vq_vae import VqVaeConfig
+
+HELD = {
+    "one AdaLN for all blocks": Held(
+        VarConfig(3, 48, 3, 64, codes=40, channels=6, classes=5, grids=(1, 2, 4, 7), shared_ada=True),
+        VqVaeConfig(codes=40, channels=6, base_channels=32, channel_multipliers=(1, 2), res_blocks=2),
+        seed=4,
+    ),
+    "one phi, three scales": Held(
+        VarConfig(2, 64, 1, 96, codes=100, channels=12, classes=3, grids=(1, 3, 6)),
+        VqVaeConfig(codes=100, channels=12, base_channels=24, channel_multipliers=(1, 1, 2), res_blocks=1, phis=1),
+        seed=5,
+        phi_names="one",
+    ),
+    "a phi each, one block": Held(
+        VarConfig(1, 40, 5, 80, codes=17, channels=4, classes=2, grids=(1, 2, 3, 4, 5)),
+        VqVaeConfig(codes=17, channels=4, base_channels=32, channel_multipliers=(1,), res_blocks=1, phis=5),
+        seed=6,
+        phi_names="each",
+    ),
+}
+
+
+class Sample:
+    def __init__(self, held: Held, sources: Sources, bundle: Bundle, pipe: Pipeline) -> None:
+        self.held, self.sources, self.bundle, self.pipe = held, sources, bundle, pipe
+        self.transformer, self.vae = load_var(sources.transformer), load_vq_vae(sources.vae)
+
+
+@pytest.fixture(scope="module", params=HELD.values(), ids=HELD)
+def sample(request: pytest.FixtureRequest, bundles: Path) -> Iterator[Sample]:
+    held: Held = request.param
+    folder = bundles / f"held_{held.seed}"
+    sources = held.write(folder / "sources")
+    chunk = 2 if held.transformer.depth > 2 else None
+    bundle = build_class_bundle(sources, folder / "bundle", chunk, 3.0)
+    with Pipeline.load(bundle, threads=1) as pipe:
+        yield Sample(held, sources, bundle, pipe)
+
+
+def test_sizes_are_read_from_the_files(sample: Sample) -> None:
+    spec = infer_spec(sample.sources)
+    assert (spec.transformer, spec.vae) == (sample.held.transformer, sample.held.vae)
+
+
+@pytest.mark.parametrize(("guidance", "top_k", "top_p"), [(3.0, 9, 0.9), (0.0, 0, 0.0), (2.0, 1, 0.0)])
+def test_engines_equal_the_original_loop(sample: Sample, guidance: float, top_k: int, top_p: float) -> None:
+    label = sample.held.transformer.classes - 1
+    run = generate(sample.transformer, sample.vae, [label], VarSettings(guidance, top_k, top_p, 2))
+    options = {"class_labels": label, "guidance_scale": guidance, "top_k": top_k, "top_p": top_p, "seed": 2}
+    latent = sample.pipe(**options, output_type="latent").images  # type: ignore[arg-type]
+    torch.testing.assert_close(latent, run.accumulated[-1], atol=2 * LATENT, rtol=0)
+    image = sample.pipe(**options, output_type="torch").images  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = (sample.vae.decode(run.accumulated[-1]) + 1) / 2
+    torch.testing.assert_close(image, expected, atol=IMAGE, rtol=0)
+
+
+def test_the_bundle_is_verified_by_masked_and_free_runs(sample: Sample) -> None:
+    bundle = sample.bundle
+    assert bundle.root is not None
+    report = json.loads(report_path(bundle.root, bundle.manifest).read_text())
+    names = [check["name"] for check in report["checks"]]
+    assert bundle.state == report["state"] == "verified"
+    assert any("_pruned, scale" in name for name in names)
+    assert any("drawn freely" in name for name in names)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return HELD["one phi, three scales"].write(tmp_path_factory.mktemp("refused"))
+
+
+class TestRefused:
+    def changed(self, sources: Sources, folder: Path, **changes: torch.Tensor | None) -> Sources:
+        state = torch.load(sources.transformer, weights_only=True)
+        for key, value in changes.items():
+            key = key.replace("__", ".")
+            state.pop(key) if value is None else state.update({key: value})
+        torch.save(state, folder / "changed.pth")
+        return Sources(folder / "changed.pth", sources.vae)
+
+    def test_missing_and_misshapen_keys_are_listed(self, sources: Sources, tmp_path: Path) -> None:
+        broken = self.changed(sources, tmp_path, head__bias=None, pos_start=torch.zeros(1, 1, 8))
+        with pytest.raises(CheckpointError, match=r"(?s)head\.bias.*pos_start \(1, 1, 8\)"):
+            plan_build(infer_spec(broken), broken, BuildOptions(tmp_path / "out"))
+
+    def test_scales_that_are_no_squares(self, sources: Sources, tmp_path: Path) -> None:
+        broken = self.changed(sources, tmp_path, lvl_1L=torch.tensor([[0, 1, 1, 1]]))
+        with pytest.raises(CheckpointError, match="no square grids"):
+            infer_spec(broken)
+
+    def test_another_models_vae(self, sources: Sources, tmp_path: Path) -> None:
+        other = HELD["a phi each, one block"].write(tmp_path)
+        with pytest.raises(CheckpointError, match="100 codes of 12 channels, the VAE has 17 of 4"):
+            infer_spec(Sources(sources.transformer, other.vae))
+
+    def test_another_size_than_its_name(self, sources: Sources) -> None:
+        with pytest.raises(CheckpointError, match="is not var-d16: it has 2 blocks of width 64"):
+            resolve_model("var-d16", sources.transformer, sources.vae)
+
+    def test_a_size_or_a_text_encoder(self, sources: Sources, tmp_path: Path) -> None:
+        spec = infer_spec(sources)
+        with pytest.raises(ConfigError, match="one size only"):
+            plan_build(spec, sources, BuildOptions(tmp_path / "out", size="1M"))
+        with pytest.raises(ConfigError, match="reads no text"):
+            plan_build(spec, replace(sources, text_encoder=tmp_path), BuildOptions(tmp_path / "out"))
+
+    def test_registry_names_follow_the_original_rules(self) -> None:
+        for name, depth, shared in (("var-d16", 16, False), ("var-d30", 30, False), ("var-d36", 36, True)):
+            spec = find_model(name)
+            assert isinstance(spec.transformer, VarConfig)
+            assert (spec.transformer.depth, spec.transformer.shared_ada) == (depth, shared)
