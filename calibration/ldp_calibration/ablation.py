@@ -67,7 +67,7 @@ class Setting:
     digest: str
     fits: str
     prompts: int = 200
-    prompt_seed: int = 2026
+    prompt_seed: int = 2027
     first_seed: int = 100_000
 
     def texts(self) -> list[Prompt]:
