@@ -27,7 +27,7 @@ from ldp_runtime.optimization_profiles import OptimizationProfile
 from ldp_runtime.residual import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "reports"
 CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
 
@@ -185,14 +185,12 @@ class TargetEntry(_Entry):
     Attributes:
         library: version of the library that built them, which must be the one that runs them.
         compute_capabilities: of the GPUs that they run on, as "8.9".
-        kv: how keys and values are kept: a past that grows ("concat"), or a cache of fixed size ("in-place").
         system: operating system and processor family, where engines hold their machine code.
         instructions: extensions of the processor that this code may use.
     """
 
     library: str
     compute_capabilities: tuple[str, ...]
-    kv: Literal["concat", "in-place"] = "concat"
     system: str = ""
     instructions: tuple[str, ...] = ()
 
@@ -312,10 +310,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw: Any = json.loads(path.read_text())
         written = raw.get("schema_version") if isinstance(raw, dict) else None
-        if isinstance(written, int) and written > SCHEMA_VERSION:
+        if isinstance(written, int) and written != SCHEMA_VERSION:
             raise IncompatibleBundleError(
-                f"{path} has schema version {written}; this runtime reads up to {SCHEMA_VERSION}",
-                hint="upgrade ldp-export, or rebuild the bundle with this version",
+                f"{path} has schema version {written}; this runtime reads version {SCHEMA_VERSION}",
+                hint="use the ldp-export that built it, or rebuild the bundle with this one",
             )
         manifest = Manifest.model_validate(raw)
     except (OSError, ValueError, ValidationError) as error:

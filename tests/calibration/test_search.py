@@ -124,9 +124,9 @@ def test_a_search_resumes_from_its_measurements(found: tuple[Calibration, Path],
     class Counting:
         manifest = small_pipe.manifest
 
-        def __call__(self, prompt: str, **options: object):
+        def draw(self, prompt: str, **options: object):
             drawn.append(prompt)
-            return small_pipe(prompt, **options)  # pyright: ignore[reportArgumentType]
+            return small_pipe.draw(prompt, **options)
 
     again = calibrate(Counting(), PROMPTS, Budget("psnr", 5.0), work, policies=POLICIES)  # pyright: ignore
     assert again.chosen == calibration.chosen

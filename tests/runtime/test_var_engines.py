@@ -261,7 +261,7 @@ class TestRequests:
             ({"prompt": "a dog"}, "reads no text, but prompt was given"),
             ({"negative_prompt": "a dog"}, "reads no text, but negative_prompt"),
             ({"aspect_ratio": 1.5}, "square images only"),
-            ({"height": 64, "width": 128}, "64x128"),
+            ({"height": 64, "width": 128}, "height / width = 0.5"),
             ({"guidance_scale": float("nan")}, "finite"),
             ({"guidance_scale": [1.0, 2.0]}, "2 values"),
         ],
