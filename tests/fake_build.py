@@ -6,6 +6,7 @@ As a program (`python fake_build.py SOURCES OUTPUT STAGE`), builds until STAGE b
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +86,9 @@ def refused(sources: Sources, output: Path, **options) -> LdpError:
 
 
 def main(sources: str, output: str, hang_at: str) -> None:
+    # A shell that runs tests in the background has its children ignore the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def on_stage(name: str) -> None:
         if name == hang_at:
             print("hanging", flush=True)

@@ -276,8 +276,13 @@ class TestCancelling:
                 time.sleep(0.01)
             ended.set()
 
-        with pytest.raises(KeyboardInterrupt):
-            run_cancellable(work, progress, lambda line: None)
+        # A shell that runs tests in the background has them ignore the signal.
+        inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run_cancellable(work, progress, lambda line: None)
+        finally:
+            signal.signal(signal.SIGINT, inherited)
         assert ended.is_set()
 
     def test_results_and_errors_come_back(self) -> None:
