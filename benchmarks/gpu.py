@@ -8,7 +8,7 @@ Needs PyTorch with CUDA and this package, no engine library. Eager is the origin
 fused attention. Compiled is this toolkit's loop over the same weights: text keys and values hoisted out of the scales,
 each block compiled by torch.compile for any number of rows, tokens and past, CUDA graphs for calls of few tokens.
 Random weights cannot choose tokens: keep shares and the scale after which the unconditional branch stops are given
-(`--keep`, `--stop-scale`), by default what the paper's thresholds come to in `infinity-shapes`.
+(`--keep`, `--stop-scale`); the defaults are assumed, not measured on any model of these sizes.
 
 Times are between CUDA events around a whole image: noise, all scales, decoder; no text encoder.
 """
