@@ -34,6 +34,7 @@ Policies are NAME or NAME:option=value,...  ("none" for no value, lists as 5+6):
   skip            control: count=1 last scales are not run; stop_after=4
   stop-guidance   control: the branch stops after scale=4
   fixed           control: keep=0.4 of the tokens by score= (or random); prune_scales, fill, fill_scale, stop_after
+  given           for random weights: keep=0.5+0.4 of the last scales' tokens, taken at random; stop_after=9
   or the name (or path) of a profile that `ldp-export calibrate` wrote.
 * needs numbers fitted to the bundle: ldp-export calibrate BUNDLE --fit-only
 """
