@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 # What builds engines here: TensorRT-RTX does without a GPU (95 MB).
 ENGINES ?= tensorrt-rtx
+WORKERS ?= 2
 BIN := $(VENV)/bin
 BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
@@ -56,8 +57,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# A file's tests share what they build, so a file stays with one worker.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # On a machine with an NVIDIA GPU; parts whose libraries are missing skip by themselves. Needs a PyTorch with CUDA:
 #   make gpu-test TORCH=torch==2.13.0 ENGINES=tensorrt-cu13,tensorrt-rtx

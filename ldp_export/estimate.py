@@ -1,7 +1,7 @@
 """What a build will need, predicted from shapes before any work: host memory, disk, and time.
 
 Host memory is anonymous memory: mapped files are not counted, since the system drops their pages when it needs the
-room. The constants are first estimates: one partial build of four blocks of 8B width (bfloat16, TensorRT-RTX, two blocks
+room. The constants are first estimates: a partial build of four blocks of 8B width (bfloat16, TensorRT-RTX, two blocks
 a graph) peaked at 1.8 GB where 2.2 GB had been predicted; `benchmarks/large_build.py` measures whole ones.
 """
 
