@@ -15,7 +15,7 @@ from ldp_export.models.registry import NamedModel
 from ldp_export.models.sources import Sources
 from ldp_export.recipes import recipe_for
 from ldp_export.recipes.base import Recipe
-from ldp_export.stages import SCRATCH
+from ldp_export.scratch import SCRATCH
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 

@@ -20,7 +20,7 @@ from ldp_runtime.bundle import (
 )
 from ldp_runtime.errors import LdpError
 
-from ldp_export.stages import SCRATCH
+from ldp_export.scratch import SCRATCH
 
 
 def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> Path:

@@ -21,12 +21,11 @@ from typing import Any
 from ldp_runtime.bundle import FileEntry, describe_files, hash_file
 
 from ldp_export.progress import Progress, ProgressEvent
+from ldp_export.scratch import SCRATCH
 
 logger = logging.getLogger(__name__)
 
 STAGE_FILE = "stage.json"
-#: What is being written has a name that begins so, until it is renamed to its own.
-SCRATCH = ".tmp-"
 
 
 @dataclass(frozen=True)

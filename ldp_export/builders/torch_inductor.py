@@ -21,12 +21,9 @@ from torch import nn
 from torch.onnx.ops._impl import ONNX_ATEN_DECOMP_TABLE
 
 from ldp_export.builders.base import ExportedGraph
-from ldp_export.graphs.signature import Axis, GraphSignature
+from ldp_export.graphs.signature import GraphSignature
 
 ENGINE_FILE = "engine.pt2"
-#: Sizes used while tracing: all different and none 0 or 1, lest torch.export takes a size for a constant.
-_EXAMPLE = {Axis.ROWS: 2, Axis.TOKENS: 6, Axis.PAST: 10, Axis.TEXT: 7, Axis.IMAGES: 2, Axis.HEIGHT: 5, Axis.WIDTH: 9}
-_LARGEST = 1 << 20
 #: Threads are the caller's choice at run time, not a constant of the machine code.
 _CONFIG = {"cpp.dynamic_threads": True}
 
@@ -73,13 +70,8 @@ class TorchBuilder:
 
 def trace_program(module: nn.Module, signature: GraphSignature, device: str = "cpu") -> torch.export.ExportedProgram:
     """The module's program with every axis of its signature dynamic."""
-    dims = {
-        axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in signature.axes
-    }
-    examples = tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype, device=device) for spec in signature.inputs)
-    shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in signature.inputs)
     with torch.no_grad():
-        program = torch.export.export(module, examples, dynamic_shapes=(shapes,) if len(shapes) > 1 else shapes)
+        program = torch.export.export(module, signature.examples(device), dynamic_shapes=signature.dynamic_shapes())
     # Graphs may hold ONNX operators as such; compiled code must not depend on their Python implementations.
     return program.run_decompositions(ONNX_ATEN_DECOMP_TABLE)  # pyright: ignore[reportArgumentType]
 

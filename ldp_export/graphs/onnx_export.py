@@ -20,7 +20,6 @@ from ldp_runtime.errors import ExportError
 from torch import nn
 
 from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.signature import Axis
 from ldp_export.graphs.twin import differences
 from ldp_export.models.tensor_writer import TensorSource, write_tensors
 
@@ -31,9 +30,6 @@ OPSET = 23
 FORMAT = 2
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
 
-#: Sizes used while tracing: all different and none 0 or 1, lest torch.export takes a size for a constant.
-_EXAMPLE = {Axis.ROWS: 2, Axis.TOKENS: 6, Axis.PAST: 10, Axis.TEXT: 7, Axis.IMAGES: 2, Axis.HEIGHT: 5, Axis.WIDTH: 9}
-_LARGEST = 1 << 20
 #: Tensors above this many elements are never folded into new, anonymous constants: weights keep their names.
 _FOLD_LIMIT = 4096
 
@@ -91,22 +87,17 @@ def _trace(graph: Graph) -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     signature = graph.signature
-    dims = {
-        axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in signature.axes
-    }
-    shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in signature.inputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    takes_many = len(signature.inputs) > 1
     with mode, _fake_weights(graph), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "torch.export"):
         warnings.simplefilter("ignore")
         return torch.onnx.export(
             graph,
-            tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype) for spec in signature.inputs),
+            signature.examples(),
             dynamo=True,
             opset_version=OPSET,
             input_names=signature.input_names,
             output_names=signature.output_names,
-            dynamic_shapes=(shapes,) if takes_many else shapes,
+            dynamic_shapes=signature.dynamic_shapes(),
             optimize=False,
             verbose=False,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 
@@ -21,6 +22,10 @@ class Axis(StrEnum):
 
 
 Dim = Axis | int
+
+#: Sizes used while tracing: all different and none 0 or 1, lest torch.export takes a size for a constant.
+_EXAMPLE = {Axis.ROWS: 2, Axis.TOKENS: 6, Axis.PAST: 10, Axis.TEXT: 7, Axis.IMAGES: 2, Axis.HEIGHT: 5, Axis.WIDTH: 9}
+_LARGEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,16 @@ class GraphSignature:
     @property
     def axes(self) -> frozenset[Axis]:
         return frozenset(dim for spec in self.inputs for dim in spec.shape if isinstance(dim, Axis))
+
+    def examples(self, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+        """Inputs to trace a graph with."""
+        return tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype, device=device) for spec in self.inputs)
+
+    def dynamic_shapes(self) -> tuple[Any, ...]:
+        """For torch.export: every axis may have any size, and the past may be empty."""
+        dims = {
+            axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in self.axes
+        }
+        shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in self.inputs)
+        # Graphs take their inputs as *tensors: torch.export then wants the shapes of several as one argument's.
+        return (shapes,) if len(shapes) > 1 else shapes

@@ -17,8 +17,8 @@ from typing import BinaryIO
 import torch
 from ldp_runtime.errors import CheckpointError
 
-#: What is being written has a name that begins so, until it is renamed to its own.
-SCRATCH = ".tmp-"
+from ldp_export.scratch import SCRATCH
+
 PIECE_BYTES = 64 * 2**20
 #: Data begins at a multiple of this, so that mapped tensors are aligned for every element type.
 _ALIGNMENT = 64
