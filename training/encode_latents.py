@@ -2,7 +2,8 @@
 
     python training/encode_latents.py --vae runs/vae/last.pt
 
-Latents rather than bits are kept because self-correction quantises anew after every flipped bit.
+A second run goes on where the first one ended. Latents rather than bits are kept because self-correction quantises
+anew after every flipped bit.
 """
 
 import argparse
@@ -17,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=default_folder())
-    parser.add_argument("--count", type=int, help="only the first so many scenes")
+    parser.add_argument("--count", type=int, help="stop after the first so many scenes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
@@ -29,16 +30,18 @@ def main() -> None:
     images = np.load(options.data / "images.npy", mmap_mode="r")
     count, side = options.count or len(images), images.shape[1] // VAE_CONFIG.stride
     # `latents.npy` is complete up to the number in `encoded.txt`: training may begin while this still runs.
-    shape = (count, VAE_CONFIG.bits, side, side)
-    latents = np.lib.format.open_memmap(options.data / "latents.npy", mode="w+", dtype=np.float16, shape=shape)
-    for start in range(0, count, options.batch):
+    shape = (len(images), VAE_CONFIG.bits, side, side)
+    file, ready = options.data / "latents.npy", options.data / "encoded.txt"
+    first = int(ready.read_text()) if ready.exists() else 0
+    latents = np.lib.format.open_memmap(file, mode="r+" if first else "w+", dtype=np.float16, shape=shape)
+    for start in range(first, count, options.batch):
         pixels = to_pixels(images[start : min(start + options.batch, count)], options.device)
         with torch.no_grad(), torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
             latent = vae.encode(pixels)
         latents[start : start + len(pixels)] = latent.float().cpu().numpy().astype(np.float16)
         if start % (options.batch * 50) == 0 or start + options.batch >= count:
             latents.flush()
-            (options.data / "encoded.txt").write_text(str(start + len(pixels)))
+            ready.write_text(str(start + len(pixels)))
             print(f"{start + len(pixels)} of {count} scenes encoded", flush=True)
 
 

@@ -108,6 +108,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--coarse-share", type=float, default=0.7)
     parser.add_argument("--coarse-batch", type=int, default=24)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--pairs", type=float, default=0.5, help="share taken from scenes with different shapes")
+    parser.add_argument("--coloured", type=float, default=0.8, help="share of captions that name colours")
     parser.add_argument("--rate", type=float, default=1e-3, help="of AdamW; Muon's is twice this")
     parser.add_argument("--decay", type=float, default=0.998, help="of the averaged weights")
     parser.add_argument("--flip", type=float, default=0.2, help="greatest share of flipped bits in a scale")
@@ -228,9 +230,9 @@ def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.nd
     coarse = bool(rng.random() < options.coarse_share)
     ready = options.data / "encoded.txt"
     count = min(len(latents), int(ready.read_text())) if ready.exists() else len(latents)
-    numbers = np.sort(rng.integers(count, size=options.coarse_batch if coarse else options.batch))
-    scenes = [scene_at(int(number), options.seed) for number in numbers]
-    texts = [caption(scene, rng) for scene in scenes]
+    numbers = choose_scenes(rng, count, options.coarse_batch if coarse else options.batch, options)
+    scenes = [scene_at(number, options.seed) for number in numbers]
+    texts = [caption(scene, rng, options.coloured) for scene in scenes]
     ids, mask = tokenize(tokenizer, texts, TRAIN_TOKENS, options.device)
     latent = torch.from_numpy(latents[numbers].astype(np.float32)).to(options.device)
     rows, scales = len(latent), len(SCHEDULE)
@@ -240,6 +242,17 @@ def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.nd
     dropped = (torch.rand(rows) < 0.1).to(options.device)
     weights = torch.from_numpy(np.stack([token_weights(scene) for scene in scenes])).to(options.device)
     return Batch(ids, mask, dropped, targets, inputs, weights, coarse)
+
+
+def choose_scenes(rng: np.random.Generator, count: int, size: int, options: argparse.Namespace) -> list[int]:
+    """Numbers of scenes in rising order; about `--pairs` of them show different shapes, the hardest to learn."""
+    numbers = []
+    for wanted in rng.random(size) < options.pairs:
+        number = int(rng.integers(count))
+        while wanted and len({shape.kind for shape in scene_at(number, options.seed).shapes}) == 1:
+            number = int(rng.integers(count))
+        numbers.append(number)
+    return sorted(numbers)
 
 
 def token_weights(scene: Scene, near: float = 5.0) -> np.ndarray:

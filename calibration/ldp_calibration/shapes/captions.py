@@ -91,9 +91,12 @@ def related(a: Seen, b: Seen) -> str | None:
     return "above" if dy < 0 else "below"
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A free caption: what it says is true, but it may leave out colours, sizes, places and the background."""
-    with_colours, with_sizes = rng.random() < 0.8, rng.random() < 0.35
+def caption(scene: Scene, rng: np.random.Generator, coloured: float = 0.8) -> str:
+    """A free caption: what it says is true, but it may leave out colours, sizes, places and the background.
+
+    `coloured` is the share of captions that name colours.
+    """
+    with_colours, with_sizes = rng.random() < coloured, rng.random() < 0.35
     shapes, relation = list(scene.shapes), None
     if _alike(scene):
         words = _counted(shapes, rng, with_colours, with_sizes)
