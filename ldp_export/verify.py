@@ -19,6 +19,7 @@ from ldp_runtime.bundle_engines import Engines, open_engines, run_prompt
 from ldp_runtime.conditions import class_rows, text_rows
 from ldp_runtime.errors import NonFiniteError, VerificationError
 from ldp_runtime.families import guidance_weights, placement
+from ldp_runtime.finite import all_finite
 from ldp_runtime.guidance import per_scale
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
@@ -160,7 +161,7 @@ def _compare(
     size = float(expected.double().square().mean().sqrt()) if expected.numel() else 0.0
     limit = max(tolerance * max(1.0, size / UNIT), ROUNDING_SLACK * (rounding or 0.0))
     difference = float((got.double() - expected.double()).abs().max()) if expected.numel() else 0.0
-    finite = bool(got.isfinite().all()) and bool(expected.isfinite().all())
+    finite = all_finite(got) and all_finite(expected)
     return Check(name, finite and difference <= limit, difference if finite else float("inf"), limit)
 
 

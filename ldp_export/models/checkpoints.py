@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
+from ldp_runtime.finite import all_finite
 from torch import nn
 
 from ldp_export.models.bsq_vae import BsqVae, VaeConfig
@@ -196,7 +197,7 @@ def fill_strictly(kind: Callable[..., Model], config: Config, state: State, orig
     """A model on the meta device filled with `state`, strictly, in float32."""
     model = fitting_model(kind, config, state, origin)
     weights = {key: value.to(torch.float32) for key, value in state.items()}
-    damaged = [key for key, value in weights.items() if not bool(value.isfinite().all())]
+    damaged = [key for key, value in weights.items() if not all_finite(value)]
     if damaged:
         raise CheckpointError(
             f"{origin} holds NaN or infinity in {listing(damaged)}", hint="the file is damaged; fetch it again"

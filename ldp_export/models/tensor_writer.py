@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import torch
 from ldp_runtime.errors import CheckpointError
+from ldp_runtime.finite import all_finite
 
 from ldp_export.scratch import SCRATCH
 
@@ -116,7 +117,7 @@ def _write_values(source: TensorSource, file: BinaryIO) -> None:
         raise ValueError(f"{source.name} was announced as {source.shape} and is {tuple(tensor.shape)}")
     for piece in _pieces(tensor):
         stored = piece.to(source.dtype).contiguous()
-        if stored.is_floating_point() and not bool(stored.isfinite().all()):
+        if stored.is_floating_point() and not all_finite(stored):
             raise _not_finite(source, piece)
         file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
 
@@ -130,7 +131,7 @@ def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _not_finite(source: TensorSource, values: torch.Tensor) -> CheckpointError:
-    if not bool(values.isfinite().all()):
+    if not all_finite(values):
         return CheckpointError(f"{source.name} holds NaN or infinity", hint="the file is damaged; fetch it again")
     largest = float(values.abs().max())
     kind = str(source.dtype).removeprefix("torch.")

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.errors import NonFiniteError
+from ldp_runtime.finite import all_finite
 from ldp_runtime.kv_cache import KVCache
 
 
@@ -162,7 +163,7 @@ class Blocks:
             given["hidden"] = out
         if remember:
             cache.advance(L)
-        if not bool(logits.isfinite().all()):
+        if not all_finite(logits):
             raise NonFiniteError(
                 f"the graph 'blocks' gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",
                 hint="the engine's precision does not hold this model; verify the bundle, or build it in float32",

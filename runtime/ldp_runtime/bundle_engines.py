@@ -15,6 +15,7 @@ from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.prompt_chain import PASSED_ON, axis_sizes, chained, empty
 from ldp_runtime.errors import NonFiniteError
 from ldp_runtime.families import token_space
+from ldp_runtime.finite import all_finite
 from ldp_runtime.token_space import TokenSpace
 
 if TYPE_CHECKING:
@@ -153,5 +154,5 @@ def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.
 
 def check_finite(tensor: torch.Tensor, graph: str) -> None:
     """Raises NonFiniteError that names the graph when its output holds NaN or infinity."""
-    if not bool(tensor.isfinite().all()):
+    if not all_finite(tensor):
         raise NonFiniteError(f"the graph {graph!r} gave NaN or infinity", hint="verify the bundle")

@@ -14,6 +14,7 @@ import torch
 from ldp_runtime.bundle import InfinityEntry, Manifest, VarEntry
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families import guidance_weights
+from ldp_runtime.finite import all_finite
 from ldp_runtime.guidance import per_scale
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
@@ -198,7 +199,7 @@ def _texts(
             raise ConfigError(
                 f"{name}_embeds must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}"
             )
-        if not bool(row.isfinite().all()):
+        if not all_finite(row):
             raise ConfigError(f"{name}_embeds hold NaN or infinity")
     if not rows:
         raise ConfigError(f"{name}_embeds is empty")
