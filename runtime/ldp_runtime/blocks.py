@@ -69,6 +69,8 @@ class PromptRows:
 
     def take(self, rows: Sequence[int]) -> PromptRows:
         """These rows, in this order."""
+        if list(rows) == list(range(len(rows))):  # the first rows: views, which are contiguous
+            return PromptRows(self.start[: len(rows)], {name: t[: len(rows)] for name, t in self.inputs.items()})
         index = torch.as_tensor(rows, device=self.start.device)
         return PromptRows(self.start[index], {name: tensor[index] for name, tensor in self.inputs.items()})
 

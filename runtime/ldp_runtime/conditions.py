@@ -25,29 +25,31 @@ def condition_rows(
     guided: bool,
 ) -> PromptRows:
     """Rows [conditional of each image, unconditional of each image]; equal conditions are encoded once."""
+    if len(images) == 1:
+        return _image_rows(engines, manifest, tokenizer, images[0], guided)
     known: dict[tuple[object, object], Branches] = {}
     pairs = []
     for image in images:
         key = (_identity(image.condition), _identity(image.negative))
         if key not in known:
-            known[key] = _branches(engines, manifest, tokenizer, image, guided)
+            known[key] = _split(_image_rows(engines, manifest, tokenizer, image, guided))
         pairs.append(known[key])
     conditional = [pair[0] for pair in pairs]
     return PromptRows.stack(conditional + [pair[1] for pair in pairs if pair[1] is not None])
 
 
-def _branches(
+def _image_rows(
     engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, image: ImageRequest, guided: bool
-) -> Branches:
+) -> PromptRows:
+    """Rows [conditional, unconditional] of one image; the first alone without guidance."""
     if isinstance(image.condition, int):
-        return _split(class_rows(engines, manifest, image.condition, guided))
+        return class_rows(engines, manifest, image.condition, guided)
     features = _features(engines, manifest, tokenizer, image.condition)
     if not guided or image.negative is None:
-        return _split(text_rows(engines, manifest, features, guided))
+        return text_rows(engines, manifest, features, guided)
     other = _features(engines, manifest, tokenizer, image.negative)
-    return run_prompt(engines, manifest, {"features": features[None]}), run_prompt(
-        engines, manifest, {"features": other[None]}
-    )
+    texts = (features, other)
+    return PromptRows.stack([run_prompt(engines, manifest, {"features": text[None]}) for text in texts])
 
 
 def text_rows(engines: Engines, manifest: Manifest, features: torch.Tensor, guided: bool) -> PromptRows:

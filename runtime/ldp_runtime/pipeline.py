@@ -240,9 +240,9 @@ class Pipeline:
             if request.output_type == "latent":
                 return GenerationResult(torch.stack(latents), seeds, tuple(traces))
             decoded = [self._decode(engines, latent) for latent in latents]
-        traces = [replace(trace, decode_s=seconds) for trace, (_, seconds) in zip(traces, decoded, strict=True)]
-        pixels = torch.cat([image for image, _ in decoded])
-        return GenerationResult(to_output(pixels, request.output_type), seeds, tuple(traces))
+            traces = [replace(trace, decode_s=seconds) for trace, (_, seconds) in zip(traces, decoded, strict=True)]
+            pixels = torch.cat([image for image, _ in decoded])
+            return GenerationResult(to_output(pixels, request.output_type), seeds, tuple(traces))
 
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
         """Images of latents [B, d, h, w], such as `output_type="latent"` gives; output types as in `__call__`.
@@ -259,7 +259,7 @@ class Pipeline:
         with self._lock, _one_torch_thread(self._open_engines().decoder.device):
             engines = self._open_engines()
             pixels = [self._decode(engines, latent.to(engines.decoder.device))[0] for latent in latents]
-        return to_output(torch.cat(pixels), output_type)
+            return to_output(torch.cat(pixels), output_type)
 
     def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
         """As a call, for tools that serve every family: texts are prompts, whole numbers are class labels."""

@@ -70,8 +70,13 @@ def logit_difference(logits: torch.Tensor) -> torch.Tensor:
 
 def sample_bits(difference: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter) -> torch.Tensor:
     """Guided, tempered logit differences [..., bits] and noise of the same shape to bits (bool)."""
-    likelier = difference > 0
     limit = rule.decided_at
     if math.isinf(limit):
         return difference > noise
-    return torch.where(difference.abs() >= limit, likelier, difference > noise)
+    # The likelier outcome is certain at `limit` and beyond: noise must not reach it from below, and may from above.
+    return difference > noise.clamp(-limit, _below(limit))
+
+
+def _below(limit: float) -> float:
+    """The next smaller float32."""
+    return float(torch.tensor(limit).nextafter(torch.tensor(0.0)))

@@ -194,13 +194,14 @@ def _step(
     if logits is not None and on_logits is not None:
         on_logits(k, logits)
     computed = time.perf_counter()
+    scores = None if logits is None else settings.space.scores(logits)  # [R, L, n]
     alive = group.alive()
     for i, image in enumerate(group.images):
         gap = None
         codes = inputs.new_empty(0, settings.space.channels)
-        if logits is not None:
-            other = logits[len(group.images) + alive.index(i)] if i in alive else None
-            codes, gap = _sample(k, image, logits[i], other, choice, settings)
+        if scores is not None:
+            other = scores[len(group.images) + alive.index(i)] if i in alive else None
+            codes, gap = _sample(k, image, scores[i], other, choice, settings)
         _accumulate(k, image, codes, choice, settings)
         image.gaps.append(gap)
         stops = i in alive and not is_last and settings.policy.stops_after(image.gaps, k, settings.schedule)
@@ -284,16 +285,16 @@ def _run_rows(
 def _sample(
     k: int,
     image: ImageState,
-    conditional: torch.Tensor,
-    unconditional: torch.Tensor | None,
+    scores: torch.Tensor,
+    other: torch.Tensor | None,
     choice: _Choice | None,
     settings: LoopSettings,
 ) -> tuple[torch.Tensor, GuidanceGap | None]:
-    """Logits of the branches [L, V] to codes [L, channels] and, where the policy watches, the guidance gap."""
+    """Scores of the conditional branch and the other [L, n] to codes [L, channels] and, where the policy watches, the
+    guidance gap."""
     space, policy, grid = settings.space, settings.policy, settings.schedule.grids[k]
-    kept, gap, scores = (None if choice is None else choice.selection.kept), None, space.scores(conditional)
-    if unconditional is not None:
-        other = space.scores(unconditional)
+    kept, gap = (None if choice is None else choice.selection.kept), None
+    if other is not None:
         if policy.watches_guidance(k, settings.schedule):
             gap = GuidanceGap(grid, space.gap(scores, other), kept, space.gap_terms)
         image.difference = policy.remember_guidance(image.difference, scores, other, kept, grid)

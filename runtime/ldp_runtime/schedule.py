@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -131,10 +131,7 @@ class ScaleSchedule:
 
         On the 1M square schedule these are scales 10, 11 and 12, the paper's choice.
         """
-        for first in range(len(self) - 1, -1, -1):
-            if self.total_tokens - self.offsets[first] >= share * self.total_tokens:
-                return tuple(range(first, len(self)))
-        return tuple(range(len(self)))
+        return _detail_scales(self, share)
 
     def positions(self, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column of each token of a scale in units of `position_grid`: two [h*w] float32 tensors."""
@@ -145,15 +142,26 @@ class ScaleSchedule:
         return ys.repeat_interleave(w), xs.repeat(h)
 
 
+@lru_cache(maxsize=64)  # policies ask several times a scale
+def _detail_scales(schedule: ScaleSchedule, share: float) -> tuple[int, ...]:
+    scales, total = len(schedule), schedule.total_tokens
+    for first in range(scales - 1, -1, -1):
+        if total - schedule.offsets[first] >= share * total:
+            return tuple(range(first, scales))
+    return tuple(range(scales))
+
+
 def nearest_template(aspect_ratio: float) -> float:
     """The template ratio (height / width) nearest to `aspect_ratio`; the first of the table wins on ties."""
     return min(TEMPLATES, key=lambda ratio: abs(ratio - aspect_ratio))
 
 
+@lru_cache(maxsize=4)
 def rope_table(schedule: ScaleSchedule, head_dim: int) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
     """Rotary cosines and sines of every scale: a (cos, sin) pair of [h*w, head_dim / 2] float32 per scale.
 
     The first half of the angles turns with the row, the second half with the column (2-D RoPE, base 10000).
+    Tables are kept for the next image of the same schedule: nobody may write to them.
     """
     if head_dim % 4:
         raise ConfigError(f"2-D RoPE needs a head dimension divisible by 4, got {head_dim}")

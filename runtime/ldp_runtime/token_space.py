@@ -44,7 +44,7 @@ class TokenSpace(Protocol):
         ...
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """A branch's logits [L, V] to scores [L, n]. Guidance and temperature apply to scores."""
+        """Logits of all branches [R, L, V] to scores [R, L, n]. Guidance and temperature apply to scores."""
         ...
 
     def gap(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
