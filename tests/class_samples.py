@@ -86,6 +86,28 @@ class Held:
         return Sources(folder / "var.pth", folder / "vae.pth")
 
 
+#: Checkpoints of other sizes, scales and namings than the goldens'.
+CLASS_MODELS = {
+    "one AdaLN for all blocks": Held(
+        VarConfig(3, 48, 3, 64, codes=40, channels=6, classes=5, grids=(1, 2, 4, 7), shared_ada=True),
+        VqVaeConfig(codes=40, channels=6, base_channels=32, channel_multipliers=(1, 2), res_blocks=2),
+        seed=4,
+    ),
+    "one phi, three scales": Held(
+        VarConfig(2, 64, 1, 96, codes=100, channels=12, classes=3, grids=(1, 3, 6)),
+        VqVaeConfig(codes=100, channels=12, base_channels=24, channel_multipliers=(1, 1, 2), res_blocks=1, phis=1),
+        seed=5,
+        phi_names="one",
+    ),
+    "a phi each, one block": Held(
+        VarConfig(1, 40, 5, 80, codes=17, channels=4, classes=2, grids=(1, 2, 3, 4, 5)),
+        VqVaeConfig(codes=17, channels=4, base_channels=32, channel_multipliers=(1,), res_blocks=1, phis=5),
+        seed=6,
+        phi_names="each",
+    ),
+}
+
+
 def _randomised(model: torch.nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Every parameter non-trivial."""
     return {

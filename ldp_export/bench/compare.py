@@ -26,6 +26,7 @@ _SAME = (
     ("settings", "device"),
     ("settings", "scope"),
     ("settings", "prompts"),
+    ("settings", "classes"),
     ("settings", "seed"),
     ("model", "name"),
     ("model", "size"),

@@ -20,6 +20,7 @@ class Job:
         prompts: texts, or None where `embed_count` seeded random features [embed_tokens, text_channels] stand in.
         weights, vae, text_encoder: the checkpoint's files, for the eager candidate.
         device: "cpu" or "cuda".
+        classes: labels, of class-conditional models; they have no prompts.
     """
 
     kind: Kind
@@ -35,6 +36,7 @@ class Job:
     vae: str | None = None
     text_encoder: str | None = None
     device: str = "cpu"
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class DrawRequest:
     """One call.
 
     Attributes:
-        prompts: index of each image's prompt; seeds: of each image.
+        prompts: index of each image's prompt or class; seeds: of each image.
         save: file for the images [B, 3, H, W] float32 in [0, 1] (.npy), written after the clock has stopped.
     """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from ldp_runtime.bundle import Bundle, Manifest, open_bundle
+from ldp_runtime.bundle import Bundle, Manifest, VarEntry, open_bundle
 from ldp_runtime.bundle_engines import check_runnable
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.profiles import resolve_policy
@@ -29,6 +29,7 @@ DEFAULT_PROMPTS = (
 DEFAULT_POLICIES = ("ld", "ld-skip-2")
 EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
 _EMBEDS, _EMBED_TOKENS = 4, 12
+_CLASSES = 4
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Options:
     device: str = "cpu"
     scope: Scope = "prompt-to-image"
     random_weights: bool = False
+    classes: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class BenchPlan:
         others: further bundles of the same checkpoint, by what sets them apart.
         random_weights: whether pictures mean nothing, so that no quality is reported.
         scope: which of the phases the times and ratios of the report are made of.
+        classes: labels, of a class-conditional model, which reads no prompts; else None.
     """
 
     bundle: Bundle
@@ -78,15 +81,17 @@ class BenchPlan:
     device: str = "cpu"
     scope: Scope = "prompt-to-image"
     random_weights: bool = False
+    classes: tuple[int, ...] | None = None
 
     @property
     def prompt_count(self) -> int:
-        return _EMBEDS if self.prompts is None else len(self.prompts)
+        given = self.prompts if self.classes is None else self.classes
+        return _EMBEDS if given is None else len(given)
 
     @property
     def embeds(self) -> dict[str, int] | None:
         """The stand-ins for prompts, where there is no text encoder."""
-        if self.prompts is not None:
+        if self.prompts is not None or self.classes is not None:
             return None
         return {"count": _EMBEDS, "tokens": _EMBED_TOKENS, "seed": self.seed}
 
@@ -136,6 +141,7 @@ class BenchPlan:
             embed_count=_EMBEDS,
             embed_tokens=_EMBED_TOKENS,
             embed_seed=self.seed,
+            classes=self.classes,
         )
 
 
@@ -143,8 +149,8 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
     """Checks the options against the bundle and finds the eager candidate's files; loads no weights.
 
     Raises:
-        ConfigError: senseless numbers, an unknown policy, prompts for a bundle that reads none, no checkpoint, or a
-            checkpoint that the bundle was not built from.
+        ConfigError: senseless numbers, an unknown policy, prompts or classes for a bundle that reads none, no
+            checkpoint, or a checkpoint that the bundle was not built from.
         IntegrityError, IncompatibleBundleError: the bundle cannot be used.
     """
     _check_numbers(options)
@@ -156,7 +162,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         if policy is not None:  # "none" is always there: it is the candidate the others are compared with
             policy.check(schedule)
             policies.setdefault(describe(policy), text.strip())
-    prompts = _prompts(options.prompts, bundle)
+    prompts, classes = _prompts(options.prompts, bundle), _classes(options.classes, options.prompts, bundle.manifest)
     sources = _sources(bundle, options) if options.eager else None
     others = _others(bundle, options.others)
     device = torch.device(options.device)
@@ -176,6 +182,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         device=options.device,
         scope=options.scope,
         random_weights=options.random_weights,
+        classes=classes,
     )
 
 
@@ -224,7 +231,30 @@ def _check_numbers(options: Options) -> None:
         raise ConfigError(f"{', '.join(files)} given, but the eager candidate that would read them is switched off")
 
 
+def _classes(
+    classes: Sequence[int] | None, prompts: Sequence[str] | None, manifest: Manifest
+) -> tuple[int, ...] | None:
+    """Given labels, or some spread over all classes; None for a model that reads texts."""
+    model = manifest.model
+    if not isinstance(model, VarEntry):
+        if classes:
+            raise ConfigError(f"{model.name} draws texts, not classes", hint="give --prompt instead of --class")
+        return None
+    if prompts:
+        raise ConfigError(f"{model.name} draws classes and reads no prompts", hint="give --class instead of --prompt")
+    if classes is None:
+        count = min(_CLASSES, model.classes)
+        return tuple(i * model.classes // count for i in range(count))
+    wrong = [number for number in classes if not 0 <= number < model.classes]
+    if wrong or not classes:
+        found = f"no class {wrong[0]}" if wrong else "classes, but none is given"
+        raise ConfigError(f"{model.name} has {found}", hint=f"its {model.classes} are 0 to {model.classes - 1}")
+    return tuple(classes)
+
+
 def _prompts(prompts: Sequence[str] | None, bundle: Bundle) -> tuple[str, ...] | None:
+    if isinstance(bundle.manifest.model, VarEntry):
+        return None
     if not bundle.manifest.has_text_encoder:
         if prompts:
             raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import ConfigError
@@ -18,30 +19,34 @@ from ldp_export.models.infinity import ffn_width
 from ldp_export.models.registry import ModelSpec, VarSpec, find_model
 from ldp_export.models.sources import Sources
 from ldp_export.models.synthetic import write_checkpoint
+from ldp_export.models.var import VarConfig
 from ldp_export.progress import Progress, silent
 
 #: The VAE's group norms take multiples of this many channels.
 _VAE_STEP = 32
 
 
-def smaller(spec: ModelSpec | VarSpec, depth: int | None, width: int | None) -> ModelSpec:
+Spec = TypeVar("Spec", bound=ModelSpec | VarSpec)
+
+
+def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
     """The model with fewer blocks or channels: the same head size, ratios and schedule; the VAE's width in proportion.
 
     Raises:
-        ConfigError: it is no Infinity model, or the width is no multiple of its head size.
+        ConfigError: the width is no multiple of the model's head size.
     """
-    if not isinstance(spec, ModelSpec):
-        raise ConfigError(f"random weights are made for Infinity models, {spec.name} is none")
     whole = spec.transformer
     depth, width = depth or whole.depth, width or whole.width
     if (depth, width) == (whole.depth, whole.width):
         return spec
     if depth < 1 or width < whole.head_dim or width % whole.head_dim:
         raise ConfigError(f"--depth must be positive and --width a multiple of {whole.head_dim}, got {depth}, {width}")
-    heads = width // whole.head_dim
-    transformer = replace(
-        whole, depth=depth, width=width, heads=heads, ffn=ffn_width(width), pool_heads=heads, chunks=1
-    )
+    sizes: dict[str, Any] = {"depth": depth, "width": width, "heads": width // whole.head_dim}
+    if isinstance(whole, VarConfig):
+        sizes["ffn"] = whole.ffn * width // whole.width
+    else:
+        sizes |= {"ffn": ffn_width(width), "pool_heads": sizes["heads"], "chunks": 1}
+    transformer: Any = replace(whole, **sizes)
     steps = round(spec.vae.base_channels * width / whole.width / _VAE_STEP)
     vae = replace(spec.vae, base_channels=_VAE_STEP * max(1, steps))
     return replace(spec, name=f"{spec.name}-depth{depth}-width{width}", transformer=transformer, vae=vae, hub=None)

@@ -170,7 +170,8 @@ class Settings:
     """How it was measured.
 
     Attributes:
-        prompts: texts, or None where seeded random text features stood in for them.
+        prompts: texts, or None where seeded random text features or classes stood in their place.
+        classes: labels, of a class-conditional model.
         images: drawn per candidate and repetition; the last batch is filled up from the first prompts.
         threads: of every candidate's thread pools.
     """
@@ -189,6 +190,7 @@ class Settings:
     temperature: float
     top_k: int
     top_p: float
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

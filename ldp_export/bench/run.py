@@ -56,6 +56,7 @@ def run_bench(
     device: str = "cpu",
     scope: Scope = "prompt-to-image",
     random_weights: bool = False,
+    classes: Sequence[int] | None = None,
     progress: Progress = silent,
 ) -> BenchResult:
     """Compares latency, with the quality of the images beside it.
@@ -75,6 +76,7 @@ def run_bench(
         device: "cpu" or "cuda", of every candidate.
         scope: what the report's times are of; the JSON holds all three.
         random_weights: the model draws nothing meaningful: the report says so, and holds no quality.
+        classes: labels in place of prompts, for a class-conditional model. Default: some spread over all.
 
     Raises:
         ConfigError: the comparison makes no sense; no work was done.
@@ -96,6 +98,7 @@ def run_bench(
         device=device,
         scope=scope,
         random_weights=random_weights,
+        classes=classes,
     )
     return run_plan(plan_bench(bundle, options), progress)
 
@@ -244,6 +247,7 @@ def _settings(plan: BenchPlan) -> Settings:
     return Settings(
         prompts=plan.prompts,
         prompt_embeds=plan.embeds,
+        classes=plan.classes,
         seed=plan.seed,
         policies=plan.policies,
         repeats=plan.repeats,

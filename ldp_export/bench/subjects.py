@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from ldp_calibration.cost import full_flops, trace_flops
@@ -32,7 +33,8 @@ from ldp_export.models.reference import ReferenceSettings, generate
 from ldp_export.models.text_encoder import load_text_encoder
 
 Result = TypeVar("Result")
-Texts = Sequence[str] | Sequence[torch.Tensor]
+#: What images are drawn from: prompts, class labels, or text features [T, text_channels].
+Conditions = Sequence[str] | Sequence[int] | Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,19 @@ class Subject(Protocol):
 
 def load_subject(job: Job) -> Subject:
     """Opens what the job names. The comparison has hashed all files already, so only sizes are compared here."""
-    return {"eager": EagerSubject, "hoisted": HoistedSubject, "engines": EngineSubject}[job.kind](job)
+    if job.kind == "engines":
+        return EngineSubject(job)
+    if job.classes is not None:
+        from ldp_export.bench.class_subjects import EagerClassSubject, HoistedClassSubject
+
+        return EagerClassSubject(job) if job.kind == "eager" else HoistedClassSubject(job)
+    return EagerSubject(job) if job.kind == "eager" else HoistedSubject(job)
 
 
-def texts_of(job: Job, manifest: Manifest) -> Texts:
-    """The job's prompts, or the seeded random features that stand in for them."""
+def conditions_of(job: Job, manifest: Manifest) -> Conditions:
+    """The job's prompts or classes, or the seeded random features that stand in for prompts."""
+    if job.classes is not None:
+        return job.classes
     if job.prompts is not None:
         return job.prompts
     assert isinstance(manifest.model, InfinityEntry)
@@ -79,22 +89,18 @@ class EngineSubject:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
         self.pipeline = self._open(bundle, job)
         self.policy = job.policy
-        self.texts = texts_of(job, bundle.manifest)
+        self.conditions = conditions_of(job, bundle.manifest)
 
     def _open(self, bundle: Bundle, job: Job) -> Pipeline:
         return Pipeline.load(bundle, device=job.device, threads=job.threads, max_batch=job.batch)
 
     def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing:
-        texts = [self.texts[i] for i in prompts]
-        words = [text for text in texts if isinstance(text, str)]
-        features = [text for text in texts if isinstance(text, torch.Tensor)]
-        result = self.pipeline(
-            words or None,
-            prompt_embeds=features or None,
-            seed=list(seeds),
-            policy=self.policy,
-            output_type="torch",
-        )
+        conditions = [self.conditions[i] for i in prompts]
+        features = [each for each in conditions if isinstance(each, torch.Tensor)]
+        others = [each for each in conditions if not isinstance(each, torch.Tensor)]
+        options: dict[str, Any] = {"seed": list(seeds), "policy": self.policy, "output_type": "torch"}
+        pipe = self.pipeline
+        result = pipe(prompt_embeds=features, **options) if features else pipe.draw(others, **options)
         traces = result.traces
         return Drawing(
             images=result.images,
@@ -124,7 +130,7 @@ def _scales(traces: Sequence[Trace]) -> tuple[tuple[float, float, float, float],
     )
 
 
-class _Stopwatch:
+class Stopwatch:
     """Adds up seconds per phase around the methods it is put on."""
 
     def __init__(self) -> None:
@@ -144,6 +150,42 @@ class _Stopwatch:
         for name in methods:
             setattr(owner, name, self.timed(phase, getattr(owner, name)))
 
+    def start(self) -> Laps:
+        """The times of one call that begins now."""
+        return Laps(self.seconds, dict(self.seconds))
+
+
+@dataclass(frozen=True)
+class Laps:
+    """A call of an original loop: what the stopwatch has shown when it began, and after the start and each scale."""
+
+    now: Mapping[str, float]
+    before: Mapping[str, float]
+    ends: list[tuple[float, float]] = field(default_factory=list)
+
+    def end_scale(self, k: int) -> None:
+        self.ends.append((self.now["blocks"], time.perf_counter()))
+
+    def drawing(self, images: torch.Tensor, manifest: Manifest, rows: int) -> Drawing:
+        """Of images [B, 3, H, W], drawn with every token in `rows` branches."""
+        schedule, count = manifest.schedule(), len(images)
+        took = {phase: seconds - self.before[phase] for phase, seconds in self.now.items()}
+        tokens, ends = schedule.total_tokens, self.ends
+        return Drawing(
+            images=images,
+            text_s=took["text"],
+            blocks_s=took["blocks"],
+            decode_s=took["decode"],
+            tokens=(tokens,) * count,
+            row_tokens=(tokens * rows,) * count,
+            tokens_full=tokens,
+            scales=tuple(
+                (blocks - earlier, max(0.0, end - start - (blocks - earlier)), float(own), float(rows))
+                for (earlier, start), (blocks, end), own in zip(ends, ends[1:], schedule.tokens, strict=False)
+            ),
+            flops=count * full_flops(manifest.model, schedule, rows == 2),
+        )
+
 
 class EagerSubject:
     """The original generation loop in eager PyTorch, with its text encoder and VAE decoder."""
@@ -151,14 +193,14 @@ class EagerSubject:
     def __init__(self, job: Job) -> None:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
         self.manifest, self.device = bundle.manifest, torch.device(job.device)
-        self.texts = texts_of(job, self.manifest)
+        self.texts = conditions_of(job, self.manifest)
         modules = _load_modules(job, self.manifest)
         self.model, self.vae = modules.transformer.to(self.device), modules.vae.to(self.device)
         self.encoder = self.tokenizer = None
         if modules.text_encoder is not None:
             self.encoder = modules.text_encoder.to(self.device)
             self.tokenizer = PromptTokenizer(bundle.path(TOKENIZER), self.manifest.limits.text_tokens)
-        self.watch = _Stopwatch()
+        self.watch = Stopwatch()
         self.watch.put_on(self, "text", "features")
         self.watch.put_on(self.model, "text", "encode_prompt")
         self.watch.put_on(self.model, "blocks", "start_token", "embed", "logits")
@@ -167,10 +209,11 @@ class EagerSubject:
             self.watch.put_on(block.ca, "blocks", "text_kv")  # the original projects the text at every scale
         self.watch.put_on(self.vae, "decode", "decode")
 
-    def features(self, text: str | torch.Tensor) -> torch.Tensor:
+    def features(self, text: str | int | torch.Tensor) -> torch.Tensor:
         """Text features [T, text_channels] of one prompt at its own length."""
         if isinstance(text, torch.Tensor):
             return text.to(self.device)
+        assert isinstance(text, str)
         assert self.encoder is not None
         assert self.tokenizer is not None
         ids = self.tokenizer(text)[None].to(self.device)
@@ -179,7 +222,6 @@ class EagerSubject:
     @torch.no_grad()
     def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing:
         """The whole batch shares the noise stream of its first seed, as in the original loop."""
-        before = dict(self.watch.seconds)
         defaults, schedule = self.manifest.defaults, self.manifest.schedule()
         settings = ReferenceSettings(
             guidance=defaults.guidance,
@@ -189,30 +231,14 @@ class EagerSubject:
         )
         model = self.manifest.model
         assert isinstance(model, InfinityEntry)
+        laps = self.watch.start()
         features = [self.features(self.texts[i]) for i in prompts]
-        ends = [(self.watch.seconds["blocks"], time.perf_counter())]
-
-        def on_scale(k: int) -> None:
-            ends.append((self.watch.seconds["blocks"], time.perf_counter()))
-
-        run = generate(self.model, features, schedule, model.layout, settings, keep_trace=False, on_scale=on_scale)
-        images = to_output(self.vae.decode(run.latent), "torch")
-        took = {phase: seconds - before[phase] for phase, seconds in self.watch.seconds.items()}
-        tokens, rows = schedule.total_tokens, 1 if defaults.guidance == 1 else 2
-        return Drawing(
-            images=images,
-            text_s=took["text"],
-            blocks_s=took["blocks"],
-            decode_s=took["decode"],
-            tokens=(tokens,) * len(prompts),
-            row_tokens=(tokens * rows,) * len(prompts),
-            tokens_full=tokens,
-            scales=tuple(
-                (blocks - earlier, max(0.0, end - start - (blocks - earlier)), float(count), float(rows))
-                for (earlier, start), (blocks, end), count in zip(ends, ends[1:], schedule.tokens, strict=False)
-            ),
-            flops=len(prompts) * full_flops(model, schedule, rows == 2),
+        laps.end_scale(-1)  # the scales begin
+        run = generate(
+            self.model, features, schedule, model.layout, settings, keep_trace=False, on_scale=laps.end_scale
         )
+        images = to_output(self.vae.decode(run.latent), "torch")
+        return laps.drawing(images, self.manifest, 1 if defaults.guidance == 1 else 2)
 
 
 @dataclass(frozen=True)
@@ -235,17 +261,20 @@ class HoistedSubject(EngineSubject):
     """The bundle's loop and graphs, the graphs in eager PyTorch: what leaving the loop alone is worth by itself."""
 
     def _open(self, bundle: Bundle, job: Job) -> Pipeline:
-        modules = _load_modules(job, bundle.manifest)
+        graph_of = self._graphs(job, bundle.manifest)
 
         def open_eager(name: str, graph: GraphEntry) -> EagerEngine:
             inputs, outputs = ([entry.name for entry in entries] for entries in (graph.inputs, graph.outputs))
-            return EagerEngine(name, _graph(modules, graph), inputs, outputs, job.device, job.threads)
+            return EagerEngine(name, graph_of(graph), inputs, outputs, job.device, job.threads)
 
         engines = open_engines(bundle, torch.device(job.device), job.threads, open_eager)
         tokenizer = None
         if bundle.manifest.has_text_encoder:
             tokenizer = PromptTokenizer(bundle.path(TOKENIZER), bundle.manifest.limits.text_tokens)
         return Pipeline(bundle.manifest, engines, tokenizer, job.batch, bundle.root)
+
+    def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
+        return partial(_graph, _load_modules(job, manifest))
 
 
 def _graph(modules: _Modules, graph: GraphEntry) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldp_export.cli.options import as_json, print_json, weights_options
+from ldp_export.cli.options import as_json, classes_option, print_json, weights_options
 
 if TYPE_CHECKING:
     from ldp_export.progress import Progress, ProgressEvent
@@ -28,6 +28,7 @@ Examples:
   ldp-export bench --random-weights --model infinity-2b --depth 4 --width 512 --pn 0.25M --keep 0.45,0.4 --stop-scale 6
   ldp-export bench --compare before.json after.json
   ldp-export bench bundles/infinity-shapes --no-eager --prompt "a red circle" --json
+  ldp-export bench bundles/var-d16 --class 207 --class 88 --policy ld
 """,
 )
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
@@ -42,6 +43,7 @@ Examples:
     "--policy", "policies", multiple=True, help="Of a pruned candidate; repeatable.  [default: ld, ld-skip-2]"
 )
 @click.option("--prompt", "prompts", multiple=True, help="Repeatable; prompt i is drawn with seed + i.")
+@classes_option
 @click.option("--prompts-file", type=click.Path(path_type=Path), help="Text file, a prompt per line.")
 @click.option("--repeats", type=int, default=10, show_default=True, help="Measured calls per prompt and candidate.")
 @click.option("--warmup", type=int, default=3, show_default=True, help="Calls per candidate before that.")
@@ -78,6 +80,7 @@ def command(
     others: tuple[Path, ...],
     policies: tuple[str, ...],
     prompts: tuple[str, ...],
+    classes: tuple[int, ...],
     prompts_file: Path | None,
     repeats: int,
     warmup: int,
@@ -136,6 +139,7 @@ def command(
     options: dict[str, Any] = {
         "policies": policies or DEFAULT_POLICIES,
         "prompts": texts,
+        "classes": classes or None,
         "repeats": repeats,
         "warmup": warmup,
         "batch": batch or (1,),

@@ -43,10 +43,11 @@ def class_blocks_signature(
 class ClassBlocksGraph(Graph):
     """Blocks [first, last) with the calling convention of `class_blocks_signature`.
 
-    The residual stream, normalisations, modulation and the head are float32 in every precision.
+    The residual stream, normalisations, modulation, attention's temperatures and the head are float32 in every
+    precision.
     """
 
-    ISLANDS = re.compile(r"head\.")
+    ISLANDS = re.compile(r"head\.|blocks\.\d+\.attn\.scale_mul_1H11$")
 
     def __init__(
         self, model: VarTransformer, first: int = 0, last: int | None = None, precision: Precision = "float32"

@@ -28,7 +28,7 @@ class ClassPromptGraph(Graph):
     and the modulation of each block and of the head. The AdaLN projections are in the graph's precision, as in the
     original's inference."""
 
-    ISLANDS = re.compile(r"model\.(class_emb|pos_start|lvl_embed)\b")
+    ISLANDS = re.compile(r"model\.((class_emb|pos_start|lvl_embed)\b|blocks\.\d+\.ada_gss$)")
 
     def __init__(self, model: VarTransformer, precision: Precision = "float32") -> None:
         super().__init__(class_prompt_signature(model.config), precision)

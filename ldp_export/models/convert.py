@@ -1,7 +1,7 @@
 """Checkpoints to safetensors in a chosen precision: once, as a stream, without running pickled code.
 
-Only the weights of the blocks (and the matrices of the text encoder) change precision: what the original code keeps
-in float32, everything around the blocks and the VAE, stays as it is. Rounding is what a build would do anyway, so a
+Only the matrices of the blocks (and of the text encoder) change precision: what the original code keeps in float32,
+everything around the blocks and the VAE, stays as it is. Rounding is what a build would do anyway, so a
 build from the converted files makes the same engines, from half of the bytes.
 """
 
@@ -18,10 +18,11 @@ import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.disk import full_disk_is_typed, require_room
-from ldp_export.models.state_files import INDEX_NAME, listing, read_state
+from ldp_export.models.state_files import INDEX_NAME, State, listing, read_state
 from ldp_export.models.t5_state import encoder_state
 from ldp_export.models.tensor_writer import TensorSource, write_tensors
 from ldp_export.models.text_encoder import CONFIG_FILE, TOKENIZER_FILE
+from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -33,6 +34,8 @@ SHARD_BYTES = 4 * 2**30
 PARTIAL = ".partial"
 _RECORD = "conversion.json"
 _BLOCK = re.compile(r"(block_chunks\.\d+\.module\.|blocks\.)\d+\.")
+#: Of training only; it holds minus infinity where it hides tokens.
+_TRAINING_MASK = "attn_bias_for_masking"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     state, is_text_encoder = read_state(source), (source / CONFIG_FILE).is_file()
     if is_text_encoder:
         state = encoder_state(state)
-    changes = _changes_of_text_encoder if is_text_encoder else _BLOCK.match
+    state.pop(_TRAINING_MASK, None)
+    changes = _changes_of_text_encoder if is_text_encoder else _changes_of_blocks(state)
     dtype = PRECISIONS[precision]
     sources = [TensorSource.of(k, v, dtype if changes(k) and v.dim() > 1 else None) for k, v in state.items()]
     single = target.suffix == ".safetensors"
@@ -96,6 +100,13 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
 
 def _changes_of_text_encoder(key: str) -> bool:
     return "relative_attention_bias" not in key
+
+
+def _changes_of_blocks(state: State) -> Callable[[str], bool]:
+    """Of VAR the original keeps more in float32 than of Infinity, whose blocks it casts whole."""
+    if "class_emb.weight" not in state:
+        return lambda key: _BLOCK.match(key) is not None
+    return lambda key: _BLOCK.match(key) is not None and VAR_ISLANDS.match(key) is None
 
 
 def _grouped(sources: list[TensorSource], shard_bytes: int) -> dict[str, list[TensorSource]]:

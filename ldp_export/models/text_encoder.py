@@ -11,10 +11,11 @@ from ldp_runtime.errors import CheckpointError
 from torch import nn
 
 from ldp_export.models.state_files import read_state
+from ldp_export.models.t5_state import EMBEDDING, encoder_state
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
-#: One table under two names; files may hold it under the first alone.
-_SHARED, _EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
+#: The module's second name of its table of tokens.
+_TIED = "encoder.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,9 @@ def map_text_encoder(folder: Path | str) -> TextEncoder:
             f"the text encoder {folder} lacks {', '.join(absent)}",
             hint="give a folder with config.json, model.safetensors and tokenizer.json of a T5 encoder",
         )
-    module, state = encoder_skeleton(folder), read_state(folder)
-    # A full T5 checkpoint also holds a decoder, which nobody asked for.
+    module, state = encoder_skeleton(folder), encoder_state(read_state(folder))
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: state[key] for name in expected if (key := _SHARED if name == _EMBEDDING else name) in state}
+    found = {name: state[key] for name in expected if (key := EMBEDDING if name == _TIED else name) in state}
     missing = sorted(set(expected) - set(found))
     misshapen = [
         f"{name} {tuple(tensor.shape)} instead of {expected[name]}"

@@ -8,12 +8,12 @@ Parameter names are the original checkpoints' names.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from ldp_runtime.codebook_tokens import filter_logits, mixture_weights
+from ldp_runtime.codebook_tokens import filter_logits, mixture_weights, sample_index
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.schedule import ScaleSchedule
 from torch import nn
@@ -23,8 +23,10 @@ from ldp_export.models.infinity import FeedForward, KeyValue, SelfAttention, mod
 from ldp_export.models.layers import Linear
 from ldp_export.models.vq_vae import VqVae
 
-#: Parameters that stay float32, whatever the precision of the rest.
-FLOAT32_ISLANDS = re.compile(r"(class_emb|pos_start|pos_1LC|lvl_embed|head)\b")
+#: Parameters that stay float32, whatever the precision of the rest: those that the original's autocast leaves alone.
+FLOAT32_ISLANDS = re.compile(
+    r"(class_emb|pos_start|pos_1LC|lvl_embed|head)\b|blocks\.\d+\.(ada_gss|attn\.scale_mul_1H11)$"
+)
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,13 @@ class VarTransformer(nn.Module):
     def layers(self) -> list[VarBlock]:
         return cast(list[VarBlock], list(self.blocks))
 
+    def shared_modulation(self, condition: torch.Tensor) -> torch.Tensor | None:
+        """What the AdaLN of all blocks has in common [R, 6, C]; None where each has its own."""
+        return self.shared_ada_lin(condition).float().unflatten(-1, (6, -1)) if self.config.shared_ada else None
+
     def modulations(self, condition: torch.Tensor) -> list[torch.Tensor]:
         """AdaLN of every block, [R, 6, C] each: it depends on the class alone."""
-        shared = self.shared_ada_lin(condition).float().unflatten(-1, (6, -1)) if self.config.shared_ada else None
+        shared = self.shared_modulation(condition)
         return [block.modulation(condition, shared) for block in self.layers]
 
     def positions(self, scale: int) -> torch.Tensor:
@@ -181,13 +187,15 @@ class VarSettings:
 
 @dataclass
 class VarRun:
-    """What the loop produced, by scale: indices [B, L], raw logits [2B, L, V], guided [B, L, V], F_k [B, C, H, W]."""
+    """What the loop produced: the final latent [B, C, H, W] and, by scale, where they are kept, indices [B, L], raw
+    logits [2B, L, V], guided [B, L, V], F_k [B, C, H, W], and the inputs of the next scale [B, C, h', w']."""
 
     indices: list[torch.Tensor] = field(default_factory=list)
     raw_logits: list[torch.Tensor] = field(default_factory=list)
     guided: list[torch.Tensor] = field(default_factory=list)
     accumulated: list[torch.Tensor] = field(default_factory=list)
     inputs: list[torch.Tensor] = field(default_factory=list)
+    latent: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @torch.no_grad()
@@ -198,46 +206,59 @@ def generate(
     settings: VarSettings,
     *,
     forced_indices: Sequence[torch.Tensor] | None = None,
+    keep_trace: bool = True,
+    on_scale: Callable[[int], None] | None = None,
 ) -> VarRun:
-    """Draws one latent per class label; a label outside the table (or < 0) is unconditional."""
+    """Draws one latent per class label; a label outside the table (or < 0) is unconditional.
+
+    As in the released code both branches run in one batch at every scale, and so does each block's AdaLN projection.
+
+    Args:
+        forced_indices: teacher forcing: indices of each scale [B, h*w] that replace the drawn ones.
+        keep_trace: keep what every scale produced.
+    """
     config, schedule = model.config, model.config.schedule
     S, B, full = len(schedule), len(labels), schedule.final_grid
     known = torch.tensor([label if 0 <= label < config.classes else config.classes for label in labels])
-    condition = model.class_emb(torch.cat((known, torch.full_like(known, config.classes))))
-    modulations = model.modulations(condition)
+    rows = torch.cat((known, torch.full_like(known, config.classes)))
+    condition = model.class_emb(rows.to(model.class_emb.weight.device))
+    shared = model.shared_modulation(condition)
     generator = torch.Generator().manual_seed(settings.seed)
     caches: list[KeyValue | None] = [None] * config.depth
-    latent, run = torch.zeros(B, config.channels, *full), VarRun()
+    latent, run = torch.zeros(B, config.channels, *full, device=condition.device), VarRun()
     x = model.start_tokens(condition)
     for k, grid in enumerate(schedule.grids):
         for i, block in enumerate(model.layers):
-            x, caches[i] = block(x, modulations[i], caches[i])
+            x, caches[i] = block(x, block.modulation(condition, shared), caches[i])
         raw = model.logits(x, condition)
         share = k / (S - 1) if S > 1 else 0.0
         t = settings.guidance * share
         logits = ((1 + t) * raw[:B] - t * raw[B:]) / settings.temperature
-        run.raw_logits.append(raw)
-        run.guided.append(logits)
         filtered = filter_logits(logits, settings.top_k, settings.top_p)
-        indices = sample(filtered, generator)
+        indices = sample_index(filtered, _noise(filtered, generator))
         if forced_indices is not None:
             indices = forced_indices[k]
         codes = vae.codes(indices)
         if settings.more_smooth:
-            noise = torch.empty_like(filtered).exponential_(generator=generator)
-            codes = mixture_weights(filtered, noise, share) @ vae.quantize.embedding.weight
+            codes = mixture_weights(filtered, _noise(filtered, generator), share) @ vae.quantize.embedding.weight
         latent = latent + vae.residual(codes.transpose(1, 2).unflatten(2, grid), full, k, S)
-        run.indices.append(indices)
-        run.accumulated.append(latent)
         if k + 1 < S:
             step = F.interpolate(latent, size=schedule.grids[k + 1], mode="area")
-            run.inputs.append(step)
             embedded = model.word_embed(step.flatten(2).transpose(1, 2)) + model.positions(k + 1)
             x = embedded.repeat(2, 1, 1)
+            if keep_trace:
+                run.inputs.append(step)
+        if keep_trace:
+            run.indices.append(indices)
+            run.raw_logits.append(raw)
+            run.guided.append(logits)
+            run.accumulated.append(latent)
+        if on_scale is not None:
+            on_scale(k)
+    run.latent = latent
     return run
 
 
-def sample(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One index per position from filtered logits [B, L, V] -> [B, L]."""
-    probabilities = logits.softmax(dim=-1).flatten(0, 1)
-    return torch.multinomial(probabilities, 1, replacement=True, generator=generator).view(logits.shape[:2])
+def _noise(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Exponential variates like logits [B, L, V], as `torch.multinomial` draws them; on the CPU whatever the device."""
+    return torch.empty(logits.shape).exponential_(1, generator=generator).to(logits.device)

@@ -11,13 +11,14 @@ from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.random_weights import given_policies, smaller
 from ldp_export.cli.bench import command
-from ldp_export.models.registry import find_model
+from ldp_export.models.registry import ModelSpec, find_model
 
 SCHEDULE = ScaleSchedule.of_size("1M")
 
 
 def test_smaller_model_keeps_its_proportions():
     spec = smaller(find_model("infinity-2b"), 2, 512)
+    assert isinstance(spec, ModelSpec)
     assert (spec.transformer.depth, spec.transformer.heads, spec.transformer.ffn) == (2, 4, 2048)
     assert spec.transformer.head_dim == find_model("infinity-2b").transformer.head_dim
     assert (spec.vae.base_channels, spec.vae.bits) == (32, 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from class_samples import CLASS_MODELS, Held
 from click.testing import CliRunner
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError
 from samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
@@ -27,9 +29,12 @@ from ldp_export.models.checkpoints import (
     original_vae_state,
 )
 from ldp_export.models.convert import PARTIAL, convert, plan_conversion
+from ldp_export.models.resolve import infer_spec
+from ldp_export.models.sources import Sources
 from ldp_export.models.state_files import read_state, save_state
 from ldp_export.models.synthetic import write_checkpoint
 from ldp_export.models.text_encoder import load_text_encoder
+from ldp_export.models.var_checkpoints import load_var, load_vq_vae
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,28 @@ def test_a_vae_keeps_its_precision_and_loses_what_is_no_vae(tmp_path: Path) -> N
     assert torch.equal(load_vae(target).decoder.conv_in.weight, random_vae().decoder.conv_in.weight)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("held", CLASS_MODELS.values(), ids=list(CLASS_MODELS))
+def test_files_of_var_as_released(held: Held, precision: str, tmp_path: Path) -> None:
+    """`.pth` with the training mask, whose minus infinity is no damage, and with every naming of the convolutions."""
+    sources = held.write(tmp_path / "released")
+    original = torch.load(sources.transformer, weights_only=True)
+    assert original["attn_bias_for_masking"].isinf().any()
+    target = convert(plan_conversion(sources.transformer, tmp_path / "var", precision))
+    converted = read_state(target)
+    assert converted.keys() == original.keys() - {"attn_bias_for_masking"}
+    reduced = {name for name, value in converted.items() if value.dtype == getattr(torch, precision)}
+    matrices = re.compile(r"blocks\.\d+\.(attn\.mat_qkv|attn\.proj|ffn\.fc1|ffn\.fc2|ada_lin\.1)\.weight")
+    assert reduced == set(filter(matrices.fullmatch, original))
+    assert all(torch.equal(converted[name], original[name].to(converted[name].dtype)) for name in converted)
+    vae = convert(plan_conversion(sources.vae, tmp_path / "vae.safetensors", precision))
+    assert all(torch.equal(value, read_state(sources.vae)[name]) for name, value in read_state(vae).items())
+    spec = infer_spec(Sources(target, vae))
+    assert (spec.transformer, spec.vae) == (held.transformer, held.vae)
+    assert load_var(target).word_embed.weight.equal(original["word_embed.weight"])
+    assert load_vq_vae(vae).phis[-1].weight.equal(load_vq_vae(sources.vae).phis[-1].weight)
+
+
 def test_of_a_text_encoder_only_the_encoder_is_kept(tmp_path: Path) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -100,6 +127,7 @@ def test_the_table_of_tokens_has_several_names(tmp_path: Path, name: str) -> Non
     table = state.pop("shared.weight")
     (folder / "model.safetensors").unlink()
     save_state(state | {name: table}, folder / "model.safetensors")
+    assert torch.equal(load_text_encoder(folder).module.get_input_embeddings().weight, table)
     target = convert(plan_conversion(folder, tmp_path / "encoder", "float32"))
     assert torch.equal(read_state(target)["shared.weight"], table)
     assert torch.equal(load_text_encoder(target).module.get_input_embeddings().weight, table)

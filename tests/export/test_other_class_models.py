@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from class_samples import Held, build_class_bundle
+from class_samples import CLASS_MODELS, Held, build_class_bundle
 from goldens import IMAGE, LATENT
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle import Bundle, report_path
@@ -21,27 +21,6 @@ from ldp_export.models.resolve import infer_spec, resolve_model
 from ldp_export.models.sources import Sources
 from ldp_export.models.var import VarConfig, VarSettings, generate
 from ldp_export.models.var_checkpoints import load_var, load_vq_vae
-from ldp_export.models.vq_vae import VqVaeConfig
-
-HELD = {
-    "one AdaLN for all blocks": Held(
-        VarConfig(3, 48, 3, 64, codes=40, channels=6, classes=5, grids=(1, 2, 4, 7), shared_ada=True),
-        VqVaeConfig(codes=40, channels=6, base_channels=32, channel_multipliers=(1, 2), res_blocks=2),
-        seed=4,
-    ),
-    "one phi, three scales": Held(
-        VarConfig(2, 64, 1, 96, codes=100, channels=12, classes=3, grids=(1, 3, 6)),
-        VqVaeConfig(codes=100, channels=12, base_channels=24, channel_multipliers=(1, 1, 2), res_blocks=1, phis=1),
-        seed=5,
-        phi_names="one",
-    ),
-    "a phi each, one block": Held(
-        VarConfig(1, 40, 5, 80, codes=17, channels=4, classes=2, grids=(1, 2, 3, 4, 5)),
-        VqVaeConfig(codes=17, channels=4, base_channels=32, channel_multipliers=(1,), res_blocks=1, phis=5),
-        seed=6,
-        phi_names="each",
-    ),
-}
 
 
 class Sample:
@@ -50,7 +29,7 @@ class Sample:
         self.transformer, self.vae = load_var(sources.transformer), load_vq_vae(sources.vae)
 
 
-@pytest.fixture(scope="module", params=HELD.values(), ids=HELD)
+@pytest.fixture(scope="module", params=CLASS_MODELS.values(), ids=list(CLASS_MODELS))
 def sample(request: pytest.FixtureRequest, bundles: Path) -> Iterator[Sample]:
     held: Held = request.param
     folder = bundles / f"held_{held.seed}"
@@ -91,7 +70,7 @@ def test_the_bundle_is_verified_by_masked_and_free_runs(sample: Sample) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    return HELD["one phi, three scales"].write(tmp_path_factory.mktemp("refused"))
+    return CLASS_MODELS["one phi, three scales"].write(tmp_path_factory.mktemp("refused"))
 
 
 class TestRefused:
@@ -114,7 +93,7 @@ class TestRefused:
             infer_spec(broken)
 
     def test_another_models_vae(self, sources: Sources, tmp_path: Path) -> None:
-        other = HELD["a phi each, one block"].write(tmp_path)
+        other = CLASS_MODELS["a phi each, one block"].write(tmp_path)
         with pytest.raises(CheckpointError, match="100 codes of 12 channels, the VAE has 17 of 4"):
             infer_spec(Sources(sources.transformer, other.vae))
 

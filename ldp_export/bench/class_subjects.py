@@ -1,0 +1,73 @@
+"""The eager candidates of class-conditional models: VAR's original loop, and the bundle's graphs in eager PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from ldp_runtime.bundle import GraphEntry, Manifest, open_bundle
+from ldp_runtime.pixels import to_output
+from torch import nn
+
+from ldp_export.bench.messages import Job
+from ldp_export.bench.subjects import Drawing, HoistedSubject, Stopwatch
+from ldp_export.graphs.class_blocks import ClassBlocksGraph
+from ldp_export.graphs.class_prompt import ClassPromptGraph
+from ldp_export.graphs.vq_decoder import VqDecoderGraph
+from ldp_export.models.var import VarSettings, VarTransformer, generate
+from ldp_export.models.var_checkpoints import load_var, load_vq_vae
+from ldp_export.models.vq_vae import VqVae
+
+
+class EagerClassSubject:
+    """VAR's original generation loop in eager PyTorch, with its VAE decoder."""
+
+    def __init__(self, job: Job) -> None:
+        assert job.classes is not None
+        self.manifest = open_bundle(Path(job.bundle), integrity="sizes").manifest
+        self.classes = job.classes
+        transformer, vae = _load_modules(job)
+        self.model, self.vae = transformer.to(job.device), vae.to(job.device)
+        self.watch = Stopwatch()
+        self.watch.put_on(self.model.class_emb, "text", "forward")
+        self.watch.put_on(self.model, "blocks", "shared_modulation", "start_tokens", "logits")
+        self.watch.put_on(self.model.word_embed, "blocks", "forward")
+        for block in self.model.layers:
+            self.watch.put_on(block, "blocks", "modulation", "forward")  # the original projects AdaLN at every scale
+        self.watch.put_on(self.vae, "decode", "decode")
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing:
+        """The whole batch shares the noise stream of its first seed, as in the original loop."""
+        defaults = self.manifest.defaults
+        settings = VarSettings(
+            defaults.guidance, defaults.top_k, defaults.top_p, seeds[0], temperature=defaults.temperature
+        )
+        labels, laps = [self.classes[i] for i in prompts], self.watch.start()
+        laps.end_scale(-1)  # the scales begin
+        run = generate(self.model, self.vae, labels, settings, keep_trace=False, on_scale=laps.end_scale)
+        images = to_output(self.vae.decode(run.latent), "torch")
+        return laps.drawing(images, self.manifest, rows=2)  # also where guidance is off
+
+
+class HoistedClassSubject(HoistedSubject):
+    """See `HoistedSubject`."""
+
+    def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
+        transformer, vae = _load_modules(job)
+
+        def graph_of(graph: GraphEntry) -> nn.Module:
+            if graph.kind == "prompt":
+                return ClassPromptGraph(transformer)
+            if graph.kind == "decoder":
+                return VqDecoderGraph(vae)
+            return ClassBlocksGraph(transformer, graph.first, graph.last)
+
+        return graph_of
+
+
+def _load_modules(job: Job) -> tuple[VarTransformer, VqVae]:
+    assert job.weights is not None
+    assert job.vae is not None
+    return load_var(job.weights), load_vq_vae(job.vae)
