@@ -12,7 +12,7 @@ OUT ?= demo-out
 POLICY ?= ld
 PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
-.PHONY: setup demo bench ablation bench-random test gpu-test lint clean
+.PHONY: setup demo bench bench-random results ablation test gpu-test lint clean
 
 setup: $(VENV)/.ready
 
@@ -37,7 +37,12 @@ bench: setup
 		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.95 --policy ld:rho=0.8 \
 		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \
 		--output benchmarks/results/infinity-shapes-cpu.json
-	$(BIN)/python benchmarks/chart.py benchmarks/results/infinity-shapes-cpu.json --output docs/bench.png
+	$(BIN)/python benchmarks/results_page.py
+
+# Every table and chart of docs/benchmarks.md and docs/ablation.md again, from the raw files alone.
+results: setup
+	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python benchmarks/ablation.py $(BUNDLE) --draw
 
 # Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only.
 bench-random: setup

@@ -1,0 +1,104 @@
+"""The results page: a tiny measurement to tables and charts; the committed page is what the committed raw files give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gpu_results
+import pytest
+import results_page
+import targets
+from click.testing import CliRunner
+from ldp_runtime.bundle import Bundle
+from PIL import Image
+
+from ldp_export.cli.bench import command
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def results(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the result of one short run of the command line."""
+    folder = tmp_path_factory.mktemp("results")
+    arguments = [str(tiny_bundle.folder), "--no-eager", "--policy", "skip:count=1", "--repeats", "1", "--warmup", "0"]
+    arguments += ["--threads", "1", "--output", str(folder / "tiny.json")]
+    CliRunner().invoke(command, arguments, catch_exceptions=False)
+    return folder
+
+
+def test_page_of_a_run(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "of-a-file-that-is-gone-front.png").write_bytes(b"")
+    results_page.main(["--results", str(results), "--page", str(page)])
+    text, result = page.read_text(), json.loads((results / "tiny.json").read_text())
+    for c in result["candidates"]:
+        assert f"| {c['name']} | 1 | {c['p50_ms']:.1f} |" in text
+    assert result["hardware"]["cpu"] in text
+    assert result["software"]["torch"] in text
+    assert all(note in text for note in result["notes"])
+    pictures = sorted((tmp_path / "page").iterdir())
+    assert [p.name for p in pictures] == [f"tiny-{n}.png" for n in ("front", "phases", "scales", "waterfall")]
+    assert all(f"](page/{p.name})" in text for p in pictures)
+    before = [p.read_bytes() for p in pictures]
+    results_page.write_page(results, page)
+    assert page.read_text() == text
+    assert [p.read_bytes() for p in pictures] == before
+
+
+def test_committed_page_is_what_the_raw_files_give() -> None:
+    """`make results` mends it."""
+    page = ROOT / "docs" / "benchmarks.md"
+    assert page.read_text() == results_page.page_text(COMMITTED, page.with_suffix(""))
+    for path, _ in results_page.bench_results(COMMITTED):
+        pictures = list(page.with_suffix("").glob(f"{path.stem}-*.png"))
+        assert pictures
+        for picture in pictures:
+            with Image.open(picture) as image:
+                assert image.info["Source"] == results_page.fingerprint(path), picture
+
+
+def candidate(policy: str, speed: float, psnr: float | None, loop: float = 1.0) -> dict:
+    name = "engines" if policy == "none" else f"engines + {policy}"
+    phases = {"text": 1.0, "blocks": 98.0 - loop, "loop": loop, "decode": 1.0}
+    plain = {"name": name, "policy": policy, "batch": 1, "psnr_db": psnr, "psnr_objects_db": None, "phases_ms": phases}
+    return plain | {"speedup_vs_eager": speed, "speedup_vs_unpruned": speed, "peak_share": 0.5, "scales": []}
+
+
+@pytest.mark.parametrize(
+    ("speed", "psnr", "loop", "reached"),
+    [
+        (2.4, 30.0, 1.0, [True, True, True]),
+        (2.4, 25.0, 4.0, [False, False, False]),
+        (2.0, 33.0, 1.0, [False, True, True]),
+    ],
+)
+def test_targets(speed: float, psnr: float, loop: float, reached: list[bool]) -> None:
+    """The front of the controls: 30 dB at 2x, 28 dB at 3x."""
+    candidates = [candidate("skip:count=1", 2.0, 30.0), candidate("skip:count=2", 3.0, 28.0)]
+    found = targets.cpu_verdicts({"candidates": [*candidates, candidate("ld", speed, psnr, loop)]})
+    assert [v.reached for v in found] == reached
+    assert all(bool(v.reason) != v.reached for v in found)
+
+
+def test_no_target_is_read_into_a_run_without_pruning() -> None:
+    (loop,) = targets.cpu_verdicts({"candidates": [candidate("none", 1.0, None)]})
+    assert loop.reached
+
+
+def test_gpu_section() -> None:
+    assert "Not measured yet" in gpu_results.section(None)
+    times = {"eager": 100.0, "compiled, unpruned": 40.0, "compiled, LD, no scale skipped": 30.0}
+    entries = [
+        {"model": "infinity-8b", "batch": 1, "candidate": name, "first_s": 1.0, "peak_device_mb": None}
+        | {"samples": [{"wall_ms": 2 * ms, "device_ms": ms}]}
+        for name, ms in times.items()
+    ]
+    result = {"created": "2026-01-01", "hardware": {"gpu": "G"}, "keep": [0.4], "results": entries}
+    text = gpu_results.section(result)
+    assert "| compiled, unpruned | 40.0 | 2.50 |" in text
+    assert text.count("missed") == 1
+    assert "3.33 times as fast as eager, 4 was the target" in text
