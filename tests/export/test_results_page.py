@@ -1,4 +1,4 @@
-"""The results page: a tiny measurement to tables and charts; the committed page is what the committed raw files give."""
+"""The results page: a tiny measurement to tables and charts; the committed page is what the raw files give."""
 
 from __future__ import annotations
 
