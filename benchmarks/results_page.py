@@ -101,18 +101,25 @@ def _caption(picture: str) -> str:
 
 def _method(name: str, result: dict[str, Any]) -> str:
     machine, software, settings = result["hardware"], result["software"], result["settings"]
-    images = len(settings["prompts"]) if settings["prompts"] else settings["prompt_embeds"]["count"]
     versions = ", ".join(f"{package} {version}" for package, version in software.items())
     loss = result["precision_loss"]
     return (
         f"`{name}`, {result['created'][:10]}: {machine['gpu'] or machine['cpu']}, {machine['cores_usable']} cores of "
         f"{machine['memory_gib']} GiB, {settings['threads']} threads, load {machine['load_average']} at the start; "
         f"{machine['os']}; {versions}. Bundle `{result['model']['version']}` ({result['model']['precision']}), "
-        f"{images} prompts x {settings['repeats']} repetitions after {settings['warmup']} warm-up calls, scope "
+        f"{_conditions(settings)} x {settings['repeats']} repetitions after {settings['warmup']} warm-up calls, scope "
         f"{settings['scope']}, guidance {settings['guidance']:g}, temperature {settings['temperature']:g}, top-p "
         f"{settings['top_p']:g}. Measured peak of a float32 matrix product: {result['peak_gflops']:.0f} GFLOP/s."
         + ("" if loss is None else f" Unpruned engines against eager PyTorch: {loss['psnr_db']:.1f} dB.")
     )
+
+
+def _conditions(settings: dict[str, Any]) -> str:
+    """What was drawn, counted."""
+    for kind in ("prompts", "classes"):
+        if settings.get(kind):
+            return f"{len(settings[kind])} {kind}"
+    return f"{settings['prompt_embeds']['count']} random text features"
 
 
 def _verdicts(verdicts: Iterable[Verdict]) -> str:

@@ -51,6 +51,7 @@ class Options:
     device: str = "cpu"
     scope: Scope = "prompt-to-image"
     random_weights: bool = False
+    shares_from: str | None = None
     classes: Sequence[int] | None = None
 
 
@@ -64,6 +65,7 @@ class BenchPlan:
         policies: of the pruned candidates, in the caller's words, each once.
         others: further bundles of the same checkpoint, by what sets them apart.
         random_weights: whether pictures mean nothing, so that no quality is reported.
+        shares_from: where keep shares that are given come from, in words.
         scope: which of the phases the times and ratios of the report are made of.
         classes: labels, of a class-conditional model, which reads no prompts; else None.
     """
@@ -81,6 +83,7 @@ class BenchPlan:
     device: str = "cpu"
     scope: Scope = "prompt-to-image"
     random_weights: bool = False
+    shares_from: str | None = None
     classes: tuple[int, ...] | None = None
 
     @property
@@ -182,6 +185,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         device=options.device,
         scope=options.scope,
         random_weights=options.random_weights,
+        shares_from=options.shares_from,
         classes=classes,
     )
 

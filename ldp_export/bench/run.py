@@ -56,6 +56,7 @@ def run_bench(
     device: str = "cpu",
     scope: Scope = "prompt-to-image",
     random_weights: bool = False,
+    shares_from: str | None = None,
     classes: Sequence[int] | None = None,
     progress: Progress = silent,
 ) -> BenchResult:
@@ -76,6 +77,7 @@ def run_bench(
         device: "cpu" or "cuda", of every candidate.
         scope: what the report's times are of; the JSON holds all three.
         random_weights: the model draws nothing meaningful: the report says so, and holds no quality.
+        shares_from: where keep shares that are given come from, for the report.
         classes: labels in place of prompts, for a class-conditional model. Default: some spread over all.
 
     Raises:
@@ -98,6 +100,7 @@ def run_bench(
         device=device,
         scope=scope,
         random_weights=random_weights,
+        shares_from=shares_from,
         classes=classes,
     )
     return run_plan(plan_bench(bundle, options), progress)
@@ -284,6 +287,8 @@ def _notes(plan: BenchPlan, machine: dict[str, object]) -> list[str]:
     notes = []
     if plan.random_weights:
         notes.append("the weights are random: times are real, images and token counts mean nothing")
+    if plan.shares_from is not None:
+        notes.append(f"keep shares and the scale where the unconditional branch stops: {plan.shares_from}")
     if plan.embeds is not None:
         notes.append(
             f"the bundle has no text encoder: {plan.embeds['count']} seeded random text features of "

@@ -64,8 +64,13 @@ Examples:
 @click.option("--depth", type=int, help="With --random-weights: fewer blocks.")
 @click.option("--width", type=int, help="With --random-weights: fewer channels.")
 @click.option("--pn", "size", help="With --random-weights: scale schedule.  [default: the model's]")
-@click.option("--keep", default="0.45,0.4,0.35", show_default=True, help="Shares that the last scales keep.")
-@click.option("--stop-scale", type=int, help="Scale after which the unconditional branch stops.")
+@click.option("--keep", help="With --random-weights: shares that the last scales keep.  [default: 0.45,0.4,0.35]")
+@click.option("--stop-scale", type=int, help="With --random-weights: scale after which the unconditional branch stops.")
+@click.option(
+    "--keep-from",
+    type=click.Path(path_type=Path),
+    help="With --random-weights: shares and stop scale of a calibrated profile, a JSON file in a bundle's profiles/.",
+)
 @click.option(
     "--compare",
     "compared",
@@ -98,8 +103,9 @@ def command(
     depth: int | None,
     width: int | None,
     size: str | None,
-    keep: str,
+    keep: str | None,
     stop_scale: int | None,
+    keep_from: Path | None,
     compared: tuple[Path, Path] | None,
     as_json: bool,
     output: Path | None,
@@ -124,8 +130,12 @@ def command(
                 "--random-weights takes --model, and neither a bundle, a checkpoint, nor --no-eager",
                 hint="ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256",
             )
-    elif model or depth or width or size or stop_scale:
-        raise ConfigError("--model, --depth, --width, --pn and --stop-scale belong to --random-weights")
+        if keep_from is not None and (keep is not None or stop_scale is not None):
+            raise ConfigError("--keep-from brings shares and stop scale: leave --keep and --stop-scale out")
+    elif any(given is not None for given in (model, depth, width, size, keep, stop_scale, keep_from)):
+        raise ConfigError(
+            "--model, --depth, --width, --pn, --keep, --keep-from and --stop-scale belong to --random-weights"
+        )
     elif bundle is None:
         raise ConfigError("no bundle is named", hint="ldp-export bench BUNDLE, or --compare A.json B.json")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
@@ -155,12 +165,18 @@ def command(
     }
     with _progress() as progress, tempfile.TemporaryDirectory(prefix="ldp-random-") as folder:
         if model is not None:
-            from ldp_export.bench.random_weights import given_policies, random_bundle
+            from ldp_runtime.schedule import ScaleSchedule
 
-            shares = _shares(keep)
+            from ldp_export.bench.given_shares import of_profile, told
+            from ldp_export.bench.random_weights import given_policies, random_bundle
+            from ldp_export.models.registry import find_model
+
+            schedule = ScaleSchedule.of_size(size) if size else find_model(model).schedules[0]
+            shares = told(keep, stop_scale) if keep_from is None else of_profile(keep_from, schedule)
             made, sources = random_bundle(model, Path(folder), size=size, depth=depth, width=width, progress=progress)
             bundle = made.folder
-            options |= {"policies": policies or given_policies(shares, stop_scale), "random_weights": True}
+            options |= {"policies": policies or given_policies(shares.keep, shares.stop_scale), "random_weights": True}
+            options |= {"shares_from": None if policies else shares.origin}
             options |= {"weights": sources.transformer, "vae": sources.vae}
         assert bundle is not None
         result = run_bench(bundle, progress=progress, **options)
@@ -191,18 +207,6 @@ def _compare(before: Path, after: Path, as_json: bool) -> None:
         print_json([asdict(change) | {"verdict": change.verdict} for change in changes])
     else:
         print_changes(changes)
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    from ldp_runtime.errors import ConfigError
-
-    try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--keep takes shares such as 0.5,0.3, got {text!r}") from error
-    if not all(0 <= share <= 1 for share in shares):
-        raise ConfigError(f"--keep takes shares in [0, 1], got {text!r}")
-    return shares
 
 
 def _texts(prompts: tuple[str, ...], file: Path | None) -> list[str] | None:

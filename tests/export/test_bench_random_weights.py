@@ -1,14 +1,17 @@
 """True shapes without a checkpoint, and the policy of given numbers that goes with them."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.profiles import PolicyProfile
 from ldp_runtime.pruning.given import GivenShares
 from ldp_runtime.pruning.names import describe, parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
+from ldp_export.bench.given_shares import of_profile, told
 from ldp_export.bench.random_weights import given_policies, smaller
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import ModelSpec, find_model
@@ -68,22 +71,50 @@ def test_policies_in_words_can_be_read():
         ["--random-weights", "--model", "infinity-2b", "--keep", "half"],
         ["--random-weights", "--model", "infinity-2b", "--keep", "2"],
         ["--random-weights", "--model", "no-such-model"],
+        ["--random-weights", "--model", "infinity-2b", "--keep", "0.5", "--keep-from", "p.json"],
+        ["--random-weights", "--model", "infinity-2b", "--keep-from", "no-such-file.json"],
+        ["bundle", "--keep", "0.5"],
     ],
 )
 def test_senseless_combinations(arguments: list[str]):
     assert isinstance(CliRunner().invoke(command, arguments).exception, ConfigError)
 
 
-def test_small_random_model_end_to_end():
-    arguments = ["--random-weights", "--model", "infinity-125m", "--depth", "1", "--width", "96", "--keep", "0.5,0.3"]
-    arguments += ["--stop-scale", "4", "--repeats", "1", "--warmup", "0", "--threads", "1", "--json"]
-    done = CliRunner().invoke(
-        command, [*arguments, "--policy", "given:keep=0.5+0.3,stop_after=4"], catch_exceptions=False
-    )
+def profile(tmp_path: Path, policy: str, kept: list[float], stop_rate: float = 1.0) -> Path:
+    evidence = {"kept_share_per_scale": kept, "stop_rate": stop_rate, "model": "m", "held_out_prompts": 8}
+    path = tmp_path / "profile.json"
+    path.write_text(PolicyProfile(name="p", policy=policy, digest="0", budget="", evidence=evidence).model_dump_json())
+    return path
+
+
+def test_shares_of_a_profile(tmp_path: Path):
+    """The paper's scales of the 1M schedule are 10 to 12, and the branch may stop from 9 on."""
+    found = of_profile(profile(tmp_path, "ld", [1.0] * 5 + [0.6, 0.4]), SCHEDULE)
+    assert (found.keep, found.stop_scale) == ((0.6, 0.4), 9)
+    assert "mean over 8 held-out prompts" in found.origin
+    assert of_profile(profile(tmp_path, "ld", [1.0, 0.6, 0.4], stop_rate=0.1), SCHEDULE).stop_scale is None
+    assert of_profile(profile(tmp_path, "ld-skip-2", [1.0, 0.5]), SCHEDULE).keep == (0.5, 0, 0)
+    for policy, kept in (("skip:count=1", [1.0, 1.0]), ("ld", [1.0, 1.0]), ("ld", [])):
+        with pytest.raises(ConfigError, match="says of no share"):
+            of_profile(profile(tmp_path, policy, kept), SCHEDULE)
+
+
+def test_shares_are_assumed_where_none_are_told():
+    assert "assumed" in told(None, 6).origin
+    assert told("0.5,0", 6).keep == (0.5, 0)
+
+
+def test_small_random_model_end_to_end(tmp_path: Path):
+    """Shares of a profile; it stops after scale 4 of this schedule at the earliest."""
+    source = profile(tmp_path, "ld", [1.0] * 5 + [0.5, 0.3])
+    arguments = ["--random-weights", "--model", "infinity-125m", "--depth", "1", "--width", "96"]
+    arguments += ["--keep-from", str(source), "--repeats", "1", "--warmup", "0", "--threads", "1", "--json"]
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
     result = json.loads(done.stdout)
     assert result["model"]["random_weights"] is True
     assert any("weights are random" in note for note in result["notes"])
-    pruned = result["candidates"][-1]
+    assert any("from the profile 'p'" in note for note in result["notes"])
+    pruned = next(c for c in result["candidates"] if c["policy"] == "given:keep=0.5+0.3,stop_after=4")
     assert pruned["psnr_db"] is None
     assert [round(scale["tokens"]) for scale in pruned["scales"]][-2:] == [72, 77]
     assert [scale["rows"] for scale in pruned["scales"]][-2:] == [1, 1]
