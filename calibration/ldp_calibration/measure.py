@@ -94,6 +94,11 @@ class Bench:
         self._known = {(m.policy, m.prompt): m for m in _read(work, self._key)}
         self._full: dict[int, np.ndarray] = {}
 
+    @property
+    def prompts(self) -> int:
+        """How many prompts there are, the held-out ones among them."""
+        return len(self._prompts)
+
     def measure(self, policy: str, prompt: int) -> Measured:
         known = self._known.get((policy, prompt))
         if known is not None and (known.lpips is not None or not self._with_lpips):

@@ -151,18 +151,31 @@ def _prove(
         ranked = sorted(able, key=lambda p: -p.quality("psnr"))
     else:
         ranked = sorted(able, key=lambda p: -p.speedup)
+    failed = []
     for tries, candidate in enumerate(ranked[:_MOST_TRIES], start=1):
         report(tries, _MOST_TRIES, f"held out: {candidate.policy}")
         proven = point([bench.measure(candidate.policy, p) for p in held_out])
         if proven.meets(budget):
             return proven, tries
-    nearest = _nearest(searched, budget)
+        failed.append(proven)
+    if failed:
+        raise BudgetError(
+            f"{len(able)} policies meet {budget} on the {bench.prompts - len(held_out)} search prompts, but the best "
+            f"{len(failed)} of them miss it on the {len(held_out)} held-out ones; closest there: "
+            + _in_words(_nearest(failed, budget)),
+            hint="give more prompts (bounds are wide with few), or ask for more: safer policies are then tried",
+        )
     raise BudgetError(
-        f"no policy meets {budget}; closest on the search prompts: {nearest.policy} with "
-        f"{nearest.psnr.mean:.1f} dB (lower bound {nearest.psnr.limit:.1f}), SSIM {nearest.ssim.mean:.3f}, "
-        + ("" if nearest.lpips is None else f"LPIPS {nearest.lpips.mean:.3f}, ")
-        + f"{nearest.speedup:.2f}x fewer operations",
+        f"no policy meets {budget}; closest on the search prompts: {_in_words(_nearest(searched, budget))}",
         hint="accept more loss, ask for less speed, or give more prompts (bounds are wide with few)",
+    )
+
+
+def _in_words(found: Point) -> str:
+    distance = "" if found.lpips is None else f"LPIPS {found.lpips.mean:.3f}, "
+    return (
+        f"{found.policy} with {found.psnr.mean:.1f} dB (lower bound {found.psnr.limit:.1f}), SSIM "
+        f"{found.ssim.mean:.3f}, {distance}{found.speedup:.2f}x fewer operations"
     )
 
 

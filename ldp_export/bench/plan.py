@@ -13,6 +13,7 @@ from ldp_runtime.bundle_engines import check_runnable
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.profiles import resolve_policy
 from ldp_runtime.pruning.names import describe
+from ldp_runtime.request import check_labels
 
 from ldp_export.bench.hardware import default_threads
 from ldp_export.bench.messages import Job
@@ -249,10 +250,7 @@ def _classes(
     if classes is None:
         count = min(_CLASSES, model.classes)
         return tuple(i * model.classes // count for i in range(count))
-    wrong = [number for number in classes if not 0 <= number < model.classes]
-    if wrong or not classes:
-        found = f"no class {wrong[0]}" if wrong else "classes, but none is given"
-        raise ConfigError(f"{model.name} has {found}", hint=f"its {model.classes} are 0 to {model.classes - 1}")
+    check_labels(model, classes)
     return tuple(classes)
 
 

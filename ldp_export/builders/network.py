@@ -103,7 +103,8 @@ def check_layers(signature: GraphSignature, operators: Mapping[str, int], layers
                 f"the graph {signature.name!r} has {operators.get(operator, 0)} {operator} operators, but its network "
                 f"{layers.get(layer, 0)} {layer} layers: some were taken apart"
             )
-    expected = 2 * blocks_of(signature)  # self-attention and cross-attention
+    # Self-attention and, where there is a text, cross-attention to it.
+    expected = (2 if Axis.TEXT in signature.axes else 1) * blocks_of(signature)
     if layers.get("ATTENTION_INPUT", 0) < expected:
         raise EngineBuildError(
             f"the graph {signature.name!r} has {blocks_of(signature)} blocks, so {expected} attentions, but its "

@@ -128,15 +128,18 @@ def _prompts(file: Path | None, count: int, seed: int, model: ModelEntry) -> lis
     """What to measure on: the lines of a file, the project's own prompts, or for VAR classes spread over all."""
     from ldp_runtime.bundle import VarEntry
     from ldp_runtime.errors import ConfigError
+    from ldp_runtime.request import check_labels
 
     lines = None if file is None else _lines(file)
     if isinstance(model, VarEntry):
         if lines is None:
             return [i * model.classes // count for i in range(count)]
         try:
-            return [int(line) for line in lines]
+            labels = [int(line) for line in lines]
         except ValueError as error:
             raise ConfigError(f"{file} must hold a class number a line: {error}") from error
+        check_labels(model, labels)
+        return labels
     if lines is not None:
         return lines
     if model.name != "infinity-shapes":

@@ -87,4 +87,4 @@ def _listed(tensors: tuple) -> str:
     plain = [t for t in tensors if not t.name[-1].isdigit()]
     text = ", ".join(f"{t.name} {list(t.shape)}".replace("'", "") for t in plain)
     layers = len(tensors) - len(plain)
-    return f"{text}{f' + {layers} per-layer K/V' if layers else ''}"
+    return f"{text}{f' + {layers} of the layers' if layers else ''}"

@@ -137,14 +137,19 @@ def _labels(model: VarEntry, labels: int | Sequence[int] | None, texts: Mapping[
         found = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
     except TypeError as error:
         raise ConfigError(f"class labels must be whole numbers, got {labels!r}") from error
-    if not found:
-        raise ConfigError("class_labels is empty")
-    wrong = [label for label in found if not 0 <= label < model.classes]
+    check_labels(model, found)
+    return found
+
+
+def check_labels(model: VarEntry, labels: Sequence[int]) -> None:
+    """Raises ConfigError where there is no label, or one that the model has no class for."""
+    if not labels:
+        raise ConfigError("class_labels is empty", hint=f"numbers from 0 to {model.classes - 1}")
+    wrong = [label for label in labels if not 0 <= label < model.classes]
     if wrong:
         raise ConfigError(
             f"{model.name} has no class {wrong[0]}", hint=f"its {model.classes} classes are 0 to {model.classes - 1}"
         )
-    return found
 
 
 def _prompts(

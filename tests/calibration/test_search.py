@@ -14,8 +14,9 @@ from ldp_calibration.budget import Budget
 from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.cost import full_flops, scale_flops, trace_flops
 from ldp_calibration.fidelity import PSNR_CAP, bound, lpips, psnr_db, ssim
+from ldp_calibration.measure import Measured, point
 from ldp_calibration.report import draw_front, make_profile, save_profile
-from ldp_calibration.search import Calibration, calibrate, pareto
+from ldp_calibration.search import Calibration, _prove, calibrate, pareto
 from ldp_runtime import LatentDiscrepancy, Pipeline, parse_policy
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
@@ -146,10 +147,29 @@ def test_an_impossible_budget_says_what_came_closest(small_pipe: Pipeline, tmp_p
         calibrate(small_pipe, PROMPTS[:3], Budget("psnr", 20), tmp_path / "w")
 
 
+def test_what_holds_on_the_search_prompts_only_is_called_so() -> None:
+    """Two candidates are fine on prompts 0 to 5 and miss the budget on the others."""
+
+    class Measurements:
+        prompts = 10
+
+        def measure(self, policy: str, prompt: int) -> Measured:
+            psnr = 40.0 if prompt < 6 else 10.0 + len(policy)
+            return Measured(policy, prompt, psnr, 0.9, None, 2.0, (1.0,), None)
+
+    bench = Measurements()
+    searched = [point([bench.measure(policy, i) for i in range(6)]) for policy in ("ld:rho=0.5", "ld")]
+    with pytest.raises(
+        BudgetError, match=r"2 policies meet psnr>=30 on the 6 search prompts.*2 of them.*4 held-out"
+    ) as e:
+        _prove(bench, searched, range(6, 10), Budget("psnr", 30.0), lambda *_: None)  # pyright: ignore
+    assert "closest there: ld:rho=0.5 with 20.0 dB" in e.value.message
+
+
 def test_the_front_holds_what_nothing_beats(found: tuple[Calibration, Path]) -> None:
     front = pareto(found[0].searched)
-    for point in front:
-        beaten = [p for p in found[0].searched if p.speedup > point.speedup and p.psnr.mean > point.psnr.mean]
+    for one in front:
+        beaten = [p for p in found[0].searched if p.speedup > one.speedup and p.psnr.mean > one.psnr.mean]
         assert not beaten
 
 

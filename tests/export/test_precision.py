@@ -8,23 +8,30 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from class_samples import CLASS_MODELS
 from ldp_runtime.errors import CheckpointError, ExportError
 from safetensors.torch import load_file
 from samples import TRANSFORMER, VAE, random_transformer, random_vae, write_text_encoder
 from test_graphs import random_inputs
 
 from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.graphs.class_blocks import ClassBlocksGraph
+from ldp_export.graphs.class_prompt import ClassPromptGraph
 from ldp_export.graphs.decoder import DecoderGraph
 from ldp_export.graphs.graph import Graph, Precision, convert_weights
 from ldp_export.graphs.onnx_export import check_twin, export_graph
 from ldp_export.graphs.prompt import PromptGraph
 from ldp_export.graphs.signature import Axis
 from ldp_export.graphs.text_encoder import TextEncoderGraph
+from ldp_export.graphs.vq_decoder import VqDecoderGraph
 from ldp_export.models.bsq_vae import BsqVae
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.text_encoder import load_text_encoder
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.vq_vae import VqVae
 
 Make = Callable[[Precision], Graph]
+HELD = CLASS_MODELS["one AdaLN for all blocks"]
 SIZES = {
     Axis.ROWS: 2,
     Axis.TOKENS: 9,
@@ -40,6 +47,7 @@ def skeletons(text_encoder: Path) -> dict[str, Make]:
     """Graphs whose weights lie on the meta device: shapes without values."""
     with torch.device("meta"):
         transformer, vae = InfinityTransformer(TRANSFORMER), BsqVae(VAE)
+        classes, vq_vae = VarTransformer(HELD.transformer), VqVae(HELD.vae)
     encoder = load_text_encoder(text_encoder).module.to("meta")
     return {
         "blocks_0_1": lambda precision: BlocksGraph(transformer, 0, 1, precision),
@@ -47,6 +55,10 @@ def skeletons(text_encoder: Path) -> dict[str, Make]:
         "prompt_0_1": lambda precision: PromptGraph(transformer, 0, 1, precision),
         "decoder": lambda precision: DecoderGraph(vae, precision),
         "text_encoder": lambda precision: TextEncoderGraph(encoder, precision),
+        "class_blocks_0_1": lambda precision: ClassBlocksGraph(classes, 0, 1, precision),
+        "class_blocks_2_3": lambda precision: ClassBlocksGraph(classes, 2, 3, precision),
+        "class_prompt": lambda precision: ClassPromptGraph(classes, precision),
+        "vq_decoder": lambda precision: VqDecoderGraph(vq_vae, precision),
     }
 
 
@@ -55,7 +67,10 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text_encoder(tmp_path_factory.mktemp("t5"), TRANSFORMER.text_channels)
 
 
-@pytest.mark.parametrize("name", ["blocks_0_1", "blocks_1_2", "prompt_0_1", "decoder", "text_encoder"])
+CLASS_GRAPHS = ["class_blocks_0_1", "class_blocks_2_3", "class_prompt", "vq_decoder"]
+
+
+@pytest.mark.parametrize("name", ["blocks_0_1", "blocks_1_2", "prompt_0_1", "decoder", "text_encoder", *CLASS_GRAPHS])
 def test_a_reduced_graph_is_its_float32_twin_but_for_casts(name: str, text_encoder: Path) -> None:
     """From shapes alone."""
     make = skeletons(text_encoder)[name]
@@ -92,6 +107,13 @@ def test_islands(text_encoder: Path) -> None:
     wo = "encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight"
     assert wo not in float32("text_encoder", "bfloat16")
     assert wo in float32("text_encoder", "float16")
+    assert float32("class_blocks_2_3", "bfloat16") == {"head.weight", "head.bias", "blocks.0.attn.scale_mul_1H11"}
+    assert float32("class_prompt", "float16") == {
+        "class_emb.weight",
+        "pos_start",
+        "lvl_embed.weight",
+        *(f"blocks.{i}.ada_gss" for i in range(HELD.transformer.depth)),
+    }
 
 
 @pytest.fixture(scope="module")

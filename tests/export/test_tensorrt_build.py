@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from class_samples import CLASS_MODELS
 from goldens import Golden
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.engines.tensorrt_library import load_library
@@ -30,12 +31,16 @@ from ldp_export.builders.network import blocks_of, check_layers, count_operators
 from ldp_export.builders.profiles import all_schedules
 from ldp_export.builders.tensorrt import ENGINE_FILE, LAYERS_FILE, TensorRtBuilder, polygraphy_profile
 from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
+from ldp_export.graphs.class_blocks import ClassBlocksGraph
+from ldp_export.graphs.class_prompt import ClassPromptGraph
 from ldp_export.graphs.decoder import DecoderGraph
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.onnx_export import MODEL_FILE, export_graph
 from ldp_export.graphs.prompt import PromptGraph
 from ldp_export.graphs.signature import GraphSignature, TensorSpec
+from ldp_export.graphs.vq_decoder import VqDecoderGraph
 from ldp_export.models.registry import find_model
+from ldp_export.models.var_checkpoints import load_var, load_vq_vae
 
 RTX = pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'ldp-export[tensorrt-rtx]')"
@@ -120,6 +125,22 @@ class TestEngines:
         assert build(chosen, chunk, tmp_path / "engine")["ATTENTION_INPUT"] == 2
         decoder = exported(DecoderGraph(golden_8b.vae, "float16"), tmp_path / "decoder")
         assert len(chosen.profiles(decoder.signature)) == 2
+        assert build(chosen, decoder, tmp_path / "decoder-engine")["CONVOLUTION"] > 0
+
+    def test_var_in_small(self, tmp_path: Path) -> None:
+        """Blocks with one attention each: the last chunk, the class's graph with a shared AdaLN, and the decoder."""
+        held = CLASS_MODELS["one AdaLN for all blocks"]
+        sources = held.write(tmp_path / "sources")
+        model, vae = load_var(sources.transformer), load_vq_vae(sources.vae)
+        layout = LatentLayout(held.vae.channels)
+        chosen = builder(
+            layout=layout, capabilities=("8.9",), schedules=(held.transformer.schedule,), buckets=2, text_tokens=0
+        )
+        blocks = exported(ClassBlocksGraph(model, 1, 3, "bfloat16"), tmp_path / "blocks")
+        assert build(chosen, blocks, tmp_path / "blocks-engine")["ATTENTION_INPUT"] == 2
+        prompt = exported(ClassPromptGraph(model, "bfloat16"), tmp_path / "prompt")
+        assert build(chosen, prompt, tmp_path / "prompt-engine")["MATRIX_MULTIPLY"] > 0
+        decoder = exported(VqDecoderGraph(vae, "bfloat16"), tmp_path / "decoder")
         assert build(chosen, decoder, tmp_path / "decoder-engine")["CONVOLUTION"] > 0
 
     def test_float32_is_taken_apart_and_builds(self, float32_blocks: ExportedGraph, tmp_path: Path) -> None:

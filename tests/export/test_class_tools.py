@@ -1,4 +1,4 @@
-"""The comparison on a class-conditional model, its original loop included. No test asserts a time."""
+"""Comparing and calibrating a class-conditional model, its original loop included. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 from class_samples import Held, build_class_bundle
 from click.testing import CliRunner
+from ldp_calibration.budget import Budget
 from ldp_calibration.fidelity import PSNR_CAP
+from ldp_calibration.report import make_profile, save_profile
+from ldp_calibration.search import calibrate
+from ldp_runtime import Pipeline
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.profiles import profile_folder, resolve_policy
 
 from ldp_export.bench.plan import Options, plan_bench
 from ldp_export.bench.random_weights import smaller
+from ldp_export.cli import main
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import find_model
 from ldp_export.models.sources import Sources
@@ -76,7 +82,7 @@ def test_default_classes_are_spread_over_all(bundle: Bundle) -> None:
     [
         ({"classes": (9,)}, "no class 9"),
         ({"classes": (3, -1)}, "no class -1"),
-        ({"classes": ()}, "none is given"),
+        ({"classes": ()}, "class_labels is empty"),
         ({"prompts": ("a dog",)}, "reads no prompts"),
     ],
 )
@@ -88,6 +94,33 @@ def test_senseless_conditions(bundle: Bundle, options: dict, words: str) -> None
 def test_classes_for_a_model_that_reads_texts(small_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="draws texts, not classes"):
         plan_bench(small_bundle.folder, Options(eager=False, classes=(1,)))
+
+
+def test_thresholds_are_calibrated_on_classes(bundle: Bundle, tmp_path: Path) -> None:
+    policies = ["ld:rho=0.9,stop_threshold=none", "ld:rho=0.95,fill=linear,prune_scales=3", "skip:count=1"]
+    with Pipeline.load(bundle, threads=1) as pipe:
+        found = calibrate(pipe, list(range(9)), Budget("psnr", 3.0), tmp_path / "measured.jsonl", policies=policies)
+        assert found.chosen.policy in policies[:2]
+        assert (found.search_prompts, found.held_out_prompts) == (5, 4)
+        assert [point.policy for point in found.searched if point.policy.startswith("skip")]
+        root = tmp_path / "bundle"
+        save_profile(root, bundle.manifest, make_profile("careful", bundle.manifest, found))
+        policy = resolve_policy("careful", root, bundle.manifest)
+        assert policy is not None
+        result = pipe(class_labels=[8], seed=1, policy=policy, output_type="latent")
+        assert result.traces[0].tokens < result.traces[0].tokens_full
+
+
+def test_classes_that_the_model_has_not_are_refused_before_calibrating(bundle: Bundle, tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    for content, words in (("3\n9\n", "no class 9"), ("3\ndog\n", "a class number a line")):
+        file.write_text(content)
+        arguments = ["calibrate", str(bundle.root), "--budget", "psnr>=20", "--prompts-file", str(file)]
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == ConfigError.exit_code
+        assert words in done.output
+    assert bundle.root is not None
+    assert not profile_folder(bundle.root, bundle.manifest).exists()
 
 
 def test_smaller_model_with_random_weights_keeps_its_proportions() -> None:
