@@ -7,8 +7,9 @@
 Needs PyTorch with CUDA and this package, no engine library. Eager is the original loop in bfloat16 with PyTorch's own
 fused attention. Compiled is this toolkit's loop over the same weights: text keys and values hoisted out of the scales,
 each block compiled by torch.compile for any number of rows, tokens and past, CUDA graphs for calls of few tokens.
-Random weights cannot choose tokens: keep shares and the scale after which the unconditional branch stops are given
-(`--keep`, `--stop-scale`); the defaults are assumed, not measured on any model of these sizes.
+Random weights cannot choose tokens: keep shares and the scale after which the unconditional branch stops are what
+calibration found (`--keep-from`: a profile, or the committed study of the embedded model, which is the default), or
+given by hand (`--keep`, `--stop-scale`). Neither was measured on a model of these sizes; the result says which it was.
 
 Times are between CUDA events around a whole image: noise, all scales, decoder; no text encoder.
 """
@@ -21,18 +22,16 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_options import parse, policies, shares, specs
 from ldp_runtime.bit_tokens import BitTokens
 from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, Placement, PromptRows
 from ldp_runtime.engines.torch_compiled import GRAPHED_TOKENS
 from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
-from ldp_runtime.pruning.controls import SkipLastScales, StopGuidanceAfter
-from ldp_runtime.pruning.given import GivenShares
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
@@ -44,14 +43,11 @@ from ldp_export.graphs import blocks as blocks_graph
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.prompt import PromptGraph, level_offsets
 from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.infinity import InfinityConfig, InfinityTransformer, rotate
+from ldp_export.models.infinity import InfinityTransformer, rotate
 from ldp_export.models.reference import ReferenceSettings, generate
-from ldp_export.models.registry import ModelSpec, find_model
+from ldp_export.models.registry import ModelSpec
 
 TEXT_TOKENS = 32
-#: Shares of the last three scales that LHEP keeps, and the scale after which SATS stops.
-KEEP, STOP_AFTER = (0.45, 0.40, 0.35), 9
-TINY = InfinityConfig(depth=2, width=64, heads=4, ffn=256, bits=8, text_channels=32, text_tokens=64, pool_heads=2)
 
 
 @dataclass(frozen=True)
@@ -179,22 +175,12 @@ def draw_eager(model: Model, batch: int) -> torch.Tensor:
     return model.vae.decode(run.latent.to(torch.bfloat16))
 
 
-def policies(schedule: ScaleSchedule, keep: tuple[float, ...], stop: int) -> dict[str, Policy]:
-    """What is compared; the paper's headline mode leaves the last two scales out."""
-    return {
-        "unpruned": Policy(),
-        "LD, no scale skipped": GivenShares(keep, stop),
-        "LD, last two skipped": GivenShares((*keep[:-2], 0.0, 0.0), stop),
-        "control: skip-1": SkipLastScales(count=1),
-        "control: skip-2": SkipLastScales(count=2),
-        "control: stop guidance": StopGuidanceAfter(stop),
-    }
-
-
-def timed(draw: Callable[[], Any], device: torch.device, warmup: int, repeats: int) -> dict[str, Any]:
+def timed(
+    draw: Callable[[], tuple[Any, int | None]], device: torch.device, warmup: int, repeats: int
+) -> dict[str, Any]:
     """Samples of one candidate; the first call, which compiles and captures, apart."""
     started = time.perf_counter()
-    draw()
+    _, row_tokens = draw()
     first = time.perf_counter() - started
     for _ in range(warmup):
         draw()
@@ -205,7 +191,7 @@ def timed(draw: Callable[[], Any], device: torch.device, warmup: int, repeats: i
         wall, cpu, events = clock.stop()
         samples.append({"wall_ms": wall, "cpu_ms": cpu, "device_ms": events})
         peak = clock.peak_device_mb()
-    return {"first_s": first, "samples": samples, "peak_device_mb": peak}
+    return {"row_tokens": row_tokens, "first_s": first, "samples": samples, "peak_device_mb": peak}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -235,62 +221,36 @@ def measure(spec: ModelSpec, options: argparse.Namespace, save: Callable[[dict[s
     device = torch.device(options.device)
     model = random_model(spec, device)
     compiled = Compiled(model)
-    chosen = policies(model.schedule, options.keep, options.stop_scale)
+    chosen = policies(shares(options, spec), model.schedule)
     for batch in options.batch:
 
-        def record(name: str, policy: Policy | None, draw: Callable[[], Any], batch: int = batch) -> None:
+        def record(
+            name: str, policy: Policy | None, draw: Callable[[], tuple[Any, int | None]], batch: int = batch
+        ) -> None:
             if time.monotonic() > end:
                 print(f"{spec.name} batch {batch} {name}: left out, the time is up", flush=True)
                 return
             result = timed(draw, device, options.warmup, options.repeats)
             best = sorted(s["device_ms"] or s["wall_ms"] for s in result["samples"])[options.repeats // 2]
             print(f"{spec.name} batch {batch} {name}: {best:.1f} ms (first {result['first_s']:.1f} s)", flush=True)
-            tokens = None if policy is None else compiled.draw(batch, policy)[1]
             words = None if policy is None else repr(policy)
-            save(
-                {"model": spec.name, "batch": batch, "candidate": name, "policy": words, "row_tokens": tokens} | result
-            )
+            save({"model": spec.name, "batch": batch, "candidate": name, "policy": words} | result)
 
-        record("eager", None, lambda batch=batch: draw_eager(model, batch))
+        record("eager", None, lambda batch=batch: (draw_eager(model, batch), None))
         for name, policy in chosen.items():
-            policy.check(model.schedule)
             record(f"compiled, {name}", policy, lambda batch=batch, policy=policy: compiled.draw(batch, policy))
 
 
-def specs(options: argparse.Namespace) -> list[ModelSpec]:
-    if not options.tiny:
-        return [find_model(name) for name in options.models]
-    small = find_model("infinity-shapes")
-    vae = replace(small.vae, bits=8, base_channels=32, channel_multipliers=(1, 1), stride=2)
-    return [replace(small, name="tiny", transformer=TINY, vae=vae)]
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--models", nargs="+", default=["infinity-2b", "infinity-8b"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--keep", type=lambda text: tuple(map(float, text.split(","))), default=KEEP)
-    parser.add_argument("--stop-scale", type=int, default=None, help="default: 9, or the last but three")
-    parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing new after this time")
-    parser.add_argument("--tiny", action="store_true", help="a model of two narrow blocks, to prove that the code runs")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu.json"))
-    options = parser.parse_args(arguments)
-    if options.repeats < 1 or options.warmup < 0 or min(options.batch) < 1:
-        parser.error("--repeats and --batch take at least 1, --warmup at least 0")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch finds no CUDA GPU here; --device cpu --tiny proves that the code runs")
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    options = parse(arguments)
+    options = parse(arguments, __doc__)
+    models = specs(options)
+    given = shares(options, models[0])
     result: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "weights": "random: speed only, no quality",
-        "keep": options.keep,
+        "keep": given.keep,
+        "keep_from": given.origin,
+        "stop_scale": given.stop_scale,
         "results": [],
     }
     end = time.monotonic() + 60 * options.minutes
@@ -300,9 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         result["results"].append(entry)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
 
-    for spec in specs(options):
-        if options.stop_scale is None:
-            options.stop_scale = min(STOP_AFTER, len(ScaleSchedule.of_size(spec.size)) - 4)
+    for spec in models:
         measure(spec, options, save, end)
         if options.device == "cuda":
             torch.cuda.empty_cache()

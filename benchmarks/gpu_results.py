@@ -20,9 +20,9 @@ def section(result: dict[str, Any] | None) -> str:
     lines = [_row(result, entry) for entry in result["results"]]
     parts = [
         "## The 2B and 8B architectures on a GPU, random weights: speed only",
-        f"`gpu.json`, {result['created'][:10]}: {hardware}. Keep shares {result['keep']} "
-        f"({result.get('keep_from', 'assumed, not calibrated')}). Times between CUDA events around whole images "
-        "(no text encoder); ratios are of medians, without an interval.",
+        f"`gpu.json`, {result['created'][:10]}: {hardware}. Keep shares {result['keep']}, branch stopped after scale "
+        f"{result.get('stop_scale')}: {result.get('keep_from', 'assumed, not calibrated')}. Times between CUDA events "
+        "around whole images (no text encoder); ratios are of medians, without an interval.",
         "\n".join([_HEADS, *lines]),
         *_misses(result),
     ]

@@ -6,14 +6,15 @@ assumption, which the report names.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.profiles import PolicyProfile
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
+from ldp_runtime.pruning.names import parse_policy
 from ldp_runtime.schedule import ScaleSchedule
-from pydantic import ValidationError
 
 #: Shares of the last three scales where nothing is told: assumed, not measured on any model.
 ASSUMED = (0.45, 0.4, 0.35)
@@ -50,31 +51,43 @@ def told(keep: str | None, stop_scale: int | None) -> Shares:
     return Shares(shares, stop_scale, "given by hand")
 
 
-def of_profile(path: Path, schedule: ScaleSchedule) -> Shares:
-    """Mean shares that a calibrated LD-Pruning policy kept of its last scales, for the last scales of `schedule`.
+def calibrated(path: Path, schedule: ScaleSchedule) -> Shares:
+    """Mean shares that LD-Pruning kept of its scales on held-out prompts, for the scales it prunes of `schedule`.
 
-    The branch stops after the first scale where the policy may stop it, if it stopped for at least half of the images.
+    Where it prunes more scales here than there, the first share stands for the earlier ones too. The branch stops after
+    the first scale where the policy may stop it, if it stopped for at least half of the images.
+
+    Args:
+        path: a profile of `ldp-export calibrate`, or the result of the study of policies, whose `ld` is then taken.
 
     Raises:
-        ConfigError: no profile, one without shares, or not of LD-Pruning.
+        ConfigError: neither of the two, one without shares, or not of LD-Pruning.
     """
-    try:
-        profile = PolicyProfile.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, ValueError) as error:
-        raise ConfigError(f"{path} is not a policy profile: {error}", hint="ldp-export calibrate makes them") from error
-    policy, kept = profile.to_policy(), profile.evidence.get("kept_share_per_scale") or []
-    pruned = next((k for k, share in enumerate(kept) if share < 1), len(kept))
-    keep = tuple(float(share) for share in kept[pruned:])
-    if not isinstance(policy, LatentDiscrepancy) or not keep:
+    name, model, text, kept, rate = _read(path)
+    policy = parse_policy(text)
+    pruned = tuple(share for share in kept if 0 < share < 1)
+    if not isinstance(policy, LatentDiscrepancy) or not pruned:
         raise ConfigError(
-            f"the profile {profile.name!r} ({profile.policy}) says of no share of tokens that LD-Pruning keeps",
-            hint="give the shares with --keep, or the profile of a policy that prunes",
+            f"{name} ({text}) says of no share of tokens that LD-Pruning keeps",
+            hint="give the shares with --keep, or a profile whose policy prunes",
         )
-    keep += (0.0,) * policy.skip_last
-    rate, stops = float(profile.evidence.get("stop_rate", 0.0)), policy.stops(schedule)
-    model, prompts = (profile.evidence.get(name, "unknown") for name in ("model", "held_out_prompts"))
-    words = (
-        f"from the profile {profile.name!r} ({profile.policy}) of {model}, mean over {prompts} held-out prompts; "
-        f"its branch stopped for {rate:.0%} of them"
-    )
+    count = max(1, len(policy.prunes(schedule)) - policy.skip_last)
+    keep = (pruned[0],) * (count - len(pruned)) + pruned[-count:] + (0.0,) * policy.skip_last
+    stops = policy.stops(schedule)
+    words = f"from {name} ({text}) of {model}, whose branch stopped for {rate:.0%} of the held-out prompts"
     return Shares(keep, stops[0] if stops and rate >= 0.5 else None, words)
+
+
+def _read(path: Path) -> tuple[str, str, str, list[float], float]:
+    """What the file is, its model, the policy in words, the share kept of each scale, how often the branch stopped."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "policies" in found:
+            row = found["policies"]["ld"]
+            return f"the study {path.name}", found["model"], "ld", row["kept"], row["stop_rate"]
+        profile = PolicyProfile.model_validate(found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a policy profile: {error}", hint="ldp-export calibrate makes them") from error
+    evidence = profile.evidence
+    kept, rate = evidence.get("kept_share_per_scale") or [], evidence.get("stop_rate", 0.0)
+    return f"the profile {profile.name!r}", evidence.get("model", "another model"), profile.policy, kept, rate

@@ -69,7 +69,7 @@ Examples:
 @click.option(
     "--keep-from",
     type=click.Path(path_type=Path),
-    help="With --random-weights: shares and stop scale of a calibrated profile, a JSON file in a bundle's profiles/.",
+    help="With --random-weights: shares and stop scale of a calibrated profile (a JSON file in a bundle's profiles/).",
 )
 @click.option(
     "--compare",
@@ -167,12 +167,12 @@ def command(
         if model is not None:
             from ldp_runtime.schedule import ScaleSchedule
 
-            from ldp_export.bench.given_shares import of_profile, told
+            from ldp_export.bench.given_shares import calibrated, told
             from ldp_export.bench.random_weights import given_policies, random_bundle
             from ldp_export.models.registry import find_model
 
             schedule = ScaleSchedule.of_size(size) if size else find_model(model).schedules[0]
-            shares = told(keep, stop_scale) if keep_from is None else of_profile(keep_from, schedule)
+            shares = told(keep, stop_scale) if keep_from is None else calibrated(keep_from, schedule)
             made, sources = random_bundle(model, Path(folder), size=size, depth=depth, width=width, progress=progress)
             bundle = made.folder
             options |= {"policies": policies or given_policies(shares.keep, shares.stop_scale), "random_weights": True}

@@ -11,7 +11,7 @@ from ldp_runtime.pruning.given import GivenShares
 from ldp_runtime.pruning.names import describe, parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.bench.given_shares import of_profile, told
+from ldp_export.bench.given_shares import calibrated, told
 from ldp_export.bench.random_weights import given_policies, smaller
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import ModelSpec, find_model
@@ -89,14 +89,21 @@ def profile(tmp_path: Path, policy: str, kept: list[float], stop_rate: float = 1
 
 def test_shares_of_a_profile(tmp_path: Path):
     """The paper's scales of the 1M schedule are 10 to 12, and the branch may stop from 9 on."""
-    found = of_profile(profile(tmp_path, "ld", [1.0] * 5 + [0.6, 0.4]), SCHEDULE)
-    assert (found.keep, found.stop_scale) == ((0.6, 0.4), 9)
-    assert "mean over 8 held-out prompts" in found.origin
-    assert of_profile(profile(tmp_path, "ld", [1.0, 0.6, 0.4], stop_rate=0.1), SCHEDULE).stop_scale is None
-    assert of_profile(profile(tmp_path, "ld-skip-2", [1.0, 0.5]), SCHEDULE).keep == (0.5, 0, 0)
+    found = calibrated(profile(tmp_path, "ld", [1.0] * 5 + [0.6, 0.4]), SCHEDULE)
+    assert (found.keep, found.stop_scale) == ((0.6, 0.6, 0.4), 9)
+    assert found.origin.startswith("from the profile 'p' (ld) of m")
+    assert calibrated(profile(tmp_path, "ld", [1.0, 0.6, 0.4], stop_rate=0.1), SCHEDULE).stop_scale is None
+    assert calibrated(profile(tmp_path, "ld-skip-2", [1.0, 0.5]), SCHEDULE).keep == (0.5, 0, 0)
     for policy, kept in (("skip:count=1", [1.0, 1.0]), ("ld", [1.0, 1.0]), ("ld", [])):
         with pytest.raises(ConfigError, match="says of no share"):
-            of_profile(profile(tmp_path, policy, kept), SCHEDULE)
+            calibrated(profile(tmp_path, policy, kept), SCHEDULE)
+
+
+def test_shares_of_the_committed_study():
+    found = calibrated(Path(__file__).parents[2] / "benchmarks/results/infinity-shapes-ablation.json", SCHEDULE)
+    assert len(found.keep) == 3
+    assert all(0 < share < 1 for share in found.keep)
+    assert "of infinity-shapes" in found.origin
 
 
 def test_shares_are_assumed_where_none_are_told():
