@@ -16,6 +16,7 @@ import psutil
 from ldp_runtime.errors import CapacityError
 
 from ldp_export.builders.base import Compiler
+from ldp_export.disk import gigabytes
 
 if TYPE_CHECKING:
     from ldp_export.plan import BuildPlan
@@ -121,7 +122,7 @@ def require_capacity(plan: BuildPlan) -> BuildEstimate:
     if estimate.disk > disk:
         smaller = "" if plan.options.discard_graphs or not _compiles(plan) else ", or add --discard-graphs"
         raise CapacityError(
-            f"the build needs up to {_gb(estimate.disk)} on the disk of {output}, {_gb(disk)} are free",
+            f"the build needs up to {gigabytes(estimate.disk)} on the disk of {output}, {gigabytes(disk)} are free",
             hint=f"free some space, or choose another --output{smaller}",
         )
     if estimate.host_memory > memory:

@@ -50,7 +50,8 @@ def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
     if key not in state:
         raise CheckpointError(
             f"the checkpoint lacks {key!r}, from which its sizes are read",
-            hint="is this an Infinity transformer (or BSQ VAE), or of VAR, in the original layout?",
+            hint="--weights takes a transformer of Infinity or VAR, --vae the VAE of its family, both in the original "
+            "layout",
         )
     shape = tuple(state[key].shape)
     if len(shape) != dims:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from ldp_runtime.errors import CheckpointError
 
@@ -18,6 +20,8 @@ from ldp_export.models.state_files import State, read_state
 from ldp_export.models.var import VarConfig
 from ldp_export.models.var_checkpoints import infer_var_config, infer_vq_vae_config
 from ldp_export.models.vq_vae import VqVaeConfig
+
+Config = TypeVar("Config")
 
 
 def resolve_model(
@@ -76,7 +80,7 @@ def check_name(spec: ModelSpec | VarSpec, sources: Sources) -> None:
     Raises:
         CheckpointError: it is another model's, which is named where the registry knows it.
     """
-    found = _config(read_state(sources.transformer))
+    found = _sizes_in(sources.transformer, _config)
     if _sizes(found) == _sizes(spec.transformer):
         return
     names = [name for name, known in MODELS.items() if known.transformer == found]
@@ -106,11 +110,19 @@ def infer_spec(sources: Sources, name: str = "custom") -> ModelSpec | VarSpec:
     Raises:
         CheckpointError: files of no family, or a transformer and a VAE that do not belong together.
     """
-    found, vae = _config(read_state(sources.transformer)), read_state(sources.vae)
-    title = f"from {sources.transformer.name}"
+    found, title = _sizes_in(sources.transformer, _config), f"from {sources.transformer.name}"
     if isinstance(found, VarConfig):
-        return _class_spec(name, title, found, infer_vq_vae_config(vae))
-    return _text_spec(name, title, found, infer_vae_config(vae))
+        return _class_spec(name, title, found, _sizes_in(sources.vae, infer_vq_vae_config))
+    return _text_spec(name, title, found, _sizes_in(sources.vae, infer_vae_config))
+
+
+def _sizes_in(path: Path, infer: Callable[[State], Config]) -> Config:
+    """What a file's tensors say of its sizes; an error names the file."""
+    state = read_state(path)
+    try:
+        return infer(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def _class_spec(name: str, title: str, transformer: VarConfig, vae: VqVaeConfig) -> VarSpec:

@@ -243,7 +243,7 @@ class TestFullDisk:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10**5))
         error = refused(sources, output)
         assert isinstance(error, CapacityError)
-        assert "GB are free" in str(error)
+        assert "0.10 MB are free" in str(error)
         assert not output.exists()
 
     def test_too_little_memory_is_found_before_work(

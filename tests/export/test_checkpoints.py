@@ -243,7 +243,7 @@ class TestKeys:
             build_transformer(state, wider)
 
     def test_swapped_files(self, state: State, vae: BsqVae) -> None:
-        with pytest.raises(CheckpointError, match="Infinity transformer"):
+        with pytest.raises(CheckpointError, match="takes a transformer of Infinity"):
             build_transformer(original_vae_state(vae))
         with pytest.raises(CheckpointError, match="BSQ VAE"):
             build_vae(state)

@@ -97,6 +97,13 @@ class TestRefused:
         with pytest.raises(CheckpointError, match="100 codes of 12 channels, the VAE has 17 of 4"):
             infer_spec(Sources(sources.transformer, other.vae))
 
+    def test_files_in_each_others_place(self, sources: Sources) -> None:
+        with pytest.raises(CheckpointError, match=r"vae\.pth: the checkpoint lacks 'word_embed") as caught:
+            infer_spec(Sources(sources.vae, sources.transformer))
+        assert "--weights takes a transformer" in str(caught.value.hint)
+        with pytest.raises(CheckpointError, match=r"var\.pth: the checkpoint lacks 'quantize"):
+            infer_spec(Sources(sources.transformer, sources.transformer))
+
     def test_another_size_than_its_name(self, sources: Sources) -> None:
         with pytest.raises(CheckpointError, match="is not var-d16: it has 2 blocks of width 64"):
             resolve_model("var-d16", sources.transformer, sources.vae)
