@@ -50,8 +50,7 @@ def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
     if key not in state:
         raise CheckpointError(
             f"the checkpoint lacks {key!r}, from which its sizes are read",
-            hint="--weights takes a transformer of Infinity or VAR, --vae the VAE of its family, both in the original "
-            "layout",
+            hint="--weights takes a transformer of Infinity or VAR, --vae the BSQ VAE or VAR's, in the original layout",
         )
     shape = tuple(state[key].shape)
     if len(shape) != dims:
