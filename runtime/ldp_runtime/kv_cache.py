@@ -56,13 +56,16 @@ class KVCache:
         """A new arena that holds these rows only, in this order; the caller drops the old one."""
         layers, _, capacity, _, heads, head_dim = self._arena.shape
         chosen = KVCache(layers, capacity, len(rows), heads, head_dim, self._arena.device, self._arena.dtype)
+        chosen.length = self.length
+        if list(rows) == list(range(len(rows))):  # the first rows, as when an unconditional branch stops: one copy
+            chosen._arena[:, :, : self.length] = self._arena[:, :, : self.length, : len(rows)]
+            return chosen
         index = torch.as_tensor(rows, device=self._arena.device)
         for layer in range(layers):  # layer by layer: the copy's temporary stays small
             for kind in range(2):
                 torch.index_select(
                     self._arena[layer, kind, : self.length], 1, index, out=chosen._arena[layer, kind, : self.length]
                 )
-        chosen.length = self.length
         return chosen
 
     @staticmethod

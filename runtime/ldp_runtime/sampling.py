@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -44,6 +45,17 @@ class SamplingFilter:
             return math.inf
         return max(math.log(self.top_p / (1 - self.top_p)), torch.finfo(torch.float32).tiny)
 
+    @cached_property
+    def noise_bounds(self) -> tuple[float, float] | None:
+        """Noise between these lets the likelier outcome win where it is certain and changes no other; None: as it is.
+
+        A logit difference must exceed the noise: one at the limit must, one at minus the limit must not.
+        """
+        limit = self.decided_at
+        if math.isinf(limit):
+            return None
+        return -limit, float(torch.tensor(limit).nextafter(torch.tensor(0.0)))
+
 
 def logistic_noise(draws: torch.Tensor) -> torch.Tensor:
     """Pairs of exponential variates [..., 2] to log(E1 / E0) [...]."""
@@ -70,13 +82,5 @@ def logit_difference(logits: torch.Tensor) -> torch.Tensor:
 
 def sample_bits(difference: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter) -> torch.Tensor:
     """Guided, tempered logit differences [..., bits] and noise of the same shape to bits (bool)."""
-    limit = rule.decided_at
-    if math.isinf(limit):
-        return difference > noise
-    # The likelier outcome is certain at `limit` and beyond: noise must not reach it from below, and may from above.
-    return difference > noise.clamp(-limit, _below(limit))
-
-
-def _below(limit: float) -> float:
-    """The next smaller float32."""
-    return float(torch.tensor(limit).nextafter(torch.tensor(0.0)))
+    bounds = rule.noise_bounds
+    return difference > (noise if bounds is None else noise.clamp(*bounds))
