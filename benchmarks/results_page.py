@@ -3,7 +3,7 @@
     python benchmarks/results_page.py                                  # benchmarks/results -> docs/benchmarks.md
     python benchmarks/results_page.py --results FOLDER --page PAGE.md  # charts: in a folder beside the page
 
-Reads every result of `ldp-export bench` (`*.json` of its schema) and of `benchmarks/gpu.py`.
+Reads every result of `ldp-export bench` (`*.json` of its schema), of `benchmarks/gpu.py` and of `large_build.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import build_results
 import chart
 import gpu_results
 from targets import Verdict, cpu_verdicts
@@ -62,6 +63,7 @@ def page_text(results: Path, folder: Path) -> str:
         sections.append(_section(path.name, result, pictures))
     gpu = results / "gpu.json"
     sections.append(gpu_results.section(json.loads(gpu.read_text()) if gpu.is_file() else None))
+    sections.append(build_results.section(results))
     return "\n\n".join(sections) + "\n"
 
 
