@@ -34,6 +34,7 @@ from ldp_calibration.shapes import Scene, caption
 from muon import Muon
 from residual_bits import corrupted_path
 from sampling import draw_prompts
+from tags import Tagger, noun_tags
 from text import TEXT_CHANNELS, TRAIN_TOKENS, encode, make_encoder, tokenize
 from tokenizers import Tokenizer
 from torch import nn
@@ -77,6 +78,7 @@ class Batch:
     targets: torch.Tensor  # [B, total, bits]
     inputs: torch.Tensor  # [B, total - 1, bits]
     weights: torch.Tensor  # [B, total]
+    tags: torch.Tensor  # [N, 4] row, position, colour and relation of each noun
     coarse: bool
 
 
@@ -110,6 +112,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pairs", type=float, default=0.5, help="share taken from scenes with different shapes")
     parser.add_argument("--coloured", type=float, default=0.8, help="share of captions that name colours")
+    parser.add_argument("--tag-weight", type=float, default=0.1, help="of the text encoder's own loss (see tags)")
     parser.add_argument("--rate", type=float, default=1e-3, help="of AdamW; Muon's is twice this")
     parser.add_argument("--decay", type=float, default=0.998, help="of the averaged weights")
     parser.add_argument("--flip", type=float, default=0.2, help="greatest share of flipped bits in a scale")
@@ -138,7 +141,7 @@ def make_model(tokenizer: Tokenizer, options: argparse.Namespace) -> nn.ModuleDi
     if options.start is not None:
         transformer.load_state_dict(load_transformer(options.start / "transformer.safetensors").state_dict())
         encoder.load_state_dict(load_text_encoder(options.start / "text_encoder").module.state_dict())
-    return nn.ModuleDict({"transformer": transformer, "text": encoder}).to(options.device)
+    return nn.ModuleDict({"transformer": transformer, "text": encoder, "tagger": Tagger()}).to(options.device)
 
 
 @torch.no_grad()
@@ -184,7 +187,7 @@ def train(
         state["seconds"] if state else 0.0,
         state["images"] if state else 0,
     )
-    seen: dict[str, list[float]] = {"coarse": [], "full": []}
+    seen: dict[str, list[float]] = {"coarse": [], "full": [], "tags": []}
     by_scale: list[list[float]] = []
     for step in range(first, options.steps):
         batch = make_batch(options, tokenizer, latents, step)
@@ -193,14 +196,15 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * peak
             optimizer.zero_grad(set_to_none=True)
-        loss, each = loss_of(model, batch, options)
-        loss.backward()
+        loss, tagging, each = loss_of(model, batch, options)
+        (loss + options.tag_weight * tagging).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         average.update(model, step)
         images += len(batch.targets)
         seen["coarse" if batch.coarse else "full"].append(loss.item())
+        seen["tags"].append(tagging.item())
         by_scale.extend([] if batch.coarse else [each])
         done, seconds = step + 1, spent + time.monotonic() - clock
         if done % options.log_every == 0:
@@ -210,7 +214,7 @@ def train(
             row |= {f"scale{k}": float(value) for k, value in enumerate(scales)}
             print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
             curve.add(row)
-            seen, by_scale = {"coarse": [], "full": []}, []
+            seen, by_scale = {"coarse": [], "full": [], "tags": []}, []
         over = options.minutes is not None and time.monotonic() - clock > options.minutes * 60
         if done % options.save_every == 0 or done == options.steps or over:
             curve.plot(("coarse", "full"))
@@ -234,6 +238,8 @@ def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.nd
     scenes = [scene_at(number, options.seed) for number in numbers]
     texts = [caption(scene, rng, options.coloured) for scene in scenes]
     ids, mask = tokenize(tokenizer, texts, TRAIN_TOKENS, options.device)
+    words = [tokenizer.encode(text).tokens for text in texts]
+    tags = torch.tensor([(row, *tag) for row, each in enumerate(words) for tag in noun_tags(each)])
     latent = torch.from_numpy(latents[numbers].astype(np.float32)).to(options.device)
     rows, scales = len(latent), len(SCHEDULE)
     # A quarter stays clean; elsewhere each scale has its own share of flipped bits.
@@ -241,7 +247,7 @@ def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.nd
     targets, inputs, _ = corrupted_path(latent, SCHEDULE, LAYOUT, flip.to(options.device))
     dropped = (torch.rand(rows) < 0.1).to(options.device)
     weights = torch.from_numpy(np.stack([token_weights(scene) for scene in scenes])).to(options.device)
-    return Batch(ids, mask, dropped, targets, inputs, weights, coarse)
+    return Batch(ids, mask, dropped, targets, inputs, weights, tags.to(options.device), coarse)
 
 
 def choose_scenes(rng: np.random.Generator, count: int, size: int, options: argparse.Namespace) -> list[int]:
@@ -265,13 +271,16 @@ def token_weights(scene: Scene, near: float = 5.0) -> np.ndarray:
     return np.concatenate(weights).astype(np.float32)
 
 
-def loss_of(model: nn.ModuleDict, batch: Batch, options: argparse.Namespace) -> tuple[torch.Tensor, list[float]]:
-    """Weighted cross-entropy in nats per bit, over all scales and for each."""
+def loss_of(
+    model: nn.ModuleDict, batch: Batch, options: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+    """Weighted cross-entropy in nats per bit, over all scales; the text encoder's loss; the bits' of each scale."""
     transformer = model["transformer"]
     scales = COARSE if batch.coarse else len(SCHEDULE)
     tokens = teacher.choose_tokens(SCHEDULE, scales, CONFIG.head_dim, options.device)
     with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
         features = encode(model["text"], batch.features_ids, batch.mask).float()
+        tagging = model["tagger"].loss(features, batch.tags)
         nothing = transformer.unconditional_text(features.shape[1]).expand_as(features)
         features = torch.where(batch.dropped[:, None, None], nothing, features)
         logits = teacher.teacher_logits(transformer, features, batch.mask, batch.inputs, tokens)
@@ -283,7 +292,7 @@ def loss_of(model: nn.ModuleDict, batch: Batch, options: argparse.Namespace) -> 
     # A scale counts with the root of its tokens: neither all alike nor nine tenths of the weight on two scales.
     weights = torch.tensor(tokens.counts, device=logits.device).sqrt()
     loss = (torch.stack(parts) * weights).sum() / weights.sum()
-    return loss, [part.item() for part in parts]
+    return loss, tagging, [part.item() for part in parts]
 
 
 if __name__ == "__main__":
