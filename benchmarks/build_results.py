@@ -9,8 +9,8 @@ from typing import Any
 _TEXT = """## Building models of true size
 
 `large_build.py`: a synthetic checkpoint in the released layout (random weights, float32, sharded), built as
-`ldp-export build` does. Memory is the peak of anonymous memory of all processes, disk the peak under the output path; in
-brackets what `build --dry-run` had predicted. Other work ran on the machine (its load is given): times are upper bounds.
+`ldp-export build` does. Memory is the peak of anonymous memory of all processes, disk the peak under the output
+path; in brackets what `build --dry-run` had predicted. Other work ran on the machine: times are upper bounds.
 
 | model | built as | checkpoint | memory | disk | bundle | minutes | longest stages | machine |
 |---|---|---|---|---|---|---|---|---|
