@@ -147,28 +147,43 @@ def test_keys_and_values_have_the_precision(exported: Path) -> None:
     assert types["logits"] == types["latents"] == types["offset"] == onnx.TensorProto.FLOAT
 
 
+#: Graphs of class-conditional models with their weights.
+CLASS_MAKERS: dict[str, Make] = {
+    "class_blocks": lambda precision: ClassBlocksGraph(VarTransformer(HELD.transformer), precision=precision),
+    "class_prompt": lambda precision: ClassPromptGraph(VarTransformer(HELD.transformer), precision),
+    "vq_decoder": lambda precision: VqDecoderGraph(VqVae(HELD.vae), precision),
+}
+
+
 @pytest.mark.parametrize(("precision", "limit"), [("bfloat16", 0.02), ("float16", 0.003)])
-@pytest.mark.parametrize("name", ["blocks", "prompt", "decoder"])
+@pytest.mark.parametrize("name", ["blocks", "prompt", "decoder", "class_blocks", "class_prompt", "vq_decoder"])
 def test_reduced_graphs_err_by_rounding_only(name: str, precision: Precision, limit: float) -> None:
     """Run by PyTorch in the precision, against float32: relative to the output's size, a few units of rounding."""
 
     def make(precision: Precision) -> Graph:
         if name == "decoder":
             return DecoderGraph(random_vae(), precision)
+        if name in CLASS_MAKERS:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                return CLASS_MAKERS[name](precision)
         model = random_transformer()
         return BlocksGraph(model, precision=precision) if name == "blocks" else PromptGraph(model, precision=precision)
 
     exact, reduced = make("float32"), make(precision)
     convert_weights(reduced)
     inputs = random_inputs(exact.signature, SIZES)
+    if "labels" in inputs:
+        inputs["labels"] = torch.tensor([0, HELD.transformer.classes])
     with torch.no_grad():
         expected = exact(*inputs.values())
         given = [inputs[spec.name].to(spec.torch_dtype) for spec in reduced.signature.inputs]
         got = reduced(*given)
     pairs = zip(expected, got, strict=True) if isinstance(expected, tuple) else [(expected, got)]
-    for a, b in pairs:
-        error = float((a - b.float()).square().mean().sqrt() / a.square().mean().sqrt())
-        assert 0 < error < limit
+    errors = [float((a - b.float()).square().mean().sqrt() / a.square().mean().sqrt()) for a, b in pairs]
+    assert 0 < max(errors) < limit
+    exact_outputs = errors.count(0.0)
+    assert exact_outputs == (name == "class_prompt")  # the start token, which the original keeps in float32
 
 
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
