@@ -29,7 +29,8 @@ DEFAULT_PROMPTS = (
 )
 DEFAULT_POLICIES = ("ld", "ld-skip-2")
 EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
-_EMBEDS, _EMBED_TOKENS = 4, 12
+#: Random features that stand in for prompts, and how many of them where weights are random too: all then cost the same.
+_EMBEDS, _EMBEDS_OF_RANDOM, _EMBED_TOKENS = 4, 2, 12
 _CLASSES = 4
 
 
@@ -90,14 +91,18 @@ class BenchPlan:
     @property
     def prompt_count(self) -> int:
         given = self.prompts if self.classes is None else self.classes
-        return _EMBEDS if given is None else len(given)
+        return self.embed_count if given is None else len(given)
+
+    @property
+    def embed_count(self) -> int:
+        return _EMBEDS_OF_RANDOM if self.random_weights else _EMBEDS
 
     @property
     def embeds(self) -> dict[str, int] | None:
         """The stand-ins for prompts, where there is no text encoder."""
         if self.prompts is not None or self.classes is not None:
             return None
-        return {"count": _EMBEDS, "tokens": _EMBED_TOKENS, "seed": self.seed}
+        return {"count": self.embed_count, "tokens": _EMBED_TOKENS, "seed": self.seed}
 
     def groups(self, batch: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Prompt indices and seeds of every call: image i draws prompt i (again from the first) with seed + i."""
@@ -142,7 +147,7 @@ class BenchPlan:
             threads=self.threads,
             batch=batch,
             prompts=self.prompts,
-            embed_count=_EMBEDS,
+            embed_count=self.embed_count,
             embed_tokens=_EMBED_TOKENS,
             embed_seed=self.seed,
             classes=self.classes,

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from ldp_calibration.cost import full_flops, trace_flops
-from ldp_runtime.bundle import TOKENIZER, Bundle, GraphEntry, InfinityEntry, Manifest, open_bundle
+from ldp_runtime.bundle import TOKENIZER, Bundle, GraphEntry, InfinityEntry, Manifest, Precision, open_bundle
 from ldp_runtime.bundle_engines import open_engines
 from ldp_runtime.engines.eager import EagerEngine
 from ldp_runtime.pipeline import Pipeline
@@ -24,6 +24,7 @@ from torch import nn
 from ldp_export.bench.messages import Job
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.decoder import DecoderGraph
+from ldp_export.graphs.graph import convert_weights
 from ldp_export.graphs.prompt import PromptGraph
 from ldp_export.graphs.text_encoder import TextEncoderGraph
 from ldp_export.models.bsq_vae import BsqVae
@@ -237,7 +238,7 @@ class EagerSubject:
         run = generate(
             self.model, features, schedule, model.layout, settings, keep_trace=False, on_scale=laps.end_scale
         )
-        images = to_output(self.vae.decode(run.latent), "torch")
+        images = to_output(self.vae.decode(run.latent).float(), "torch")
         return laps.drawing(images, self.manifest, 1 if defaults.guidance == 1 else 2)
 
 
@@ -249,12 +250,18 @@ class _Modules:
 
 
 def _load_modules(job: Job, manifest: Manifest) -> _Modules:
-    """The checkpoint's modules; no text encoder where the bundle has none."""
+    """The checkpoint's modules, weights in the types that the bundle holds them in (a text encoder's stay float32), so
+    that no baseline reads twice the bytes; no text encoder where the bundle has none."""
     assert job.weights is not None
     assert job.vae is not None
     reads = job.text_encoder is not None and manifest.has_text_encoder
     encoder = load_text_encoder(job.text_encoder).module if reads and job.text_encoder is not None else None
-    return _Modules(load_transformer(job.weights), load_vae(job.vae), encoder)
+    modules = _Modules(load_transformer(job.weights), load_vae(job.vae), encoder)
+    if manifest.precision != "float32":
+        for graph in (PromptGraph, BlocksGraph):
+            convert_weights(graph(modules.transformer, precision=manifest.precision))
+        convert_weights(DecoderGraph(modules.vae, manifest.precision))
+    return modules
 
 
 class HoistedSubject(EngineSubject):
@@ -274,15 +281,15 @@ class HoistedSubject(EngineSubject):
         return Pipeline(bundle.manifest, engines, tokenizer, job.batch, bundle.root)
 
     def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
-        return partial(_graph, _load_modules(job, manifest))
+        return partial(_graph, _load_modules(job, manifest), manifest.precision)
 
 
-def _graph(modules: _Modules, graph: GraphEntry) -> nn.Module:
+def _graph(modules: _Modules, precision: Precision, graph: GraphEntry) -> nn.Module:
     if graph.kind == "text_encoder":
         assert modules.text_encoder is not None
         return TextEncoderGraph(modules.text_encoder)
     if graph.kind == "prompt":
-        return PromptGraph(modules.transformer)
+        return PromptGraph(modules.transformer, precision=precision)
     if graph.kind == "decoder":
-        return DecoderGraph(modules.vae)
-    return BlocksGraph(modules.transformer, graph.first, graph.last)
+        return DecoderGraph(modules.vae, precision)
+    return BlocksGraph(modules.transformer, graph.first, graph.last, precision)

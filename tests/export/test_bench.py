@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ldp_runtime.errors import ConfigError
 from rich.console import Console
 from samples import spec
 
+from ldp_export.bench import subjects
 from ldp_export.bench.measure import rotated, settling_calls, steps
 from ldp_export.bench.plan import BenchPlan, Options, plan_bench
 from ldp_export.bench.result import SCHEMA, BenchResult
@@ -284,3 +286,20 @@ def test_help_is_cheap():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert "Examples" in CliRunner().invoke(command, ["--help"]).output
+
+
+def test_eager_is_in_the_bundles_precision(
+    small_bundle: Bundle, small_sources: Sources, monkeypatch: pytest.MonkeyPatch
+):
+    """Both baselines compute in 16 bits where the engines do; what the original keeps in float32 stays so."""
+    manifest = small_bundle.manifest.model_copy(update={"precision": "bfloat16"})
+    monkeypatch.setattr(subjects, "open_bundle", lambda *_, **__: replace(small_bundle, manifest=manifest))
+    files = {name: str(path) for name, path in eager_files(small_sources).items()}
+    job = replace(plan(small_bundle).jobs(1)["engines"], kind="eager", **files)  # pyright: ignore[reportArgumentType]
+    eager = subjects.EagerSubject(job)
+    kept = {name for name, p in eager.model.named_parameters() if p.dtype == torch.float32}
+    assert {"head.weight", "head.bias"} <= kept
+    assert not any("mat_qkv" in name or "fc1" in name for name in kept)
+    images = eager.draw([0], [7]).images
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
