@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ldp_runtime.bundle import VERSIONS, Precision
+from ldp_runtime.bundle import VERSIONS, InfinityEntry, KvForm, Precision
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.builders.base import Builder
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
+from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.graphs.graph import Graph
+from ldp_export.graphs.key_values import in_place_signature
+from ldp_export.graphs.signature import GraphSignature
 from ldp_export.models.registry import NamedModel
 from ldp_export.models.sources import Sources
 from ldp_export.recipes import recipe_for
@@ -31,6 +35,7 @@ class BuildOptions:
         force: build every stage anew.
         builder: the backend.
         precision: of the graphs.
+        kv_form: how `blocks` graphs remember keys and values; see `graphs/key_values.py`.
         discard_graphs: delete an exported graph once its engine is built: half the disk, and another export next time.
     """
 
@@ -41,6 +46,7 @@ class BuildOptions:
     builder: Builder = field(default_factory=OnnxRuntimeBuilder)
     precision: Precision = "float32"
     discard_graphs: bool = False
+    kv_form: KvForm = "concat"
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,26 @@ class BuildPlan:
     def graph_names(self) -> list[str]:
         return self.recipe.graph_names(self.options.chunk)
 
+    @cached_property
+    def cache_tokens(self) -> int | None:
+        """Positions of a cache that is written in place: all tokens of the largest image. None for the other form."""
+        if self.options.kv_form == "concat":
+            return None
+        model = self.recipe.entry
+        return max(model.schedule(ratio).total_tokens for ratio in model.aspect_ratios)
+
+    def signature(self, name: str) -> GraphSignature:
+        """Inputs and outputs of a graph, in the form and precision that are built."""
+        signature = self.recipe.signature(name, self.options.precision)
+        return signature if self.cache_tokens is None else in_place_signature(signature, self.cache_tokens)
+
+    def graph(self, name: str, precision: Precision) -> Graph:
+        """The graph to export, in the form that is built; see `Recipe.graph`."""
+        graph = self.recipe.graph(name, precision)
+        if self.cache_tokens is None or not isinstance(graph, BlocksGraph):
+            return graph
+        return graph.in_place(self.cache_tokens)
+
     def to_json(self) -> dict[str, object]:
         return {
             "model": self.spec.name,
@@ -68,6 +94,7 @@ class BuildPlan:
             "graphs": self.graph_names,
             "backend": self.options.builder.backend,
             "precision": self.options.precision,
+            "kv_form": self.options.kv_form,
             "reference": self.recipe.coverage,
         }
 
@@ -76,8 +103,8 @@ def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> Bui
     """Checks everything that can be checked before work begins.
 
     Raises:
-        ConfigError: unknown size, impossible chunk, an output path that is no bundle, or a precision that the backend
-            does not run.
+        ConfigError: unknown size, impossible chunk, an output path that is no bundle, or a precision or form of the
+            cache that the backend or the model does not have.
         CheckpointError: files whose keys and shapes are not those of the architecture.
     """
     plan = BuildPlan(spec, sources, options)
@@ -90,9 +117,19 @@ def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> Bui
             "ONNX Runtime has no bfloat16 matrix products on the CPU, where a build verifies its engines",
             hint="build with --precision float32 or float16, or with --backend tensorrt-rtx",
         )
+    _check_kv_form(plan)
     check_output(options.output)
     plan.recipe.check_files()
     return plan
+
+
+def _check_kv_form(plan: BuildPlan) -> None:
+    if plan.options.kv_form == "concat":
+        return
+    if not isinstance(plan.recipe.entry, InfinityEntry):
+        raise ConfigError("class-conditional models have no in-place cache", hint="leave --kv-form out")
+    if plan.options.builder.backend == "torch":
+        raise ConfigError("the torch backend has no in-place cache", hint="leave --kv-form out")
 
 
 def check_output(output: Path) -> None:

@@ -60,7 +60,7 @@ def _files(folders: dict[str, Path]) -> tuple[dict[str, Path], dict[str, FileEnt
 
 
 def _graph(plan: BuildPlan, name: str) -> GraphEntry:
-    builder, signature = plan.options.builder, plan.recipe.signature(name, plan.options.precision)
+    builder, signature = plan.options.builder, plan.signature(name)
     first, last = graph_blocks(name, plan.spec.transformer.depth)
     return GraphEntry(
         kind=graph_kind(name),

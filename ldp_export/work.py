@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 
 from ldp_export import __version__
 from ldp_export.builders.base import Compiler, ExportedGraph, Quantizer
-from ldp_export.graphs.onnx_export import FORMAT, OPSET, check_twin, export_graph
+from ldp_export.graphs.graph import OPSET
+from ldp_export.graphs.key_values import IN_PLACE_OPSET
+from ldp_export.graphs.onnx_export import FORMAT, check_twin, export_graph
 from ldp_export.plan import BuildPlan
-from ldp_export.recipes.base import graph_part, loaded_graph
+from ldp_export.recipes.base import graph_kind, graph_part, loaded_graph
 from ldp_export.stages import Stage, is_complete
 
 #: Ends the name of a stage that compiles the graph whose name comes before it.
@@ -58,7 +60,7 @@ class Work:
         if not isinstance(builder, Compiler):
             return [export]
         precision = self.plan.options.precision
-        signature = self.recipe.signature(name, precision)
+        signature = self.plan.signature(name)
         discard, place = self.plan.options.discard_graphs, export.place(self.cache)
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
@@ -83,12 +85,15 @@ class Work:
             "toolchain": toolchain(),
         }
 
+        if graph_kind(name) == "blocks" and self.plan.cache_tokens is not None:
+            inputs |= {"opset": IN_PLACE_OPSET, "cache_tokens": self.plan.cache_tokens}
+
         def export(folder: Path, say: Callable[[str], None]) -> None:
-            graph = self.recipe.graph(name, precision)
+            graph = self.plan.graph(name, precision)
             export_graph(graph, folder, self.recipe.weights(name), say)
             if precision != "float32":
                 say("comparing with the float32 graph")
-                check_twin(graph, self.recipe.graph(name, "float32"))
+                check_twin(graph, self.plan.graph(name, "float32"))
 
         return Stage(name, inputs, export)
 

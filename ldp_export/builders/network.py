@@ -17,6 +17,7 @@ from typing import Any
 from ldp_runtime.engines.tensorrt_library import Library, Message
 from ldp_runtime.errors import EngineBuildError
 
+from ldp_export.graphs.key_values import LENGTHS
 from ldp_export.graphs.onnx_export import MODEL_FILE
 from ldp_export.graphs.signature import Axis, GraphSignature
 
@@ -26,17 +27,24 @@ LAYER_OF = {
     "RotaryEmbedding": "ROTARY_EMBEDDING",
     "TensorScatter": "KV_CACHE_UPDATE",
 }
+#: Index of the values among an attention's inputs: queries, keys, values.
+_VALUES = 2
 _UNUSED = re.compile(r"unused input:?\s*(\S+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A parsed graph; `builder` and `parser` must outlive `network`."""
+    """A parsed graph; `builder` and `parser` must outlive `network`.
+
+    Attributes:
+        layers: how many of each type. wired: inputs that the parser ignored, and that are in use all the same.
+    """
 
     builder: Any
     network: Any
     parser: Any
     layers: Counter[str]
+    wired: frozenset[str]
 
 
 def parse_network(library: Library, signature: GraphSignature, folder: Path, heard: list[Message]) -> Network:
@@ -54,10 +62,11 @@ def parse_network(library: Library, signature: GraphSignature, folder: Path, hea
     if not parser.parse_from_file(str(path)):
         problems = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise EngineBuildError(f"{library.title} cannot read the graph {signature.name!r}: {problems}")
-    refuse_unused(library, signature.name, heard)
+    wired = wire_lengths(library, network, signature)
+    refuse_unused(library, signature.name, heard, wired)
     layers = count_layers(network)
     check_layers(signature, count_operators(path), layers)
-    return Network(builder, network, parser, layers)
+    return Network(builder, network, parser, layers, wired)
 
 
 def count_layers(network: Any) -> Counter[str]:
@@ -86,9 +95,43 @@ def allow_plain_attention(library: Library, network: Any, signature: GraphSignat
             layer.attention.decomposable = once or layer.get_input(0).dtype == trt.float32
 
 
-def refuse_unused(library: Library, graph: str, heard: list[Message]) -> None:
-    """Raises EngineBuildError when the library said that it ignores one of the graph's inputs."""
-    dropped = sorted({found[1] for message in heard if (found := _UNUSED.search(message.text))})
+def wire_lengths(library: Library, network: Any, signature: GraphSignature) -> frozenset[str]:
+    """Tells every self-attention over an in-place cache how much of it there is to attend to.
+
+    The parser reads Attention's `nonpad_kv_seqlen` and forgets it: the attention would go over the whole cache.
+
+    Returns:
+        The graph's inputs that are in use by this, whatever the parser said of them.
+
+    Raises:
+        EngineBuildError: not one attention for each block reads a cache.
+    """
+    caches = {spec.name for spec in signature.outputs if spec.name.startswith("present_v_")}
+    if not caches:
+        return frozenset()
+    trt = library.module
+    given = next(t for t in map(network.get_input, range(network.num_inputs)) if t.name == LENGTHS)
+    lengths = network.add_cast(given, trt.int32).get_output(0)
+    wired = set()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type != trt.LayerType.ATTENTION_INPUT or layer.get_input(_VALUES).name not in caches:
+            continue
+        layer.__class__ = trt.IAttentionInputLayer  # the bindings give the base class
+        layer.attention.key_value_lengths = lengths
+        if layer.attention.key_value_lengths is not None:
+            wired.add(layer.get_input(_VALUES).name)
+    if wired != caches:
+        raise EngineBuildError(
+            f"the graph {signature.name!r} has the caches {sorted(caches)}, but {library.title} attends to a part of "
+            f"{sorted(wired)} only: over the others it would read what was never written"
+        )
+    return frozenset({LENGTHS})
+
+
+def refuse_unused(library: Library, graph: str, heard: list[Message], wired: frozenset[str]) -> None:
+    """Raises EngineBuildError when the library said that it ignores one of the graph's inputs that is not `wired`."""
+    dropped = sorted({found[1] for message in heard if (found := _UNUSED.search(message.text))} - wired)
     if dropped:
         raise EngineBuildError(
             f"{library.title} ignores the inputs {dropped} of the graph {graph!r}: the engine would compute "
@@ -116,4 +159,4 @@ def blocks_of(signature: GraphSignature) -> int:
     """Transformer blocks of a graph that runs once per scale."""
     if Axis.TOKENS not in signature.axes:
         return 0
-    return sum(spec.name.startswith("new_k_") for spec in signature.outputs)
+    return sum(spec.name.startswith(("new_k_", "present_k_")) for spec in signature.outputs)

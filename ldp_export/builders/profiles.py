@@ -8,6 +8,7 @@ loop can make lies in the bucket of its scale, and a later bucket serves all tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.optimization_profiles import AxisRange, OptimizationProfile
@@ -39,7 +40,8 @@ def graph_profiles(
         max_rows: branches of images in one call; text_tokens: of the longest prompt, 0 for models of classes.
     """
     if Axis.TOKENS in signature.axes:
-        return scale_profiles(schedules, buckets, max_rows, text_tokens if Axis.TEXT in signature.axes else 0)
+        of_scales = scale_profiles(schedules, buckets, max_rows, text_tokens if Axis.TEXT in signature.axes else 0)
+        return tuple(_of_axes(profile, signature) for profile in of_scales)
     if Axis.HEIGHT in signature.axes:
         return latent_profiles(schedules, layout)
     return (OptimizationProfile(_prompt_axes(max_rows, text_tokens if Axis.TEXT in signature.axes else 0)),)
@@ -63,6 +65,11 @@ def scale_profiles(
         }
         profiles.append(OptimizationProfile(axes, (first, last)))
     return tuple(profiles)
+
+
+def _of_axes(profile: OptimizationProfile, signature: GraphSignature) -> OptimizationProfile:
+    """The profile without what the graph has no axis for: a cache that is written in place has no past."""
+    return replace(profile, axes={name: sides for name, sides in profile.axes.items() if name in signature.axes})
 
 
 def latent_profiles(schedules: Sequence[ScaleSchedule], layout: LatentLayout) -> tuple[OptimizationProfile, ...]:

@@ -166,7 +166,7 @@ def _write_engine(
         os.fsync(file.fileno())
     if progress.is_stopped:
         raise EngineBuildError(f"the build of {signature.name!r} was stopped")
-    refuse_unused(library, signature.name, heard)
+    refuse_unused(library, signature.name, heard, network.wired)
     if writer.error is not None:
         raise writer.error
     if not done or path.stat().st_size == 0:

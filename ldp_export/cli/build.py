@@ -17,7 +17,7 @@ from ldp_export.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Backend, Precision
+    from ldp_runtime.bundle import Backend, KvForm, Precision
 
     from ldp_export.plan import BuildPlan
 
@@ -29,6 +29,7 @@ Examples:
   ldp-export build --model infinity-2b --dry-run        what it would fetch, do and need
   ldp-export build --model infinity-8b --local-dir 8b   files fetched elsewhere, no network
   ldp-export build --backend tensorrt-rtx --compute-capability 8.6,8.9,12.0 --profiles 3 --output bundles/rtx
+  ldp-export build --backend tensorrt-rtx --compute-capability 8.9 --kv-form in-place --output bundles/rtx-in-place
   ldp-export build --weights t.safetensors --vae v.safetensors --pn 0.06M --output bundles/mine
 """
 )
@@ -51,6 +52,14 @@ Examples:
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Of the graphs' matrix products.  [default: bfloat16 with TensorRT, else float32]",
 )
+@click.option(
+    "--kv-form",
+    type=click.Choice(["concat", "in-place"]),
+    default="concat",
+    show_default=True,
+    help="How engines remember keys and values: joined to a past of any length, or written into a cache of a fixed "
+    "size (Infinity; not with --backend torch; docs/tensorrt.md).",
+)
 @click.option("--discard-graphs", is_flag=True, help="Delete each exported graph once its engine is built.")
 @click.option("--force", is_flag=True, help="Redo stages that are already done.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and needed, and stop.")
@@ -72,6 +81,7 @@ def command(
     guidance: float | None,
     temperature: float | None,
     precision: Precision | None,
+    kv_form: KvForm,
     discard_graphs: bool,
     force: bool,
     dry_run: bool,
@@ -100,7 +110,8 @@ def command(
     chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder)
     precision = precision or ("bfloat16" if backend.startswith("tensorrt") else "float32")
     builder = choose_builder(chosen, spec, size or spec.size, precision)
-    plan = plan_build(spec, sources, BuildOptions(output, size, chunk, force, builder, precision, discard_graphs))
+    options = BuildOptions(output, size, chunk, force, builder, precision, discard_graphs, kv_form)
+    plan = plan_build(spec, sources, options)
     if dry_run:
         show_plan(plan, as_json)
         return

@@ -52,6 +52,7 @@ def _print(bundle: Bundle) -> None:
         f"{model.depth} blocks, width {model.width}, {model.heads} heads, {model.token}; "
         f"{manifest.precision} on {manifest.backend}"
     )
+    console.print(f"keys and values: {_cache(manifest)}")
     console.print("draws (height x width): " + ", ".join(f"{h}x{w}" for h, w in sizes(manifest)))
     console.print(f"memory, batch 1: up to {estimate_memory(manifest, 1)}")
     graphs = Table(title="graphs")
@@ -70,6 +71,12 @@ def _print(bundle: Bundle) -> None:
     for k, (h, w) in enumerate(schedule.grids):
         scales.add_row(f"{k}{'*' if k in pruned else ' '}", f"{h}x{w}", str(h * w), str(schedule.offsets[k]))
     console.print(scales)
+
+
+def _cache(manifest: Manifest) -> str:
+    if manifest.cache_tokens is None:
+        return "concat, a past of any length"
+    return f"in-place, a cache of {manifest.cache_tokens} positions"
 
 
 def _print_target(console: Console, manifest: Manifest) -> None:

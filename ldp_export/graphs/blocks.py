@@ -7,12 +7,15 @@ embeds, the last holds the head, `hidden` passes between them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
 from torch import nn
 
 from ldp_export.graphs.graph import Graph, Precision
+from ldp_export.graphs.key_values import Concatenated, InPlace, KeyValueForm, attention, in_place_signature
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity import (
     FLOAT32_ISLANDS,
@@ -73,11 +76,22 @@ class BlocksGraph(Graph):
         super().__init__(blocks_signature(config, first, last, precision), precision)
         self.first, self.last = first, last
         self.eps = config.norm_eps
+        self.memory: KeyValueForm = Concatenated()
         self.blocks = nn.ModuleList(model.layers[self.first : self.last])
         if self.first == 0:
             self.word_embed = model.word_embed
         if self.last == config.depth:
             self.head = model.head
+
+    def in_place(self, capacity: int) -> BlocksGraph:
+        """Turns the graph, which is given back, into the in-place form with a cache of `capacity` positions."""
+        self.memory = InPlace(capacity)
+        self.signature = in_place_signature(self.signature, capacity)
+        return self
+
+    @property
+    def opset(self) -> int:
+        return self.memory.opset
 
     def uses(self, name: str) -> bool:
         # The prompt graph holds what makes the text's keys and values, and the offsets the embedding's bias.
@@ -95,9 +109,9 @@ class BlocksGraph(Graph):
         caches: list[torch.Tensor] = []
         for i, block in enumerate(self._layers, start=self.first):
             text = (given[f"text_k_{i}"], given[f"text_v_{i}"])
-            past = (given[f"past_k_{i}"], given[f"past_v_{i}"])
-            x, new_k, new_v = self._block(block, x, given["modulation"], rope, text, text_mask, past)
-            caches += [new_k, new_v]
+            attend = partial(self.memory.attend, given, i)
+            x, kept = self._block(block, x, given["modulation"], rope, text, text_mask, attend)
+            caches += kept
         if self.last_is_head:
             scale, shift = given["head_modulation"].split(1, dim=1)
             x = self.head(modulate(x, scale, shift, self.eps))
@@ -119,20 +133,18 @@ class BlocksGraph(Graph):
         rope: Rope,
         text: KeyValue,
         text_mask: torch.Tensor,
-        past: KeyValue,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `Block.forward`, with the text K/V given, and only the new K/V returned."""
+        attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, KeyValue]],
+    ) -> tuple[torch.Tensor, KeyValue]:
+        """As `Block.forward`, with the text K/V given; returns also what is to be remembered."""
         gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0].float() + modulation).split(1, dim=1)
         q, k, v = block.sa.project(modulate(x, scale1, shift1, self.eps), None)  # [R, L, H, c]
         q, k = _rotate(q, rope).to(v.dtype), _rotate(k, rope).to(v.dtype)
-        new_k, new_v = k.transpose(0, 1), v.transpose(0, 1)  # [L, R, H, c]
-        all_k, all_v = torch.cat((past[0], new_k)), torch.cat((past[1], new_v))
-        attended = _attention(q, all_k.permute(1, 2, 0, 3), all_v.permute(1, 2, 0, 3), 1.0)
+        attended, kept = attend(q, k, v)
         x = x + gate1 * block.sa.proj(attended).float()
         q = block.ca.mat_q(block.ca_norm(x)).unflatten(-1, (block.ca.heads, -1))
-        x = x + block.ca.proj(_attention(q, *text, q.shape[-1] ** -0.5, text_mask)).float()
+        x = x + block.ca.proj(attention(q, *text, q.shape[-1] ** -0.5, text_mask)).float()
         x = x + gate2 * block.ffn(modulate(x, scale2, shift2, self.eps)).float()
-        return x, new_k, new_v
+        return x, kept
 
 
 def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -141,11 +153,3 @@ def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     cos, sin = (t[None].expand(rows, tokens, -1) for t in rope)
     flat = torch.onnx.ops.rotary_embedding(x.flatten(2), cos, sin, interleaved=True, num_heads=heads)
     return flat.unflatten(-1, (heads, -1))
-
-
-def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """q [R, L, H, c] against k, v [R, H, S, c] -> [R, L, C]."""
-    out = nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).flatten(2)

@@ -11,6 +11,8 @@ from torch import nn
 
 from ldp_export.graphs.signature import GraphSignature
 
+OPSET = 23
+
 
 class Graph(nn.Module):
     """A module that takes and gives tensors in the order of its signature.
@@ -29,6 +31,11 @@ class Graph(nn.Module):
         super().__init__()
         self.signature = signature
         self.precision: Precision = precision
+
+    @property
+    def opset(self) -> int:
+        """Of ONNX, that the graph is exported in."""
+        return OPSET
 
     def stays_float32(self, name: str) -> bool:
         return self.ISLANDS.match(name) is not None

@@ -25,7 +25,6 @@ from ldp_export.models.tensor_writer import TensorSource, write_tensors
 
 logger = logging.getLogger(__name__)
 
-OPSET = 23
 #: Counts changes to what an export writes, so that graphs of earlier versions are not taken for this one's.
 FORMAT = 2
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
@@ -94,7 +93,7 @@ def _trace(graph: Graph) -> Any:
             graph,
             signature.examples(),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=graph.opset,
             input_names=signature.input_names,
             output_names=signature.output_names,
             dynamic_shapes=signature.dynamic_shapes(),

@@ -12,6 +12,9 @@ from ldp_runtime.engines.base import Engine
 from ldp_runtime.errors import NonFiniteError
 from ldp_runtime.finite import all_finite
 from ldp_runtime.kv_cache import KVCache
+from ldp_runtime.kv_cache_in_place import InPlaceKVCache
+
+Cache = KVCache | InPlaceKVCache
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class ModelShape:
 
     Attributes:
         logits: of a token. cache: element type of keys and values.
+        cache_tokens: positions of a cache that engines write in place; None where they give new keys and values.
     """
 
     depth: int
@@ -27,6 +31,7 @@ class ModelShape:
     heads: int
     logits: int
     cache: torch.dtype = torch.float32
+    cache_tokens: int | None = None
 
     @property
     def head_dim(self) -> int:
@@ -111,8 +116,12 @@ class Blocks:
         self.shape = shape
         self.device = self._chunks[0].engine.device
 
-    def new_cache(self, capacity: int, rows: int) -> KVCache:
+    def new_cache(self, capacity: int, rows: int) -> Cache:
+        """A cache for `capacity` tokens; one that is written in place has the size that the engines were built for."""
         shape = self.shape
+        if shape.cache_tokens is not None:
+            sizes = (shape.depth, shape.cache_tokens, rows, shape.heads, shape.head_dim)
+            return InPlaceKVCache(*sizes, self.device, shape.cache)
         return KVCache(shape.depth, capacity, rows, shape.heads, shape.head_dim, self.device, shape.cache)
 
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
@@ -129,7 +138,7 @@ class Blocks:
         offset: torch.Tensor,
         places: Mapping[str, torch.Tensor],
         prompt: PromptRows,
-        cache: KVCache,
+        cache: Cache,
         *,
         scale: int,
         remember: bool = True,
@@ -151,16 +160,15 @@ class Blocks:
         """
         R, L, _ = latents.shape
         logits = latents.new_empty(R, L, self.shape.logits)
-        given = {**places, **prompt.inputs, "latents": latents, "offset": offset}
+        given = {**places, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
         for chunk in self._chunks:
             is_last = chunk.last == self.shape.depth
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
             inputs = {name: tensor for name, tensor in given.items() if name in chunk.inputs}
             outputs = {"logits" if is_last else "hidden_out": out}
             for layer in range(chunk.first, chunk.last):
-                inputs[f"past_k_{layer}"], inputs[f"past_v_{layer}"] = cache.past(layer)
-                if remember:
-                    outputs[f"new_k_{layer}"], outputs[f"new_v_{layer}"] = cache.slots(layer, L)
+                inputs |= cache.reads(layer)
+                outputs |= cache.writes(layer, L, remember)
             chunk.engine.run(inputs, outputs)
             given["hidden"] = out
         if remember:

@@ -33,6 +33,8 @@ CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "re
 
 #: Element type of the graphs' matrix products; what the original keeps in float32 is float32 in all of them.
 Precision = Literal["float32", "bfloat16", "float16"]
+#: Whether engines join the past with their new keys and values, or write these into a cache of a fixed size.
+KvForm = Literal["concat", "in-place"]
 State = Literal["verified", "unverified", "rejected"]
 Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 
@@ -227,8 +229,24 @@ class Manifest(_Entry):
     @property
     def cache_dtype(self) -> torch.dtype:
         """Element type of keys and values."""
+        return getattr(torch, self._keys.dtype)
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """Positions of the cache that the engines write in place; None where they give new keys and values."""
+        size = self._keys.shape[2]
+        return size if self.kv_form == "in-place" and isinstance(size, int) else None
+
+    @property
+    def kv_form(self) -> KvForm:
+        """How the engines remember keys and values, as their signature says."""
+        return "in-place" if self._keys.name.startswith("cache_") else "concat"
+
+    @property
+    def _keys(self) -> TensorEntry:
+        """The first layer's keys, as an input."""
         tensors = self.chunks("blocks")[0].inputs
-        return getattr(torch, next(tensor.dtype for tensor in tensors if tensor.name.startswith("past_k_")))
+        return next(tensor for tensor in tensors if tensor.name.startswith(("past_k_", "cache_k_")))
 
     @property
     def version(self) -> str:

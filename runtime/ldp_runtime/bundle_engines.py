@@ -106,7 +106,12 @@ def open_engines(
     return Engines(
         text_encoder=encoder[0][1] if encoder else None,
         prompt=chained(of_kind("prompt")),
-        blocks=Blocks(chunks, ModelShape(model.depth, model.width, model.heads, model.logits, manifest.cache_dtype)),
+        blocks=Blocks(
+            chunks,
+            ModelShape(
+                model.depth, model.width, model.heads, model.logits, manifest.cache_dtype, manifest.cache_tokens
+            ),
+        ),
         decoder=of_kind("decoder")[0][1],
         space=token_space(model, constants),
         constants=constants,

@@ -44,16 +44,16 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     past = max(s.offsets[-2] for s in schedules)
     tokens = max(max(s.tokens) for s in schedules)
     rows = 2 * max_batch
-    arena = KVCache.size_in_bytes(model.depth, past, rows, model.width, manifest.cache_dtype.itemsize)
+    held = manifest.cache_tokens or past
+    arena = KVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_dtype.itemsize)
     widest = tokens * rows * (model.ffn + 4 * model.width) * 4
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
     decoder = pixels * _DECODER_WIDTH * 4 * 3
     # Noise of every scale, and what sampling makes of the largest one's logits.
     sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
-    if manifest.backend.startswith(
-        "tensorrt"
-    ):  # the last scale's keys and values, which nobody wants, have a place too
+    if manifest.backend.startswith("tensorrt") and manifest.kv_form == "concat":
+        # The last scale's keys and values, which nobody wants, have a place too.
         sampling += KVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
     return MemoryEstimate(
         weights=2 * manifest.weight_bytes(),

@@ -48,6 +48,22 @@ class KVCache:
             raise ConfigError(f"the KV cache holds {self.capacity} tokens, {end} were asked for")
         return self._arena[layer, 0, self.length : end], self._arena[layer, 1, self.length : end]
 
+    def counters(self, tokens: int) -> dict[str, torch.Tensor]:
+        """What all layers of a call read of the cache beside their past: nothing."""
+        return {}
+
+    def reads(self, layer: int) -> dict[str, torch.Tensor]:
+        """Inputs of a layer, by their names."""
+        key, value = self.past(layer)
+        return {f"past_k_{layer}": key, f"past_v_{layer}": value}
+
+    def writes(self, layer: int, tokens: int, wanted: bool) -> dict[str, torch.Tensor]:
+        """Outputs of a layer, by their names; none for a call whose keys and values are not wanted later."""
+        if not wanted:
+            return {}
+        key, value = self.slots(layer, tokens)
+        return {f"new_k_{layer}": key, f"new_v_{layer}": value}
+
     def advance(self, tokens: int) -> None:
         """Counts the slots that an engine has just filled."""
         self.length += tokens

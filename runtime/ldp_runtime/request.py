@@ -103,6 +103,7 @@ def make_request(
         raise ConfigError(f"temperature must be positive, got {heat}", hint="top_k=1 draws the likeliest bits")
     chosen = policy or Policy()
     chosen.check(schedule)
+    _check_cache(manifest, schedule, chosen)
     check_output_type(output_type)
     count = len(conditions) * num_images_per_prompt
     seeds = _seeds(seed, count)
@@ -167,6 +168,16 @@ def _prompts(
     if negatives is not None and len(negatives) not in (1, len(prompts)):
         raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
     return prompts, negatives
+
+
+def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) -> None:
+    """A cache of a fixed size holds every token that the request may compute, those of its last scale included."""
+    tokens = sum(schedule.tokens[: policy.scales_to_run(schedule)])
+    if manifest.cache_tokens is not None and tokens > manifest.cache_tokens:
+        raise ConfigError(
+            f"the request may compute {tokens} tokens; the in-place cache of this bundle holds {manifest.cache_tokens}",
+            hint="ask for a smaller size, or rebuild the bundle (--kv-form concat has no such limit)",
+        )
 
 
 def check_output_type(output_type: str) -> None:

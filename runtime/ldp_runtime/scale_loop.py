@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ldp_runtime.blocks import Blocks, Placement, PromptRows
+from ldp_runtime.blocks import Blocks, Cache, Placement, PromptRows
 from ldp_runtime.guidance import guide, last_guided_scale
-from ldp_runtime.kv_cache import KVCache
 from ldp_runtime.pruning.guidance_recall import recall
 from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
@@ -79,7 +78,7 @@ class _Group:
 
     images: list[ImageState]
     prompt: PromptRows
-    cache: KVCache
+    cache: Cache
 
     def alive(self) -> list[int]:
         return [i for i, image in enumerate(self.images) if image.unconditional]

@@ -23,6 +23,7 @@ from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundle
 from ldp_runtime.residual import LatentLayout
 from samples import spec
 
+from ldp_export.builders import network
 from ldp_export.builders.base import Compiler, ExportedGraph
 from ldp_export.builders.cancellable import BuildProgress, run_cancellable
 from ldp_export.builders.choice import BackendOptions, choose_builder
@@ -84,6 +85,14 @@ def blocks(tmp_path_factory: pytest.TempPathFactory, golden_2b: Golden) -> Expor
     return exported(BlocksGraph(golden_2b.transformer, precision="bfloat16"), tmp_path_factory.mktemp("blocks"))
 
 
+@pytest.fixture(scope="module")
+def in_place(tmp_path_factory: pytest.TempPathFactory, golden_2b: Golden) -> ExportedGraph:
+    """The last two blocks of that model, with a cache that is written in place."""
+    capacity = max(schedule.total_tokens for schedule in all_schedules(golden_2b.config["pn"]))
+    graph = BlocksGraph(golden_2b.transformer, 2, 4, precision="bfloat16").in_place(capacity)
+    return exported(graph, tmp_path_factory.mktemp("in-place"))
+
+
 @pytest.fixture
 def float32_blocks(tiny_bundle: Bundle, golden_2b: Golden) -> ExportedGraph:
     """The same graph in float32, from the bundle of ONNX graphs."""
@@ -143,6 +152,13 @@ class TestEngines:
         decoder = exported(VqDecoderGraph(vae, "bfloat16"), tmp_path / "decoder")
         assert build(chosen, decoder, tmp_path / "decoder-engine")["CONVOLUTION"] > 0
 
+    def test_in_place_cache(self, in_place: ExportedGraph, golden_2b: Golden, tmp_path: Path) -> None:
+        """Each block updates two caches, and attends to the part of them that is filled."""
+        chosen = builder(golden_2b.config["pn"], golden_2b.layout, text_tokens=512, capabilities=("8.9",))
+        assert all("past" not in profile.axes for profile in chosen.profiles(in_place.signature))
+        layers = build(chosen, in_place, tmp_path / "engine")
+        assert layers["KV_CACHE_UPDATE"] == layers["ATTENTION_INPUT"] == 2 * blocks_of(in_place.signature) == 4
+
     def test_float32_is_taken_apart_and_builds(self, float32_blocks: ExportedGraph, tmp_path: Path) -> None:
         layers = build(builder(capabilities=("8.9",)), float32_blocks, tmp_path / "engine")
         assert layers["ATTENTION_INPUT"] == 2 * blocks_of(float32_blocks.signature)
@@ -198,6 +214,19 @@ class TestRefusals:
         signature = padded_attention(tmp_path)
         with pytest.raises(EngineBuildError, match=r"ignores the inputs \['lengths'\]"):
             build(builder(), in_folder(signature, tmp_path), tmp_path / "engine")
+
+    def test_lengths_that_would_go_unread(
+        self, in_place: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An in-place cache whose attentions are not told its length, or not all of them."""
+        chosen = builder(text_tokens=512, capabilities=("8.9",))
+        another = replace(in_place.signature.outputs[-1], name="present_v_7")
+        claimed = replace(in_place.signature, outputs=(*in_place.signature.outputs, another))
+        with pytest.raises(EngineBuildError, match=r"attends to a part of \['present_v_2', 'present_v_3'\] only"):
+            build(chosen, in_folder(claimed, in_place.folder), tmp_path / "engine")
+        monkeypatch.setattr(network, "wire_lengths", lambda *_: frozenset())
+        with pytest.raises(EngineBuildError, match=r"ignores the inputs \['lengths'\]"):
+            build(chosen, in_place, tmp_path / "engine")
 
     def test_what_is_no_graph(self, tmp_path: Path, blocks: ExportedGraph) -> None:
         (tmp_path / MODEL_FILE).write_bytes(b"no model")

@@ -45,6 +45,15 @@ def engines(backend: Any, golden_2b: Golden, tmp_path_factory: pytest.TempPathFa
     return bundle
 
 
+def test_in_place_cache(backend: Any, golden_2b: Golden, tmp_path: Path) -> None:
+    """`build` compares it with the reference runs on this GPU."""
+    model = spec(golden_2b.transformer.config, golden_2b.vae.config)
+    sources = Sources(golden_2b.folder / "transformer.safetensors", golden_2b.folder / "vae.safetensors")
+    builder = choose_builder(BackendOptions(backend), model, model.size, "float32")
+    bundle, _ = build(plan_build(model, sources, BuildOptions(tmp_path, builder=builder, kv_form="in-place")))
+    assert (bundle.state, bundle.manifest.kv_form) == ("verified", "in-place")
+
+
 @pytest.fixture
 def pipe(engines: Bundle) -> Iterator[Pipeline]:
     with Pipeline.load(engines, device="cuda", max_batch=2) as pipe:

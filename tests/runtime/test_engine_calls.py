@@ -18,7 +18,7 @@ from ldp_runtime.engines.bindings import Binding, axis_sizes, input_bindings, ou
 from ldp_runtime.engines.gpu import check_capability, require_gpu
 from ldp_runtime.engines.graph_cache import GraphCache
 from ldp_runtime.engines.places import Places
-from ldp_runtime.engines.tensorrt import check_size, check_target
+from ldp_runtime.engines.tensorrt import check_aliases, check_size, check_target
 from ldp_runtime.engines.tensorrt_library import ALIGNMENT, capability, load_library
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 
@@ -150,12 +150,40 @@ class TestPlaces:
             assert torch.equal(content.view(5, 3), given)
         assert len(seen) == 1
 
+    def test_what_is_written_in_place_stays_in_place(self) -> None:
+        """However small, and in captured calls too: a copy would be read by the one and written by the other."""
+        cache = self.aligned(64)
+        both = [Binding(name, (64,), 1, cache.data_ptr()) for name in ("cache_k_0", "present_k_0")]
+        places = Places(both, {"cache_k_0": cache}, {"present_k_0": cache}, captured=True, memory=self.memory())
+        assert {places.address(binding) for binding in both} == {cache.data_ptr()}
+        shifted = self.aligned(64, shift=16)
+        both = [Binding(name, (64,), 1, shifted.data_ptr()) for name in ("cache_k_0", "present_k_0")]
+        with pytest.raises(ConfigError, match=f"'cache_k_0' is written in place.*no multiple of {ALIGNMENT}"):
+            Places(both, {"cache_k_0": shifted}, {"present_k_0": shifted}, captured=False, memory=self.memory())
+
     def test_nothing_is_bound_to_null(self) -> None:
         bound = [Binding("empty", (0, 4), 4, 0), Binding("unwanted", (8,), 4, 0)]
         places = Places(bound, {}, {}, captured=False, memory=self.memory())
         addresses = [places.address(binding) for binding in bound]
         assert 0 not in addresses
         assert len(set(addresses)) == 2
+
+
+@pytest.mark.parametrize(
+    ("aliases", "wrong"),
+    [
+        ({"present_k_0": "cache_k_0", "present_v_0": "cache_v_0"}, None),
+        ({"present_k_0": "cache_k_0"}, "present_v_0 shares the memory of None instead of cache_v_0"),
+        (
+            {"present_k_0": "cache_v_0", "present_v_0": "cache_k_0"},
+            "present_k_0 shares the memory of cache_v_0 instead",
+        ),
+        ({"logits": "x", "present_k_0": "cache_k_0"}, "logits shares the memory of x instead of None"),
+    ],
+)
+def test_caches_that_an_engine_writes_elsewhere(aliases: dict[str, str], wrong: str | None) -> None:
+    found = check_aliases(["logits", "present_k_0", "present_v_0"], aliases.get)
+    assert found == wrong if wrong is None else wrong in (found or "")
 
 
 class TestGraphCache:

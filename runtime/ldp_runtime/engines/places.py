@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from ldp_runtime.engines.bindings import Binding, spare_offsets
+from ldp_runtime.engines.tensorrt_library import ALIGNMENT
+from ldp_runtime.errors import ConfigError
 
 #: Inputs of captured calls that are at most this large [bytes] are copied to a place that never changes.
 _STAGED = 2**20
@@ -21,6 +24,7 @@ class Places:
     - A tensor whose address is aligned is bound as it is.
     - Small inputs of a call that is to be captured go to a place of their own, the same in every call: a graph replays
       addresses. What is large (the text's keys and values, the past) stays, and belongs to what identifies the graph.
+    - An output at the address of an input (a cache that is written in place) is bound there with it, however small.
     - Other tensors go through an aligned copy.
     - Outputs that nobody wants, and inputs without elements, get spare memory: an engine takes no null pointers.
     """
@@ -34,11 +38,12 @@ class Places:
         memory: Memory,
     ) -> None:
         self.captured = captured
+        shared = _shared(bound)
         self._addresses = _spare(bound, memory)
         self._copies: list[torch.Tensor] = []
         self._back: list[tuple[torch.Tensor, torch.Tensor]] = []
         for binding in bound:
-            if binding.name in self._addresses:
+            if binding.name in self._addresses or binding.address in shared:
                 continue
             tensor = inputs.get(binding.name)
             if tensor is not None and captured and binding.size <= _STAGED:
@@ -63,6 +68,19 @@ class Places:
             self._back.append((place, copy))
         self._copies.append(copy)  # alive until the call has been enqueued
         return copy.data_ptr()
+
+
+def _shared(bound: Sequence[Binding]) -> set[int]:
+    """Addresses that more than one tensor of a call has.
+
+    Raises:
+        ConfigError: one is not aligned. A copy would be read by the one and written by the other.
+    """
+    shared = {a for a, count in Counter(b.address for b in bound if b.address).items() if count > 1}
+    for binding in bound:
+        if binding.address in shared and not binding.aligned:
+            raise ConfigError(f"{binding.name!r} is written in place, at an address that is no multiple of {ALIGNMENT}")
+    return shared
 
 
 def _spare(bound: Sequence[Binding], memory: Memory) -> dict[str, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,7 @@ class TensorRtEngine:
         check_size(path, size)
         self._engine: Any = _deserialize(name, path, session)
         self._check_tensors(path)
+        self._check_aliases(path)
         cached = None if session.kernels is None else session.kernels / f"{name}.kernels"
         self._config, self._kernels = session.library.new_context_config(self._engine, cached)
         self._contexts = [self._new_context(index) for index in range(len(graph.profiles))]
@@ -235,6 +236,14 @@ class TensorRtEngine:
                 raise LdpError(f"{self.name!r} could not be captured: {self._session.library.recent_errors()}")
         return _CapturedCall(graph, context), max(2**20, before - torch.cuda.mem_get_info(self.device)[0])
 
+    def _check_aliases(self, path: Path) -> None:
+        """The engine writes caches where the runtime will bind them: in place, or nowhere."""
+        wrong = check_aliases([entry.name for entry in self.graph.outputs], self._engine.get_aliased_input_tensor)
+        if wrong is not None:
+            raise IntegrityError(
+                f"{path} holds another engine than the manifest says: {wrong}", hint="rebuild the bundle"
+            )
+
     def _check_tensors(self, path: Path) -> None:
         """The engine's own names, types and profiles are those of the manifest."""
         engine, trt = self._engine, self._session.library.module
@@ -248,6 +257,20 @@ class TensorRtEngine:
                 f"{engine.num_optimization_profiles} profiles instead of {len(self.graph.profiles)}",
                 hint="rebuild the bundle",
             )
+
+
+def check_aliases(outputs: Iterable[str], source: Callable[[str], str | None]) -> str | None:
+    """Which cache an engine does not write where it reads it; None when all is well.
+
+    Args:
+        outputs: names of a graph's outputs.
+        source: from an output's name to that of the input whose memory it shares, or None.
+    """
+    for name in outputs:
+        cache = "cache_" + name.removeprefix("present_") if name.startswith("present_") else None
+        if source(name) != cache:
+            return f"{name} shares the memory of {source(name)} instead of {cache}"
+    return None
 
 
 def check_size(path: Path, size: int) -> None:
