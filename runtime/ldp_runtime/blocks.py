@@ -161,14 +161,15 @@ class Blocks:
         R, L, _ = latents.shape
         logits = latents.new_empty(R, L, self.shape.logits)
         given = {**places, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
+        reads, writes = cache.reads(), cache.writes(L, remember)
         for chunk in self._chunks:
             is_last = chunk.last == self.shape.depth
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
             inputs = {name: tensor for name, tensor in given.items() if name in chunk.inputs}
             outputs = {"logits" if is_last else "hidden_out": out}
             for layer in range(chunk.first, chunk.last):
-                inputs |= cache.reads(layer)
-                outputs |= cache.writes(layer, L, remember)
+                inputs |= reads[layer]
+                outputs |= writes[layer]
             chunk.engine.run(inputs, outputs)
             given["hidden"] = out
         if remember:

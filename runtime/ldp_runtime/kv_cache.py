@@ -37,32 +37,39 @@ class KVCache:
     def rows(self) -> int:
         return self._arena.shape[3]
 
-    def past(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values computed so far: two views [length, rows, heads, head_dim]."""
-        return self._arena[layer, 0, : self.length], self._arena[layer, 1, : self.length]
+    def past(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values computed so far: of each layer two views [length, rows, heads, head_dim]."""
+        return self._positions(0, self.length)
 
-    def slots(self, layer: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the next `tokens` positions belong: two views [tokens, rows, heads, head_dim]."""
+    def slots(self, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Where the next `tokens` positions belong: of each layer two views [tokens, rows, heads, head_dim].
+
+        Raises:
+            ConfigError: the cache has no room for them.
+        """
         end = self.length + tokens
         if end > self.capacity:
             raise ConfigError(f"the KV cache holds {self.capacity} tokens, {end} were asked for")
-        return self._arena[layer, 0, self.length : end], self._arena[layer, 1, self.length : end]
+        return self._positions(self.length, end)
+
+    def _positions(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        # All views in one call: a slice a layer and kind would cost a tenth of a millisecond of every scale.
+        views = self._arena[:, :, first:end].flatten(0, 1).unbind(0)
+        return list(zip(views[::2], views[1::2], strict=True))
 
     def counters(self, tokens: int) -> dict[str, torch.Tensor]:
         """What all layers of a call read of the cache beside their past: nothing."""
         return {}
 
-    def reads(self, layer: int) -> dict[str, torch.Tensor]:
-        """Inputs of a layer, by their names."""
-        key, value = self.past(layer)
-        return {f"past_k_{layer}": key, f"past_v_{layer}": value}
+    def reads(self) -> list[dict[str, torch.Tensor]]:
+        """Inputs of each layer, by their names."""
+        return [{f"past_k_{i}": key, f"past_v_{i}": value} for i, (key, value) in enumerate(self.past())]
 
-    def writes(self, layer: int, tokens: int, wanted: bool) -> dict[str, torch.Tensor]:
-        """Outputs of a layer, by their names; none for a call whose keys and values are not wanted later."""
+    def writes(self, tokens: int, wanted: bool) -> list[dict[str, torch.Tensor]]:
+        """Outputs of each layer, by their names; none for a call whose keys and values are not wanted later."""
         if not wanted:
-            return {}
-        key, value = self.slots(layer, tokens)
-        return {f"new_k_{layer}": key, f"new_v_{layer}": value}
+            return [{}] * self._arena.shape[0]
+        return [{f"new_k_{i}": key, f"new_v_{i}": value} for i, (key, value) in enumerate(self.slots(tokens))]
 
     def advance(self, tokens: int) -> None:
         """Counts the slots that an engine has just filled."""

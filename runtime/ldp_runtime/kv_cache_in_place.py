@@ -53,13 +53,18 @@ class InPlaceKVCache:
             "lengths": torch.full((self.rows,), end, dtype=torch.int64, device=device),
         }
 
-    def reads(self, layer: int) -> dict[str, torch.Tensor]:
-        """Inputs of a layer."""
-        return {f"cache_{kind}_{layer}": tensor for kind, tensor in self._tensors[layer].items()}
+    def reads(self) -> list[dict[str, torch.Tensor]]:
+        """Inputs of each layer, by their names."""
+        return self._named("cache")
 
-    def writes(self, layer: int, tokens: int, wanted: bool) -> dict[str, torch.Tensor]:
-        """Outputs of a layer: its inputs. They have no other place, wanted later or not."""
-        return {f"present_{kind}_{layer}": tensor for kind, tensor in self._tensors[layer].items()}
+    def writes(self, tokens: int, wanted: bool) -> list[dict[str, torch.Tensor]]:
+        """Outputs of each layer: its inputs. They have no other place, wanted later or not."""
+        return self._named("present")
+
+    def _named(self, prefix: str) -> list[dict[str, torch.Tensor]]:
+        return [
+            {f"{prefix}_{kind}_{i}": tensor for kind, tensor in layer.items()} for i, layer in enumerate(self._tensors)
+        ]
 
     def advance(self, tokens: int) -> None:
         """Counts the positions that an engine has just written."""

@@ -273,7 +273,9 @@ def _run_rows(
     settings: LoopSettings,
 ) -> torch.Tensor:
     """The engine call: both branches of an image see the same tokens [B, L, channels] -> logits [R, L, V]."""
-    rows = torch.cat((inputs, inputs[group.alive()])) if group.alive() else inputs
+    alive = group.alive()
+    guided = inputs if len(alive) == len(inputs) else inputs[alive]
+    rows = torch.cat((inputs, guided)) if alive else inputs
     offset = group.prompt.start if k == 0 else settings.placement.offsets[k].expand(group.prompt.rows, -1)
     places = settings.placement.at(k, kept)
     return blocks.run(

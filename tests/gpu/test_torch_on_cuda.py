@@ -57,7 +57,7 @@ def test_the_arena_binds_by_pointer(dtype: torch.dtype) -> None:
     cache = KVCache(layers=2, capacity=30, rows=2, heads=2, head_dim=64, device="cuda", dtype=dtype)
     for tokens in (1, 4, 9):
         for layer in range(2):
-            for slot in cache.slots(layer, tokens):
+            for slot in cache.slots(tokens)[layer]:
                 assert slot.data_ptr() % ALIGNMENT == 0
                 assert slot.is_contiguous()
         cache.advance(tokens)

@@ -74,8 +74,8 @@ def keep_by_energy(energy: torch.Tensor, rho: float) -> torch.Tensor:
         return order
     reached = flat[order].cumsum(0)
     # A prefix reaches the share when its sum does; the comparison forgives the rounding of the total itself.
-    short = (reached < rho * reached[-1] * (1 - 1e-12)).sum()
-    count = int(torch.where(reached[-1] > 0, short + 1, 0))  # the one number that the host must know
+    short = torch.searchsorted(reached, rho * reached[-1:] * (1 - 1e-12))
+    count = int(short + (reached[-1:] > 0))  # the one number that the host must know
     return order[:count].sort().values
 
 
