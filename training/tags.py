@@ -11,6 +11,7 @@ import torch
 from ldp_calibration.shapes import COLOURS, KINDS
 from ldp_calibration.shapes.captions import plural
 from text import TEXT_CHANNELS
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
@@ -37,6 +38,12 @@ def noun_tags(words: Sequence[str]) -> list[tuple[int, int, int]]:
     names = list(COLOURS)
     colours = [names.index(words[i - 1]) if i and words[i - 1] in names else NO_COLOUR for i in nouns]
     return list(zip(nouns, colours, relations, strict=True))
+
+
+def tags_of(tokenizer: Tokenizer, texts: Sequence[str]) -> torch.Tensor:
+    """The tags of all nouns of these captions [N, 4]: row, position, colour, relation."""
+    words = [encoding.tokens for encoding in tokenizer.encode_batch(list(texts))]
+    return torch.tensor([(row, *tag) for row, each in enumerate(words) for tag in noun_tags(each)])
 
 
 class Tagger(nn.Module):

@@ -34,7 +34,7 @@ from ldp_calibration.shapes import Scene, caption
 from muon import Muon
 from residual_bits import corrupted_path
 from sampling import draw_prompts
-from tags import Tagger, noun_tags
+from tags import Tagger, tags_of
 from text import TEXT_CHANNELS, TRAIN_TOKENS, encode, make_encoder, tokenize
 from tokenizers import Tokenizer
 from torch import nn
@@ -238,8 +238,7 @@ def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.nd
     scenes = [scene_at(number, options.seed) for number in numbers]
     texts = [caption(scene, rng, options.coloured) for scene in scenes]
     ids, mask = tokenize(tokenizer, texts, TRAIN_TOKENS, options.device)
-    words = [tokenizer.encode(text).tokens for text in texts]
-    tags = torch.tensor([(row, *tag) for row, each in enumerate(words) for tag in noun_tags(each)])
+    tags = tags_of(tokenizer, texts)
     latent = torch.from_numpy(latents[numbers].astype(np.float32)).to(options.device)
     rows, scales = len(latent), len(SCHEDULE)
     # A quarter stays clean; elsewhere each scale has its own share of flipped bits.

@@ -3,8 +3,8 @@
     python training/warm_text.py --steps 2500 --out runs/text
 
 From the caption alone, a single attention layer must say which colour and which kind of shape stands at each cell of
-a 6x6 grid over the scene. Where the caption leaves it open the best answer is a distribution. The readout is thrown
-away; the encoder keeps its grasp of which colour belongs to which noun and which noun is left of which.
+a 6x6 grid over the scene; where the caption leaves it open the best answer is a distribution. And each noun's token
+must say its own colour and how it stands to the other noun (see tags). Both readouts are thrown away.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from common import learning_rate, save_checkpoint, scene_at
 from ldp_calibration.shapes import COLOURS, KINDS, Scene, caption
-from text import TEXT_CHANNELS, TRAIN_TOKENS, encode, make_encoder, make_tokenizer, tokenize
+from tags import Tagger, tags_of
+from text import TEXT_CHANNELS, TRAIN_TOKENS, encode, make_encoder, make_tokenizer, text_optimizer, tokenize
 from torch import nn
 from torch.nn import functional as F
 
@@ -71,29 +72,34 @@ def main() -> None:
         make_encoder(tokenizer.get_vocab_size()).to(options.device),
         Readout().to(options.device),
     )
-    weights = [*encoder.parameters(), *readout.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=options.rate, weight_decay=0.01)
-    clock, total = time.monotonic(), 0.0
+    tagger = Tagger().to(options.device)
+    model = nn.ModuleDict({"encoder": encoder, "readout": readout, "tagger": tagger})
+    optimizer, peaks = text_optimizer(model, options.rate)
+    clock, total, tagged = time.monotonic(), 0.0, 0.0
     for step in range(options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.rate)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = learning_rate(step, options.steps, peak)
         rng = np.random.default_rng((options.seed, 3, step))
         scenes = [scene_at(int(number), options.seed) for number in rng.integers(1 << 29, size=options.batch)]
-        ids, mask = tokenize(tokenizer, [caption(scene, rng) for scene in scenes], TRAIN_TOKENS, options.device)
+        texts = [caption(scene, rng) for scene in scenes]
+        ids, mask = tokenize(tokenizer, texts, TRAIN_TOKENS, options.device)
         targets = [torch.from_numpy(np.stack(part)) for part in zip(*map(cells_of, scenes), strict=True)]
-        logits = readout(encode(encoder, ids, mask), mask)
+        features = encode(encoder, ids, mask)
+        tagging = tagger.loss(features, tags_of(tokenizer, texts).to(options.device))
+        logits = readout(features, mask)
         loss = sum(
             F.cross_entropy(a.flatten(0, 1), b.to(options.device).flatten())
             for a, b in zip(logits, targets, strict=True)
         )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        (loss + tagging).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        total += loss.item()
+        total, tagged = total + loss.item(), tagged + tagging.item()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1} seconds {time.monotonic() - clock:.0f} loss {total / 100:.4f}", flush=True)
-            total = 0.0
+            seconds = time.monotonic() - clock
+            print(f"step {step + 1} seconds {seconds:.0f} loss {total / 100:.4f} tags {tagged / 100:.4f}", flush=True)
+            total, tagged = 0.0, 0.0
             save_checkpoint(options.out / "last.pt", {"encoder": encoder.state_dict(), "step": step + 1})
 
 
