@@ -60,7 +60,7 @@ OWN = {
     "ld:fill=repeat": "fill: repeat",
     "ld:after_stop=conditional": "without recalled guidance",
     "ld:stop_threshold=none": "the branch never stops",
-    "ld:stop_threshold=0.25": "the branch stops by its gap",
+    "ld:stop_threshold=9": "the branch stops for every picture",
     "ld:score=energy": "score: LHEP",
     "ld:fill=linear,score=energy": "score: LHEP, fitted fill",
     "ld:fill=linear,score=error": "score: predicted pixels, fitted fill",
@@ -69,8 +69,9 @@ OWN = {
     "ld:fill=linear,rho=0.6": "rho 0.6, fitted fill",
     "ld:prune_share=0.45,rho=0.8": "the last scale only, rho 0.8",
     "ld:fill=linear,prune_share=0.45,rho=0.8": "the last scale only, rho 0.8, fitted fill",
-    "ld:fill=linear,prune_share=0.45,rho=0.8,stop_threshold=0.25": "the last scale only, stops by its gap",
-    "ld:fill=linear,stop_threshold=0.25": "the branch stops by its gap, fitted fill",
+    "ld:fill=linear,prune_share=0.45,rho=0.8,stop_threshold=9": "the last scale only, stops for every picture",
+    "ld:fill=linear,rho=0.8,stop_threshold=9": "rho 0.8, stops for every picture, fitted fill",
+    "ld:fill=linear,score=error,stop_threshold=9": "predicted pixels, stops for every picture",
 }
 CONTROLS = {
     "skip:count=1": "last scale skipped",
