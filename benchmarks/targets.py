@@ -40,17 +40,17 @@ def cpu_verdicts(result: dict[str, Any]) -> list[Verdict]:
 
 
 def _speed(candidates: list[Candidate], measure: str, where: str) -> Verdict | None:
-    """Is any pruned candidate of ours fast and close enough at once?"""
-    ours = [c for c in _pruned(candidates, measure) if not is_control(c)]
+    """Is any pruned candidate of ours, on any engines, fast and close enough at once?"""
+    ours = [c for c in candidates if c["policy"] != "none" and not is_control(c) and c[measure] is not None]
     if not ours or any(c["speedup_vs_eager"] is None for c in ours):
         return None
     best = max(ours, key=lambda c: min(c["speedup_vs_eager"] / SPEED, c[measure] / PSNR_DB))
     speed, quality = best["speedup_vs_eager"], best[measure]
     short = [] if speed >= SPEED else [f"{SPEED - speed:.2f}x too slow"]
-    short += [] if quality >= PSNR_DB else [f"{PSNR_DB - quality:.1f} dB too far"]
+    short += [] if quality >= PSNR_DB else [f"{PSNR_DB - quality:.2f} dB too far"]
     return Verdict(
         f"pruned: {SPEED}x over eager at {PSNR_DB} dB, {where}",
-        f"{best['name']}: {speed:.2f}x, {quality:.1f} dB",
+        f"{best['name']}: {speed:.2f}x, {quality:.2f} dB{_precision(best)}",
         not short,
         f"{' and '.join(short)}; {_where_the_time_goes(best)}" if short else "",
     )
@@ -89,8 +89,14 @@ def _loop(c: Candidate) -> Verdict:
     )
 
 
+def _precision(c: Candidate) -> str:
+    """What other engines lose to their precision, which their PSNR (against their own unpruned picture) leaves out."""
+    loss = c["precision_psnr_db"]
+    return "" if loss is None else f" (their precision alone: {loss:.1f} dB)"
+
+
 def _pruned(candidates: list[Candidate], measure: str) -> list[Candidate]:
-    """Pruned candidates of the bundle itself: the PSNR of other engines leaves out what their precision costs."""
+    """Pruned candidates of the bundle itself, whose speed and quality are relative to the same unpruned engines."""
     return [c for c in candidates if c["name"].startswith(f"{UNPRUNED} + ") and c[measure] is not None]
 
 

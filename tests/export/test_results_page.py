@@ -65,6 +65,7 @@ def candidate(policy: str, speed: float, psnr: float | None, loop: float = 1.0) 
     name = "engines" if policy == "none" else f"engines + {policy}"
     phases = {"text": 1.0, "blocks": 98.0 - loop, "loop": loop, "decode": 1.0}
     plain = {"name": name, "policy": policy, "batch": 1, "psnr_db": psnr, "psnr_objects_db": None, "phases_ms": phases}
+    plain["precision_psnr_db"] = None
     return plain | {"speedup_vs_eager": speed, "speedup_vs_unpruned": speed, "peak_share": 0.5, "scales": []}
 
 
@@ -82,6 +83,15 @@ def test_targets(speed: float, psnr: float, loop: float, reached: list[bool]) ->
     found = targets.cpu_verdicts({"candidates": [*candidates, candidate("ld", speed, psnr, loop)]})
     assert [v.reached for v in found] == reached
     assert all(bool(v.reason) != v.reached for v in found)
+
+
+def test_engines_of_another_precision_may_reach_the_speed() -> None:
+    """What their precision costs is said beside; the fronts are of the bundle's own engines."""
+    slow = candidate("ld", 2.0, 33.0)
+    quick = candidate("ld", 2.4, 33.0) | {"name": "onnxruntime, int8 decoder + ld", "precision_psnr_db": 46.7}
+    speed, *_ = targets.cpu_verdicts({"candidates": [slow, quick]})
+    assert speed.reached
+    assert speed.found == "onnxruntime, int8 decoder + ld: 2.40x, 33.00 dB (their precision alone: 46.7 dB)"
 
 
 def test_no_target_is_read_into_a_run_without_pruning() -> None:
