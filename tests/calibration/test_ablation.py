@@ -17,7 +17,7 @@ from ldp_calibration.shapes.scenes import coverage, draw
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle import Bundle
 
-POLICIES = ["ld", "skip:count=1", "fixed:keep=1,fill=zero"]
+POLICIES = ["ld:stop_threshold=9", "skip:count=1", "fixed:keep=1,fill=zero"]
 
 
 def test_object_masks_cover_what_was_drawn() -> None:
