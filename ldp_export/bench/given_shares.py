@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.parsing import complaint
 from ldp_runtime.profiles import PolicyProfile
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
 from ldp_runtime.pruning.names import parse_policy
@@ -87,7 +88,9 @@ def _read(path: Path) -> tuple[str, str, str, list[float], float]:
             return f"the study {path.name}", found["model"], "ld", row["kept"], row["stop_rate"]
         profile = PolicyProfile.model_validate(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a policy profile: {error}", hint="ldp-export calibrate makes them") from error
+        raise ConfigError(
+            f"{path} is not a policy profile: {complaint(error)}", hint="ldp-export calibrate makes them"
+        ) from error
     evidence = profile.evidence
     kept, rate = evidence.get("kept_share_per_scale") or [], evidence.get("stop_rate", 0.0)
     return f"the profile {profile.name!r}", evidence.get("model", "another model"), profile.policy, kept, rate

@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from ldp_runtime.bundle import Bundle, Manifest, VarEntry, open_bundle
 from ldp_runtime.bundle_engines import check_runnable
+from ldp_runtime.capacity import check_rows
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.profiles import resolve_policy
 from ldp_runtime.pruning.names import describe
@@ -162,7 +163,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
             checkpoint, or a checkpoint that the bundle was not built from.
         IntegrityError, IncompatibleBundleError: the bundle cannot be used.
     """
-    _check_numbers(options)
+    check_options(options)
     bundle = open_bundle(path)
     schedule = bundle.manifest.schedule()
     policies: dict[str, str] = {}
@@ -177,6 +178,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
     device = torch.device(options.device)
     for candidate in (bundle, *others.values()):
         check_runnable(candidate.manifest, device)
+        check_rows(candidate.manifest, max(options.batch))
     return BenchPlan(
         bundle=bundle,
         sources=sources,
@@ -223,7 +225,8 @@ def _others(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
     return found
 
 
-def _check_numbers(options: Options) -> None:
+def check_options(options: Options) -> None:
+    """Raises ConfigError for what makes no sense with any bundle."""
     threads = 1 if options.threads is None else options.threads
     least = {"repeats": (options.repeats, 1), "warmup": (options.warmup, 0), "threads": (threads, 1)}
     least |= {"seed": (options.seed, 0), "batch": (min(options.batch, default=0), 1)}

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.pruning.names import parse_policy
+from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.build import BuildOptions, build, plan_build
 from ldp_export.models.infinity import ffn_width
@@ -36,7 +38,7 @@ def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
         ConfigError: the width is no multiple of the model's head size.
     """
     whole = spec.transformer
-    depth, width = depth or whole.depth, width or whole.width
+    depth, width = whole.depth if depth is None else depth, whole.width if width is None else width
     if (depth, width) == (whole.depth, whole.width):
         return spec
     if depth < 1 or width < whole.head_dim or width % whole.head_dim:
@@ -61,6 +63,14 @@ def given_policies(keep: Sequence[float], stop_scale: int | None) -> tuple[str, 
     if stop_scale is not None:
         controls += (f"stop-guidance:scale={stop_scale}",)
     return (f"given:keep={shares}{stop}", f"given:keep={skipped}{stop}", *controls)
+
+
+def check_policies(texts: Sequence[str], schedule: ScaleSchedule) -> None:
+    """Raises ConfigError for a policy that is none, or that the schedule cannot have; no bundle brings profiles."""
+    for text in texts:
+        policy = parse_policy(text)
+        if policy is not None:
+            policy.check(schedule)
 
 
 def random_bundle(

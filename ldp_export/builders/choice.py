@@ -60,7 +60,8 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
     if options.backend == "torch":
         _refuse_options(options)
         return TorchBuilder("cpu" if local_capability() is None else "cuda")
-    profiles, batch = options.profiles or PROFILES, options.max_batch or MAX_BATCH
+    profiles = PROFILES if options.profiles is None else options.profiles
+    batch = MAX_BATCH if options.max_batch is None else options.max_batch
     schedules = all_schedules(size) if isinstance(spec, ModelSpec) else spec.schedules
     buckets_of(len(schedules[0]), profiles)
     if batch < 1:

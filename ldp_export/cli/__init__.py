@@ -8,7 +8,7 @@ import logging
 import sys
 
 import click
-from ldp_runtime.errors import LdpError
+from ldp_runtime.errors import Cancelled, ConfigError, LdpError
 
 from ldp_export import __version__
 
@@ -39,11 +39,22 @@ class _Verbs(click.Group):
         return importlib.import_module(f"ldp_export.cli.{cmd_name}").command
 
     def invoke(self, ctx: click.Context) -> object:
+        found: LdpError
         try:
             return super().invoke(ctx)
         except LdpError as error:
-            _say(error)
-            ctx.exit(error.exit_code)
+            found = error
+        except KeyboardInterrupt:
+            found = Cancelled("stopped")
+        except OSError as error:
+            if error.filename is None:  # of no file that the user could mend
+                raise
+            logging.getLogger(__name__).info("where it happened", exc_info=True)
+            found = ConfigError(
+                f"cannot read or write {error.filename}: {error.strerror}", hint="mend the path or its permissions"
+            )
+        _say(found)
+        return ctx.exit(found.exit_code)
 
 
 def _say(error: LdpError) -> None:

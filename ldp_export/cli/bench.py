@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldp_export.cli.options import as_json, classes_option, print_json, weights_options
+from ldp_export.cli.options import as_json, classes_option, print_json, prompt_lines, weights_options
+from ldp_export.cli.outputs import check_file, folder_of
 
 if TYPE_CHECKING:
     from ldp_export.progress import Progress, ProgressEvent
@@ -122,12 +123,15 @@ def command(
     from ldp_runtime.errors import ConfigError
 
     if compared:
+        if bundle is not None or random_weights or output is not None:
+            raise ConfigError("--compare measures nothing", hint="ldp-export bench --compare A.json B.json")
         _compare(*compared, as_json)
         return
+    texts = [*prompts, *(prompt_lines(prompts_file) if prompts_file else [])]
     if random_weights:
-        if bundle is not None or model is None or weights is not None or no_eager:
+        if model is None or no_eager or texts or any((bundle, weights, vae, text_encoder, others)):
             raise ConfigError(
-                "--random-weights takes --model, and neither a bundle, a checkpoint, nor --no-eager",
+                "--random-weights takes --model, and neither bundles, a checkpoint, prompts, nor --no-eager",
                 hint="ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256",
             )
         if keep_from is not None and (keep is not None or stop_scale is not None):
@@ -138,17 +142,16 @@ def command(
         )
     elif bundle is None:
         raise ConfigError("no bundle is named", hint="ldp-export bench BUNDLE, or --compare A.json B.json")
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise ConfigError(f"cannot write {output}: not a file in an existing folder")
-    texts = _texts(prompts, prompts_file)
+    if output is not None:
+        check_file(output)
 
-    from ldp_export.bench.plan import DEFAULT_POLICIES
+    from ldp_export.bench.plan import DEFAULT_POLICIES, Options, check_options
     from ldp_export.bench.run import run_bench
     from ldp_export.bench.table import print_result
 
     options: dict[str, Any] = {
         "policies": policies or DEFAULT_POLICIES,
-        "prompts": texts,
+        "prompts": texts or None,
         "classes": classes or None,
         "repeats": repeats,
         "warmup": warmup,
@@ -163,25 +166,28 @@ def command(
         "device": device,
         "scope": scope,
     }
+    check_options(Options(**options))
     with _progress() as progress, tempfile.TemporaryDirectory(prefix="ldp-random-") as folder:
         if model is not None:
             from ldp_runtime.schedule import ScaleSchedule
 
             from ldp_export.bench.given_shares import calibrated, told
-            from ldp_export.bench.random_weights import given_policies, random_bundle
+            from ldp_export.bench.random_weights import check_policies, given_policies, random_bundle
             from ldp_export.models.registry import find_model
 
             schedule = ScaleSchedule.of_size(size) if size else find_model(model).schedules[0]
             shares = told(keep, stop_scale) if keep_from is None else calibrated(keep_from, schedule)
+            origin = None if policies else shares.origin
+            policies = policies or given_policies(shares.keep, shares.stop_scale)
+            check_policies(policies, schedule)
             made, sources = random_bundle(model, Path(folder), size=size, depth=depth, width=width, progress=progress)
             bundle = made.folder
-            options |= {"policies": policies or given_policies(shares.keep, shares.stop_scale), "random_weights": True}
-            options |= {"shares_from": None if policies else shares.origin}
+            options |= {"policies": policies, "random_weights": True, "shares_from": origin}
             options |= {"weights": sources.transformer, "vae": sources.vae}
         assert bundle is not None
         result = run_bench(bundle, progress=progress, **options)
     if output is not None:
-        output.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        folder_of(output).write_text(json.dumps(result.to_json(), indent=1) + "\n")
     if as_json:
         print_json(result.to_json())
     else:
@@ -207,22 +213,6 @@ def _compare(before: Path, after: Path, as_json: bool) -> None:
         print_json([asdict(change) | {"verdict": change.verdict} for change in changes])
     else:
         print_changes(changes)
-
-
-def _texts(prompts: tuple[str, ...], file: Path | None) -> list[str] | None:
-    """All prompts, or None where none are given."""
-    from ldp_runtime.errors import ConfigError
-
-    if file is None:
-        return list(prompts) or None
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the prompts file {file}: {error}") from error
-    found = [*prompts, *filter(None, lines)]
-    if not found:
-        raise ConfigError(f"{file} holds no prompt", hint="write one prompt per line")
-    return found
 
 
 @contextmanager

@@ -96,10 +96,17 @@ def command(
     from ldp_export.build import build
     from ldp_export.builders.choice import BackendOptions, choose_builder
     from ldp_export.hub.fetch import fetch
+    from ldp_export.models.registry import find_model
     from ldp_export.models.resolve import pending_fetch, resolve_model
-    from ldp_export.plan import BuildOptions, plan_build
+    from ldp_export.plan import BuildOptions, check_output, plan_build
 
+    chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder)
+    precision = precision or ("bfloat16" if backend.startswith("tensorrt") else "float32")
     if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):
+        # What would be refused after hours of downloading is refused before.
+        named = find_model(pending.spec.name)
+        choose_builder(chosen, named, size or named.size, precision)
+        check_output(output or Path("bundles") / named.name)
         if dry_run:
             print_json({"model": pending.spec.name, "fetch": pending.to_json()})
             return
@@ -107,8 +114,6 @@ def command(
             fetch(pending, progress)
     spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature, local_dir)
     output = output or Path("bundles") / spec.name
-    chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder)
-    precision = precision or ("bfloat16" if backend.startswith("tensorrt") else "float32")
     builder = choose_builder(chosen, spec, size or spec.size, precision)
     options = BuildOptions(output, size, chunk, force, builder, precision, discard_graphs, kv_form)
     plan = plan_build(spec, sources, options)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldp_export.cli.options import as_json, bundle_argument, print_json, shown_progress, threads_option
+from ldp_export.cli.options import as_json, bundle_argument, print_json, prompt_lines, shown_progress, threads_option
+from ldp_export.cli.outputs import check_file
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle import ModelEntry
@@ -79,6 +80,12 @@ def command(
 
     if (budget is None) != fit_only:
         raise ConfigError("give either --budget or --fit-only")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
+    if chart is not None:
+        if fit_only:
+            raise ConfigError("--chart draws the search, and --fit-only searches nothing", hint="leave one of them out")
+        check_file(chart, ".png", ".pdf", ".svg")
     wanted = None if budget is None else Budget.parse(budget)
     check_profile_name(name)
     opened = open_bundle(bundle)
@@ -130,7 +137,7 @@ def _prompts(file: Path | None, count: int, seed: int, model: ModelEntry) -> lis
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.request import check_labels
 
-    lines = None if file is None else _lines(file)
+    lines = None if file is None else prompt_lines(file)
     if isinstance(model, VarEntry):
         if lines is None:
             return [i * model.classes // count for i in range(count)]
@@ -152,14 +159,3 @@ def _prompts(file: Path | None, count: int, seed: int, model: ModelEntry) -> lis
     rng = np.random.default_rng((seed, 7))
     categories = list(CATEGORIES)
     return [sample_prompt(categories[i % len(categories)], rng).text for i in range(count)]
-
-
-def _lines(file: Path) -> list[str]:
-    from ldp_runtime.errors import ConfigError
-
-    if not file.is_file():
-        raise ConfigError(f"there is no prompts file {file}")
-    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    if not lines:
-        raise ConfigError(f"{file} holds no prompt", hint="write one prompt (or class) a line")
-    return lines

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ldp_export.cli.options import as_json, bundle_argument, classes_option, conditions, print_json, threads_option
+from ldp_export.cli.outputs import check_file
 
 
 @click.command(
@@ -41,14 +42,12 @@ def command(
     One prompt or class: a row per scale with the image so far, the energy map, what was computed, the guidance gap and
     the time. Several: a row each, the full model beside the pruned one, and the tokens of every scale.
     """
-    from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline import Pipeline
 
     from ldp_export.explain import draw, draw_comparison, explain
 
     drawn = conditions(prompts, classes)
-    if output.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"cannot draw into {output}", hint="name a .png, .pdf or .svg file")
+    check_file(output, ".png", ".pdf", ".svg")
     with Pipeline.load(bundle, threads=threads) as pipe:
         rows = [explain(pipe, prompt, policy, seed + i, guidance) for i, prompt in enumerate(drawn)]
     if len(rows) == 1:

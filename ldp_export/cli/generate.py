@@ -20,9 +20,13 @@ from ldp_export.cli.options import (
     shown_scales,
     threads_option,
 )
+from ldp_export.cli.outputs import check_file, check_folder, folder_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+#: Endings that name a picture; an output with any other is a folder.
+_PICTURES = (".png", ".jpg", ".jpeg")
 
 
 @click.command(
@@ -92,10 +96,14 @@ def command(
     from ldp_runtime.pipeline import Pipeline
 
     drawn = conditions(prompts, classes)
-    single = output.suffix.lower() == ".png"
+    single = output.suffix.lower() in _PICTURES and not output.is_dir()
     count = len(drawn) * num_images
-    if single and count != 1:
+    if single and count > 1:
         raise ConfigError(f"{output} is one file, {count} images were asked for", hint="name a folder")
+    check_file(output, ".png") if single else check_folder(output)
+    for path, endings in ((sheet, _PICTURES), (trace, ())):
+        if path is not None:
+            check_file(path, *endings)
     with Pipeline.load(bundle, device=device, threads=threads) as pipe, shown_scales(count, as_json) as on_scale:
         result = pipe.draw(
             drawn,
@@ -113,11 +121,10 @@ def command(
             width=width,
             callback_on_scale=on_scale,
         )
-    (output.parent if single else output).mkdir(parents=True, exist_ok=True)
     rows = []
     for i, (image, one) in enumerate(zip(result.images, result.traces, strict=True)):
         path = output if single else output / f"image-{i:03d}-seed{one.seed}.png"
-        image.save(path)
+        image.save(folder_of(path))
         seconds = sum(s.select_s + s.blocks_s / s.images_in_call + s.residual_s for s in one.scales)
         rows.append(
             {
@@ -134,7 +141,7 @@ def command(
     if sheet is not None:
         _write_sheet(sheet, [str(each) for each in drawn], result.images)
     if trace is not None:
-        trace.write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
+        folder_of(trace).write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
     if as_json:
         print_json(rows)
         return
@@ -149,5 +156,4 @@ def _write_sheet(path: Path, prompts: Sequence[str], images: Sequence[Image]) ->
 
     each = len(images) // len(prompts)
     blocks = [Block(prompt, images[i * each : (i + 1) * each]) for i, prompt in enumerate(prompts)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(blocks).save(path)
+    contact_sheet(blocks).save(folder_of(path))

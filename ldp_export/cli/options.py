@@ -116,6 +116,27 @@ def conditions(prompts: tuple[str, ...], classes: tuple[int, ...]) -> list[str] 
     return list(classes) if classes else list(prompts)
 
 
+def prompt_lines(file: Path) -> list[str]:
+    """The lines of a file of prompts (or classes) that hold something.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds nothing.
+    """
+    from ldp_runtime.errors import ConfigError
+
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the prompts file {file}: {error}",
+            hint="name a text file in UTF-8, a prompt (or class) a line",
+        ) from error
+    found = list(filter(None, lines))
+    if not found:
+        raise ConfigError(f"{file} holds no prompt", hint="write one prompt (or class) a line")
+    return found
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ldp_runtime.errors import CheckpointError
+from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.hub.fetch import FetchPlan, plan_fetch
 from ldp_export.hub.local import local_files
@@ -36,22 +37,31 @@ def resolve_model(
     """The model and its files, fetched where missing; files without a name give a model whose sizes are read from them.
 
     Raises:
-        ConfigError: unknown name, or parts missing. CheckpointError: files that are no such model.
+        ConfigError: unknown name, parts missing, or impossible defaults. CheckpointError: files that are no such model.
         HubError, IntegrityError, CapacityError: see `ldp_export.hub.fetch`.
     """
     if name is None and (weights is not None or vae is not None):
-        sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder)
+        sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder, local_dir)
         spec = infer_spec(sources)
     else:
         spec = find_model(name or DEFAULT_MODEL)
         sources = find_sources(spec, weights, vae, text_encoder, local_dir)
         if not spec.embedded:
             check_name(spec, sources)
+    return _with_defaults(spec, guidance, temperature), sources
+
+
+def _with_defaults(spec: ModelSpec | VarSpec, guidance: float | None, temperature: float | None) -> ModelSpec | VarSpec:
+    """The model with other defaults; what every request would refuse is refused here."""
     if guidance is not None:
+        if not math.isfinite(guidance):
+            raise ConfigError(f"guidance must be finite, got {guidance}")
         spec = replace(spec, guidance=guidance)
     if temperature is not None:
+        if not 0 < temperature < math.inf:
+            raise ConfigError(f"temperature must be positive, got {temperature}")
         spec = replace(spec, temperature=temperature)
-    return spec, sources
+    return spec
 
 
 def pending_fetch(

@@ -76,8 +76,15 @@ def find_sources(
     if weights is not None or vae is not None:
         if weights is None or vae is None:
             raise ConfigError("give --weights and --vae together")
+        if local_dir is not None:
+            raise ConfigError("--weights and --vae are files of their own", hint="leave --local-dir out")
         found = Sources(weights, vae, text_encoder)
     elif spec.embedded:
+        if text_encoder is not None or local_dir is not None:
+            raise ConfigError(
+                f"{spec.name} brings its own files, text encoder included",
+                hint="leave --text-encoder and --local-dir out, or name another --model, or --weights and --vae",
+            )
         folder = _EMBEDDED / spec.name.replace("-", "_")
         found = Sources(folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
     elif spec.hub is not None:

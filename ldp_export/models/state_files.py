@@ -83,10 +83,9 @@ def _read_pth(path: Path) -> State:
         # Files in torch's old format cannot be mapped into memory; they are read whole.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many types here: pickle, zip, runtime
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"cannot read {path} without running pickled code: {reason}",
-            hint="the file is truncated, or holds more than tensors; convert it to safetensors where you trust it",
+            f"cannot read {path} without running pickled code: no checkpoint, truncated, or more than tensors in it",
+            hint="fetch it again; or convert it to safetensors on a machine where you trust it",
         ) from error
     return _find_weights(loaded, path)
 

@@ -44,12 +44,7 @@ def load_text_encoder(folder: Path | str) -> TextEncoder:
 def map_text_encoder(folder: Path | str) -> TextEncoder:
     """As `load_text_encoder`, but every parameter is a view of its file, in the element type it has there."""
     folder = Path(folder)
-    absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
-    if absent:
-        raise CheckpointError(
-            f"the text encoder {folder} lacks {', '.join(absent)}",
-            hint="give a folder with config.json, model.safetensors and tokenizer.json of a T5 encoder",
-        )
+    check_folder(folder)
     module, state = encoder_skeleton(folder), encoder_state(read_state(folder))
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: state[key] for name in expected if (key := EMBEDDING if name == _TIED else name) in state}
@@ -66,6 +61,16 @@ def map_text_encoder(folder: Path | str) -> TextEncoder:
         )
     module.load_state_dict(found, assign=True)
     return TextEncoder(module.eval().requires_grad_(False), folder / TOKENIZER_FILE)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises CheckpointError where the folder lacks what describes an encoder; reads no weights."""
+    absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"the text encoder {folder} lacks {', '.join(absent)}",
+            hint="give a folder with config.json, model.safetensors and tokenizer.json of a T5 encoder",
+        )
 
 
 def encoder_skeleton(folder: Path | str) -> nn.Module:

@@ -25,7 +25,13 @@ from ldp_export.models.in_turn import weights_in_turn
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.registry import ModelSpec
 from ldp_export.models.sources import Sources
-from ldp_export.models.text_encoder import TextEncoder, encoder_skeleton, load_text_encoder, map_text_encoder
+from ldp_export.models.text_encoder import (
+    TextEncoder,
+    check_folder,
+    encoder_skeleton,
+    load_text_encoder,
+    map_text_encoder,
+)
 from ldp_export.recipes.base import chunk_names, graph_blocks, graph_kind, loaded_graph
 from ldp_export.reference_cases import ReferenceCases, forced_logits, record_cases, recorded_bytes, recording_memory
 from ldp_export.rounding import measure_rounding
@@ -105,6 +111,8 @@ class InfinityRecipe:
 
     def check_files(self) -> None:
         check_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
+        if self.sources.text_encoder is not None:
+            check_folder(self.sources.text_encoder)
 
     def graph_names(self, chunk: int | None) -> list[str]:
         depth = self.spec.transformer.depth

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.optimization_profiles import OptimizationProfile
+from ldp_runtime.parsing import complaint
 from ldp_runtime.residual import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
@@ -337,7 +338,9 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, ValidationError) as error:
         if isinstance(error, IncompatibleBundleError):
             raise
-        raise IntegrityError(f"{path} is not a valid manifest: {error}", hint="rebuild the bundle") from error
+        raise IntegrityError(
+            f"{path} is not a valid manifest: {complaint(error)}", hint="rebuild the bundle"
+        ) from error
     if manifest.digest != manifest.computed_digest():
         raise IntegrityError(
             f"{path} was changed after the build: its digest is {manifest.computed_digest()[:16]}, "

@@ -13,7 +13,7 @@ from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
 from ldp_runtime.bundle import CONSTANTS, Bundle, GraphEntry, Manifest
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.prompt_chain import PASSED_ON, axis_sizes, chained, empty
-from ldp_runtime.errors import NonFiniteError
+from ldp_runtime.errors import ConfigError, NonFiniteError
 from ldp_runtime.families import token_space
 from ldp_runtime.finite import all_finite
 from ldp_runtime.token_space import TokenSpace
@@ -51,6 +51,14 @@ class Engines:
             if engine is not None:
                 engine.close()
         self.blocks.close()
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """Raises ConfigError for a name that PyTorch does not know."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}", hint="cpu or cuda") from error
 
 
 def check_runnable(manifest: Manifest, device: torch.device) -> None:

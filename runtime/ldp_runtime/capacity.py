@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from ldp_runtime.bundle import Manifest
-from ldp_runtime.errors import CapacityError
+from ldp_runtime.errors import CapacityError, ConfigError
 from ldp_runtime.kv_cache import KVCache
 
 #: Channels of the decoders at full resolution (128 and 160 in the released models).
@@ -67,6 +67,16 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def check_rows(manifest: Manifest, max_batch: int) -> None:
+    """Raises ConfigError where so many images with guidance are more rows than the engines take."""
+    most = manifest.limits.rows
+    if 2 * max_batch > most:
+        raise ConfigError(
+            f"max_batch={max_batch} takes {2 * max_batch} rows with guidance; these engines take {most}",
+            hint=f"at most {most // 2} images a call; longer requests are drawn in several",
+        )
 
 
 def check_capacity(

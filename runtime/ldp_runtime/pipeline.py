@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ldp_runtime.bundle import TOKENIZER, Bundle, Manifest, VarEntry, open_bundle
-from ldp_runtime.bundle_engines import Engines, check_finite, check_runnable, open_engines
-from ldp_runtime.capacity import check_capacity
+from ldp_runtime.bundle_engines import Engines, check_finite, check_runnable, device_of, open_engines
+from ldp_runtime.capacity import check_capacity, check_rows
 from ldp_runtime.codebook_tokens import CodebookTokens
 from ldp_runtime.conditions import condition_rows
 from ldp_runtime.errors import (
@@ -135,13 +135,9 @@ class Pipeline:
         if threads is not None and threads < 1:
             raise ConfigError(f"threads must be at least 1, got {threads}")
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity)
-        if 2 * max_batch > opened.manifest.limits.rows:
-            raise ConfigError(
-                f"max_batch={max_batch} takes {2 * max_batch} rows with guidance; "
-                f"these engines were built for {opened.manifest.limits.rows}"
-            )
+        check_rows(opened.manifest, max_batch)
         _check_state(opened, allow_rejected)
-        target = torch.device(device)
+        target = device_of(device)
         check_runnable(opened.manifest, target)
         estimate = check_capacity(opened.manifest, max_batch, target, memory_limit)
         logger.info("loading %s, needs up to %s", opened.manifest.model.name, estimate)

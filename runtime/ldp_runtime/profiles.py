@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ldp_runtime.bundle import Manifest
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
+from ldp_runtime.parsing import complaint
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.names import POLICY_NAMES, parse_policy
 from ldp_runtime.pruning.policy import Policy
@@ -86,7 +87,9 @@ def _read_fits(path: Path, _: int, digest: str) -> Fitted:
     try:
         found = FittedFile.model_validate_json(path.read_text())
     except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path} does not hold fitted numbers: {error}", hint="calibrate again") from error
+        raise IntegrityError(
+            f"{path} does not hold fitted numbers: {complaint(error)}", hint="calibrate again"
+        ) from error
     if found.digest != digest:
         raise IncompatibleBundleError(
             f"{path} was fitted to the bundle {found.digest[:16]}, this is {digest[:16]}", hint="calibrate this bundle"
@@ -117,12 +120,14 @@ def read_profile(path: Path, manifest: Manifest) -> PolicyProfile:
     """A profile, checked against the bundle that it is to be used with.
 
     Raises:
-        IntegrityError: unreadable. IncompatibleBundleError: made for another bundle.
+        ConfigError: no such file. IntegrityError: unreadable. IncompatibleBundleError: made for another bundle.
     """
+    if not path.is_file():
+        raise ConfigError(f"there is no policy profile {path}", hint="ldp-export calibrate makes profiles")
     try:
         profile = PolicyProfile.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError, ValidationError) as error:
-        raise IntegrityError(f"{path} is not a policy profile: {error}", hint="calibrate again") from error
+        raise IntegrityError(f"{path} is not a policy profile: {complaint(error)}", hint="calibrate again") from error
     if profile.digest != manifest.digest:
         raise IncompatibleBundleError(
             f"the profile {profile.name!r} was made for the bundle {profile.digest[:16]}, this is {manifest.version}",

@@ -267,7 +267,8 @@ def test_rotation_gives_everyone_every_place():
 
 
 def test_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
-    for output in (tmp_path, tmp_path / "absent" / "result.json"):
+    (tmp_path / "notes").write_text("a file where a folder is named")
+    for output in (tmp_path, tmp_path / "notes" / "result.json"):
         done = CliRunner().invoke(command, [str(tmp_path), "--output", str(output)])
         assert isinstance(done.exception, ConfigError)
         assert "cannot write" in str(done.exception)

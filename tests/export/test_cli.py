@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from ldp_runtime.bundle import Bundle
-from ldp_runtime.errors import CheckpointError, ConfigError, IntegrityError, VerificationError
+from ldp_runtime.errors import (
+    Cancelled,
+    CheckpointError,
+    ConfigError,
+    IncompatibleBundleError,
+    IntegrityError,
+    VerificationError,
+)
 from PIL import Image
 
 from ldp_export.cli import _VERBS, main
@@ -204,3 +211,64 @@ def test_errors_are_json_for_programs(tmp_path: Path) -> None:
     made = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     assert made.returncode == ConfigError.exit_code
     assert json.loads(made.stdout)["error"]["code"] == "ConfigError"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "B", "a red circle", "--output", "picture.jpg"],
+        ["generate", "B", "a red circle", "--output", "notes/pictures"],
+        ["generate", "B", "a red circle", "--trace", "notes/trace.json"],
+        ["generate", "B", "a red circle", "--sheet", "sheet.txt"],
+        ["generate", "B", "a red circle", "--device", "gpu"],
+        ["generate", "B", "a red circle", "--policy", "absent.json"],
+        ["explain", "B", "a red circle", "--output", "notes/why.png"],
+        ["verify", "B", "--device", "gpu"],
+        ["calibrate", "B", "--budget", "psnr>=28", "--seed", "-1"],
+        ["calibrate", "B", "--budget", "psnr>=28", "--chart", "chart.txt"],
+        ["calibrate", "B", "--fit-only", "--chart", "chart.png"],
+        ["calibrate", "B", "--fit-only", "--prompts-file", "latin.txt"],
+        ["bench", "B", "--output", "notes/bench.json"],
+        ["bench", "B", "--batch", "1", "--batch", "999"],
+        ["bench", "B", "--compare", "a.json", "b.json"],
+        ["bench", "--random-weights", "--model", "infinity-2b", "--depth", "0"],
+        ["bench", "--random-weights", "--model", "infinity-2b", "--depth", "1", "--stop-scale", "99"],
+        ["bench", "--random-weights", "--model", "infinity-2b", "--depth", "1", "--policy", "ld:fill=linear"],
+        ["bench", "--random-weights", "--model", "infinity-2b", "--depth", "1", "--prompt", "a red circle"],
+        ["build", "--guidance", "nan"],
+        ["build", "--temperature", "0"],
+        ["build", "--text-encoder", "elsewhere"],
+        ["build", "--local-dir", "elsewhere"],
+        ["build", "--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--profiles", "0"],
+    ],
+)
+def test_what_cannot_be_is_refused_before_work(
+    small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").write_text("a file where a folder is named")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    result = run(*(root(small_bundle) if argument == "B" else argument for argument in arguments))
+    assert result.exit_code in (ConfigError.exit_code, IncompatibleBundleError.exit_code), result.output
+    assert "error: " in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.txt", "notes"]
+
+
+def test_the_systems_errors_are_typed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/a/file")
+
+    monkeypatch.setattr("ldp_runtime.bundle.open_bundle", unreadable)
+    result = run("inspect", "bundle")
+    assert result.exit_code == ConfigError.exit_code
+    assert "/a/file: Permission denied" in result.output
+
+
+def test_ctrl_c_ends_a_command_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ldp_runtime.bundle.open_bundle", stopped)
+    result = run("inspect", "bundle")
+    assert result.exit_code == Cancelled.exit_code
+    assert "stopped" in result.output
