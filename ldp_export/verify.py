@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from ldp_runtime.blocks import PromptRows
 from ldp_runtime.bundle import REFERENCE, Bundle
-from ldp_runtime.bundle_engines import Engines, device_of, open_engines, run_prompt
+from ldp_runtime.bundle_engines import Engines, check_threads, device_of, open_engines, run_prompt
 from ldp_runtime.conditions import class_rows, text_rows
 from ldp_runtime.errors import NonFiniteError, VerificationError
 from ldp_runtime.families import guidance_weights, placement
@@ -85,9 +85,10 @@ def verify_bundle(
     """Runs all checks on the bundle's engines; never raises for a wrong result, only for a bundle that cannot run.
 
     Raises:
-        ConfigError: an unknown device.
+        ConfigError: an unknown device, or no thread.
         IncompatibleBundleError, IntegrityError: the engines cannot be opened here.
     """
+    check_threads(threads)
     target = device_of(device)
     engines = open_engines(bundle, target, threads)
     checks: list[Check] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ldp_export.cli.options import as_json, precision_option, print_json, shown_progress
+from ldp_export.cli.outputs import check_folder
 
 
 @click.command(
@@ -32,6 +33,7 @@ def command(source: Path, output: Path, precision: str, as_json: bool) -> None:
     from ldp_export.hub.converted import run_conversion
     from ldp_export.models.convert import plan_conversion
 
+    check_folder(output.parent)
     plan = plan_conversion(source, output, precision)
     with shown_progress(as_json) as progress:
         run_conversion(plan, progress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldp_export.cli.options import as_json, precision_option, print_json, shown_progress
+from ldp_export.cli.outputs import check_folder
 
 if TYPE_CHECKING:
     from ldp_export.hub.fetch import FetchPlan
@@ -51,8 +52,13 @@ def command(
 
     from ldp_export.hub.converted import convert_model
     from ldp_export.hub.fetch import fetch, plan_fetch
+    from ldp_export.models.convert import check_precision
     from ldp_export.models.registry import find_model
 
+    if precision is not None:
+        check_precision(precision)
+    if local_dir is not None:
+        check_folder(local_dir)
     spec = find_model(model)
     plan = plan_fetch(spec, revision, None if precision else local_dir, not no_text_encoder)
     if dry_run:

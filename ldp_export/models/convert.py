@@ -68,6 +68,12 @@ class Conversion:
         }
 
 
+def check_precision(name: str) -> None:
+    """Raises ConfigError for a precision that nothing is converted to."""
+    if name not in PRECISIONS:
+        raise ConfigError(f"unknown precision {name!r}", hint=f"one of {', '.join(PRECISIONS)}")
+
+
 def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int = SHARD_BYTES) -> Conversion:
     """Checks source, target and disk.
 
@@ -79,8 +85,7 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
         ConfigError: unknown precision, or a target that exists. CheckpointError: see `read_state`.
         CapacityError: the disk is too small.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
+    check_precision(precision)
     if target.exists():
         raise ConfigError(f"{target} exists", hint="name a new path, or delete it first")
     state, is_text_encoder = read_state(source), (source / CONFIG_FILE).is_file()

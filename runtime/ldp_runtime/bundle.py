@@ -314,7 +314,7 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
     pointer = path / CURRENT
     if not pointer.is_file():
         raise ConfigError(f"there is no bundle at {path}", hint="build one: ldp-export build --output " + str(path))
-    name = pointer.read_text().strip()
+    name = pointer.read_text(errors="replace").strip()
     folder = path / VERSIONS / name
     if not name or not (folder / MANIFEST).is_file():
         raise IntegrityError(

@@ -61,6 +61,12 @@ def device_of(name: str | torch.device) -> torch.device:
         raise ConfigError(f"unknown device {name!r}", hint="cpu or cuda") from error
 
 
+def check_threads(threads: int | None) -> None:
+    """Raises ConfigError for fewer than one; None leaves the number to the engines."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
+
+
 def check_runnable(manifest: Manifest, device: torch.device) -> None:
     """Whether the bundle's engines run on `device` of this machine, before anything is opened or allocated.
 

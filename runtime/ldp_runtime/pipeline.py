@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ldp_runtime.bundle import TOKENIZER, Bundle, Manifest, VarEntry, open_bundle
-from ldp_runtime.bundle_engines import Engines, check_finite, check_runnable, device_of, open_engines
+from ldp_runtime.bundle_engines import Engines, check_finite, check_runnable, check_threads, device_of, open_engines
 from ldp_runtime.capacity import check_capacity, check_rows
 from ldp_runtime.codebook_tokens import CodebookTokens
 from ldp_runtime.conditions import condition_rows
@@ -132,8 +132,7 @@ class Pipeline:
         """
         if max_batch < 1:
             raise ConfigError(f"max_batch must be at least 1, got {max_batch}")
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {threads}")
+        check_threads(threads)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity)
         check_rows(opened.manifest, max_batch)
         _check_state(opened, allow_rejected)

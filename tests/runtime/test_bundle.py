@@ -153,10 +153,10 @@ class TestPlaces:
             with pytest.raises(ConfigError, match="no bundle at"):
                 open_bundle(path)
 
-    @pytest.mark.parametrize("pointer", ["", "0000000000000000", "../elsewhere"])
-    def test_pointer_to_nowhere(self, copied: Bundle, pointer: str) -> None:
+    @pytest.mark.parametrize("pointer", [b"", b"0000000000000000", b"../elsewhere", b"\x8b\xff"])
+    def test_pointer_to_nowhere(self, copied: Bundle, pointer: bytes) -> None:
         assert copied.root is not None
-        (copied.root / CURRENT).write_text(pointer)
+        (copied.root / CURRENT).write_bytes(pointer)
         with pytest.raises(IntegrityError, match="names the version"):
             open_bundle(copied.root)
 
