@@ -20,6 +20,8 @@ from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.tensorrt_library import Flavour, load_library
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
 
+from ldp_export.versions import installed
+
 #: Packages whose versions matter to somebody who helps.
 _PACKAGES = (
     "ldp-export",
@@ -81,7 +83,7 @@ def examine() -> Diagnosis:
         _verdict("tensorrt bundles", partial(_check_run, "tensorrt")),
         _verdict("tensorrt-rtx bundles", partial(_check_run, "tensorrt-rtx")),
     )
-    return Diagnosis(machine, _versions(), build, run)
+    return Diagnosis(machine, installed(_PACKAGES), build, run)
 
 
 def _verdict(what: str, check: Callable[[], object]) -> Verdict:
@@ -164,13 +166,3 @@ def _library(flavour: Flavour) -> Fact:
         return Fact(name, error.message, found=False)
     targets = f", builds for compute capabilities {', '.join(library.targets)}" if library.targets else ""
     return Fact(name, f"{library.version}{targets}")
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -5,10 +5,9 @@ Everything is compared per output and per scale, on the machine that will run it
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.reference_cases import Case, ReferenceCases
+from ldp_export.versions import installed
 
 #: Largest absolute error, per unit of the reference output's root mean square where that exceeds `UNIT`. Two correct
 #: float32 implementations of a model with logits of standard deviation 2.5 differ by up to 1.2e-5.
@@ -138,11 +138,8 @@ def machine_name(device: torch.device) -> str:
 
 def packages() -> dict[str, str]:
     """Versions of what runs the engines."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("onnxruntime", "onnxruntime-gpu", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    names = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13")
+    return installed(names)
 
 
 def _clear_margin(bundle: Bundle, reference: ReferenceCases, case: Case) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import psutil
 
 from ldp_export import __version__
+from ldp_export.versions import installed
 
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "transformers", "numpy")
 
@@ -42,13 +42,8 @@ def default_threads() -> int:
 
 
 def software() -> dict[str, str]:
-    versions = {"ldp-export": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    """Versions of this toolkit and of what it compares."""
+    return {"ldp-export": __version__} | installed(_PACKAGES)
 
 
 def _cpu_name() -> str:

@@ -167,22 +167,14 @@ def command(
         "scope": scope,
     }
     check_options(Options(**options))
+    if model is not None:
+        options |= _given_shares(model, size, policies, keep, stop_scale, keep_from)
     with _progress() as progress, tempfile.TemporaryDirectory(prefix="ldp-random-") as folder:
         if model is not None:
-            from ldp_runtime.schedule import ScaleSchedule
+            from ldp_export.bench.random_weights import random_bundle
 
-            from ldp_export.bench.given_shares import calibrated, told
-            from ldp_export.bench.random_weights import check_policies, given_policies, random_bundle
-            from ldp_export.models.registry import find_model
-
-            schedule = ScaleSchedule.of_size(size) if size else find_model(model).schedules[0]
-            shares = told(keep, stop_scale) if keep_from is None else calibrated(keep_from, schedule)
-            origin = None if policies else shares.origin
-            policies = policies or given_policies(shares.keep, shares.stop_scale)
-            check_policies(policies, schedule)
             made, sources = random_bundle(model, Path(folder), size=size, depth=depth, width=width, progress=progress)
             bundle = made.folder
-            options |= {"policies": policies, "random_weights": True, "shares_from": origin}
             options |= {"weights": sources.transformer, "vae": sources.vae}
         assert bundle is not None
         result = run_bench(bundle, progress=progress, **options)
@@ -192,6 +184,28 @@ def command(
         print_json(result.to_json())
     else:
         print_result(result)
+
+
+def _given_shares(
+    model: str,
+    size: str | None,
+    policies: tuple[str, ...],
+    keep: str | None,
+    stop_scale: int | None,
+    keep_from: Path | None,
+) -> dict[str, Any]:
+    """What random weights are measured with: the policies of given shares, unless policies are named."""
+    from ldp_runtime.schedule import ScaleSchedule
+
+    from ldp_export.bench.given_shares import calibrated, told
+    from ldp_export.bench.random_weights import check_policies, given_policies
+    from ldp_export.models.registry import find_model
+
+    schedule = ScaleSchedule.of_size(size) if size else find_model(model).schedules[0]
+    shares = told(keep, stop_scale) if keep_from is None else calibrated(keep_from, schedule)
+    chosen = policies or given_policies(shares.keep, shares.stop_scale)
+    check_policies(chosen, schedule)
+    return {"policies": chosen, "random_weights": True, "shares_from": None if policies else shares.origin}
 
 
 def _compare(before: Path, after: Path, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from ldp_export.cli.options import as_json, bundle_argument, print_json, prompt_
 from ldp_export.cli.outputs import check_file
 
 if TYPE_CHECKING:
+    from ldp_calibration.search import Calibration
     from ldp_runtime.bundle import ModelEntry
 
 
@@ -111,9 +112,10 @@ def command(
     save_fits(opened.root, opened.manifest, found.fitted, texts)
     if chart is not None:
         draw_front(found, chart)
-    if as_json:
-        print_json(profile.model_dump())
-        return
+    print_json(profile.model_dump()) if as_json else _say_profile(path, found)
+
+
+def _say_profile(path: Path, found: Calibration) -> None:
     chosen, (value, low, high) = found.chosen, found.timed
     click.echo(f"{path}\n  policy {chosen.policy}")
     click.echo(

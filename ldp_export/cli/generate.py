@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,7 @@ from ldp_export.cli.options import (
 from ldp_export.cli.outputs import check_file, check_folder, folder_of
 
 if TYPE_CHECKING:
+    from ldp_runtime.trace import Trace
     from PIL.Image import Image
 
 #: Endings that name a picture; an output with any other is a folder.
@@ -125,19 +126,7 @@ def command(
     for i, (image, one) in enumerate(zip(result.images, result.traces, strict=True)):
         path = output if single else output / f"image-{i:03d}-seed{one.seed}.png"
         image.save(folder_of(path))
-        seconds = sum(s.select_s + s.blocks_s / s.images_in_call + s.residual_s for s in one.scales)
-        rows.append(
-            {
-                "file": str(path),
-                "class" if classes else "prompt": drawn[i // num_images],
-                "seed": one.seed,
-                "policy": one.policy,
-                "tokens": one.tokens,
-                "tokens_full": one.tokens_full,
-                "unconditional_stopped_after": one.stopped_after,
-                "scales_s": round(seconds, 4),
-            }
-        )
+        rows.append({"file": str(path), "class" if classes else "prompt": drawn[i // num_images]} | _cost(one))
     if sheet is not None:
         _write_sheet(sheet, [str(each) for each in drawn], result.images)
     if trace is not None:
@@ -149,6 +138,19 @@ def command(
         stopped = row["unconditional_stopped_after"]
         tail = "" if stopped is None else f", one branch from scale {stopped + 1}"
         click.echo(f"{row['file']}: seed {row['seed']}, {row['tokens']} of {row['tokens_full']} tokens{tail}")
+
+
+def _cost(trace: Trace) -> dict[str, Any]:
+    """What an image cost; of an engine call that images shared, each bears its part."""
+    seconds = sum(s.select_s + s.blocks_s / s.images_in_call + s.residual_s for s in trace.scales)
+    return {
+        "seed": trace.seed,
+        "policy": trace.policy,
+        "tokens": trace.tokens,
+        "tokens_full": trace.tokens_full,
+        "unconditional_stopped_after": trace.stopped_after,
+        "scales_s": round(seconds, 4),
+    }
 
 
 def _write_sheet(path: Path, prompts: Sequence[str], images: Sequence[Image]) -> None:

@@ -15,7 +15,6 @@ from ldp_runtime.residual import (
     LatentLayout,
     accumulate,
     bits_to_codes,
-    latent_to_tokens,
     next_input,
     tokens_to_latent,
 )
@@ -172,8 +171,3 @@ def _run_blocks(
             mixed = guidance * x[:half] + (1 - guidance) * x[half:]
             x = torch.cat((mixed, mixed))
     return x
-
-
-def vae_bits_to_tokens(bits: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
-    """Bits in VAE layout [B, H, W, d] to token layout [B, h*w, bits]."""
-    return latent_to_tokens(bits.permute(0, 3, 1, 2).float(), layout).to(bits.dtype)

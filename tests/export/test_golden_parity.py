@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from goldens import CASES, FOLDER, GUIDED_LOGITS, IMAGE, LATENT, MARGIN, RAW_LOGITS, Golden
-from ldp_runtime.residual import bits_to_codes, tokens_to_latent
+from ldp_runtime.residual import bits_to_codes, latent_to_tokens, tokens_to_latent
 from ldp_runtime.sampling import logit_difference
 from ldp_runtime.schedule import rope_table
 
 from ldp_export.models.bsq_vae import quantize
-from ldp_export.models.reference import generate, vae_bits_to_tokens
+from ldp_export.models.reference import generate
 
 RUNS = ("greedy", "sampled", "sampled_nofilter", "insert", "nocfg", "negprompt", "batch2")
 
@@ -106,7 +106,7 @@ def test_bits_in_both_layouts(golden: Golden) -> None:
     run = golden.run("greedy")
     for k, (h, w) in enumerate(golden.schedule.grids):
         tokens, vae = run[f"bits_tok_{k}"], run[f"bits_vae_{k}"][:, 0]
-        assert torch.equal(vae_bits_to_tokens(vae, golden.layout), tokens)
+        assert torch.equal(latent_to_tokens(vae.permute(0, 3, 1, 2).float(), golden.layout), tokens)
         codes = tokens_to_latent(bits_to_codes(tokens, golden.layout).view(1, h, w, -1), golden.layout)
         assert torch.equal(codes > 0, vae.permute(0, 3, 1, 2).bool())
 

@@ -20,7 +20,6 @@ _SYNONYMS = {"circle": ("circle", "disc"), "square": ("square", "box"), "ring": 
 _PLURALS = {"box": "boxes"}
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big"), "medium": ("", "medium")}
 _OPENINGS = ("", "", "", "a picture of ", "a drawing of ", "an image of ", "there is ", "we see ")
-_INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _RELATION_WORDS = {
     "left of": ("left of", "to the left of", "on the left of"),
     "right of": ("right of", "to the right of", "on the right of"),
