@@ -45,8 +45,8 @@ def explain(
     return Explanation(prompt, tuple(previews), pruned.images[0], full.images[0], pruned.traces[0])
 
 
-def draw(explanation: Explanation, path: Path) -> None:
-    """Saves the picture: a row per scale, and the final image beside the full model's. Needs matplotlib."""
+def _pyplot() -> Any:
+    """Matplotlib without a screen. Raises ConfigError where it is not installed."""
     try:
         import matplotlib as mpl
 
@@ -54,6 +54,12 @@ def draw(explanation: Explanation, path: Path) -> None:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ConfigError("drawing needs matplotlib", hint="pip install 'ldp-export[eval]'") from error
+    return plt
+
+
+def draw(explanation: Explanation, path: Path) -> None:
+    """Saves the picture: a row per scale, and the final image beside the full model's. Needs matplotlib."""
+    plt = _pyplot()
     scales = explanation.trace.scales
     figure = plt.figure(figsize=(9.5, 1.55 * len(scales) + 2.6), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.3, 1.55 * len(scales)])
@@ -143,11 +149,7 @@ def quality(explanation: Explanation) -> float:
 
 def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
     """Saves prompts x (full model, pruned, computed at each pruned scale, tokens per scale)."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     masks = max(sum(s.kept is not None for s in row.trace.scales) for row in rows)
     columns = 3 + masks
     size = (2.1 * columns + 1.4, 2.35 * len(rows))

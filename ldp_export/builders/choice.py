@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import platformdirs
+import torch
 from ldp_runtime.bundle import Backend
 from ldp_runtime.engines.gpu import local_capability
+from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.tensorrt_library import load_library
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError
 
@@ -56,6 +58,7 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
         raise ConfigError(f"{options.backend} has no decoder in 8-bit integers", hint="leave --int8-decoder out")
     if options.backend == "onnxruntime":
         _refuse_options(options)
+        check_provider(torch.device("cpu"))  # it verifies what it builds
         return Int8DecoderBuilder() if options.int8_decoder else OnnxRuntimeBuilder()
     if options.backend == "torch":
         _refuse_options(options)

@@ -27,6 +27,20 @@ _VERBS = (
 )
 
 
+#: Which extra of this package brings a library.
+_EXTRAS = {
+    "onnx": "build",
+    "onnx_ir": "build",
+    "onnxscript": "build",
+    "transformers": "build",
+    "huggingface_hub": "build",
+    "onnxruntime": "cpu",
+    "scipy": "eval",
+    "matplotlib": "eval",
+    "torchmetrics": "eval",
+}
+
+
 class _Verbs(click.Group):
     """Finds a verb's module when the verb is asked for; turns typed errors into exit codes."""
 
@@ -39,22 +53,29 @@ class _Verbs(click.Group):
         return importlib.import_module(f"ldp_export.cli.{cmd_name}").command
 
     def invoke(self, ctx: click.Context) -> object:
-        found: LdpError
         try:
             return super().invoke(ctx)
-        except LdpError as error:
-            found = error
-        except KeyboardInterrupt:
-            found = Cancelled("stopped")
-        except OSError as error:
-            if error.filename is None:  # of no file that the user could mend
+        except (LdpError, KeyboardInterrupt, OSError, ImportError) as error:
+            found = _typed(error)
+            if found is None:
                 raise
-            logging.getLogger(__name__).info("where it happened", exc_info=True)
-            found = ConfigError(
-                f"cannot read or write {error.filename}: {error.strerror}", hint="mend the path or its permissions"
-            )
         _say(found)
         return ctx.exit(found.exit_code)
+
+
+def _typed(error: BaseException) -> LdpError | None:
+    """The error as one of ours, where the user can do something about it; None for a defect of this program."""
+    if isinstance(error, LdpError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Cancelled("stopped")
+    if isinstance(error, OSError) and error.filename is not None:
+        logging.getLogger(__name__).info("where it happened", exc_info=True)
+        said = f"cannot read or write {error.filename}: {error.strerror}"
+        return ConfigError(said, hint="mend the path or its permissions")
+    if isinstance(error, ImportError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
+        return ConfigError(f"{error.name} is not installed", hint=f"pip install 'ldp-export[{extra}]'")
+    return None
 
 
 def _say(error: LdpError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -266,6 +267,28 @@ def test_the_systems_errors_are_typed_too(monkeypatch: pytest.MonkeyPatch) -> No
     result = run("inspect", "bundle")
     assert result.exit_code == ConfigError.exit_code
     assert "/a/file: Permission denied" in result.output
+
+
+@pytest.mark.parametrize(
+    ("library", "arguments", "extra"),
+    [
+        ("transformers", ["build", "--output", "b"], "build"),
+        ("onnxruntime", ["build", "--output", "b"], "cpu"),
+        ("matplotlib", ["explain", "B", "a red circle", "a blue star"], "eval"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    small_bundle: Bundle, tmp_path: Path, library: str, arguments: list[str], extra: str
+) -> None:
+    code = f"import sys; sys.modules[{library!r}] = None; from ldp_export.cli import main; main()"
+    given = [str(root(small_bundle)) if argument == "B" else argument for argument in arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *given]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert made.returncode != 0
+    assert "Traceback" not in made.stderr
+    assert f"ldp-export[{extra}]" in made.stderr
+    assert not (tmp_path / "b" / "CURRENT").exists()
 
 
 def test_ctrl_c_ends_a_command_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
