@@ -11,12 +11,15 @@ from pathlib import Path
 from ldp_runtime.errors import CapacityError
 
 
+def existing_parent(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.resolve()
+    return path if path.exists() else existing_parent(path.parent)
+
+
 def require_room(folder: Path, needed: int, what: str, hint: str) -> None:
     """Raises CapacityError where the disk of `folder` (which need not exist yet) has fewer than `needed` bytes free."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing_parent(folder)).free
     if needed > free:
         raise CapacityError(
             f"{what} takes {gigabytes(needed)} on the disk of {folder}, {gigabytes(free)} are free", hint=hint

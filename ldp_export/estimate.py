@@ -16,7 +16,7 @@ import psutil
 from ldp_runtime.errors import CapacityError
 
 from ldp_export.builders.base import Compiler
-from ldp_export.disk import gigabytes
+from ldp_export.disk import existing_parent, gigabytes
 
 if TYPE_CHECKING:
     from ldp_export.plan import BuildPlan
@@ -56,8 +56,8 @@ class BuildEstimate:
 
     def __str__(self) -> str:
         return (
-            f"{_gb(self.host_memory)} of memory, {_gb(self.disk)} of disk ({_gb(self.bundle)} stay), "
-            f"about {self.seconds / 60:.0f} min; the engines then {_gb(self.device_memory)} where they run"
+            f"{gigabytes(self.host_memory)} of memory, {gigabytes(self.disk)} of disk ({gigabytes(self.bundle)} stay), "
+            f"about {self.seconds / 60:.0f} min; the engines then {gigabytes(self.device_memory)} where they run"
         )
 
 
@@ -97,9 +97,9 @@ def estimate_build(plan: BuildPlan) -> BuildEstimate:
     kept = max(sizes.graphs) if plan.options.discard_graphs else graphs
     disk = engines + kept + sizes.reference if engines else graphs + sizes.reference
     weights = sum(sizes.graphs)
-    gigabytes = (plan.sources.size() + 3 * weights + 2 * engines) / _GB
+    moved = (plan.sources.size() + 3 * weights + 2 * engines) / _GB
     seconds = 10 + _SECONDS_PER_GRAPH * len(sizes.graphs) * (1 if plan.options.precision == "float32" else 2)
-    seconds += _SECONDS_PER_GB * gigabytes + _COMPILE_SECONDS_PER_GB * engines / _GB
+    seconds += _SECONDS_PER_GB * moved + _COMPILE_SECONDS_PER_GB * engines / _GB
     return BuildEstimate(_host_memory(plan, sizes), disk, shipped, weights, round(seconds))
 
 
@@ -115,8 +115,6 @@ def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
 
 def require_capacity(plan: BuildPlan) -> BuildEstimate:
     """The estimate, or CapacityError where memory or disk is missing."""
-    from ldp_export.plan import existing_parent
-
     estimate, output = estimate_build(plan), plan.options.output
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing_parent(output)).free
     if estimate.disk > disk:
@@ -127,7 +125,7 @@ def require_capacity(plan: BuildPlan) -> BuildEstimate:
         )
     if estimate.host_memory > memory:
         raise CapacityError(
-            f"the build needs about {_gb(estimate.host_memory)} of memory, {_gb(memory)} are available",
+            f"the build needs about {gigabytes(estimate.host_memory)} of memory, {gigabytes(memory)} are available",
             hint="split the model with a smaller --chunk, or build on a larger machine",
         )
     return estimate
@@ -135,7 +133,3 @@ def require_capacity(plan: BuildPlan) -> BuildEstimate:
 
 def _compiles(plan: BuildPlan) -> bool:
     return isinstance(plan.options.builder, Compiler)
-
-
-def _gb(size: int) -> str:
-    return f"{size / _GB:.1f} GB"

@@ -11,6 +11,7 @@ from ldp_runtime.errors import ConfigError
 
 from ldp_export.builders.base import Builder
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
+from ldp_export.disk import existing_parent
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.key_values import in_place_signature
@@ -145,8 +146,3 @@ def check_output(output: Path) -> None:
             f"the output {output} holds other things: {', '.join(sorted(foreign)[:5])}",
             hint="name an empty folder, a new one, or the bundle to rebuild",
         )
-
-
-def existing_parent(path: Path) -> Path:
-    path = path.resolve()
-    return path if path.exists() else existing_parent(path.parent)

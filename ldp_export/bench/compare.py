@@ -83,9 +83,9 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
 
 
 def _check_comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for result in (before, after):
-        if not str(result.get("schema", "")).startswith("ldp-export/bench/"):
-            raise ConfigError("this is no result of `ldp-export bench`", hint="write one with --output FILE")
+    for place, result in {"first": before, "second": after}.items():
+        if not isinstance(result, dict) or not str(result.get("schema", "")).startswith("ldp-export/bench/"):
+            raise ConfigError(f"the {place} is no result of `ldp-export bench`", hint="write one with --output FILE")
     differences = [
         f"{group}.{key}: {before[group].get(key)!r} and {after[group].get(key)!r}"
         for group, key in _SAME

@@ -139,6 +139,12 @@ def command(
         click.echo(f"verified: {len(report.checks)} checks against the reference model on {report.machine}")
 
 
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{part} {path}" for part, path in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def show_plan(plan: BuildPlan, as_json: bool) -> None:
     """What would be done, and what it is predicted to need."""
     from ldp_export.estimate import estimate_build
@@ -148,6 +154,5 @@ def show_plan(plan: BuildPlan, as_json: bool) -> None:
         print_json(plan.to_json() | {"estimate": estimate.to_json()})
         return
     for name, value in plan.to_json().items():
-        text = ", ".join(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType]
-        click.echo(f"{name:<10} {text}")
+        click.echo(f"{name:<10} {_words(value)}")
     click.echo(f"{'needs':<10} {estimate}")

@@ -21,9 +21,9 @@ def check_folder(path: Path) -> None:
     """Raises ConfigError where no file can be written into the folder, which need not exist yet."""
     from ldp_runtime.errors import ConfigError
 
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
+    from ldp_export.disk import existing_parent
+
+    place = existing_parent(path)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass

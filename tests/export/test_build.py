@@ -253,7 +253,7 @@ class TestFullDisk:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
         error = refused(sources, output)
         assert isinstance(error, CapacityError)
-        assert "0.1 GB are available" in str(error)
+        assert "0.10 GB are available" in str(error)
         assert "--chunk" in str(error)
         assert not output.exists()
 
