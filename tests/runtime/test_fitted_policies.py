@@ -30,10 +30,12 @@ def picture(seed: int = 0, scale: int = 6, patch: int = 1) -> PictureSoFar:
 
 
 def fitted(seed: int = 0) -> Fitted:
+    """Fits of the last two scales."""
     generator = torch.Generator().manual_seed(seed)
     half = torch.randn(C, C, generator=generator)
     kernel, bias = torch.randn(C, 2 * C, 3, 3, generator=generator), torch.randn(C, generator=generator)
-    return Fitted({6: (kernel, bias)}, {6: (0.4, 0.1)}, half @ half.T, {6: (1.0, 0.5, 0.0, 0.25, 0.125)})
+    fill, guidance, error = (kernel, bias), (0.4, 0.1), (1.0, 0.5, 0.0, 0.25, 0.125)
+    return Fitted({5: fill, 6: fill}, {5: guidance, 6: guidance}, half @ half.T, {5: error, 6: error})
 
 
 NEEDY = [
@@ -61,8 +63,22 @@ class TestWithoutFits:
 
     def test_scales_that_were_not_fitted_are_named(self) -> None:
         policy = LatentDiscrepancy(fill="linear", fitted=fitted())
-        with pytest.raises(ConfigError, match=r"fitted for scales \[6\], not for scale 5"):
-            policy.fill_residual(picture(scale=5))
+        with pytest.raises(ConfigError, match=r"fitted for scales \[5, 6\], not for scale 4"):
+            policy.fill_residual(picture(scale=4))
+
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            LatentDiscrepancy(fill="linear", prune_scales=(4, 5)),
+            LatentDiscrepancy(score="error", prune_share=0.8),
+            LatentDiscrepancy(after_stop="fitted", stop_scales=(3,)),
+            FixedRatio(score="error", prune_scales=(4,)),
+        ],
+        ids=repr,
+    )
+    def test_they_are_refused_before_any_work(self, policy: LatentDiscrepancy | FixedRatio) -> None:
+        with pytest.raises(ConfigError, match=r"fitted for scales \[5, 6\], not for scale 4"):
+            dataclasses.replace(policy, fitted=fitted()).check(SQUARE)
 
     def test_other_policies_need_none(self) -> None:
         assert not any(map(needs_fits, (None, Policy(), LatentDiscrepancy(), FixedRatio(), parse_policy("ld"))))
@@ -96,6 +112,19 @@ class TestJson:
         plain["fill"]["6"]["bias"].append(0.0)
         with pytest.raises(IntegrityError):
             Fitted.from_json(plain)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"metric": [[1.0, 2.0]]},
+            {"metric": [[float("nan")]]},
+            {"guidance": {"6": [float("inf"), 0.0]}},
+            {"error": {"6": [float("nan")] * 5}},
+        ],
+    )
+    def test_numbers_that_no_fit_gives_are_refused(self, change: dict) -> None:
+        with pytest.raises(IntegrityError):
+            Fitted.from_json(fitted().to_json() | change)
 
 
 class TestScores:

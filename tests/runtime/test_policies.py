@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Policy, SkipLastScales, StopGuidanceAfter, parse_policy
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.pruning.given import GivenShares
 from ldp_runtime.pruning.names import describe
 from ldp_runtime.pruning.policy import PictureSoFar
 from ldp_runtime.pruning.sats import GuidanceGap
@@ -192,6 +193,15 @@ class TestSelection:
         assert choose(1, 6) != choose(2, 6)
         assert choose(1, 5) != choose(1, 6)[: len(choose(1, 5))]
 
+    def test_given_shares_leave_out_what_is_zero(self) -> None:
+        policy = GivenShares((0.5, 0.0, 0.25, 0.0))
+        assert policy.scales_to_run(SQUARE) == 6
+        assert policy.prunes(SQUARE) == (3, 4, 5)
+        for scale, tokens in ((3, 18), (4, 0), (5, 36)):
+            selection = policy.select(picture(residual(grid=SQUARE.grids[scale - 1]), scale))
+            assert selection is not None
+            assert len(selection.kept) == tokens
+
     def test_distance_scores_outliers(self) -> None:
         seen = picture(residual())
         seen.latent[:] = 0.1
@@ -239,6 +249,14 @@ class TestStopping:
         assert policy.stops_after(self.gaps(1.0, 1.0, 1.0), 2, SQUARE)
         assert not policy.stops_after([*self.gaps(1.0), None, *self.gaps(1.0)], 2, SQUARE)
         assert not policy.stops_after([*self.gaps(1.0, 1.0), None], 2, SQUARE)
+
+    def test_scales_may_be_a_list(self) -> None:
+        listed = LatentDiscrepancy(prune_scales=[6], stop_scales=[3, 4])  # pyright: ignore[reportArgumentType]
+        policy = LatentDiscrepancy(prune_scales=(6,), stop_scales=(3, 4))
+        assert [listed.watches_guidance(k, SQUARE) for k in range(7)] == [
+            policy.watches_guidance(k, SQUARE) for k in range(7)
+        ]
+        assert parse_policy(describe(listed)) == policy
 
     def test_always_after(self) -> None:
         assert [StopGuidanceAfter(2).stops_after([], k, SQUARE) for k in range(4)] == [False, False, True, True]

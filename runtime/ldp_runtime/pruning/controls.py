@@ -92,8 +92,8 @@ class FixedRatio(_MayStop):
 
     def check(self, schedule: ScaleSchedule) -> None:
         super().check(schedule)
-        check_fits(self.fitted, self.fill, self.score)
         check_scales("prune_scales", self.prune_scales, schedule, first=1)
+        check_fits(self.fitted, self.fill, self.score, self.prunes(schedule))
 
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         return LatentDiscrepancy(prune_scales=self.prune_scales).prunes(schedule)

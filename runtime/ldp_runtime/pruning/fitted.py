@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ldp_runtime.errors import ConfigError, IntegrityError
+from ldp_runtime.finite import all_finite
 
 #: Written digits of a fitted number: far below its own uncertainty.
 _DIGITS = 6
@@ -64,13 +66,25 @@ class Fitted:
                 None if plain["metric"] is None else torch.tensor(plain["metric"]),
                 {int(k): tuple(map(float, weights)) for k, weights in plain["error"].items()},
             )
-            for kernel, bias in fitted.fill.values():
-                C = bias.shape[0]
-                if kernel.shape != (C, 2 * C, 3, 3) or not bool(kernel.isfinite().all() & bias.isfinite().all()):
-                    raise ValueError(f"a fill's kernel is {list(kernel.shape)}, its bias {list(bias.shape)}")
+            _check(fitted)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise IntegrityError(f"fitted numbers cannot be read: {error}", hint="calibrate again") from error
         return fitted
+
+
+def _check(fitted: Fitted) -> None:
+    """Raises ValueError for shapes that do not go together, and for NaN and infinity."""
+    for kernel, bias in fitted.fill.values():
+        C = bias.shape[0]
+        if kernel.shape != (C, 2 * C, 3, 3):
+            raise ValueError(f"a fill's kernel is {list(kernel.shape)}, its bias {list(bias.shape)}")
+    metric = torch.empty(0, 0) if fitted.metric is None else fitted.metric
+    if metric.dim() != 2 or metric.shape[0] != metric.shape[1]:
+        raise ValueError(f"the metric is {list(metric.shape)}")
+    tensors = [metric, *(tensor for fill in fitted.fill.values() for tensor in fill)]
+    numbers = [number for row in (*fitted.guidance.values(), *fitted.error.values()) for number in row]
+    if not all(map(all_finite, tensors)) or not all(map(math.isfinite, numbers)):
+        raise ValueError("a number is NaN or infinite")
 
 
 def required(fitted: Fitted | None, part: str, why: str) -> Any:
@@ -89,9 +103,12 @@ def required(fitted: Fitted | None, part: str, why: str) -> Any:
 
 
 def at_scale(fits: Mapping[int, Any], scale: int, why: str) -> Any:
-    """The fit of one scale. Raises ConfigError where calibration fitted other scales."""
+    """The fit of one scale. Raises ConfigError where calibration, which fits the square schedule, fitted others."""
     if scale not in fits:
-        raise ConfigError(f"{why} was fitted for scales {sorted(fits)}, not for scale {scale}", hint="calibrate again")
+        raise ConfigError(
+            f"{why} was fitted for scales {sorted(fits)}, not for scale {scale}",
+            hint="choose among these with prune_scales and stop_scales, or do without it",
+        )
     return fits[scale]
 
 
@@ -101,12 +118,31 @@ def _rounded(value: Any) -> Any:
     return [_rounded(part) for part in value] if isinstance(value, list) else round(value, _DIGITS)
 
 
-def check_fits(fitted: Fitted | None, fill: str, score: str, after_stop: str = "conditional") -> None:
-    """Raises ConfigError where a switch asks for numbers that were not fitted."""
-    needs = {"fill=linear": "fill", "score=decoder": "metric", "score=error": "error", "after_stop=fitted": "guidance"}
+def check_fits(
+    fitted: Fitted | None,
+    fill: str,
+    score: str,
+    pruned: Iterable[int],
+    after_stop: str = "conditional",
+    stopped: Iterable[int] = (),
+) -> None:
+    """Raises ConfigError where a switch asks for numbers that were not fitted.
+
+    Args:
+        pruned: scales that `fill` and `score` serve; stopped: scales that `after_stop` may serve.
+    """
+    needs = {
+        "fill=linear": ("fill", pruned),
+        "score=decoder": ("metric", ()),
+        "score=error": ("error", pruned),
+        "after_stop=fitted": ("guidance", stopped),
+    }
     for switch in (f"fill={fill}", f"score={score}", f"after_stop={after_stop}"):
         if switch in needs:
-            required(fitted, needs[switch], switch)
+            part, scales = needs[switch]
+            fits = required(fitted, part, switch)
+            for scale in scales:
+                at_scale(fits, scale, switch)
 
 
 def needs_fits(policy: object) -> bool:

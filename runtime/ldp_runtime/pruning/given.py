@@ -44,14 +44,15 @@ class GivenShares(Policy):
 
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         first = len(schedule) - len(self.keep)
-        return tuple(first + i for i, share in enumerate(self.keep) if 0 < share < 1)
+        return tuple(k for k in range(first, self.scales_to_run(schedule)) if self.keep[k - first] < 1)
 
     def select(self, picture: PictureSoFar) -> Selection | None:
         if picture.scale not in self.prunes(picture.schedule):
             return None
         share = self.keep[picture.scale - len(picture.schedule)]
         score = scores.score_map("random", picture, None)
-        return Selection(lhep.keep_by_rank(score, max(1, round(share * score.numel()))), score)
+        count = max(1, round(share * score.numel())) if share else 0
+        return Selection(lhep.keep_by_rank(score, count), score)
 
     def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:
         return torch.zeros_like(picture.latent)

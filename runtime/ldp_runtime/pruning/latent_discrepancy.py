@@ -107,7 +107,9 @@ class LatentDiscrepancy(Policy):
         check_scales("end_scales", self.end_scales, schedule, first=1)
         if self.skip_last >= len(schedule):
             raise ConfigError(f"skip_last {self.skip_last} leaves no scale of {len(schedule)}")
-        check_fits(self.fitted, self.fill, self.score, self.after_stop)
+        run, stops = range(self.scales_to_run(schedule)), self.stops(schedule)
+        pruned = [k for k in self.prunes(schedule) if k in run]
+        check_fits(self.fitted, self.fill, self.score, pruned, self.after_stop, run[min(stops) + 1 :] if stops else ())
 
     def scales_to_run(self, schedule: ScaleSchedule) -> int:
         return len(schedule) - self.skip_last
@@ -139,7 +141,7 @@ class LatentDiscrepancy(Policy):
         return fill_residual(self.fill, self.fill_scale, picture, self.fitted)
 
     def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
-        watched = self.stops(schedule) + self.ends(schedule)
+        watched = {*self.stops(schedule), *self.ends(schedule)}
         return bool(watched) and scale >= min(watched) - 1
 
     def remember_guidance(

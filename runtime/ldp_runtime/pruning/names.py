@@ -93,4 +93,4 @@ def _options(base: Policy) -> list[dataclasses.Field[object]]:
 
 
 def _written(value: object) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
