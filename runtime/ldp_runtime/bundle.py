@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,6 +38,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 KvForm = Literal["concat", "in-place"]
 State = Literal["verified", "unverified", "rejected"]
 Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
+#: How files are compared with the manifest: by hash, or by size only (large models, trusted disks).
+Integrity = Literal["full", "sizes"]
 
 
 class _Entry(BaseModel):
@@ -285,18 +287,20 @@ class Bundle:
         return self.folder / name
 
 
-def open_bundle(path: Path | str, integrity: Literal["full", "sizes"] = "full") -> Bundle:
+def open_bundle(path: Path | str, integrity: Integrity = "full") -> Bundle:
     """Reads and checks a bundle; opens no engine.
 
     Args:
         path: the output path of a build, or one version's folder.
-        integrity: "full" hashes every file, "sizes" compares sizes only (large models, trusted disks).
+        integrity: see `Integrity`.
 
     Raises:
-        ConfigError: there is no bundle at `path`.
+        ConfigError: there is no bundle at `path`, or no such `integrity`.
         IntegrityError: the manifest was edited, or a file is missing, truncated or changed.
-        IncompatibleBundleError: written by a newer toolkit.
+        IncompatibleBundleError: written by another version of the toolkit.
     """
+    if integrity not in get_args(Integrity):
+        raise ConfigError(f"integrity must be one of {', '.join(get_args(Integrity))}, got {integrity!r}")
     folder, root = _locate(Path(path))
     manifest = read_manifest(folder)
     if root is not None and folder.name != manifest.version:
@@ -350,7 +354,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def check_files(folder: Path, files: dict[str, FileEntry], integrity: Literal["full", "sizes"]) -> None:
+def check_files(folder: Path, files: dict[str, FileEntry], integrity: Integrity) -> None:
     """Compares the files of a version with its manifest."""
     problems: list[str] = []
     for name, entry in files.items():

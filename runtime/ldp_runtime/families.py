@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -47,8 +47,9 @@ def guidance_weights(model: ModelEntry, guidance: float | Sequence[float], scale
     ramp from no guidance at all (VAR, whose 0 is no guidance). A list holds the weights themselves, in both.
 
     Raises:
-        ConfigError: too few values, or values that are not finite.
+        ConfigError: no numbers, too few of them, or values that are not finite.
     """
-    if isinstance(model, VarEntry) and isinstance(guidance, int | float):
-        return ramp(float(guidance), scales)
+    if isinstance(model, VarEntry) and not isinstance(guidance, Iterable):
+        (end,) = per_scale(guidance, 1, "guidance_scale")
+        return ramp(end, scales)
     return per_scale(guidance, scales, "guidance_scale")

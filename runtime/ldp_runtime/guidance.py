@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -13,9 +13,12 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
     """A number, or one number per scale, to a tuple of `scales` numbers.
 
     Raises:
-        ConfigError: too few values, or values that are not finite.
+        ConfigError: no numbers, too few of them, or values that are not finite.
     """
-    values = (float(value),) * scales if isinstance(value, int | float) else tuple(float(v) for v in value)
+    try:
+        values = tuple(float(v) for v in value) if isinstance(value, Iterable) else (float(value),) * scales
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} must be a number, or one per scale, got {value!r}") from error
     if len(values) < scales:
         raise ConfigError(f"{name} has {len(values)} values, the schedule has {scales} scales")
     if not all(abs(v) < float("inf") for v in values):
@@ -24,13 +27,7 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
 
 
 def ramp(end: float, scales: int) -> tuple[float, ...]:
-    """VAR's guidance: weights of the conditional branch from 1 (no guidance) at the first scale to 1 + end at the last.
-
-    Raises:
-        ConfigError: `end` is not finite.
-    """
-    if not abs(end) < float("inf"):
-        raise ConfigError(f"guidance must be finite, got {end}")
+    """VAR's guidance: weights of the conditional branch from 1 (none) at the first scale to 1 + end at the last."""
     return tuple(1 + end * (k / (scales - 1) if scales > 1 else 0.0) for k in range(scales))
 
 

@@ -195,31 +195,42 @@ def _texts(
     if words is not None and features is not None:
         raise ConfigError(f"give {name} or {name}_embeds, not both")
     if words is not None:
-        if not manifest.has_text_encoder:
-            raise ConfigError(
-                f"this bundle has no text encoder: pass {name}_embeds", hint="or build with --text-encoder"
-            )
-        listed = [words] if isinstance(words, str) else list(words)
-        if not listed or not all(isinstance(text, str) for text in listed):
-            raise ConfigError(f"{name} must be a text or a non-empty list of texts")
-        if any(not text.strip() for text in listed):
+        return list(_words(manifest, words, name))
+    return None if features is None else list(_features(manifest, features, name))
+
+
+def _words(manifest: Manifest, words: str | Sequence[str], name: str) -> list[str]:
+    if not manifest.has_text_encoder:
+        raise ConfigError(f"this bundle has no text encoder: pass {name}_embeds", hint="or build with --text-encoder")
+    listed = [words] if isinstance(words, str) else list(words)
+    if not listed or not all(isinstance(text, str) for text in listed):
+        raise ConfigError(f"{name} must be a text or a non-empty list of texts")
+    for text in listed:
+        if not text.strip():
             raise ConfigError(f"the {name} is empty", hint="describe the picture in a few words")
-        return list(listed)
-    if features is None:
-        return None
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, as a client that cuts texts may send
+            raise ConfigError(f"the {name} {text!r} is not valid Unicode: {error.reason}") from error
+    return listed
+
+
+def _features(manifest: Manifest, features: torch.Tensor | Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
     assert isinstance(manifest.model, InfinityEntry)
     channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
-    rows = [features] if isinstance(features, torch.Tensor) and features.dim() == 2 else list(features)
+    rows = [features] if isinstance(features, torch.Tensor) and features.dim() < 3 else list(features)
     for row in rows:
+        if not isinstance(row, torch.Tensor):
+            raise ConfigError(f"{name}_embeds must be tensors, got {type(row).__name__}", hint="see torch.as_tensor")
         if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
             raise ConfigError(
                 f"{name}_embeds must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}"
             )
-        if not all_finite(row):
+        if not all_finite(row.detach()):
             raise ConfigError(f"{name}_embeds hold NaN or infinity")
     if not rows:
         raise ConfigError(f"{name}_embeds is empty")
-    return [row.to(torch.float32) for row in rows]
+    return [row.detach().to(torch.float32) for row in rows]
 
 
 def sizes(manifest: Manifest) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import torch
 
@@ -31,8 +32,8 @@ class SamplingFilter:
     top_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise ConfigError(f"top_k must be 0 (off) or positive, got {self.top_k}")
+        if not isinstance(self.top_k, Integral) or self.top_k < 0:
+            raise ConfigError(f"top_k must be 0 (off) or a positive whole number, got {self.top_k!r}")
         if not 0.0 <= self.top_p <= 1.0:
             raise ConfigError(f"top_p must lie in [0, 1] (0 switches it off), got {self.top_p}")
 

@@ -148,6 +148,11 @@ class TestFiles:
 
 
 class TestPlaces:
+    def test_a_way_of_checking_that_there_is_not(self, small_bundle: Bundle) -> None:
+        """Taken for the weaker one, a slip would leave hashes unchecked."""
+        with pytest.raises(ConfigError, match="integrity must be one of full, sizes, got 'hashes'"):
+            open_bundle(small_bundle.folder, "hashes")  # pyright: ignore[reportArgumentType]
+
     def test_nothing_there(self, tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / "absent"):
             with pytest.raises(ConfigError, match="no bundle at"):

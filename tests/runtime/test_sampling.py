@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,16 +84,18 @@ def test_logit_pairs_are_interleaved() -> None:
     assert logit_difference(torch.tensor([1.0, 5.0, 7.0, 4.0])).tolist() == [4.0, -3.0]
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(-1, 0.0), (0, -0.1), (0, 1.1), (0, float("nan"))])
-def test_bad_filters(top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize(("top_k", "top_p"), [(-1, 0.0), (2.5, 0.0), (0, -0.1), (0, 1.1), (0, float("nan"))])
+def test_bad_filters(top_k: Any, top_p: float) -> None:
     with pytest.raises(ConfigError):
         SamplingFilter(top_k, top_p)
 
 
 def test_per_scale_values() -> None:
     assert per_scale(2, 3, "x") == (2.0, 2.0, 2.0)
+    assert per_scale(np.float32(2), 3, "x") == (2.0, 2.0, 2.0)  # pyright: ignore[reportArgumentType]
     assert per_scale([1, 2, 3, 4], 3, "x") == (1.0, 2.0, 3.0)
-    for wrong in ([1.0], [1.0, float("nan"), 1.0], float("inf")):
+    senseless: list[Any] = [[1.0], [1.0, float("nan"), 1.0], float("inf"), "much", [1.0, None, 1.0], torch.tensor(1.0)]
+    for wrong in senseless:
         with pytest.raises(ConfigError, match="guidance"):
             per_scale(wrong, 3, "guidance")
 
