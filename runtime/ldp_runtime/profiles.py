@@ -116,24 +116,30 @@ def list_profiles(root: Path | None, manifest: Manifest) -> list[str]:
     return sorted(path.stem for path in profile_folder(root, manifest).glob("*.json") if path.name != FITTED)
 
 
-def read_profile(path: Path, manifest: Manifest) -> PolicyProfile:
-    """A profile, checked against the bundle that it is to be used with.
+def profile_policy(path: Path, manifest: Manifest) -> Policy | None:
+    """The policy of a profile, which is checked against the bundle that it is to be used with.
 
     Raises:
         ConfigError: no such file. IntegrityError: unreadable. IncompatibleBundleError: made for another bundle.
     """
     if not path.is_file():
         raise ConfigError(f"there is no policy profile {path}", hint="ldp-export calibrate makes profiles")
+    return _read_policy(path, path.stat().st_mtime_ns, manifest.digest)
+
+
+@lru_cache(maxsize=8)
+def _read_policy(path: Path, _: int, digest: str) -> Policy | None:
+    """Read once, as fits are: they are most of a profile."""
     try:
         profile = PolicyProfile.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError, ValidationError) as error:
         raise IntegrityError(f"{path} is not a policy profile: {complaint(error)}", hint="calibrate again") from error
-    if profile.digest != manifest.digest:
+    if profile.digest != digest:
         raise IncompatibleBundleError(
-            f"the profile {profile.name!r} was made for the bundle {profile.digest[:16]}, this is {manifest.version}",
+            f"the profile {profile.name!r} was made for the bundle {profile.digest[:16]}, this is {digest[:16]}",
             hint="calibrate this bundle: ldp-export calibrate",
         )
-    return profile
+    return profile.to_policy()
 
 
 def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Manifest) -> Policy | None:
@@ -148,7 +154,7 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
     if name.partition(":")[0] in POLICY_NAMES:
         return resolve_policy(parse_policy(name), root, manifest)
     if name.endswith(".json"):
-        return read_profile(Path(name), manifest).to_policy()
+        return profile_policy(Path(name), manifest)
     known = list_profiles(root, manifest)
     if root is None or name not in known:
         raise ConfigError(
@@ -156,4 +162,4 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
             f"({', '.join(known) or 'it has none'})",
             hint="ldp-export calibrate makes profiles",
         )
-    return read_profile(profile_folder(root, manifest) / f"{name}.json", manifest).to_policy()
+    return profile_policy(profile_folder(root, manifest) / f"{name}.json", manifest)

@@ -184,6 +184,7 @@ def test_a_profile_serves_its_own_bundle_only(
         policy = resolve_policy(text, root, manifest)
         assert policy is not None
         assert describe(policy) == describe(parse_policy(calibration.chosen.policy))
+        assert resolve_policy(text, root, manifest) is policy  # read once
         policy.check(manifest.schedule())  # with the numbers it needs
     assert resolve_policy("ld-paper:rho=0.4", tmp_path, manifest) == LatentDiscrepancy(rho=0.4)
     with pytest.raises(IncompatibleBundleError, match="was made for the bundle"):
