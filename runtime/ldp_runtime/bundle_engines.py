@@ -54,11 +54,18 @@ class Engines:
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """Raises ConfigError for a name that PyTorch does not know."""
+    """The device of a name; "cuda" is the calling thread's GPU, for calls from other threads too.
+
+    Raises:
+        ConfigError: a name that PyTorch does not know.
+    """
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}", hint="cpu or cuda") from error
+    if str(device) == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def check_threads(threads: int | None) -> None:
@@ -147,9 +154,12 @@ def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[
 
     session = TensorRtSession(bundle.manifest, device, kernels=kernels_folder(bundle.manifest))
     files = bundle.manifest.files
-    return (
-        lambda name, graph: TensorRtEngine(name, bundle.path(graph.file), graph, session, files[graph.file].size)
-    ), session.counters
+
+    def open_there(name: str, graph: GraphEntry) -> Engine:
+        with torch.cuda.device(device):  # the library puts an engine on the calling thread's GPU
+            return TensorRtEngine(name, bundle.path(graph.file), graph, session, files[graph.file].size)
+
+    return open_there, session.counters
 
 
 def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:

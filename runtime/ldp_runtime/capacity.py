@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -62,11 +64,27 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     )
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device."""
+def available_memory(device: torch.device) -> float:
+    """Bytes that can still be allocated on the device: of the host, no more than its container may take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return min(psutil.virtual_memory().available, container_memory())
+
+
+def container_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that this container may still take; infinity where nothing limits it.
+
+    Args:
+        group: folder of the Linux control group (version 2) that the process is in.
+    """
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        rows = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        counts = {name: int(count) for name, count in rows}
+        # Pages of files that were read, such as the bundle's while it was hashed, count as used but give way.
+        return limit - used + counts["inactive_file"] + counts["active_file"]
+    except (OSError, ValueError, KeyError):  # no such group, or its limit is the word "max"
+        return math.inf
 
 
 def check_rows(manifest: Manifest, max_batch: int) -> None:
@@ -96,5 +114,5 @@ def check_capacity(
     return estimate
 
 
-def _gib(size: int) -> str:
+def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 
@@ -24,31 +25,31 @@ def condition_rows(
     images: Sequence[ImageRequest],
     guided: bool,
 ) -> PromptRows:
-    """Rows [conditional of each image, unconditional of each image]; equal conditions are encoded once."""
+    """Rows [conditional of each image, unconditional of each image]; a text that images share is encoded once."""
+    encode = cache(partial(_features, engines, manifest, tokenizer))  # tensors are hashed by identity, here and below
     if len(images) == 1:
-        return _image_rows(engines, manifest, tokenizer, images[0], guided)
-    known: dict[tuple[object, object], Branches] = {}
+        return _image_rows(engines, manifest, encode, images[0], guided)
+    known: dict[tuple[Text | int, Text | None], Branches] = {}
     pairs = []
     for image in images:
-        key = (_identity(image.condition), _identity(image.negative))
+        key = (image.condition, image.negative)
         if key not in known:
-            known[key] = _split(_image_rows(engines, manifest, tokenizer, image, guided))
+            known[key] = _split(_image_rows(engines, manifest, encode, image, guided))
         pairs.append(known[key])
     conditional = [pair[0] for pair in pairs]
     return PromptRows.stack(conditional + [pair[1] for pair in pairs if pair[1] is not None])
 
 
 def _image_rows(
-    engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, image: ImageRequest, guided: bool
+    engines: Engines, manifest: Manifest, encode: Callable[[Text], torch.Tensor], image: ImageRequest, guided: bool
 ) -> PromptRows:
     """Rows [conditional, unconditional] of one image; the first alone without guidance."""
     if isinstance(image.condition, int):
         return class_rows(engines, manifest, image.condition, guided)
-    features = _features(engines, manifest, tokenizer, image.condition)
+    features = encode(image.condition)
     if not guided or image.negative is None:
         return text_rows(engines, manifest, features, guided)
-    other = _features(engines, manifest, tokenizer, image.negative)
-    texts = (features, other)
+    texts = (features, encode(image.negative))
     return PromptRows.stack([run_prompt(engines, manifest, {"features": text[None]}) for text in texts])
 
 
@@ -81,7 +82,3 @@ def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer |
 
 def _split(rows: PromptRows) -> Branches:
     return (rows, None) if rows.rows == 1 else (rows.take([0]), rows.take([1]))
-
-
-def _identity(condition: Text | int | None) -> object:
-    return id(condition) if isinstance(condition, torch.Tensor) else condition

@@ -62,7 +62,7 @@ class IntegrityError(LdpError):
 
 
 class CapacityError(LdpError):
-    """Not enough memory or disk for what was asked; raised before anything is allocated."""
+    """Not enough memory or disk for what was asked: predicted before anything is allocated, or met on the way."""
 
     exit_code = 9
 

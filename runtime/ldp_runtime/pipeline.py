@@ -9,30 +9,32 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ldp_runtime.bundle import TOKENIZER, Bundle, Manifest, VarEntry, open_bundle
+from ldp_runtime.bundle import TOKENIZER, Bundle, Integrity, Manifest, VarEntry, open_bundle
 from ldp_runtime.bundle_engines import Engines, check_finite, check_runnable, check_threads, device_of, open_engines
 from ldp_runtime.capacity import check_capacity, check_rows
 from ldp_runtime.codebook_tokens import CodebookTokens
 from ldp_runtime.conditions import condition_rows
 from ldp_runtime.errors import (
     Cancelled,
-    CapacityError,
     ConfigError,
     IncompatibleBundleError,
     LdpError,
 )
 from ldp_runtime.families import placement
+from ldp_runtime.out_of_memory import capacity_errors
 from ldp_runtime.pixels import to_output
 from ldp_runtime.profiles import resolve_policy
 from ldp_runtime.pruning.names import describe
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.request import Request, check_output_type, make_request
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
+from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.text import PromptTokenizer
+from ldp_runtime.token_space import TokenSpace
 from ldp_runtime.trace import ScaleTrace, Trace
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class ScaleEvent:
     _preview: Callable[[int], Any]
 
     def preview(self, index: int = 0) -> Any:
-        """The picture so far of `images[index]`, decoded now (a PIL image)."""
+        """The picture after this scale of `images[index]`, decoded now (a PIL image). Other threads than the one that
+        draws wait until its call has ended, as with any call."""
         return self._preview(index)
 
 
@@ -112,16 +115,16 @@ class Pipeline:
         threads: int | None = None,
         max_batch: int = 4,
         memory_limit: int | None = None,
-        integrity: Literal["full", "sizes"] = "full",
+        integrity: Integrity = "full",
         allow_rejected: bool = False,
     ) -> Pipeline:
         """Opens a bundle.
 
         Args:
             device: "cpu", or "cuda": for TensorRT bundles, or where ONNX Runtime has its CUDA provider.
-            threads: of a CPU engine; None lets ONNX Runtime decide.
+            threads: of a CPU engine; None leaves it to ONNX Runtime, or takes the number that PyTorch has here.
             max_batch: images drawn together; longer requests are drawn in several goes.
-            memory_limit: bytes the pipeline may need; None: what the device has free.
+            memory_limit: bytes the pipeline may need; None: what the device, or the container, has free.
             integrity: "full" hashes every file of the bundle, "sizes" compares sizes only.
             allow_rejected: load although verification failed.
 
@@ -216,44 +219,37 @@ class Pipeline:
             cfg_insertion_layer=cfg_insertion_layer,
             more_smooth=more_smooth,
         )
-        with self._lock, _one_torch_thread(self._open_engines().blocks.device):
-            engines = self._open_engines()
-            latents: list[torch.Tensor] = []
-            traces: list[Trace] = []
-            try:
-                for first in range(0, len(request.images), self.max_batch):
-                    part = replace(request, images=request.images[first : first + self.max_batch])
-                    for latent, trace in self._draw(engines, part, first, callback_on_scale):
-                        latents.append(latent)
-                        traces.append(trace)
-            except (MemoryError, torch.OutOfMemoryError) as error:
-                raise CapacityError(
-                    f"out of memory while drawing {len(request.images)} images: {error}",
-                    hint="load with a lower max_batch",
-                ) from error
+        count = len(request.images)
+        with self._running(f"drawing {count} images") as engines:
+            drawn: list[tuple[torch.Tensor, Trace]] = []
+            for first in range(0, count, self.max_batch):
+                part = replace(request, images=request.images[first : first + self.max_batch])
+                drawn += self._draw(engines, part, first, callback_on_scale)
             seeds = tuple(image.seed for image in request.images)
             if request.output_type == "latent":
-                return GenerationResult(torch.stack(latents), seeds, tuple(traces))
-            decoded = [self._decode(engines, latent) for latent in latents]
-            traces = [replace(trace, decode_s=seconds) for trace, (_, seconds) in zip(traces, decoded, strict=True)]
-            pixels = torch.cat([image for image, _ in decoded])
-            return GenerationResult(to_output(pixels, request.output_type), seeds, tuple(traces))
+                return GenerationResult(torch.stack([latent for latent, _ in drawn]), seeds, tuple(t for _, t in drawn))
+            decoded = [self._decode(engines, latent) for latent, _ in drawn]
+            traces = tuple(replace(t, decode_s=s) for (_, t), (_, s) in zip(drawn, decoded, strict=True))
+            images = to_output(torch.cat([image for image, _ in decoded]), request.output_type)
+            return GenerationResult(images, seeds, traces)
 
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
         """Images of latents [B, d, h, w], such as `output_type="latent"` gives; output types as in `__call__`.
 
         Raises:
             ConfigError: latents of another model. NonFiniteError: the decoder gave NaN or infinity.
+            CapacityError: out of memory.
         """
         channels = self.manifest.model.latent_channels
-        if latents.dim() != 4 or latents.shape[1] != channels:
-            raise ConfigError(f"latents must be [images, {channels}, height, width], got {list(latents.shape)}")
+        if latents.dim() != 4 or latents.shape[1] != channels or not latents.numel():
+            raise ConfigError(
+                f"latents must be [images, {channels}, height, width] and not empty, got {list(latents.shape)}"
+            )
         check_output_type(output_type)
         if output_type == "latent":
             return latents
-        with self._lock, _one_torch_thread(self._open_engines().decoder.device):
-            engines = self._open_engines()
-            pixels = [self._decode(engines, latent.to(engines.decoder.device))[0] for latent in latents]
+        with self._running(f"decoding {len(latents)} images") as engines:
+            pixels = [self._decode(engines, latent)[0] for latent in latents.to(engines.decoder.device, torch.float32)]
             return to_output(torch.cat(pixels), output_type)
 
     def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
@@ -264,23 +260,26 @@ class Pipeline:
         return self(listed, **options)  # pyright: ignore[reportArgumentType]
 
     def warmup(self, batch: int = 1) -> None:
-        """Draws once and throws the pictures away: allocators and kernels are then as in service."""
+        """Draws the bundle's square size once and throws the pictures away: allocators and kernels of every graph are
+        then as in service."""
         if isinstance(self.manifest.model, VarEntry):
-            self(class_labels=[0] * batch, seed=0, output_type="latent")
+            self(class_labels=[0] * batch, seed=0, output_type="torch")
+        elif self.manifest.has_text_encoder:
+            self(["a picture"] * batch, seed=0, output_type="torch")
         else:
             features = self._open_engines().constants["unconditional_text"][:8]
-            self(prompt_embeds=[features] * batch, seed=0, output_type="latent")
+            self(prompt_embeds=[features] * batch, seed=0, output_type="torch")
 
     def close(self) -> None:
         """Releases the engines' memory, after a running call has ended."""
         with self._lock:
-            if self._engines is not None:
-                self._engines.close()
-                self._engines = None
+            engines, self._engines = self._engines, None
+            if engines is not None:
+                engines.close()
 
     @property
     def cuda_graphs(self) -> GraphCounters | None:
-        """How often captured CUDA graphs served so far; None where the backend captures none."""
+        """How often captured CUDA graphs served so far; None where the backend does not count them."""
         return self._open_engines().cuda_graphs
 
     def __enter__(self) -> Pipeline:
@@ -294,49 +293,36 @@ class Pipeline:
             raise LdpError("this pipeline is closed", hint="load the bundle again")
         return self._engines
 
+    @contextmanager
+    def _running(self, doing: str) -> Generator[Engines]:
+        """The engines, for one thread at a time."""
+        with self._lock:
+            engines = self._open_engines()
+            with _one_torch_thread(engines.blocks.device), capacity_errors(doing):
+                yield engines
+
     def _draw(
         self, engines: Engines, request: Request, first: int, callback: ScaleCallback | None
     ) -> list[tuple[torch.Tensor, Trace]]:
         """Latent and trace of each image of one batch; `first` is the batch's place in the request."""
         started = time.perf_counter()
-        schedule, device = request.schedule, engines.blocks.device
-        space = engines.space
+        schedule, space = request.schedule, engines.space
         if request.more_smooth and isinstance(space, CodebookTokens):
             space = replace(space, more_smooth=True)
         guided = any(g != 1 for g in request.guidance)
         prompt = condition_rows(engines, self.manifest, self._tokenizer, request.images, guided)
-        states = [
-            ImageState(
-                seed=image.seed,
-                noise=tuple(n.to(device) for n in space.noise(image.seed, schedule)),
-                latent=space.empty_latent(schedule).to(device),
-                unconditional=guided,
-            )
-            for image in request.images
-        ]
+        device = engines.blocks.device
+        states = [_new_state(image.seed, space, schedule, guided, device) for image in request.images]
         text_s = time.perf_counter() - started
+        where = placement(self.manifest.model, engines.constants, schedule)
         settings = LoopSettings(
-            schedule,
-            space,
-            request.guidance,
-            request.temperature,
-            request.filter,
-            request.policy,
-            placement(self.manifest.model, engines.constants, schedule),
+            schedule, space, request.guidance, request.temperature, request.filter, request.policy, where
         )
 
         def on_scale(k: int, images: Sequence[ImageState]) -> None:
             if callback is None:
                 return
-            event = ScaleEvent(
-                scale=k,
-                scales=request.policy.scales_to_run(schedule),
-                images=tuple(first + states.index(image) for image in images),
-                traces=tuple(image.trace[-1] for image in images),
-                latents=tuple(image.latent for image in images),
-                residuals=tuple(image.residual for image in images),
-                _preview=lambda i: to_output(self._decode(engines, images[i].latent)[0], "pil")[0],
-            )
+            event = self._event(k, request, tuple(first + states.index(image) for image in images), images)
             if callback(event) is False:
                 raise Cancelled(f"stopped by the callback after scale {k} of {event.scales}")
 
@@ -350,6 +336,19 @@ class Pipeline:
             for state in states
         ]
 
+    def _event(self, scale: int, request: Request, places: tuple[int, ...], images: Sequence[ImageState]) -> ScaleEvent:
+        """What the callback sees of images that are at these places of the request."""
+        latents = tuple(image.latent for image in images)
+        return ScaleEvent(
+            scale=scale,
+            scales=request.policy.scales_to_run(request.schedule),
+            images=places,
+            traces=tuple(image.trace[-1] for image in images),
+            latents=latents,
+            residuals=tuple(image.residual for image in images),
+            _preview=lambda i: self.decode(latents[i][None])[0],
+        )
+
     def _decode(self, engines: Engines, latent: torch.Tensor) -> tuple[torch.Tensor, float]:
         """One latent [d, h, w] to an image [1, 3, H, W] in [-1, 1], and the seconds it took."""
         started = time.perf_counter()
@@ -360,12 +359,22 @@ class Pipeline:
         return image, time.perf_counter() - started
 
 
+def _new_state(seed: int, space: TokenSpace, schedule: ScaleSchedule, guided: bool, device: torch.device) -> ImageState:
+    return ImageState(
+        seed=seed,
+        noise=tuple(n.to(device) for n in space.noise(seed, schedule)),
+        latent=space.empty_latent(schedule).to(device),
+        unconditional=guided,
+    )
+
+
 @contextmanager
 def _one_torch_thread(device: torch.device) -> Generator[None]:
     """Keeps PyTorch's work between CPU engine calls on the calling thread.
 
     It is far too small for a thread team, which would wait for cores that the engines or a neighbour hold. The number
-    of threads is a setting of the calling thread, so other threads of the process keep theirs.
+    of threads is a setting of the calling thread: others keep theirs, but one that uses PyTorch for the first time
+    meanwhile begins with one.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":

@@ -192,7 +192,7 @@ def _step(
     logits = _run_rows(k, is_last, group, inputs, kept, blocks, settings) if inputs.shape[1] else None
     if logits is not None and on_logits is not None:
         on_logits(k, logits)
-    computed = time.perf_counter()
+    computed = before = time.perf_counter()
     scores = None if logits is None else settings.space.scores(logits)  # [R, L, n]
     alive = group.alive()
     for i, image in enumerate(group.images):
@@ -219,11 +219,12 @@ def _step(
                 ended=ends,
                 select_s=selected - started,
                 blocks_s=computed - selected,
-                residual_s=time.perf_counter() - computed,
+                residual_s=(now := time.perf_counter()) - before,
                 kept=kept,
                 score=None if choice is None else choice.selection.score,
             )
         )
+        before = now
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ class ScaleTrace:
         gap: RMS guidance gap, where it was measured.
         unconditional_stopped: the policy stopped the unconditional branch after this scale.
         ended: the policy drew no further scale of this image.
-        select_s, blocks_s, residual_s: seconds spent choosing tokens, in the engine call (shared by all images of
-            the call), and in sampling and accumulating.
-        kept: indices of the computed tokens, or None for all of them.
-        score: the map they were chosen by [h, w], or None.
+        select_s, blocks_s: seconds spent choosing tokens, and in the engine call: shared by all images of the call.
+        residual_s: seconds spent sampling and accumulating this image (its first image's: with what the call shares).
+        kept: indices of the computed tokens, on the engines' device, or None for all of them.
+        score: the map they were chosen by [h, w], on the engines' device, or None.
     """
 
     scale: int
@@ -68,7 +68,8 @@ class Trace:
         scales: one entry per scale that was run.
         scales_full: number of scales of the schedule.
         tokens_full: tokens of the whole schedule, skipped scales included.
-        text_s, decode_s: seconds of the text stage (shared by a batch) and of the decoder.
+        text_s: seconds before the first scale: text and noise, shared by a batch.
+        decode_s: seconds of the decoder; 0 where latents were asked for.
     """
 
     seed: int

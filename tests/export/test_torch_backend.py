@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_runs import engines_of
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle import Bundle, TargetEntry
 from ldp_runtime.engines.torch_compiled import TorchCompiledEngine
@@ -59,6 +60,26 @@ def test_draws_pruned_and_in_batches(compiled: Bundle):
         torch.testing.assert_close(both.images[:1], alone.images, atol=1e-4, rtol=0)
         assert both.traces[0].tokens < both.traces[0].tokens_full
         assert torch.get_num_threads() == 1
+
+
+@needs_compiler
+def test_engines_have_the_threads_that_pytorch_had_when_they_were_opened(compiled: Bundle):
+    """Between their calls the pipeline keeps PyTorch at one."""
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Pipeline.load(compiled) as pipe:
+            decoder = engines_of(pipe).decoder
+            assert isinstance(decoder, TorchCompiledEngine)
+            call = decoder._call
+            assert call is not None
+            decoder._call = lambda *given: (seen.append(torch.get_num_threads()), call(*given))[1]
+            pipe(prompt_embeds=torch.randn(5, 32), seed=0, output_type="torch")
+        assert seen == [2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @needs_compiler

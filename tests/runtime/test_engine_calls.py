@@ -18,7 +18,7 @@ from ldp_runtime.engines.bindings import Binding, axis_sizes, input_bindings, ou
 from ldp_runtime.engines.gpu import check_capability, require_gpu
 from ldp_runtime.engines.graph_cache import GraphCache
 from ldp_runtime.engines.places import Places
-from ldp_runtime.engines.tensorrt import check_aliases, check_size, check_target
+from ldp_runtime.engines.tensorrt import check_aliases, check_size, check_target, keep_kernels
 from ldp_runtime.engines.tensorrt_library import ALIGNMENT, capability, load_library
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 
@@ -291,6 +291,20 @@ class TestFiles:
             check_size(path, 100)
         path.write_bytes(b"x" * 100)
         check_size(path, 100)
+
+    def test_kernels_are_kept_for_the_next_run(self, tmp_path: Path) -> None:
+        path = tmp_path / "kernels" / "blocks.kernels"
+        for content in (b"old", b"new"):
+            keep_kernels(path, content)
+            assert path.read_bytes() == content
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_where_nothing_can_be_written_a_service_still_ends(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "cache").write_text("a file")
+        keep_kernels(tmp_path / "cache" / "blocks.kernels", b"kernels")
+        assert "are not kept in" in caplog.text
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from ldp_runtime.engines.torch_threads import torch_threads
+from ldp_runtime.errors import LdpError
 
 
 class EagerEngine:
     """Runs `module(*inputs) -> tuple` with inputs and outputs in the given order of names.
 
     Args:
-        threads: of a call on a CPU; None leaves PyTorch's number.
+        threads: of a call on a CPU; None leaves PyTorch's number on the calling thread, which is one in a pipeline.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class EagerEngine:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._module is None:
-            raise RuntimeError(f"the engine {self.name!r} is closed")
+            raise LdpError(f"the engine {self.name!r} is closed")
         with torch_threads(self._threads):
             results = self._module(*(inputs[name] for name in self._input_names))
         results = results if isinstance(results, tuple) else (results,)

@@ -9,7 +9,9 @@ every picture: their calls are captured as CUDA graphs (by TensorRT-RTX itself, 
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
+import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from ldp_runtime.engines.places import Places
 from ldp_runtime.engines.tensorrt_library import Flavour, Library, load_library
 from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
 from ldp_runtime.optimization_profiles import choose_profile
+
+logger = logging.getLogger(__name__)
 
 #: Bytes that captured CUDA graphs may hold on the device.
 GRAPH_BYTES = 256 * 2**20
@@ -115,11 +119,6 @@ class TensorRtSession:
     def counters(self) -> GraphCounters:
         return self.graphs.counters
 
-    def close(self) -> None:
-        self.stream.synchronize()
-        self.graphs.clear()
-        self._memory.clear()
-
 
 @dataclass(frozen=True)
 class _CapturedCall:
@@ -177,11 +176,7 @@ class TensorRtEngine:
         self._session.stream.synchronize()
         self._session.graphs.clear()
         if self._kernels is not None and self._session.kernels is not None:
-            self._session.kernels.mkdir(parents=True, exist_ok=True)
-            path = self._session.kernels / f"{self.name}.kernels"
-            scratch = path.with_suffix(".new")
-            scratch.write_bytes(bytes(self._kernels.serialize()))
-            scratch.replace(path)
+            keep_kernels(self._session.kernels / f"{self.name}.kernels", bytes(self._kernels.serialize()))
         self._contexts.clear()
         self._config = self._kernels = self._engine = None
 
@@ -271,6 +266,19 @@ def check_aliases(outputs: Iterable[str], source: Callable[[str], str | None]) -
         if source(name) != cache:
             return f"{name} shares the memory of {source(name)} instead of {cache}"
     return None
+
+
+def keep_kernels(path: Path, content: bytes) -> None:
+    """Writes kernels for the next run. Where that fails they are compiled again: a warning, since nothing is lost."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")  # services that end together do not mix their files
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(content)
+        scratch.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        logger.warning("kernels compiled at run time are not kept in %s: %s", path, error)
 
 
 def check_size(path: Path, size: int) -> None:

@@ -11,7 +11,8 @@ import torch
 from ldp_runtime.bundle import GraphEntry, TensorEntry
 from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
 from ldp_runtime.engines.torch_threads import torch_threads
-from ldp_runtime.errors import CapacityError, ConfigError, IntegrityError, LdpError
+from ldp_runtime.errors import ConfigError, IntegrityError, LdpError
+from ldp_runtime.out_of_memory import capacity_errors
 
 #: Calls of at most this many tokens are bound by launching kernels, not by computing: they replay CUDA graphs.
 GRAPHED_TOKENS = 256
@@ -22,9 +23,9 @@ class TorchCompiledEngine:
 
     Args:
         graph: its inputs and outputs, in the order of its signature.
-        threads: of a CPU engine's calls; None leaves PyTorch's number.
+        threads: of a CPU engine's calls; None takes PyTorch's number on the thread that opens it.
 
-    `run` raises ConfigError when a tensor does not fit the signature.
+    `run` raises ConfigError when a tensor does not fit the signature, and CapacityError when memory runs out.
 
     Raises:
         IntegrityError: the file is no package that PyTorch can load.
@@ -41,7 +42,8 @@ class TorchCompiledEngine:
         self.name, self.device = name, torch.device(device)
         self._inputs = graph.inputs
         self._outputs = tuple(entry.name for entry in graph.outputs)
-        self._threads = threads
+        # The number of the calling thread will not do: between engine calls the pipeline sets it to one.
+        self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else None
         self._call: Callable[..., Any] | None = _load(name, path, self.device)
         self._graphs = CudaGraphs() if self.device.type == "cuda" and graph.kind == "blocks" else None
 
@@ -51,16 +53,11 @@ class TorchCompiledEngine:
             raise LdpError(f"the engine {self.name!r} is closed")
         given = [_checked(inputs[entry.name], entry, self.name) for entry in self._inputs]
         try:
-            with torch_threads(self._threads if self.device.type == "cpu" else None):
+            with torch_threads(self._threads), capacity_errors(f"running the graph {self.name!r}"):
                 results = self._results(given)
                 for name, result in zip(self._outputs, results, strict=True):
                     if name in outputs:
                         outputs[name].copy_(result)
-        except torch.OutOfMemoryError as error:
-            raise CapacityError(
-                f"PyTorch ran out of memory in the graph {self.name!r}: {error}",
-                hint="draw fewer images at a time, or load with a lower max_batch",
-            ) from error
         except RuntimeError as error:
             shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
             raise LdpError(f"the graph {self.name!r} failed with inputs {shapes}: {error}") from error
