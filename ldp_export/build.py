@@ -9,17 +9,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from ldp_runtime.bundle import REPORTS, VERSIONS, Bundle, read_state
-from ldp_runtime.errors import ConfigError, EngineBuildError
+from ldp_runtime.errors import EngineBuildError
 from safetensors import SafetensorError
 
 from ldp_export.estimate import require_capacity
+from ldp_export.exclusive import exclusive
 from ldp_export.plan import BuildOptions, BuildPlan, plan_build
 from ldp_export.progress import Progress, ProgressEvent, silent
 from ldp_export.publish import assemble_version, make_current, write_report
+from ldp_export.scratch import remove_leftovers
 from ldp_export.sealing import seal
-from ldp_export.stages import remove_leftovers, run_stages
+from ldp_export.stages import run_stages
 from ldp_export.verify import Report, require_verified, verify_bundle
 from ldp_export.work import Work
 
@@ -38,49 +39,39 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report 
         VerificationError: the engines are wrong; they are kept as a rejected version, CURRENT is unchanged.
     """
     require_capacity(plan)
-    root = plan.options.output
-    with _disk_errors(root), _exclusive(root):
+    root, device = plan.options.output, plan.options.builder.verified_on
+    with _disk_errors(root), exclusive(root / ".lock", f"build is writing to {root}"):
         for folder in (root, root / "stages", root / VERSIONS, root / REPORTS):
             remove_leftovers(folder)
         if plan.options.force:
             shutil.rmtree(root / "stages", ignore_errors=True)
         work = Work(plan)
         stages = work.stages()
-        count = len(stages) + plan.options.builder.runs_here
+        count = len(stages) + (device is not None)
         renumbered = _within(progress, count)
         folders = run_stages(stages, root / "stages", renumbered)
         manifest, files = seal(plan, work.hashes, folders)
         folder = assemble_version(root, manifest, files)
         report = None
-        if plan.options.builder.runs_here:
-            report = _verify(Bundle(manifest, folder, root, "unverified"), root, count, progress)
+        if device is not None:
+            report = _verify(Bundle(manifest, folder, root, "unverified"), root, device, count, progress)
         make_current(root, manifest)
         _forget_old_stages(root / "stages", folders)
     return Bundle(manifest, folder, root, read_state(root, manifest)), report
 
 
-def _verify(bundle: Bundle, root: Path, count: int, progress: Progress) -> Report:
+def _verify(bundle: Bundle, root: Path, device: str, count: int, progress: Progress) -> Report:
     """Checks the bundle as the last of `count` steps, and keeps the report beside it."""
     progress(ProgressEvent("verify", count - 1, count, "started"))
     report = verify_bundle(
-        bundle, on_check=lambda check: progress(ProgressEvent("verify", count - 1, count, "advanced", check.name))
+        bundle,
+        device=device,
+        on_check=lambda check: progress(ProgressEvent("verify", count - 1, count, "advanced", check.name)),
     )
     write_report(root, bundle.manifest, report.to_json())
     require_verified(report, bundle)
     progress(ProgressEvent("verify", count - 1, count, "finished"))
     return report
-
-
-@contextmanager
-def _exclusive(root: Path) -> Generator[None]:
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(root / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ConfigError(
-            f"another build is writing to {root}", hint="wait for it, or name another --output"
-        ) from error
 
 
 @contextmanager

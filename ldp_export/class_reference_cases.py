@@ -121,7 +121,7 @@ def forced_class_logits(
 
 
 def recorded_class_bytes(model: VarEntry) -> int:
-    """Size of what `record_class_cases` saves: logits of seven rows, indices, latents, images."""
+    """Size of what `record_class_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
     schedule = model.schedule()
     h, w = schedule.final_grid
     logits = 4 * 6 * schedule.total_tokens * model.codes

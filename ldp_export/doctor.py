@@ -20,7 +20,9 @@ from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.tensorrt_library import Flavour, load_library
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
 
-from ldp_export.versions import installed
+from ldp_export.builders.tensorrt import check_polygraphy
+from ldp_export.builders.torch_inductor import check_compiler
+from ldp_export.versions import TOOLCHAIN, installed
 
 #: Packages whose versions matter to somebody who helps.
 _PACKAGES = (
@@ -72,7 +74,8 @@ def examine() -> Diagnosis:
     """Looks at this machine; allocates nothing on a GPU and writes nothing."""
     machine = (_processor(), _gpu(), _driver(), _cuda(), _providers(), *map(_library, ("tensorrt", "tensorrt-rtx")))
     build = (
-        _verdict("onnxruntime graphs", partial(importlib.metadata.version, "onnx")),
+        _verdict("onnxruntime graphs", _check_graphs),
+        _verdict("torch engines", _check_torch),
         _verdict("tensorrt engines", partial(_check_build, "tensorrt")),
         _verdict("tensorrt-rtx engines", partial(_check_build, "tensorrt-rtx")),
     )
@@ -98,10 +101,28 @@ def _verdict(what: str, check: Callable[[], object]) -> Verdict:
     return Verdict(what, True)
 
 
+def _check_exporter() -> None:
+    for package in TOOLCHAIN:
+        importlib.metadata.version(package)
+
+
+def _check_graphs() -> None:
+    """What building takes: the exporter, and the engines that verify what it writes."""
+    _check_exporter()
+    check_provider(torch.device("cpu"))
+
+
+def _check_torch() -> None:
+    """What building takes: the exporter and a C++ compiler."""
+    _check_exporter()
+    check_compiler()
+
+
 def _check_build(flavour: Flavour) -> None:
-    """What building takes: the library, Polygraphy and, for TensorRT, the GPU that will run the engines."""
+    """What building takes: the exporter, the library, Polygraphy and, for TensorRT, the GPU that runs the engines."""
+    _check_exporter()
     load_library(flavour)
-    importlib.metadata.version("polygraphy")
+    check_polygraphy()
     if flavour == "tensorrt":
         require_gpu("tensorrt", torch.device("cuda"))
 

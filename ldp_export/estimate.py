@@ -17,6 +17,7 @@ from ldp_runtime.errors import CapacityError
 
 from ldp_export.builders.base import Compiler
 from ldp_export.disk import existing_parent, gigabytes
+from ldp_export.work import Work
 
 if TYPE_CHECKING:
     from ldp_export.plan import BuildPlan
@@ -90,7 +91,7 @@ class _Sizes:
 
 def estimate_build(plan: BuildPlan) -> BuildEstimate:
     """Predicts a build that finds nothing cached."""
-    sizes, weights = _Sizes(plan), 0
+    sizes = _Sizes(plan)
     graphs = sum(sizes.graphs) + _GRAPH_FILES * len(sizes.graphs)
     engines = sum(sizes.engines)
     shipped = (engines or graphs) + sizes.reference
@@ -108,16 +109,20 @@ def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
     stages = [plan.recipe.reference_memory]
     if sizes.engines:
         stages.append(int(_COMPILER_BASE + _COMPILER_FACTOR * max(sizes.graphs)))
-    if plan.options.builder.runs_here:
+    if plan.options.builder.verified_on == "cpu":
         stages.append(int(_SESSION_FACTOR * sum(sizes.engines or sizes.graphs)))
     return _BASE + max(stages)
 
 
 def require_capacity(plan: BuildPlan) -> BuildEstimate:
-    """The estimate, or CapacityError where memory or disk is missing."""
+    """The estimate, or CapacityError where memory or disk is missing.
+
+    Stages that an earlier try of the same build has finished have their place on the disk already.
+    """
     estimate, output = estimate_build(plan), plan.options.output
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing_parent(output)).free
-    if estimate.disk > disk:
+    missing = estimate.disk - disk
+    if missing > 0 and missing > _finished_bytes(plan):
         smaller = "" if plan.options.discard_graphs or not _compiles(plan) else ", or add --discard-graphs"
         raise CapacityError(
             f"the build needs up to {gigabytes(estimate.disk)} on the disk of {output}, {gigabytes(disk)} are free",
@@ -129,6 +134,15 @@ def require_capacity(plan: BuildPlan) -> BuildEstimate:
             hint="split the model with a smaller --chunk, or build on a larger machine",
         )
     return estimate
+
+
+def _finished_bytes(plan: BuildPlan) -> int:
+    """Of this very build's stages. Telling them from those of other builds takes the hashes of all sources."""
+    if plan.options.force or not (plan.options.output / "stages").is_dir():
+        return 0
+    work = Work(plan)
+    places = [stage.place(work.cache) for stage in work.stages()]
+    return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
 
 
 def _compiles(plan: BuildPlan) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ldp_calibration.drawing import pyplot
 from ldp_calibration.fidelity import psnr_db
-from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline import Pipeline, ScaleEvent
 from ldp_runtime.pruning.names import parse_policy
 from ldp_runtime.trace import ScaleTrace, Trace
@@ -45,21 +45,9 @@ def explain(
     return Explanation(prompt, tuple(previews), pruned.images[0], full.images[0], pruned.traces[0])
 
 
-def _pyplot() -> Any:
-    """Matplotlib without a screen. Raises ConfigError where it is not installed."""
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib", hint="pip install 'ldp-export[eval]'") from error
-    return plt
-
-
 def draw(explanation: Explanation, path: Path) -> None:
     """Saves the picture: a row per scale, and the final image beside the full model's. Needs matplotlib."""
-    plt = _pyplot()
+    plt = pyplot()
     scales = explanation.trace.scales
     figure = plt.figure(figsize=(9.5, 1.55 * len(scales) + 2.6), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.3, 1.55 * len(scales)])
@@ -89,7 +77,7 @@ def _draw_result(figure: Any, explanation: Explanation) -> None:
         "both branches to the end" if stopped is None else f"one branch from scale {stopped + 1} on",
         f"blocks {sum(s.blocks_s for s in trace.scales) * 1e3:.0f} ms, decoder {trace.decode_s * 1e3:.0f} ms",
     ]
-    axis.text(0, 0.95, "\n".join(lines), va="top", fontsize=9)
+    axis.text(0, 0.95, "\n".join(lines), va="top", fontsize=9, parse_math=False)
 
 
 def _words(prompt: str | int) -> str:
@@ -149,7 +137,7 @@ def quality(explanation: Explanation) -> float:
 
 def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
     """Saves prompts x (full model, pruned, computed at each pruned scale, tokens per scale)."""
-    plt = _pyplot()
+    plt = pyplot()
     masks = max(sum(s.kept is not None for s in row.trace.scales) for row in rows)
     columns = 3 + masks
     size = (2.1 * columns + 1.4, 2.35 * len(rows))
@@ -160,7 +148,7 @@ def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
     )
     for axis_row, row in zip(axes, rows, strict=True):
         show(axis_row[0], row.full, "full model")
-        axis_row[0].set_ylabel("\n".join(textwrap.wrap(_words(row.prompt), 22)), fontsize=9)
+        axis_row[0].set_ylabel("\n".join(textwrap.wrap(_words(row.prompt), 22)), fontsize=9, parse_math=False)
         show(axis_row[1], row.image, f"{row.trace.policy}: {quality(row):.1f} dB")
         thinned = [scale for scale in row.trace.scales if scale.kept is not None]
         for axis, scale in zip(axis_row[2:-1], thinned, strict=False):

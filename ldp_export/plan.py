@@ -109,6 +109,14 @@ def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> Bui
         CheckpointError: files whose keys and shapes are not those of the architecture.
     """
     plan = BuildPlan(spec, sources, options)
+    check_options(plan)
+    plan.recipe.check_files()
+    return plan
+
+
+def check_options(plan: BuildPlan) -> None:
+    """Checks what needs no file of the model: its sources may not be there yet. Raises ConfigError as `plan_build`."""
+    options, recipe = plan.options, plan.recipe  # a recipe refuses a size that its model does not draw
     if options.chunk is not None and options.chunk < 1:
         raise ConfigError(f"a chunk needs at least one block, got {options.chunk}")
     if options.precision not in PRECISIONS:
@@ -118,18 +126,16 @@ def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> Bui
             "ONNX Runtime has no bfloat16 matrix products on the CPU, where a build verifies its engines",
             hint="build with --precision float32 or float16, or with --backend tensorrt-rtx",
         )
-    _check_kv_form(plan)
+    _check_kv_form(options, recipe)
     check_output(options.output)
-    plan.recipe.check_files()
-    return plan
 
 
-def _check_kv_form(plan: BuildPlan) -> None:
-    if plan.options.kv_form == "concat":
+def _check_kv_form(options: BuildOptions, recipe: Recipe) -> None:
+    if options.kv_form == "concat":
         return
-    if not isinstance(plan.recipe.entry, InfinityEntry):
+    if not isinstance(recipe.entry, InfinityEntry):
         raise ConfigError("class-conditional models have no in-place cache", hint="leave --kv-form out")
-    if plan.options.builder.backend == "torch":
+    if options.builder.backend == "torch":
         raise ConfigError("the torch backend has no in-place cache", hint="leave --kv-form out")
 
 

@@ -37,7 +37,7 @@ def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> 
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
             _link(source, target)
-        write_durably(scratch / MANIFEST, manifest.model_dump_json(indent=1))
+        write_durably(scratch / MANIFEST, manifest.model_dump_json(indent=1).encode())
         if place.exists():
             place.rename(damaged)
         scratch.rename(place)
@@ -68,7 +68,7 @@ def make_current(root: Path, manifest: Manifest) -> None:
     """Points CURRENT at a version, atomically; the version it named before is kept, older ones are removed."""
     pointer = root / CURRENT
     before = pointer.read_text().strip() if pointer.is_file() else ""
-    write_durably(pointer, manifest.version + "\n")
+    write_durably(pointer, f"{manifest.version}\n".encode())
     for folder in (root / VERSIONS).iterdir():
         if folder.is_dir() and folder.name not in (manifest.version, before):
             shutil.rmtree(folder, ignore_errors=True)
@@ -79,16 +79,16 @@ def write_report(root: Path, manifest: Manifest, report: dict) -> Path:
     """Saves what verification found beside the version it speaks of."""
     path = report_path(root, manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, json.dumps(report, indent=1))
+    write_durably(path, json.dumps(report, indent=1).encode())
     return path
 
 
-def write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file atomically: readers see the old content or the new one, also after a crash."""
     scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
     try:
-        with scratch.open("w") as file:
-            file.write(text)
+        with scratch.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)

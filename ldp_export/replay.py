@@ -28,11 +28,11 @@ def save_replay(bundle: Bundle, report: Report, folder: Path) -> str | None:
         folder: receives the call's inputs and the reference's logits, in Polygraphy's format.
 
     Returns:
-        None where nothing can be replayed: no logits failed, Polygraphy is not installed, or the graph reads bfloat16,
-        which its files do not hold.
+        None where nothing can be replayed: no logits failed, Polygraphy is not installed or does not run the engines
+        (PyTorch's), or the graph reads bfloat16, which its files do not hold.
     """
     found = next((match for c in report.failures if (match := _AT_A_SCALE.fullmatch(c.name))), None)
-    if found is None or not _has_polygraphy():
+    if found is None or bundle.manifest.backend == "torch" or not _has_polygraphy():
         return None
     check = next(c for c in report.failures if c.name == found[0])
     reference = ReferenceCases.load(bundle.path(REFERENCE))

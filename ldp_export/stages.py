@@ -111,12 +111,3 @@ def what_changed(stage: Stage, cache: Path) -> str:
         )
         return f"changed: {', '.join(changed)}" if changed else "its files were damaged"
     return ""
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Deletes scratch folders and files of builds that were killed."""
-    for scratch in folder.glob(f"{SCRATCH}*"):
-        if scratch.is_dir():
-            shutil.rmtree(scratch, ignore_errors=True)
-        else:
-            scratch.unlink(missing_ok=True)

@@ -212,24 +212,25 @@ def _check_case(
     latent = reference.tensors[f"{case.name}.latent"]
     add(_compare(f"{case.name}, latent", state.latent, latent, LATENT))
     if f"{case.name}.image" in reference.tensors:
-        expected = reference.tensors[f"{case.name}.image"]
-        image = torch.empty(1, *expected.shape, device=device)
-        engines.decoder.run({"latent": latent[None].to(device).contiguous()}, {"image": image})
-        if bundle.manifest.graphs["decoder"].quantized:
-            add(_compare_rms(f"{case.name}, decoder in 8-bit integers, RMS", image[0], expected, QUANTIZED_IMAGE))
-        else:
-            add(
-                _compare(
-                    f"{case.name}, decoder",
-                    image[0],
-                    expected,
-                    _image_tolerance(expected),
-                    reference.rounding.get("image"),
-                )
-            )
+        _check_image(bundle, engines, reference, case, add)
     if case.margin is not None and case.margin > _clear_margin(bundle, reference, case):
         free = run_case(bundle, engines, prompt, schedule, case, None, None, None)
         add(_compare(f"{case.name}, latent drawn freely", free.latent, latent, LATENT))
+
+
+def _check_image(
+    bundle: Bundle, engines: Engines, reference: ReferenceCases, case: Case, add: Callable[[Check], None]
+) -> None:
+    """The decoder on a case's recorded latent."""
+    latent, expected = (reference.tensors[f"{case.name}.{what}"] for what in ("latent", "image"))
+    device = engines.decoder.device
+    image = torch.empty(1, *expected.shape, device=device)
+    engines.decoder.run({"latent": latent[None].to(device).contiguous()}, {"image": image})
+    if bundle.manifest.graphs["decoder"].quantized:
+        add(_compare_rms(f"{case.name}, decoder in 8-bit integers, RMS", image[0], expected, QUANTIZED_IMAGE))
+        return
+    rounding = reference.rounding.get("image")
+    add(_compare(f"{case.name}, decoder", image[0], expected, _image_tolerance(expected), rounding))
 
 
 def case_rows(bundle: Bundle, engines: Engines, reference: ReferenceCases, case: Case) -> PromptRows:

@@ -6,6 +6,9 @@ import importlib.metadata
 import platform
 from collections.abc import Iterable
 
+#: What an exported graph depends on; all but PyTorch come with the extra `build`.
+TOOLCHAIN = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers")
+
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
     """The version of Python, and of those packages that are here."""

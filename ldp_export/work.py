@@ -21,6 +21,7 @@ from ldp_export.graphs.onnx_export import FORMAT, check_twin, export_graph
 from ldp_export.plan import BuildPlan
 from ldp_export.recipes.base import graph_kind, graph_part, loaded_graph
 from ldp_export.stages import Stage, is_complete
+from ldp_export.versions import TOOLCHAIN
 
 #: Ends the name of a stage that compiles the graph whose name comes before it.
 ENGINE = ".engine"
@@ -108,6 +109,5 @@ class Work:
 
 def toolchain() -> dict[str, str]:
     """Versions that a graph depends on."""
-    names = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers")
-    versions = {name: importlib.metadata.version(name) for name in names}
+    versions = {name: importlib.metadata.version(name) for name in TOOLCHAIN}
     return versions | {"ldp-export": __version__, "python": platform.python_version()}

@@ -48,10 +48,10 @@ def fakes(on_stage: OnStage = lambda name: None, passes: bool = True) -> Iterato
         on_stage("reference")
         return ReferenceCases((), {})
 
-    def verify(bundle: Bundle, **_: object) -> Report:
+    def verify(bundle: Bundle, device: str, **_: object) -> Report:
         on_stage("verify")
         check = Check("all logits", passes, 0.0 if passes else 1.0, 1e-5)
-        return Report(bundle.manifest.digest, "verified" if passes else "rejected", "cpu", "here", {}, (check,))
+        return Report(bundle.manifest.digest, "verified" if passes else "rejected", device, "here", {}, (check,))
 
     with (
         mock.patch("ldp_export.work.check_twin", return_value=None),

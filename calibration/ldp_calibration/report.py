@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from ldp_runtime.bundle import Manifest
-from ldp_runtime.errors import ConfigError
 from ldp_runtime.profiles import FITTED, FittedFile, PolicyProfile, profile_folder
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.names import parse_policy
 
 from ldp_calibration.candidates import is_control
+from ldp_calibration.drawing import pyplot
 from ldp_calibration.measure import Point, prompts_hash
 from ldp_calibration.search import Calibration
 
@@ -83,13 +83,7 @@ def calibration_json(calibration: Calibration) -> str:
 
 def draw_front(calibration: Calibration, path: Path) -> None:
     """Speed-up against fidelity of every candidate and control, the front, the budget and the choice."""
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib", hint="pip install 'ldp-export[eval]'") from error
+    plt = pyplot()
     measure = calibration.budget.measure if calibration.budget.measure in ("ssim", "lpips") else "psnr"
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for label, style, points in _groups(calibration.searched):

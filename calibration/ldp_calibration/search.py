@@ -21,7 +21,7 @@ from ldp_runtime.pruning.names import parse_policy
 
 from ldp_calibration.budget import LOWER_IS_BETTER, Budget
 from ldp_calibration.candidates import candidates, is_control
-from ldp_calibration.fidelity import lpips
+from ldp_calibration.fidelity import lpips, ssim
 from ldp_calibration.fits import fit
 from ldp_calibration.measure import Bench, Point, measurement_key, point, prompts_hash
 
@@ -80,15 +80,17 @@ def calibrate(
         work: file of measurements, appended line by line; a search of the same bundle, prompts and seed resumes.
 
     Raises:
-        ConfigError: too few prompts. BudgetError: no candidate meets the budget; the message says what came closest.
+        ConfigError: too few prompts, or a measure's library or weights are not here.
+        BudgetError: no candidate meets the budget; the message says what came closest.
     """
     if len(prompts) < 8:
         raise ConfigError(f"{len(prompts)} prompts are too few to search and to hold some out", hint="give at least 8")
     tried = list(policies if policies is not None else candidates(pipe))
     for text in tried:
         parse_policy(text)
-    if budget.measure == "lpips":
-        lpips(np.zeros((64, 64, 3)), np.zeros((64, 64, 3)))  # its weights are here, or the search does not begin
+    blank = np.zeros((64, 64, 3))
+    for measure in (ssim, lpips) if budget.measure == "lpips" else (ssim,):
+        measure(blank, blank)  # its library and weights are here, or the search does not begin
     order = [int(i) for i in np.random.default_rng(seed).permutation(len(prompts))]
     held = max(4, round(held_out_share * len(prompts)))
     search_set, held_out = order[held:], order[:held]
@@ -180,7 +182,7 @@ def _in_words(found: Point) -> str:
 
 
 def _nearest(searched: Sequence[Point], budget: Budget) -> Point:
-    pruning = [p for p in searched if not is_control(p.policy)]
+    pruning = [p for p in searched if not is_control(p.policy)] or searched
     if budget.measure == "speedup":
         return max(pruning, key=lambda p: p.speedup)
     sign = -1 if LOWER_IS_BETTER[budget.measure] else 1

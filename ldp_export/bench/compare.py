@@ -13,6 +13,7 @@ import numpy as np
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.plan import EAGER
+from ldp_export.bench.result import SCHEMA
 from ldp_export.bench.stats import RESAMPLES
 
 Verdict = Literal["slower", "faster", "no difference shown"]
@@ -84,8 +85,10 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
 
 def _check_comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
     for place, result in {"first": before, "second": after}.items():
-        if not isinstance(result, dict) or not str(result.get("schema", "")).startswith("ldp-export/bench/"):
-            raise ConfigError(f"the {place} is no result of `ldp-export bench`", hint="write one with --output FILE")
+        if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+            raise ConfigError(
+                f"the {place} is no result of this version of `ldp-export bench`", hint="write one with --output FILE"
+            )
     differences = [
         f"{group}.{key}: {before[group].get(key)!r} and {after[group].get(key)!r}"
         for group, key in _SAME

@@ -173,12 +173,12 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
             policy.check(schedule)
             policies.setdefault(describe(policy), text.strip())
     prompts, classes = _prompts(options.prompts, bundle), _classes(options.classes, options.prompts, bundle.manifest)
-    sources = _sources(bundle, options) if options.eager else None
     others = _others(bundle, options.others)
     device = torch.device(options.device)
     for candidate in (bundle, *others.values()):
         check_runnable(candidate.manifest, device)
         check_rows(candidate.manifest, max(options.batch))
+    sources = _sources(bundle, options) if options.eager else None
     return BenchPlan(
         bundle=bundle,
         sources=sources,

@@ -16,12 +16,13 @@ from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.names import parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.build import BuildOptions, build, plan_build
+from ldp_export.build import BuildOptions, BuildPlan, build, plan_build
 from ldp_export.models.infinity import ffn_width
 from ldp_export.models.registry import ModelSpec, VarSpec, find_model
 from ldp_export.models.sources import Sources
 from ldp_export.models.synthetic import write_checkpoint
 from ldp_export.models.var import VarConfig
+from ldp_export.plan import check_options
 from ldp_export.progress import Progress, silent
 
 #: The VAE's group norms take multiples of this many channels.
@@ -78,5 +79,7 @@ def random_bundle(
 ) -> tuple[Bundle, Sources]:
     """A bundle of random weights, and their checkpoint."""
     spec = smaller(find_model(model), depth, width)
+    options = BuildOptions(folder / "bundle", size)
+    check_options(BuildPlan(spec, Sources(Path(), Path()), options))
     sources = write_checkpoint(spec, folder / "checkpoint")
-    return build(plan_build(spec, sources, BuildOptions(folder / "bundle", size)), progress)[0], sources
+    return build(plan_build(spec, sources, options), progress)[0], sources

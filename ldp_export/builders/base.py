@@ -45,8 +45,8 @@ class Builder(Protocol):
         ...
 
     @property
-    def runs_here(self) -> bool:
-        """Whether what it makes can be verified on this machine, right after the build."""
+    def verified_on(self) -> str | None:
+        """Device of this machine that runs what it makes, for the verification that ends a build; None: none does."""
         ...
 
     @property

@@ -17,8 +17,8 @@ from ldp_export.builders.hardware import check_precision, check_targets, parse_c
 from ldp_export.builders.int8_decoder import Int8DecoderBuilder
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.builders.profiles import all_schedules, buckets_of
-from ldp_export.builders.tensorrt import TensorRtBuilder
-from ldp_export.builders.torch_inductor import TorchBuilder
+from ldp_export.builders.tensorrt import TensorRtBuilder, check_polygraphy
+from ldp_export.builders.torch_inductor import TorchBuilder, check_compiler
 from ldp_export.models.registry import ModelSpec, VarSpec
 
 #: Buckets of scales: early, middle, late. Thirteen, one a scale, cost ten times the build time of one.
@@ -52,7 +52,7 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
 
     Raises:
         ConfigError: options that the backend does not have, or GPUs that it or the precision does not serve.
-        IncompatibleBundleError: the library or the GPU that building takes is not here.
+        EngineBuildError, IncompatibleBundleError: the compiler, the library or the GPU that building takes is not here.
     """
     if options.int8_decoder and options.backend != "onnxruntime":
         raise ConfigError(f"{options.backend} has no decoder in 8-bit integers", hint="leave --int8-decoder out")
@@ -62,6 +62,7 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
         return Int8DecoderBuilder() if options.int8_decoder else OnnxRuntimeBuilder()
     if options.backend == "torch":
         _refuse_options(options)
+        check_compiler()
         return TorchBuilder("cpu" if local_capability() is None else "cuda")
     profiles = PROFILES if options.profiles is None else options.profiles
     batch = MAX_BATCH if options.max_batch is None else options.max_batch
@@ -69,6 +70,7 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
     buckets_of(len(schedules[0]), profiles)
     if batch < 1:
         raise ConfigError(f"--max-batch must be at least 1, got {batch}")
+    check_polygraphy()
     capabilities = (
         _rtx_targets(options, precision) if options.backend == "tensorrt-rtx" else _own_gpu(options, precision)
     )

@@ -37,7 +37,7 @@ class Int8DecoderBuilder:
 
     backend: Backend = "onnxruntime"
     engine_file: str = MODEL_FILE
-    runs_here: bool = True
+    verified_on: str | None = "cpu"
     max_rows: int = 64
     quantized: frozenset[str] = frozenset({"decoder"})
 

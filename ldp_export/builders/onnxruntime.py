@@ -17,7 +17,7 @@ class OnnxRuntimeBuilder:
 
     backend: Backend = "onnxruntime"
     engine_file: str = MODEL_FILE
-    runs_here: bool = True
+    verified_on: str | None = "cpu"
     max_rows: int = 64
 
     def target(self) -> TargetEntry | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 
 from ldp_runtime.bundle import Backend, TargetEntry
 from ldp_runtime.engines.tensorrt_library import Flavour, Library, Message, load_library
-from ldp_runtime.errors import EngineBuildError
+from ldp_runtime.errors import EngineBuildError, IncompatibleBundleError
 from ldp_runtime.optimization_profiles import OptimizationProfile
 from ldp_runtime.residual import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
@@ -21,6 +23,9 @@ from ldp_export.builders.cancellable import BuildProgress, progress_monitor, run
 from ldp_export.builders.network import Network, allow_plain_attention, parse_network, refuse_unused
 from ldp_export.builders.profiles import graph_profiles
 from ldp_export.graphs.signature import Axis, GraphSignature
+from ldp_export.publish import write_durably
+
+logger = logging.getLogger(__name__)
 
 ENGINE_FILE, LAYERS_FILE = "engine.plan", "layers.json"
 
@@ -55,8 +60,8 @@ class TensorRtBuilder:
         return self.flavour
 
     @property
-    def runs_here(self) -> bool:
-        return self.local
+    def verified_on(self) -> str | None:
+        return "cuda" if self.local else None
 
     @property
     def library(self) -> Library:
@@ -128,6 +133,15 @@ def _side(profile: OptimizationProfile, axis: Axis, which: str) -> int:
     return getattr(profile.axes[axis.value], which)
 
 
+def check_polygraphy() -> None:
+    """Raises IncompatibleBundleError where Polygraphy, which speaks of profiles, is not installed."""
+    if importlib.util.find_spec("polygraphy") is None:
+        raise IncompatibleBundleError(
+            "building TensorRT engines needs the Python package 'polygraphy', which is not installed",
+            hint="pip install 'ldp-export[tensorrt-rtx]', or [tensorrt-cu12], or [tensorrt-cu13]",
+        )
+
+
 def polygraphy_backend(library: Library) -> Any:
     """Polygraphy's TensorRT backend, bound to this flavour: it takes the one that is chosen when it is imported.
 
@@ -195,9 +209,11 @@ def _stream_writer(trt: Any, write: Callable[[bytes], int]) -> Any:
 
 
 def _save_timing_cache(library: Library, config: Any, path: Path | None) -> None:
+    """For the next build. Where it cannot be written, that one measures again, and the engine is kept all the same."""
     if path is None or not library.has_timing_cache:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".new")
-    scratch.write_bytes(bytes(config.get_timing_cache().serialize()))
-    scratch.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, bytes(config.get_timing_cache().serialize()))
+    except OSError as error:
+        logger.warning("the timing cache %s was not written: %s", path, error)

@@ -1,7 +1,7 @@
 """PyTorch's own ahead-of-time compiler (AOTInductor): for machines without another engine, and as a yardstick.
 
 The package holds machine code and the weights. It runs where it was compiled: this PyTorch, this kind of processor
-or GPU. On a CPU it takes a C++ compiler to build one, and none to run it.
+or GPU. It takes a C++ compiler to build one, and none to run it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class TorchBuilder:
     max_rows: int = 64
 
     @property
-    def runs_here(self) -> bool:
-        return self.device == "cpu"  # the build's own verification draws on the CPU
+    def verified_on(self) -> str | None:
+        return self.device
 
     def target(self) -> TargetEntry | None:
         return local_target(torch.device(self.device))
@@ -64,7 +64,7 @@ class TorchBuilder:
                 aoti_compile_and_package(program, package_path=str(folder / ENGINE_FILE), inductor_configs=_CONFIG)
         except Exception as error:  # torch.export and the compilers raise many types
             raise EngineBuildError(
-                f"PyTorch could not compile the graph {name!r}: {error}", hint=_hint(error)
+                f"PyTorch could not compile the graph {name!r}: {error}", hint="build with --backend onnxruntime"
             ) from error
 
 
@@ -76,7 +76,14 @@ def trace_program(module: nn.Module, signature: GraphSignature, device: str = "c
     return program.run_decompositions(ONNX_ATEN_DECOMP_TABLE)  # pyright: ignore[reportArgumentType]
 
 
-def _hint(error: Exception) -> str:
-    if "compiler" in type(error).__name__.lower() or "compiler" in str(error).lower()[:200]:
-        return "install a C++ compiler (g++ or clang++, or name one in CXX), or build with --backend onnxruntime"
-    return "build with --backend onnxruntime"
+def check_compiler() -> None:
+    """Raises EngineBuildError where PyTorch finds no C++ compiler, which every package takes."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # of PyTorch's own types
+        raise EngineBuildError(
+            "PyTorch finds no C++ compiler, which compiling graphs takes",
+            hint="install one (g++ or clang++, or name one in CXX), or build with --backend onnxruntime",
+        ) from error

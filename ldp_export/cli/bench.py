@@ -136,6 +136,8 @@ def command(
             )
         if keep_from is not None and (keep is not None or stop_scale is not None):
             raise ConfigError("--keep-from brings shares and stop scale: leave --keep and --stop-scale out")
+        if policies and any(given is not None for given in (keep, stop_scale, keep_from)):
+            raise ConfigError("--policy says what is kept: leave --keep, --stop-scale and --keep-from out")
     elif any(given is not None for given in (model, depth, width, size, keep, stop_scale, keep_from)):
         raise ConfigError(
             "--model, --depth, --width, --pn, --keep, --keep-from and --stop-scale belong to --random-weights"
@@ -236,7 +238,7 @@ def _progress() -> Generator[Progress]:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     console = Console(stderr=True)
     bars = Bars(
         *columns,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldp_export.cli.fetch import show_fetch
 from ldp_export.cli.options import (
     as_json,
     backend_options,
@@ -17,9 +18,11 @@ from ldp_export.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Backend, KvForm, Precision
+    from ldp_runtime.bundle import Backend, Bundle, KvForm, Precision
 
-    from ldp_export.plan import BuildPlan
+    from ldp_export.models.registry import ModelSpec, VarSpec
+    from ldp_export.plan import BuildOptions, BuildPlan
+    from ldp_export.verify import Report
 
 
 @click.command(
@@ -97,31 +100,40 @@ def command(
     from ldp_export.builders.choice import BackendOptions, choose_builder
     from ldp_export.hub.fetch import fetch
     from ldp_export.models.registry import find_model
-    from ldp_export.models.resolve import pending_fetch, resolve_model
-    from ldp_export.plan import BuildOptions, check_output, plan_build
+    from ldp_export.models.resolve import pending_fetch, resolve_model, with_defaults
+    from ldp_export.models.sources import Sources
+    from ldp_export.models.text_encoder import check_folder
+    from ldp_export.plan import BuildOptions, BuildPlan, check_options, plan_build
 
     chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder)
     precision = precision or ("bfloat16" if backend.startswith("tensorrt") else "float32")
+
+    def options_for(spec: ModelSpec | VarSpec) -> BuildOptions:
+        builder, place = choose_builder(chosen, spec, size or spec.size, precision), Path("bundles") / spec.name
+        return BuildOptions(output or place, size, chunk, force, builder, precision, discard_graphs, kv_form)
+
     if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):
         # What would be refused after hours of downloading is refused before.
-        named = find_model(pending.spec.name)
-        choose_builder(chosen, named, size or named.size, precision)
-        check_output(output or Path("bundles") / named.name)
+        named = with_defaults(find_model(pending.spec.name), guidance, temperature)
+        check_options(BuildPlan(named, Sources(Path(), Path(), text_encoder), options_for(named)))
+        if text_encoder is not None:
+            check_folder(text_encoder)
         if dry_run:
-            print_json({"model": pending.spec.name, "fetch": pending.to_json()})
+            print_json({"model": named.name, "fetch": pending.to_json()}) if as_json else show_fetch(pending)
             return
         with shown_progress(as_json) as progress:
             fetch(pending, progress)
     spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature, local_dir)
-    output = output or Path("bundles") / spec.name
-    builder = choose_builder(chosen, spec, size or spec.size, precision)
-    options = BuildOptions(output, size, chunk, force, builder, precision, discard_graphs, kv_form)
-    plan = plan_build(spec, sources, options)
+    plan = plan_build(spec, sources, options_for(spec))
     if dry_run:
-        show_plan(plan, as_json)
+        _show_plan(plan, as_json)
         return
     with shown_progress(as_json) as progress:
         bundle, report = build(plan, progress)
+    _show_result(plan.options.output, bundle, report, as_json)
+
+
+def _show_result(output: Path, bundle: Bundle, report: Report | None, as_json: bool) -> None:
     summary: dict[str, Any] = {
         "bundle": str(output),
         "version": bundle.manifest.version,
@@ -145,7 +157,7 @@ def _words(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def show_plan(plan: BuildPlan, as_json: bool) -> None:
+def _show_plan(plan: BuildPlan, as_json: bool) -> None:
     """What would be done, and what it is predicted to need."""
     from ldp_export.estimate import estimate_build
 

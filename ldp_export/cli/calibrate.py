@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldp_export.cli.options import as_json, bundle_argument, print_json, prompt_lines, shown_progress, threads_option
-from ldp_export.cli.outputs import check_file
+from ldp_export.cli.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     from ldp_calibration.search import Calibration
@@ -68,6 +68,7 @@ def command(
     the held-out prompts meets it. Interrupted, it resumes. The profile serves this version of this bundle only.
     """
     from ldp_calibration.budget import Budget
+    from ldp_calibration.drawing import pyplot
     from ldp_calibration.fits import fit
     from ldp_calibration.measure import measurement_key
     from ldp_calibration.report import calibration_json, draw_front, make_profile, save_fits, save_profile
@@ -87,14 +88,16 @@ def command(
         if fit_only:
             raise ConfigError("--chart draws the search, and --fit-only searches nothing", hint="leave one of them out")
         check_file(chart, ".png", ".pdf", ".svg")
+        pyplot()  # where it is missing, no search begins
     wanted = None if budget is None else Budget.parse(budget)
     check_profile_name(name)
     opened = open_bundle(bundle)
     if opened.root is None:
         raise ConfigError(f"{bundle} is a single version: profiles lie beside a bundle", hint="name the bundle's path")
+    folder = profile_folder(opened.root, opened.manifest)
+    check_folder(folder)
     texts = _prompts(prompts_file, count, seed, opened.manifest.model)
     with Pipeline.load(opened, threads=threads) as pipe, shown_progress(as_json) as progress:
-        folder = profile_folder(opened.root, opened.manifest)
         work = folder / f"measurements-{measurement_key(opened.manifest, texts, seed)}.jsonl"
 
         def report(done: int, total: int, detail: str) -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from ldp_export.cli.options import as_json, bundle_argument, classes_option, conditions, print_json, threads_option
+from ldp_export.cli.options import (
+    as_json,
+    bundle_argument,
+    check_policy,
+    classes_option,
+    conditions,
+    print_json,
+    threads_option,
+)
 from ldp_export.cli.outputs import check_file
 
 
@@ -42,12 +50,15 @@ def command(
     One prompt or class: a row per scale with the image so far, the energy map, what was computed, the guidance gap and
     the time. Several: a row each, the full model beside the pruned one, and the tokens of every scale.
     """
+    from ldp_calibration.drawing import pyplot
     from ldp_runtime.pipeline import Pipeline
 
     from ldp_export.explain import draw, draw_comparison, explain
 
     drawn = conditions(prompts, classes)
     check_file(output, ".png", ".pdf", ".svg")
+    pyplot()  # where it is missing, nothing is drawn
+    check_policy(bundle, policy)
     with Pipeline.load(bundle, threads=threads) as pipe:
         rows = [explain(pipe, prompt, policy, seed + i, guidance) for i, prompt in enumerate(drawn)]
     if len(rows) == 1:

@@ -50,19 +50,18 @@ def command(
     if precision is not None and local_dir is None:
         raise ConfigError("--precision writes converted files", hint="say where with --local-dir")
 
-    from ldp_export.hub.converted import convert_model
+    from ldp_export.hub.converted import check_converted, convert_model
     from ldp_export.hub.fetch import fetch, plan_fetch
-    from ldp_export.models.convert import check_precision
     from ldp_export.models.registry import find_model
 
-    if precision is not None:
-        check_precision(precision)
     if local_dir is not None:
         check_folder(local_dir)
+    if local_dir is not None and precision is not None:
+        check_converted(local_dir, precision)
     spec = find_model(model)
     plan = plan_fetch(spec, revision, None if precision else local_dir, not no_text_encoder)
     if dry_run:
-        print_json(plan.to_json()) if as_json else _print(plan)
+        print_json(plan.to_json()) if as_json else show_fetch(plan)
         return
     with shown_progress(as_json) as progress:
         sources = fetch(plan, progress)
@@ -76,7 +75,8 @@ def command(
         click.echo(f"  {part.replace('_', ' ')}: {path}")
 
 
-def _print(plan: FetchPlan) -> None:
+def show_fetch(plan: FetchPlan) -> None:
+    """What would be downloaded, and what of it is here."""
     from rich.console import Console
     from rich.table import Table
 

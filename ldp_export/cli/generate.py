@@ -13,6 +13,7 @@ from ldp_export.cli.options import (
     POLICY_HELP,
     as_json,
     bundle_argument,
+    check_policy,
     classes_option,
     conditions,
     device_option,
@@ -105,6 +106,7 @@ def command(
     for path, endings in ((sheet, _PICTURES), (trace, ())):
         if path is not None:
             check_file(path, *endings)
+    check_policy(bundle, policy)
     with Pipeline.load(bundle, device=device, threads=threads) as pipe, shown_scales(count, as_json) as on_scale:
         result = pipe.draw(
             drawn,

@@ -137,8 +137,18 @@ def prompt_lines(file: Path) -> list[str]:
     return found
 
 
+def check_policy(bundle: Path, policy: str) -> None:
+    """Raises ConfigError for what is neither a policy nor a profile of the bundle, before an engine is opened."""
+    from ldp_runtime.bundle import open_bundle
+    from ldp_runtime.profiles import resolve_policy
+
+    opened = open_bundle(bundle, integrity="sizes")
+    resolve_policy(policy, opened.root, opened.manifest)
+
+
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1))
+    """On a line of its own: with --json, what a command prints on stdout is JSON lines."""
+    click.echo(json.dumps(value))
 
 
 @contextmanager
@@ -169,17 +179,19 @@ def shown_progress(as_json: bool) -> Generator[Progress]:
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Bars(*columns, TextColumn("[dim]{task.fields[detail]}"), console=console) as bars:
+    title = TextColumn("{task.description}", markup=False)  # libraries name layers as [/blocks.0]: no markup
+    detail = TextColumn("{task.fields[detail]}", style="dim", markup=False)
+    with Bars(SpinnerColumn(), title, BarColumn(), TimeElapsedColumn(), detail, console=console) as bars:
         task = bars.add_task("starting", total=None, detail="")
 
         def show(event: ProgressEvent) -> None:
             done = event.index + (event.state in ("finished", "reused"))
-            title = f"[{event.index + 1}/{event.count}] {event.stage}"
-            bars.update(task, description=title, total=event.count, completed=done, detail=event.detail[:60])
+            words = f"[{event.index + 1}/{event.count}] {event.stage}"
+            bars.update(task, description=words, total=event.count, completed=done, detail=event.detail[:60])
             if event.state == "finished":
-                console.print(f"  {event.stage}: {event.seconds:.1f} s" if event.seconds else f"  {event.stage}: done")
+                took = f"{event.seconds:.1f} s" if event.seconds else "done"
+                console.print(f"  {event.stage}: {took}", markup=False)
             elif event.state == "reused":
-                console.print(f"  {event.stage}: reused, nothing it depends on has changed")
+                console.print(f"  {event.stage}: reused, nothing it depends on has changed", markup=False)
 
         yield show

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, threads_option
+from ldp_export.cli.outputs import check_folder
 
 if TYPE_CHECKING:
     from ldp_export.verify import Report
@@ -37,6 +38,8 @@ def command(bundle: Path, device: str, threads: int | None, as_json: bool) -> No
     from ldp_export.verify import require_verified, verify_bundle
 
     opened = open_bundle(bundle)
+    if opened.root is not None:
+        check_folder(opened.root / REPORTS)
     report = verify_bundle(opened, device, threads)
     if opened.root is not None:
         write_report(opened.root, opened.manifest, report.to_json())

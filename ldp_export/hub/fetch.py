@@ -204,24 +204,17 @@ def fetch(plan: FetchPlan, progress: Progress = silent) -> Sources:
     return Sources(root / hub.transformer, vae, encoder.parent if encoder else None)
 
 
-def fetched_sources(
-    spec: NamedModel, local_dir: Path | None, text_encoder: Path | None, progress: Progress = silent
-) -> Sources:
-    """The parts of a model of the hub: what is here, or else fetched; with `local_dir`, from that folder only.
+def fetched_sources(spec: NamedModel, local_dir: Path | None, text_encoder: Path | None) -> Sources:
+    """The parts of a model of the hub, from the cache of this machine or from `local_dir`. Downloads nothing.
 
     Raises:
-        CheckpointError: `local_dir` lacks files. HubError, IntegrityError, CapacityError: see `fetch`.
+        CheckpointError: files are missing there.
     """
     hub, own_encoder = _published(spec), text_encoder is None
     if local_dir is not None:
         found = _from_folder(spec, hub, local_dir, own_encoder)
     else:
-        here = local_files(spec, text_encoder=own_encoder)
-        found = (
-            _from_cache(hub, here)
-            if here.state == "complete"
-            else fetch(plan_fetch(spec, text_encoder=own_encoder), progress)
-        )
+        found = _from_cache(spec, hub, own_encoder)
     return found if own_encoder else replace(found, text_encoder=text_encoder)
 
 
@@ -233,20 +226,25 @@ def _from_folder(spec: NamedModel, hub: HubFiles, folder: Path, text_encoder: bo
             if converted.text_encoder and converted.text_encoder.exists()
             else replace(converted, text_encoder=None)
         )
-    here = local_files(spec, folder, text_encoder)
-    if here.missing:
-        raise CheckpointError(
-            f"{folder} lacks {', '.join(here.missing[:5])} of {spec.name}",
-            hint=f"fetch it where the hub can be reached: ldp-export fetch {spec.name} --local-dir {folder}",
-        )
+    _require_local(spec, local_files(spec, folder, text_encoder), str(folder), f" --local-dir {folder}")
     return raw_sources(hub, folder, text_encoder and hub.text_encoder is not None)
 
 
-def _from_cache(hub: HubFiles, here: LocalFiles) -> Sources:
+def _from_cache(spec: NamedModel, hub: HubFiles, text_encoder: bool) -> Sources:
+    here = local_files(spec, text_encoder=text_encoder)
+    _require_local(spec, here, f"the cache {cache_folder()}")
     places = {name: path for name, path in here.files if path is not None}
     vae = places[hub.vae]
     encoder = places.get("tokenizer.json")
     return Sources(_root(vae, hub.vae) / hub.transformer, vae, encoder.parent if encoder else None)
+
+
+def _require_local(spec: NamedModel, here: LocalFiles, where: str, option: str = "") -> None:
+    if here.missing:
+        raise CheckpointError(
+            f"{where} lacks {', '.join(here.missing[:5])} of {spec.name}",
+            hint=f"fetch it where the hub can be reached: ldp-export fetch {spec.name}{option}",
+        )
 
 
 def raw_sources(hub: HubFiles, folder: Path, text_encoder: bool) -> Sources:
@@ -263,7 +261,7 @@ def _fetch_one(wanted: WantedFile, to_cache: bool, meter: _Meter) -> Path:
     """A file that is here already is checked; another is downloaded, which checks it."""
     file, place = wanted.file, wanted.place
     meter.begin(wanted.have)
-    if wanted.state == "complete":
+    if place.is_file() and place.stat().st_size == file.size:  # also where another process was faster
         meter.say("checking")
         file.require(place, hint=f"delete it and run the command again: rm {place}")
     elif place.exists() or place.is_symlink():

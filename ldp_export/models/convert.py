@@ -18,11 +18,13 @@ import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.disk import full_disk_is_typed, require_room
+from ldp_export.exclusive import exclusive
 from ldp_export.models.state_files import INDEX_NAME, State, listing, read_state
 from ldp_export.models.t5_state import encoder_state
 from ldp_export.models.tensor_writer import TensorSource, write_tensors
 from ldp_export.models.text_encoder import CONFIG_FILE, TOKENIZER_FILE
 from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
+from ldp_export.scratch import remove_leftovers
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -55,6 +57,11 @@ class Conversion:
     @property
     def bytes(self) -> int:
         return sum(source.bytes for sources in self.shards.values() for source in sources)
+
+    @property
+    def begun(self) -> Path:
+        """Where shards are written until all are there."""
+        return self.target.with_name(self.target.name + PARTIAL)
 
     @property
     def record(self) -> dict[str, object]:
@@ -96,6 +103,8 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     dtype = PRECISIONS[precision]
     sources = [TensorSource.of(k, v, dtype if changes(k) and v.dim() > 1 else None) for k, v in state.items()]
     single = target.suffix == ".safetensors"
+    if single and is_text_encoder:
+        raise ConfigError(f"a text encoder is a folder, and {target} names a file", hint="name a folder")
     shards = {target.name: sources} if single else _grouped(sources, shard_bytes)
     plan = Conversion(source, target, precision, shards, (CONFIG_FILE, TOKENIZER_FILE) if is_text_encoder else ())
     _check_beside(plan)
@@ -132,8 +141,7 @@ def _check_beside(plan: Conversion) -> None:
 
 
 def _check_disk(plan: Conversion) -> None:
-    begun = plan.target.with_name(plan.target.name + PARTIAL)
-    there = sum(p.stat().st_size for p in begun.iterdir()) if begun.is_dir() else 0
+    there = sum(p.stat().st_size for p in plan.begun.iterdir()) if plan.begun.is_dir() else 0
     hint = "free some space, or choose another disk"
     require_room(plan.target.parent, plan.bytes - there, f"converting {plan.source}", hint)
 
@@ -145,6 +153,7 @@ def convert(plan: Conversion, say: Callable[[str, int, int], None] = lambda name
         say: told each tensor's name before it is written, the bytes written before it, and all bytes.
 
     Raises:
+        ConfigError: another process is converting to this folder.
         CheckpointError: a value is NaN or infinite, or becomes so in the precision asked for; nothing is left.
         CapacityError: the disk is full; run again, it goes on.
     """
@@ -154,13 +163,22 @@ def convert(plan: Conversion, say: Callable[[str, int, int], None] = lambda name
         if plan.target.suffix == ".safetensors":
             write_tensors(plan.shards[plan.target.name], plan.target, meter)
             return plan.target
-        begun = _begin(plan)
-        try:
-            _write_shards(plan, begun, meter)
-        except CheckpointError:
-            shutil.rmtree(begun)
-            raise
-        return begun.rename(plan.target)
+        lock = plan.target.with_name(plan.target.name + ".lock")
+        with exclusive(lock, f"conversion is writing {plan.target}"):
+            try:
+                return _convert_into_folder(plan, meter)
+            finally:
+                lock.unlink()
+
+
+def _convert_into_folder(plan: Conversion, meter: _Meter) -> Path:
+    begun = _begin(plan)
+    try:
+        _write_shards(plan, begun, meter)
+    except CheckpointError:
+        shutil.rmtree(begun)
+        raise
+    return begun.rename(plan.target)
 
 
 def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:
@@ -181,12 +199,12 @@ def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:
 
 def _begin(plan: Conversion) -> Path:
     """The folder in which shards are written: that of an earlier run of the same conversion, or an empty one."""
-    begun = plan.target.with_name(plan.target.name + PARTIAL)
-    record = json.dumps(plan.record)
+    begun, record = plan.begun, json.dumps(plan.record)
     if not (begun / _RECORD).is_file() or (begun / _RECORD).read_text() != record:
         shutil.rmtree(begun, ignore_errors=True)
         begun.mkdir(parents=True)
         (begun / _RECORD).write_text(record)
+    remove_leftovers(begun)
     return begun
 
 

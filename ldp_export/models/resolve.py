@@ -34,11 +34,10 @@ def resolve_model(
     temperature: float | None = None,
     local_dir: Path | None = None,
 ) -> tuple[ModelSpec | VarSpec, Sources]:
-    """The model and its files, fetched where missing; files without a name give a model whose sizes are read from them.
+    """The model and its files, which are here; files without a name give a model whose sizes are read from them.
 
     Raises:
         ConfigError: unknown name, parts missing, or impossible defaults. CheckpointError: files that are no such model.
-        HubError, IntegrityError, CapacityError: see `ldp_export.hub.fetch`.
     """
     if name is None and (weights is not None or vae is not None):
         sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder, local_dir)
@@ -48,10 +47,10 @@ def resolve_model(
         sources = find_sources(spec, weights, vae, text_encoder, local_dir)
         if not spec.embedded:
             check_name(spec, sources)
-    return _with_defaults(spec, guidance, temperature), sources
+    return with_defaults(spec, guidance, temperature), sources
 
 
-def _with_defaults(spec: ModelSpec | VarSpec, guidance: float | None, temperature: float | None) -> ModelSpec | VarSpec:
+def with_defaults(spec: ModelSpec | VarSpec, guidance: float | None, temperature: float | None) -> ModelSpec | VarSpec:
     """The model with other defaults; what every request would refuse is refused here."""
     if guidance is not None:
         if not math.isfinite(guidance):

@@ -10,7 +10,6 @@ from ldp_runtime.bundle import hash_file
 from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.models.registry import NamedModel
-from ldp_export.progress import Progress, silent
 
 _EMBEDDED = Path(__file__).parent / "weights"
 
@@ -61,17 +60,15 @@ def find_sources(
     vae: Path | None = None,
     text_encoder: Path | None = None,
     local_dir: Path | None = None,
-    progress: Progress = silent,
 ) -> Sources:
-    """The parts of a model: paths that are given, else the package's own, else the hub's, fetched where missing.
+    """The parts of a model: paths that are given, else the package's own, else what was fetched. Downloads nothing.
 
     Args:
-        local_dir: a folder that `ldp-export fetch --local-dir` wrote; nothing is downloaded then.
+        local_dir: a folder that `ldp-export fetch --local-dir` wrote, instead of the hub's cache.
 
     Raises:
         ConfigError: a part is given and another cannot be found.
         CheckpointError: a file does not exist.
-        HubError, IntegrityError, CapacityError: see `ldp_export.hub.fetch`.
     """
     if weights is not None or vae is not None:
         if weights is None or vae is None:
@@ -90,7 +87,7 @@ def find_sources(
     elif spec.hub is not None:
         from ldp_export.hub.fetch import fetched_sources
 
-        found = fetched_sources(spec, local_dir, text_encoder, progress)
+        found = fetched_sources(spec, local_dir, text_encoder)
     else:
         raise ConfigError(
             f"no weights of {spec.name} were ever released", hint="give your own with --weights and --vae"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_lpips_without_its_weights_says_so(
     with pytest.raises(ConfigError, match="LPIPS"):  # before any prompt is drawn
         calibrate(small_pipe, PROMPTS, Budget("lpips", 0.1), tmp_path / "w", policies=POLICIES)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_missing_library_ends_a_search_before_it_begins(
+    small_pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(ConfigError, match="torchmetrics"):
+        calibrate(small_pipe, PROMPTS, Budget("psnr", 5.0), tmp_path / "w", policies=POLICIES)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_candidate_is_a_policy_and_some_are_controls(small_pipe: Pipeline) -> None:

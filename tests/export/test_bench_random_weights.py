@@ -12,7 +12,7 @@ from ldp_runtime.pruning.names import describe, parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.given_shares import calibrated, told
-from ldp_export.bench.random_weights import given_policies, smaller
+from ldp_export.bench.random_weights import given_policies, random_bundle, smaller
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import ModelSpec, find_model
 
@@ -33,6 +33,12 @@ def test_smaller_model_keeps_its_proportions():
 def test_impossible_sizes(depth: int | None, width: int | None):
     with pytest.raises(ConfigError, match="--width a multiple of 128"):
         smaller(find_model("infinity-2b"), depth, width)
+
+
+def test_what_the_model_does_not_draw_is_refused_before_weights_are_written(tmp_path: Path):
+    with pytest.raises(ConfigError, match="one size only"):
+        random_bundle("var-d16", tmp_path, size="1M", depth=1, width=64)
+    assert not list(tmp_path.iterdir())
 
 
 def test_given_shares():
@@ -73,6 +79,7 @@ def test_policies_in_words_can_be_read():
         ["--random-weights", "--model", "no-such-model"],
         ["--random-weights", "--model", "infinity-2b", "--keep", "0.5", "--keep-from", "p.json"],
         ["--random-weights", "--model", "infinity-2b", "--keep-from", "no-such-file.json"],
+        ["--random-weights", "--model", "infinity-2b", "--policy", "skip:count=1", "--keep", "0.5"],
         ["bundle", "--keep", "0.5"],
     ],
 )

@@ -32,7 +32,9 @@ from ldp_runtime.errors import (
 from safetensors import SafetensorError
 from samples import TRANSFORMER, plan, spec, write_sources
 
-from ldp_export.build import BuildOptions, BuildPlan, plan_build
+from ldp_export.build import BuildOptions, BuildPlan, build, plan_build
+from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
+from ldp_export.estimate import estimate_build
 from ldp_export.models.infinity import InfinityConfig
 from ldp_export.models.sources import Sources, hash_tree
 from ldp_export.recipes.base import graph_blocks, graph_kind
@@ -87,8 +89,6 @@ class TestResuming:
         fake_build(sources, output)
         details: dict[str, str] = {}
         with fake_build_module.fakes():
-            from ldp_export.build import build
-
             build(
                 plan(other_sources, output),
                 lambda event: details.setdefault(event.stage, event.detail) and None,
@@ -177,8 +177,6 @@ class TestResuming:
     def test_force_builds_everything(self, sources: Sources, output: Path) -> None:
         fake_build(sources, output)
         with fake_build_module.fakes():
-            from ldp_export.build import build
-
             states: dict[str, str] = {}
             forced = replace(plan(sources, output), options=BuildOptions(output, force=True))
             build(forced, lambda event: states.update({event.stage: event.state}))
@@ -246,6 +244,22 @@ class TestFullDisk:
         assert "0.10 MB are free" in str(error)
         assert not output.exists()
 
+    def test_what_is_done_already_needs_no_room(
+        self, sources: Sources, output: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The full disk said that the next run resumes."""
+
+        def fail(name: str) -> None:
+            if name == "reference":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        refused(sources, output, on_stage=fail)
+        needed = estimate_build(plan(sources, output)).disk
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(needed, 1, needed - 1))
+        assert isinstance(refused(sources, output.with_name("other")), CapacityError)
+        _, states = fake_build(sources, output)
+        assert states["decoder"] == "reused"
+
     def test_too_little_memory_is_found_before_work(
         self, sources: Sources, output: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -271,6 +285,15 @@ class TestVerification:
         assert open_bundle(rejected).state == "rejected"
         with pytest.raises(IncompatibleBundleError, match="failed verification"):
             Pipeline.load(rejected)
+
+    def test_engines_are_verified_on_the_device_that_runs_them(self, sources: Sources, output: Path) -> None:
+        """A GPU's on the GPU: on a CPU they cannot even be opened."""
+        for device in ("cuda", None):
+            builder = replace(OnnxRuntimeBuilder(), verified_on=device)
+            with fake_build_module.fakes():
+                bundle, report = build(plan_build(spec(), sources, BuildOptions(output, builder=builder)))
+            assert (report and report.device) == device
+        assert bundle.state == "verified", "by the build before"
 
     def test_first_build_that_fails_serves_nothing(self, sources: Sources, output: Path) -> None:
         refused(sources, output, passes=False)

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import (
     Cancelled,
+    CapacityError,
     CheckpointError,
     ConfigError,
     IncompatibleBundleError,
@@ -103,7 +104,7 @@ def test_the_same_seed_writes_the_same_file(small_bundle: Bundle, tmp_path: Path
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-@pytest.mark.parametrize("prompts", [["a red circle"], ["a red circle", "a blue star"]])
+@pytest.mark.parametrize("prompts", [["a red $_$ circle"], ["a red circle", "a $^$ star"]])
 def test_explain_draws(small_bundle: Bundle, tmp_path: Path, prompts: list[str]) -> None:
     result = run("explain", root(small_bundle), *prompts, "--output", tmp_path / "why.png", "--threads", "1")
     assert result.exit_code == 0, result.output
@@ -142,6 +143,7 @@ def test_verify_passes_then_fails_on_wrong_engines(small_bundle: Bundle, tmp_pat
     make_current(copy, forged)
     result = run("verify", copy, "--json", "--threads", "1")
     assert result.exit_code == VerificationError.exit_code
+    assert [json.loads(line)["state"] for line in result.stdout.splitlines()] == ["rejected"]
     refused = run("generate", copy, "a red circle", "--output", tmp_path / "x.png")
     assert refused.exit_code != 0
     assert "failed verification" in refused.output
@@ -257,6 +259,55 @@ def test_what_cannot_be_is_refused_before_work(
     assert result.exit_code in (ConfigError.exit_code, IncompatibleBundleError.exit_code), result.output
     assert "error: " in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.txt", "notes"]
+
+
+@pytest.mark.parametrize("verb", ["generate", "explain"])
+def test_a_policy_is_read_before_engines_are_opened(
+    small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr("ldp_runtime.pipeline.Pipeline.load", lambda *_, **__: pytest.fail("opened"))
+    result = run(verb, root(small_bundle), "a red circle", "--policy", "quick")
+    assert result.exit_code == ConfigError.exit_code, result.output
+    assert "unknown policy" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder", "work"),
+    [
+        (["verify", "B"], "reports", "ldp_export.verify.verify_bundle"),
+        (["calibrate", "B", "--fit-only"], "profiles", "ldp_runtime.pipeline.Pipeline.load"),
+    ],
+)
+def test_where_a_bundle_keeps_results_is_tried_before_work(
+    small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], folder: str, work: str
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(root(small_bundle), copy, ignore=shutil.ignore_patterns("stages", folder))
+    (copy / folder).write_text("a file")
+    monkeypatch.setattr(work, lambda *_, **__: pytest.fail("begun"))
+    result = run(*(copy if argument == "B" else argument for argument in arguments))
+    assert result.exit_code == ConfigError.exit_code, result.output
+    assert f"cannot write into {copy / folder}" in result.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="takes a device that is always full")
+def test_a_full_disk_is_typed(small_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "trace.json").symlink_to("/dev/full")
+    drawn = ["generate", root(small_bundle), "a red circle", "--output", tmp_path]
+    result = run(*drawn, "--trace", tmp_path / "trace.json")
+    assert result.exit_code == CapacityError.exit_code, result.output
+    assert "the disk is full" in result.output
+
+
+def test_progress_shows_whatever_libraries_say(capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorRT names layers by their paths in the graph, which look like closing tags."""
+    from ldp_export.cli.options import shown_progress
+    from ldp_export.progress import ProgressEvent
+
+    said = "Building {ForeignNode[/blocks.0/attn]}"
+    with shown_progress(as_json=False) as progress:
+        progress(ProgressEvent("blocks", 0, 1, "advanced", said))
+    assert said in capsys.readouterr().err
 
 
 def test_the_systems_errors_are_typed_too(monkeypatch: pytest.MonkeyPatch) -> None:

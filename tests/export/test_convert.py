@@ -16,6 +16,7 @@ import pytest
 import torch
 from class_samples import CLASS_MODELS, Held
 from click.testing import CliRunner
+from filelock import FileLock
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError
 from samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
 
@@ -35,6 +36,7 @@ from ldp_export.models.state_files import read_state, save_state
 from ldp_export.models.synthetic import write_checkpoint
 from ldp_export.models.text_encoder import load_text_encoder
 from ldp_export.models.var_checkpoints import load_var, load_vq_vae
+from ldp_export.scratch import SCRATCH
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,20 @@ def test_another_conversion_does_not_go_on_in_its_place(pth: Path, state: State,
     assert torch.equal(converted[name], state[name].to(getattr(torch, precision)))
 
 
+def test_a_killed_conversion_leaves_nothing_in_the_result(pth: Path, tmp_path: Path) -> None:
+    plan = plan_conversion(pth, tmp_path / "out", "bfloat16", shard_bytes=100_000)
+    convert_until(plan, tensor=30)
+    (plan.begun / f"{SCRATCH}0123").write_bytes(b"half a shard: SIGKILL lets nobody clean up")
+    assert not list(convert(plan).glob(f"{SCRATCH}*"))
+
+
+def test_two_conversions_to_one_place(pth: Path, tmp_path: Path) -> None:
+    plan = plan_conversion(pth, tmp_path / "out", "bfloat16")
+    with FileLock(tmp_path / "out.lock"), pytest.raises(ConfigError, match="another conversion is writing"):
+        convert(plan)
+    assert not (tmp_path / "out").exists()
+
+
 def convert_until(plan: module.Conversion, tensor: int) -> None:
     """Converts and is interrupted at a tensor, as by Ctrl-C."""
     count = 0
@@ -203,6 +219,9 @@ def test_bad_input_is_refused_before_work(pth: Path, tmp_path: Path, monkeypatch
         plan_conversion(pth, tmp_path / "out", "int8")
     with pytest.raises(ConfigError, match="exists"):
         plan_conversion(pth, pth, "bfloat16")
+    encoder = write_text_encoder(tmp_path / "t5", 32)
+    with pytest.raises(ConfigError, match="a text encoder is a folder"):
+        plan_conversion(encoder, tmp_path / "encoder.safetensors", "bfloat16")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         plan_conversion(tmp_path / "none", tmp_path / "out", "bfloat16")
     source = write_checkpoint(spec(), tmp_path / "published", shard_bytes=100_000).transformer
@@ -243,7 +262,7 @@ def test_command_line(pth: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "convert out" in result.output
-    assert json.loads(result.output[result.output.index('{\n "output"') :])["precision"] == "bfloat16"
+    assert json.loads(result.output.splitlines()[-1])["precision"] == "bfloat16"
     assert CliRunner().invoke(main, arguments).exit_code == ConfigError.exit_code
 
 

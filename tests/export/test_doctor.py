@@ -10,11 +10,13 @@ import torch
 from click.testing import CliRunner
 from ldp_runtime.bundle import MANIFEST, Bundle, Manifest, TargetEntry
 from ldp_runtime.engines.onnxruntime import check_provider
-from ldp_runtime.errors import LdpError
+from ldp_runtime.errors import EngineBuildError, LdpError
 
+from ldp_export.builders.choice import BackendOptions, choose_builder
 from ldp_export.builders.profiles import all_schedules, scale_profiles
 from ldp_export.cli import main
 from ldp_export.doctor import Verdict, examine
+from ldp_export.models.registry import find_model
 
 
 class TestDoctor:
@@ -46,6 +48,19 @@ class TestDoctor:
         assert not build["tensorrt-rtx engines"].works
         assert "'tensorrt_rtx', which is not installed" in build["tensorrt-rtx engines"].reason
         assert "ldp-export[tensorrt-rtx]" in build["tensorrt-rtx engines"].fix
+
+    def test_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Said by `doctor`, and by a build before it begins."""
+
+        def none() -> str:
+            raise RuntimeError("no compiler")
+
+        monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+        verdict = next(verdict for verdict in examine().build if verdict.what == "torch engines")
+        model = find_model("infinity-shapes")
+        with pytest.raises(EngineBuildError) as refused:
+            choose_builder(BackendOptions("torch"), model, model.size, "float32")
+        assert (verdict.works, verdict.reason, verdict.fix) == (False, refused.value.message, refused.value.hint)
 
     def test_command(self) -> None:
         result = CliRunner().invoke(main, ["doctor"])

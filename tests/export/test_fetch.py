@@ -20,6 +20,7 @@ from samples import TRANSFORMER, random_transformer, random_vae, spec, write_tex
 
 from ldp_export.cli import main
 from ldp_export.hub.client import HubFile, list_repository
+from ldp_export.hub.converted import convert_model
 from ldp_export.hub.download import PARTIAL, download
 from ldp_export.hub.fetch import fetch, plan_fetch
 from ldp_export.hub.local import local_files
@@ -30,6 +31,7 @@ from ldp_export.models.resolve import resolve_model
 from ldp_export.models.sources import find_sources
 from ldp_export.models.state_files import read_state
 from ldp_export.models.synthetic import write_checkpoint
+from ldp_export.progress import ProgressEvent
 
 NAME = "infinity-tiny"
 PUBLISHED = ("infinity-shapes", "infinity-2b", "infinity-layer16")
@@ -98,6 +100,18 @@ class TestDownloads:
         hub.requests.clear()
         assert find_sources(tiny()) == first
         assert not hub.requests, "what is complete is found without the network"
+
+    def test_what_another_process_has_fetched_meanwhile_is_kept(self, hub: Hub) -> None:
+        plan = plan_fetch(tiny())
+        found = fetch(plan_fetch(tiny()))
+        hub.requests.clear()
+        assert fetch(plan) == found
+        assert not hub.downloads()
+
+    def test_only_fetching_downloads(self, hub: Hub) -> None:
+        with pytest.raises(CheckpointError, match=rf"lacks tiny_reg\.pth(.|\n)*ldp-export fetch {NAME}"):
+            find_sources(tiny())
+        assert not hub.requests
 
     def test_the_cache_is_the_hub_clients_own(self, hub: Hub, tmp_path: Path) -> None:
         from huggingface_hub import try_to_load_from_cache
@@ -264,9 +278,11 @@ class TestCommandLine:
         assert resolve_model(NAME)[1].text_encoder is not None
 
     def test_build_by_name_fetches_what_is_missing(self, hub: Hub, tmp_path: Path) -> None:
-        dry = run("build", "--model", NAME, "--output", tmp_path / "bundle", "--dry-run")
+        dry = run("build", "--model", NAME, "--output", tmp_path / "bundle", "--dry-run", "--json")
         assert dry.exit_code == 0, dry.output
         assert json.loads(dry.output)["fetch"]["bytes_to_fetch"] > 0
+        shown = run("build", "--model", NAME, "--output", tmp_path / "bundle", "--dry-run")
+        assert "tiny_reg.pth" in shown.output
         assert not hub.downloads()
         made = run("build", "--model", NAME, "--output", tmp_path / "bundle", "--pn", "0.06M", "--json")
         assert made.exit_code == 0, made.output
@@ -289,6 +305,38 @@ class TestCommandLine:
         dry = run("build", "--model", NAME, "--local-dir", folder, "--output", tmp_path / "b", "--dry-run", "--json")
         assert dry.exit_code == 0, dry.output
         assert not hub.requests
+
+    def test_a_folder_converted_in_part_is_not_taken_for_the_whole(self, hub: Hub, tmp_path: Path) -> None:
+        sources, folder = fetch(plan_fetch(tiny())), tmp_path / "carried"
+
+        def stop(event: ProgressEvent) -> None:
+            if event.index == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            convert_model(sources, folder, "bfloat16", stop)
+        with pytest.raises(CheckpointError, match="lacks"):
+            find_sources(tiny(), local_dir=folder)
+        with pytest.raises(ConfigError, match="holds bfloat16 from an earlier conversion"):
+            convert_model(sources, folder, "float16")
+        assert convert_model(sources, folder, "bfloat16") == find_sources(tiny(), local_dir=folder)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--pn", "3M"],
+            ["--chunk", "0"],
+            ["--precision", "bfloat16"],
+            ["--temperature", "0"],
+            ["--text-encoder", "absent"],
+            ["--kv-form", "in-place", "--backend", "torch"],
+        ],
+    )
+    def test_a_build_that_will_be_refused_fetches_nothing(self, hub: Hub, tmp_path: Path, arguments: list[str]) -> None:
+        result = run("build", "--model", NAME, "--output", tmp_path / "bundle", *arguments)
+        assert result.exit_code != 0, result.output
+        assert "error: " in result.output
+        assert not hub.downloads()
 
     def test_errors_have_their_exit_codes(self, hub: Hub) -> None:
         assert run("fetch", "infinity-shapes").exit_code == ConfigError.exit_code

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,5 @@ def test_a_failed_comparison_can_be_run_again(tiny_bundle: Bundle, tmp_path: Pat
     other = Check("text_encoder, prompt 0", False, 1.0, 1e-5)
     nothing = Report(tiny_bundle.manifest.digest, "rejected", "cpu", "here", {}, (other,))
     assert save_replay(tiny_bundle, nothing, tmp_path / "nothing") is None
+    compiled = replace(tiny_bundle, manifest=tiny_bundle.manifest.model_copy(update={"backend": "torch"}))
+    assert save_replay(compiled, report, tmp_path / "compiled") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +32,13 @@ from ldp_export.builders.choice import BackendOptions, choose_builder
 from ldp_export.builders.hardware import check_precision, check_targets, parse_capabilities
 from ldp_export.builders.network import blocks_of, check_layers, count_operators
 from ldp_export.builders.profiles import all_schedules
-from ldp_export.builders.tensorrt import ENGINE_FILE, LAYERS_FILE, TensorRtBuilder, polygraphy_profile
+from ldp_export.builders.tensorrt import (
+    ENGINE_FILE,
+    LAYERS_FILE,
+    TensorRtBuilder,
+    _save_timing_cache,
+    polygraphy_profile,
+)
 from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
 from ldp_export.graphs.class_blocks import ClassBlocksGraph
 from ldp_export.graphs.class_prompt import ClassPromptGraph
@@ -296,6 +304,32 @@ def padded_attention(folder: Path) -> GraphSignature:
     axes = {"rows": Axis.ROWS, "tokens": Axis.TOKENS, "past": Axis.PAST}
     specs = [TensorSpec(n, tuple(axes.get(d, d) for d in s), "float16") for n, s in kinds.items()]  # type: ignore[misc]
     return GraphSignature("padded", (*specs, TensorSpec("lengths", (Axis.ROWS,), "int64")), (specs[0],))
+
+
+def test_engines_for_this_machines_gpu_are_verified_on_it() -> None:
+    assert builder(local=True).verified_on == "cuda"
+    assert builder().verified_on is None
+
+
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library: Any = SimpleNamespace(has_timing_cache=True)
+    config = SimpleNamespace(get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"))
+    (tmp_path / "file").write_text("where a folder should be")
+    _save_timing_cache(library, config, tmp_path / "file" / "8.9.cache")
+    assert "was not written" in caplog.text
+    _save_timing_cache(library, config, tmp_path / "timing" / "8.9.cache")
+    (written,) = (tmp_path / "timing").iterdir()
+    assert (written.name, written.read_bytes()) == ("8.9.cache", b"measured")
+
+
+def test_without_polygraphy_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "polygraphy" else real(name))
+    shapes = find_model("infinity-shapes")
+    with pytest.raises(IncompatibleBundleError, match="'polygraphy'"):
+        choose_builder(BackendOptions("tensorrt-rtx", "8.9"), shapes, shapes.size, "bfloat16")
 
 
 class TestCancelling:
