@@ -64,8 +64,12 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, floor: 
     """Linear warm-up, then a cosine down to `floor` of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return float(peak * (floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * done))))
+    return cosine((step - warmup) / max(1, steps - warmup), peak, floor)
+
+
+def cosine(done: float, peak: float, floor: float = 0.02) -> float:
+    """From the peak to `floor` of it while `done` goes from 0 to 1."""
+    return float(peak * (floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))))
 
 
 class Average:
@@ -78,9 +82,9 @@ class Average:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        theirs = module.state_dict()
-        for name, mean in self.module.state_dict().items():
-            mean.lerp_(theirs[name].to(mean.dtype), 1 - decay) if mean.is_floating_point() else None
+        theirs, means = module.state_dict(), self.module.state_dict()
+        names = [name for name, mean in means.items() if mean.is_floating_point()]
+        torch._foreach_lerp_([means[name] for name in names], [theirs[name] for name in names], 1 - decay)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

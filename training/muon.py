@@ -4,6 +4,7 @@ PyTorch's own takes matrices only; convolutions count here as matrices of [out, 
 networks in markedly fewer steps than Adam does.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -18,25 +19,33 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
+            # Matrices of one shape are made orthogonal together: a fraction of the launches on a GPU.
+            alike: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                mean = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(mean, group["momentum"]).flatten(1)  # Nesterov's look ahead
-                update = orthogonal(ahead) * (0.2 * max(ahead.shape) ** 0.5)
-                weight.add_(update.view_as(weight), alpha=-group["lr"])
+                if weight.grad is not None:
+                    alike[weight.flatten(1).shape].append(weight)
+            for shape, weights in alike.items():
+                ahead = torch.stack([self._ahead(weight, group["momentum"]).flatten(1) for weight in weights])
+                updates = orthogonal(ahead) * (0.2 * max(shape) ** 0.5)
+                for weight, update in zip(weights, updates, strict=True):
+                    weight.add_(update.view_as(weight), alpha=-group["lr"])
+
+    def _ahead(self, weight: torch.Tensor, momentum: float) -> torch.Tensor:
+        """Nesterov's look ahead from the momentum of this step."""
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        mean = state["momentum"].lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(mean, momentum)
 
 
-def orthogonal(matrix: torch.Tensor, steps: int = 4) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: a quintic Newton-Schulz iteration [m, n] -> [m, n]."""
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+def orthogonal(matrices: torch.Tensor, steps: int = 4) -> torch.Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly: a quintic Newton-Schulz iteration [n, rows, columns]."""
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)

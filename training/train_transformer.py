@@ -4,38 +4,41 @@
 
 Teacher-forced cross-entropy on bits. Most batches hold the five coarse scales only (121 of 521 tokens): they decide
 what is drawn and where, and cost a quarter. A tenth of the captions is replaced by the unconditional rows. Bits are
-flipped in the inputs (see residual_bits). Runs resume from `<out>/last.pt`; captions, scenes and flips of a step
-depend on the seed and the step alone.
+flipped in the inputs (see residual_bits). Runs resume from `<out>/last.pt`; captions, scenes and shares of flipped bits
+of a step depend on the seed and the step alone.
+
+On a GPU, beside `encode_latents`, whose scenes it takes as they come:
+
+    python training/train_transformer.py --device cuda --workers 8 --compile --batch 256 --coarse-batch 512 \
+        --minutes 4 --by-time --start <weights> --vae <weights>/vae.safetensors --text runs/text --out runs/transformer
 """
 
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import teacher
 import torch
+from batches import NEAR, Batch, Batches, batches_from
 from common import (
     LAYOUT,
     SCHEDULE,
     VAE_CONFIG,
     Average,
     Curve,
+    cosine,
     default_folder,
     learning_rate,
     load_checkpoint,
     load_vae,
     save_checkpoint,
     save_picture,
-    scene_at,
 )
-from ldp_calibration.shapes import Scene, caption
 from muon import Muon
 from residual_bits import corrupted_path
 from sampling import draw_prompts
-from tags import Tagger, tags_of
-from text import TEXT_CHANNELS, TRAIN_TOKENS, encode, make_encoder, tokenize
+from tags import Tagger
+from text import TEXT_CHANNELS, encode, make_encoder
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
@@ -68,20 +71,6 @@ SHOWN = (
 )
 
 
-@dataclass
-class Batch:
-    """What one step trains on; `coarse` batches reach only the first scales."""
-
-    features_ids: torch.Tensor  # [B, T]
-    mask: torch.Tensor  # [B, T]
-    dropped: torch.Tensor  # [B] captions to be replaced by the unconditional rows
-    targets: torch.Tensor  # [B, total, bits]
-    inputs: torch.Tensor  # [B, total - 1, bits]
-    weights: torch.Tensor  # [B, total]
-    tags: torch.Tensor  # [N, 4] row, position, colour and relation of each noun
-    coarse: bool
-
-
 def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
@@ -107,6 +96,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6000, help="in all, earlier sittings included")
     parser.add_argument("--minutes", type=float, help="stop after this long, at a checkpoint")
+    parser.add_argument("--by-time", action="store_true", help="the rate falls with the minutes, not with the steps")
     parser.add_argument("--coarse-share", type=float, default=0.7)
     parser.add_argument("--coarse-batch", type=int, default=24)
     parser.add_argument("--batch", type=int, default=8)
@@ -123,24 +113,29 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="folder of exported weights to begin with, where no run goes on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--save-every", type=int, default=300)
     parser.add_argument("--no-bf16", dest="bf16", action="store_false")
     parser.add_argument("--compile", action="store_true", help="compile the blocks: minutes first, then a third faster")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.by_time and options.minutes is None:
+        parser.error("--by-time goes with --minutes")
+    return options
 
 
 def make_model(tokenizer: Tokenizer, options: argparse.Namespace) -> nn.ModuleDict:
+    """New weights, or those of `--start`; a text encoder that was warmed up goes before the exported one."""
     encoder = make_encoder(tokenizer.get_vocab_size())
-    warm = load_checkpoint(options.text / "last.pt")
-    if warm:
-        encoder.load_state_dict(warm["encoder"])
     transformer = InfinityTransformer(CONFIG)
     initialise(transformer)
     if options.start is not None:
         transformer.load_state_dict(load_transformer(options.start / "transformer.safetensors").state_dict())
         encoder.load_state_dict(load_text_encoder(options.start / "text_encoder").module.state_dict())
+    warm = load_checkpoint(options.text / "last.pt")
+    if warm:
+        encoder.load_state_dict(warm["encoder"])
     return nn.ModuleDict({"transformer": transformer, "text": encoder, "tagger": Tagger()}).to(options.device)
 
 
@@ -167,7 +162,8 @@ def make_optimizers(model: nn.ModuleDict, options: argparse.Namespace) -> list[t
     named = dict(model.named_parameters())
     muon = Muon([named[name] for name in sorted(inside)], lr=2 * options.rate)
     others = [weight for name, weight in named.items() if name not in inside]
-    return [muon, torch.optim.AdamW(others, lr=options.rate, betas=(0.9, 0.97), weight_decay=0.0)]
+    fused = options.device != "cpu"
+    return [muon, torch.optim.AdamW(others, lr=options.rate, betas=(0.9, 0.97), weight_decay=0.0, fused=fused)]
 
 
 def train(
@@ -180,42 +176,39 @@ def train(
 ) -> None:
     first = state["step"] if state else 0
     vae = load_vae(options.vae, options.device)
-    latents = np.load(options.data / "latents.npy", mmap_mode="r")
+    batches = Batches(options, tokenizer)
     curve = Curve(options.out / "curve.csv", fresh=first == 0)
-    clock, spent, images = (
-        time.monotonic(),
-        state["seconds"] if state else 0.0,
-        state["images"] if state else 0,
-    )
-    seen: dict[str, list[float]] = {"coarse": [], "full": [], "tags": []}
-    by_scale: list[list[float]] = []
-    for step in range(first, options.steps):
-        batch = make_batch(options, tokenizer, latents, step)
-        rate = learning_rate(step, options.steps, 1.0)
+    clock, spent, images = time.monotonic(), state["seconds"] if state else 0.0, state["images"] if state else 0
+    seen: dict[str, list[torch.Tensor]] = {"coarse": [], "full": [], "tags": []}
+    by_scale: list[torch.Tensor] = []
+    for done, batch in enumerate(batches_from(batches, first), start=first + 1):
+        elapsed = time.monotonic() - clock
+        rate = rate_of(options, done - 1, elapsed)
         for optimizer, peak in zip(optimizers, (2 * options.rate, options.rate), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * peak
             optimizer.zero_grad(set_to_none=True)
-        loss, tagging, each = loss_of(model, batch, options)
+        loss, tagging, each = loss_of(model, batch.to(options.device), options)
         (loss + options.tag_weight * tagging).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        average.update(model, step)
-        images += len(batch.targets)
-        seen["coarse" if batch.coarse else "full"].append(loss.item())
-        seen["tags"].append(tagging.item())
-        by_scale.extend([] if batch.coarse else [each])
-        done, seconds = step + 1, spent + time.monotonic() - clock
+        average.update(model, done - 1)
+        images += len(batch.ids)
+        # Left on the device until they are printed: asking for a number each step would make the host wait.
+        seen["coarse" if batch.coarse else "full"].append(loss.detach())
+        seen["tags"].append(tagging.detach())
+        by_scale.extend([] if batch.coarse else [each.detach()])
+        seconds = spent + elapsed
         if done % options.log_every == 0:
-            means = {name: float(np.mean(values)) if values else float("nan") for name, values in seen.items()}
+            means = {name: torch.stack(v).mean().item() if v else float("nan") for name, v in seen.items()}
             row = {"step": done, "seconds": seconds, "images": images, "rate": rate, **means}
-            scales = np.mean(by_scale, 0) if by_scale else np.full(len(SCHEDULE), np.nan)
-            row |= {f"scale{k}": float(value) for k, value in enumerate(scales)}
+            scales = torch.stack(by_scale).mean(0).tolist() if by_scale else [float("nan")] * len(SCHEDULE)
+            row |= {f"scale{k}": value for k, value in enumerate(scales)}
             print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
             curve.add(row)
             seen, by_scale = {"coarse": [], "full": [], "tags": []}, []
-        over = options.minutes is not None and time.monotonic() - clock > options.minutes * 60
+        over = options.minutes is not None and elapsed > options.minutes * 60
         if done % options.save_every == 0 or done == options.steps or over:
             curve.plot(("coarse", "full"))
             saved = {"model": model.state_dict(), "average": average.module.state_dict()}
@@ -228,70 +221,36 @@ def train(
             return
 
 
-def make_batch(options: argparse.Namespace, tokenizer: Tokenizer, latents: np.ndarray, step: int) -> Batch:
-    rng = np.random.default_rng((options.seed, 4, step))
-    torch.manual_seed((options.seed << 32) + step)
-    coarse = bool(rng.random() < options.coarse_share)
-    ready = options.data / "encoded.txt"
-    count = min(len(latents), int(ready.read_text())) if ready.exists() else len(latents)
-    numbers = choose_scenes(rng, count, options.coarse_batch if coarse else options.batch, options)
-    scenes = [scene_at(number, options.seed) for number in numbers]
-    texts = [caption(scene, rng, options.coloured) for scene in scenes]
-    ids, mask = tokenize(tokenizer, texts, TRAIN_TOKENS, options.device)
-    tags = tags_of(tokenizer, texts)
-    latent = torch.from_numpy(latents[numbers].astype(np.float32)).to(options.device)
-    rows, scales = len(latent), len(SCHEDULE)
-    # A quarter stays clean; elsewhere each scale has its own share of flipped bits.
-    flip = torch.rand(rows, scales) * options.flip * (torch.rand(rows, 1) > 0.25)
-    targets, inputs, _ = corrupted_path(latent, SCHEDULE, LAYOUT, flip.to(options.device))
-    dropped = (torch.rand(rows) < 0.1).to(options.device)
-    weights = torch.from_numpy(np.stack([token_weights(scene) for scene in scenes])).to(options.device)
-    return Batch(ids, mask, dropped, targets, inputs, weights, tags.to(options.device), coarse)
-
-
-def choose_scenes(rng: np.random.Generator, count: int, size: int, options: argparse.Namespace) -> list[int]:
-    """Numbers of scenes in rising order; about `--pairs` of them show different shapes, the hardest to learn."""
-    numbers = []
-    for wanted in rng.random(size) < options.pairs:
-        number = int(rng.integers(count))
-        while wanted and len({shape.kind for shape in scene_at(number, options.seed).shapes}) == 1:
-            number = int(rng.integers(count))
-        numbers.append(number)
-    return sorted(numbers)
-
-
-def token_weights(scene: Scene, near: float = 5.0) -> np.ndarray:
-    """How much each token counts [total]: tokens at shapes and their edges more than the noise of the background."""
-    weights = []
-    for rows, columns in SCHEDULE.grids:
-        y, x = (np.arange(rows) + 0.5)[:, None] / rows, (np.arange(columns) + 0.5)[None, :] / columns
-        gaps = [np.hypot(x - shape.x, y - shape.y) - 1.1 * shape.radius for shape in scene.shapes]
-        weights.append(np.where(np.min(gaps, axis=0) < 0.7 / rows, near, 1.0).ravel())
-    return np.concatenate(weights).astype(np.float32)
+def rate_of(options: argparse.Namespace, step: int, elapsed: float) -> float:
+    """Share of the peak rates; `elapsed` seconds of this sitting."""
+    if options.by_time:
+        return min((step + 1) / 100, cosine(elapsed / (options.minutes * 60), 1.0))
+    return learning_rate(step, options.steps, 1.0)
 
 
 def loss_of(
     model: nn.ModuleDict, batch: Batch, options: argparse.Namespace
-) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weighted cross-entropy in nats per bit, over all scales; the text encoder's loss; the bits' of each scale."""
     transformer = model["transformer"]
+    targets, inputs, _ = corrupted_path(batch.latents.float(), SCHEDULE, LAYOUT, batch.flip)
     scales = COARSE if batch.coarse else len(SCHEDULE)
     tokens = teacher.choose_tokens(SCHEDULE, scales, CONFIG.head_dim, options.device)
     with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
-        features = encode(model["text"], batch.features_ids, batch.mask).float()
+        features = encode(model["text"], batch.ids, batch.mask).float()
         tagging = model["tagger"].loss(features, batch.tags)
         nothing = transformer.unconditional_text(features.shape[1]).expand_as(features)
         features = torch.where(batch.dropped[:, None, None], nothing, features)
-        logits = teacher.teacher_logits(transformer, features, batch.mask, batch.inputs, tokens)
+        logits = teacher.teacher_logits(transformer, features, batch.mask, inputs, tokens)
     pairs = logits.float().unflatten(-1, (-1, 2))  # [B, L, bits, 2]
-    signed = (pairs[..., 1] - pairs[..., 0]) * (1 - 2 * batch.targets[:, : logits.shape[1]].float())
+    signed = (pairs[..., 1] - pairs[..., 0]) * (1 - 2 * targets[:, : logits.shape[1]].float())
     nats = F.softplus(signed).mean(2).split(tokens.counts, dim=1)  # of each scale [B, h*w]
-    near = batch.weights[:, : logits.shape[1]].split(tokens.counts, dim=1)
-    parts = [(each * weight).sum() / weight.sum() for each, weight in zip(nats, near, strict=True)]
+    # Tokens at shapes count more than the background, whose bits are mostly noise.
+    near = torch.where(batch.near[:, : logits.shape[1]], NEAR, 1.0).split(tokens.counts, dim=1)
+    parts = torch.stack([(each * weight).sum() / weight.sum() for each, weight in zip(nats, near, strict=True)])
     # A scale counts with the root of its tokens: neither all alike nor nine tenths of the weight on two scales.
-    weights = torch.tensor(tokens.counts, device=logits.device).sqrt()
-    loss = (torch.stack(parts) * weights).sum() / weights.sum()
-    return loss, tagging, [part.item() for part in parts]
+    weights = torch.tensor([count**0.5 for count in tokens.counts]).to(logits.device, non_blocking=True)
+    return (parts * weights).sum() / weights.sum(), tagging, parts
 
 
 if __name__ == "__main__":
