@@ -1,0 +1,85 @@
+"""Engines that PyTorch compiles for the GPU of this machine: built, verified and driven as in service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from engine_runs import engines_of
+from ldp_runtime import Pipeline, open_bundle
+from ldp_runtime.bundle import Bundle
+from ldp_runtime.engines.torch_compiled import TorchCompiledEngine
+from ldp_runtime.engines.torch_target import local_target
+from samples import TRANSFORMER, random_texts, spec, write_sources
+
+from ldp_export.build import BuildOptions, build, plan_build
+from ldp_export.builders.torch_inductor import TorchBuilder
+from ldp_export.models.bsq_vae import VaeConfig
+from ldp_export.verify import verify_bundle
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Two narrow blocks; `build` has verified them on this GPU, or this fixture fails."""
+    folder = tmp_path_factory.mktemp("torch")
+    transformer = replace(TRANSFORMER, width=128, chunks=1)
+    vae = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
+    sources = write_sources(folder, transformer, vae)
+    options = BuildOptions(folder / "bundle", precision=request.param, builder=TorchBuilder("cuda"))
+    bundle, _ = build(plan_build(spec(transformer, vae), sources, options))
+    assert bundle.state == "verified"
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def pipe(engines: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(engines, device="cuda", max_batch=2) as pipe:
+        yield pipe
+
+
+def test_names_its_gpu_and_verifies_from_the_bundle_alone(engines: Bundle) -> None:
+    assert engines.manifest.target == local_target(torch.device("cuda"))
+    assert verify_bundle(open_bundle(engines.folder), "cuda").state == "verified"
+
+
+def test_replayed_graphs_draw_what_plain_calls_draw(pipe: Pipeline) -> None:
+    """The first picture captures its early scales, later ones replay them."""
+    drawn = [pipe(prompt_embeds=random_texts([7]), seed=5, output_type="latent").images for _ in range(3)]
+    assert all(torch.equal(drawn[0], other) for other in drawn[1:])
+    engine = engines_of(pipe).blocks._chunks[0].engine
+    assert isinstance(engine, TorchCompiledEngine)
+    assert engine._graphs is not None
+    assert engine._graphs._known
+
+
+def test_pruned_and_batched(pipe: Pipeline) -> None:
+    result = pipe(prompt_embeds=random_texts([3, 11]), seed=1, policy="ld", output_type="latent")
+    assert result.images.isfinite().all()
+    assert all(trace.tokens < trace.tokens_full for trace in result.traces)
+
+
+def test_every_shape_of_picture(pipe: Pipeline) -> None:
+    for ratio in (1 / 3, 3.0):
+        drawn = pipe(prompt_embeds=random_texts([4]), seed=0, aspect_ratio=ratio, output_type="torch").images
+        assert drawn.isfinite().all()
+
+
+def test_memory_does_not_grow(pipe: Pipeline) -> None:
+    used = []
+    for i in range(6):
+        pipe(prompt_embeds=random_texts([7]), seed=i, output_type="latent")
+        used.append(torch.cuda.memory_allocated())
+    assert used[-1] <= used[2] * 1.05 + 2**20
+
+
+def test_closes(engines: Bundle, tmp_path: Path) -> None:
+    before = torch.cuda.memory_allocated()
+    pipe = Pipeline.load(engines, device="cuda")
+    pipe(prompt_embeds=random_texts([4]), seed=0, output_type="latent")
+    pipe.close()
+    pipe.close()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_allocated() <= before + 2**20
