@@ -17,7 +17,7 @@ encoding=$!
 until [ -s "$data/encoded.txt" ] || ! kill -0 $encoding 2> /dev/null; do sleep 0.2; done
 $python training/train_transformer.py --device cuda --compile --workers "${WORKERS:-6}" --data "$data" \
     --vae $shipped/vae.safetensors --text "$text" --start $shipped --out "$run" \
-    --steps 1000000 --minutes "$minutes" --by-time --save-every 1000000 --log-every 200 \
+    --steps 1000000 --minutes "$minutes" --by-time --save-every 2000 --log-every 200 \
     --batch 256 --coarse-batch 512 --coarse-share 0.5 --coloured 0.65 --decay 0.999
 wait $encoding
 $python training/export.py --vae $shipped/vae.safetensors --run "$run" --text "$text" --out "$weights"
