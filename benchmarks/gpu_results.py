@@ -31,6 +31,8 @@ def section(result: dict[str, Any] | None) -> str:
 
 
 def _row(result: dict[str, Any], entry: dict[str, Any]) -> str:
+    if "error" in entry:
+        return f"| {entry['model']} | {entry['batch']} | {entry['candidate']} | failed: {entry['error']} | | | |"
     memory = entry["peak_device_mb"]
     cells = (entry["model"], str(entry["batch"]), entry["candidate"], f"{_p50(entry):.1f}", _over_eager(result, entry))
     cells += (f"{entry['first_s']:.1f}", "" if memory is None else f"{memory:.0f}")
@@ -55,8 +57,10 @@ def _over_eager(result: dict[str, Any], entry: dict[str, Any]) -> str:
 
 
 def _speedup(result: dict[str, Any], entry: dict[str, Any]) -> float | None:
+    if "error" in entry:
+        return None
     same = (e for e in result["results"] if (e["model"], e["batch"]) == (entry["model"], entry["batch"]))
-    eager = next((e for e in same if e["candidate"] == "eager"), None)
+    eager = next((e for e in same if e["candidate"] == "eager" and "error" not in e), None)
     return None if eager is None else _p50(eager) / _p50(entry)
 
 

@@ -140,9 +140,10 @@ class SelfAttention(nn.Module):
         self, x: torch.Tensor, rope: Rope | None, past: KeyValue | None, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, KeyValue]:
         q, k, v = self.project(x, rope)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # before they are remembered: the same values in half the memory
         if past is not None:
             k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
-        return self.proj(attend(q.to(v.dtype), k.to(v.dtype), v, 1.0, mask)), (k, v)
+        return self.proj(attend(q, k, v, 1.0, mask)), (k, v)
 
 
 class CrossAttention(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from ldp_runtime.errors import ConfigError
@@ -98,6 +99,7 @@ def generate(
     *,
     negatives: Sequence[torch.Tensor] | None = None,
     forced_bits: Sequence[torch.Tensor] | None = None,
+    noise: Sequence[torch.Tensor] | None = None,
     keep_trace: bool = True,
     on_scale: Callable[[int], None] | None = None,
 ) -> ReferenceRun:
@@ -107,6 +109,7 @@ def generate(
         texts: text features [T_i, Ct] of each prompt.
         negatives: as many negative prompts, or None for the learned unconditional rows.
         forced_bits: teacher forcing: bits of each scale [B, h*w, bits] that replace the sampled ones.
+        noise: of each scale [B, h*w, bits] on the model's device; None draws the originals' from the seed, on the CPU.
         keep_trace: keep logits, inputs and accumulated latents of every scale.
     """
     S, B = len(schedule), len(texts)
@@ -114,21 +117,23 @@ def generate(
     doubled = any(g != 1 for g in guidance)
     prompt = model.encode_prompt(*pad_rows(text_rows(model, texts, negatives, doubled)))
     device = prompt.start.device
-    table = rope_table(schedule, model.config.head_dim)
+    ropes = _ropes(schedule, model.config.head_dim, device)
     generator = torch.Generator().manual_seed(settings.seed)
     caches: list[KeyValue | None] = [None] * model.config.depth
     latent = torch.zeros(B, layout.channels, *layout.latent_grid(schedule.final_grid), device=device)
     x, run = model.start_token(prompt), ReferenceRun()
     for k, (h, w) in enumerate(schedule.grids):
-        rope = (table[k][0].to(device), table[k][1].to(device))
-        hidden = _run_blocks(model, x, prompt, rope, caches, guidance[k], settings.insertion)
+        hidden = _run_blocks(model, x, prompt, ropes[k], caches, guidance[k], settings.insertion)
         raw = model.logits(hidden, prompt)
         logits = raw / temperature[k]
         if guidance[k] != 1 and 0 in settings.insertion:
             logits = guidance[k] * logits[:B] + (1 - guidance[k]) * logits[B:]
         logits = logits[:B]
-        noise = draw_noise(generator, B * h * w, layout.bits).view(B, h * w, layout.bits).to(device)
-        bits = sample_bits(logit_difference(logits), noise, settings.filter)
+        if noise is None:
+            drawn = draw_noise(generator, B * h * w, layout.bits).view(B, h * w, layout.bits).to(device)
+        else:
+            drawn = noise[k]
+        bits = sample_bits(logit_difference(logits), drawn, settings.filter)
         if forced_bits is not None:
             bits = forced_bits[k].to(device).bool()
         codes = tokens_to_latent(bits_to_codes(bits, layout).view(B, h, w, -1), layout)
@@ -147,6 +152,12 @@ def generate(
             on_scale(k)
     run.latent = latent
     return run
+
+
+@lru_cache(maxsize=8)
+def _ropes(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> tuple[Rope, ...]:
+    """The rotations of every scale, which no image changes."""
+    return tuple((cos.to(device), sin.to(device)) for cos, sin in rope_table(schedule, head_dim))
 
 
 def _run_blocks(

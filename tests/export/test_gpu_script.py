@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -9,10 +10,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_candidates
+import gpu_draw
+import gpu_models
 import gpu_options
 import gpu_results
 import pytest
 import torch
+from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
+from ldp_runtime.engines.eager import EagerEngine
+from ldp_runtime.pruning.controls import SkipLastScales
+from ldp_runtime.pruning.given import GivenShares
+from ldp_runtime.pruning.policy import Policy
+
+from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.models.reference import ReferenceSettings, generate
 
 ROOT = Path(__file__).parents[2]
 CPU = ["--device", "cpu", "--tiny"]
@@ -22,7 +34,7 @@ needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("cl
 @pytest.mark.slow
 @needs_compiler
 def test_tiny_model_to_the_end(tmp_path: Path) -> None:
-    """In a process of its own: the script replaces an operator of the exported graph by what the compiler can fuse."""
+    """In a process of its own, as it is used."""
     output = tmp_path / "gpu.json"
     arguments = [*CPU, "--batch", "1", "--repeats", "1", "--warmup", "0", "--output", str(output)]
     paths = [str(ROOT), str(ROOT / "runtime"), str(ROOT / "calibration")]
@@ -36,6 +48,98 @@ def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     assert {"eager", "control: stop guidance"} <= {name.removeprefix("compiled, ") for name in by_name}
     assert "study" in result["keep_from"]
     assert "| tiny | 1 | eager |" in gpu_results.section(result)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> gpu_models.Model:
+    (spec,) = gpu_options.specs(argparse.Namespace(tiny=True))
+    return gpu_models.random_model(spec, torch.device("cpu"), "float32")
+
+
+def concatenating(toolkit: gpu_draw.Toolkit) -> Blocks:
+    """The blocks as they are exported: keys and values concatenated, a mask over the text."""
+    model = toolkit.model
+    config, graph = model.spec.transformer, BlocksGraph(model.transformer)
+    names = graph.signature.input_names
+    engine = EagerEngine("blocks", graph, names, graph.signature.output_names)
+    shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits)
+    return Blocks([BlocksChunk(engine, 0, config.depth, frozenset(names))], shape)
+
+
+def images_and_logits(
+    toolkit: gpu_draw.Toolkit, batch: int, policy: Policy
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    logits: list[torch.Tensor] = []
+    images = toolkit.latents(batch, policy, on_logits=lambda _, raw: logits.append(raw.clone()))
+    return [image.latent for image in images], logits
+
+
+def test_full_model_is_the_original_loop(tiny: gpu_models.Model) -> None:
+    (latent,), logits = images_and_logits(gpu_draw.Toolkit(tiny, compiled=False, graphs=False), 1, Policy())
+    spec = tiny.spec
+    settings = ReferenceSettings(spec.guidance, spec.temperature, gpu_draw.sampling_rule(tiny), seed=0)
+    run = generate(tiny.transformer, [tiny.features], tiny.schedule, spec.layout, settings)
+    torch.testing.assert_close(latent, run.latent[0], rtol=0, atol=0)
+    for mine, raw in zip(logits, run.raw_logits, strict=True):
+        torch.testing.assert_close(mine, raw, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("policy", [GivenShares((0.6, 0.5), 4), GivenShares((0.6, 0.5)), SkipLastScales(2)], ids=repr)
+def test_pruned_as_the_exported_graph(tiny: gpu_models.Model, batch: int, policy: Policy) -> None:
+    toolkit = gpu_draw.Toolkit(tiny, compiled=False, graphs=False)
+    latents, logits = images_and_logits(toolkit, batch, policy)
+    blocks, rows = concatenating(toolkit), toolkit._rows
+
+    def masked(batch: int) -> PromptRows:
+        found = rows(batch)
+        mask = torch.ones(2 * batch, gpu_models.TEXT_TOKENS, dtype=torch.bool)
+        inputs = {name: tensor.contiguous() for name, tensor in found.inputs.items()}
+        return PromptRows(found.start, {**inputs, "text_mask": mask})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toolkit, "_rows", masked)
+        patch.setattr(blocks, "arenas", toolkit.blocks.arenas, raising=False)
+        patch.setattr(toolkit, "blocks", blocks)
+        expected, raw = images_and_logits(toolkit, batch, policy)
+    for mine, theirs in zip(logits, raw, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=3e-6)
+    for mine, theirs in zip(latents, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_arenas_keep_their_addresses(tiny: gpu_models.Model) -> None:
+    """What CUDA graphs rely on: the next image writes where the last one did."""
+    toolkit = gpu_draw.Toolkit(tiny, compiled=False, graphs=False)
+    places: list[list[int]] = []
+    for _ in range(2):
+        toolkit.latents(2, GivenShares((0.6,), 4))
+        places.append([arena.keys.data_ptr() for arena in toolkit.blocks.arenas._taken])
+    assert places[0] == places[1]
+    assert len(set(places[0])) == len(places[0])
+
+
+def test_rounded_weights_stay_near(tiny: gpu_models.Model) -> None:
+    """In bfloat16 the pieces round where the original loop rounds: logits within a few steps of theirs."""
+    half = gpu_models.random_model(tiny.spec, torch.device("cpu"))
+    _, logits = images_and_logits(gpu_draw.Toolkit(half, compiled=False, graphs=False), 1, Policy())
+    spec = half.spec
+    settings = ReferenceSettings(spec.guidance, spec.temperature, gpu_draw.sampling_rule(half), seed=0)
+    run = generate(half.transformer, [half.features], half.schedule, spec.layout, settings)
+    first = (logits[0] - run.raw_logits[0]).norm() / run.raw_logits[0].norm()
+    assert first < 1e-2
+
+
+def test_work_is_counted(tiny: gpu_models.Model) -> None:
+    config = tiny.spec.transformer
+    weights = sum(
+        w.numel()
+        for block in gpu_draw.Toolkit(tiny, compiled=False, graphs=False).blocks.weights
+        for w in block
+        if w.dim() == 2 and min(w.shape) > config.heads
+    )
+    attention = 4 * config.width * config.depth * (1 + gpu_models.TEXT_TOKENS)
+    assert gpu_candidates.blocks_flops(config, [(1, 2)]) == 2 * (2 * weights + attention)
 
 
 @needs_compiler

@@ -1,0 +1,218 @@
+"""The blocks as a GPU likes them: three fused pieces with two attentions between, keys and values written in place.
+
+The pieces compute what `BlocksGraph` computes, with its float32 islands. Between them stand only the two attentions, so
+that no piece knows how many positions the past has: the pieces are compiled once for any number of rows and tokens, and
+PyTorch chooses the attention kernel anew for every shape. What a block can know before an image is drawn (joined
+biases, temperatures in float32) is computed when it is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast
+
+import torch
+from gpu_arena import ArenaCache, Arenas
+from gpu_models import Model
+from ldp_runtime.blocks import PromptRows
+from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
+from ldp_runtime.errors import NonFiniteError
+from torch.nn import functional as F
+
+from ldp_export.models.infinity import Block, modulate
+from ldp_export.models.layers import linear
+
+EPS = 1e-6
+#: Calls of at most this many tokens times rows replay CUDA graphs: an H100 computes them faster than they are launched.
+GRAPHED_ROW_TOKENS = 2560
+
+
+class BlockWeights(NamedTuple):
+    """Of one block, in the order of use; those of normalisation, modulation and temperature are float32."""
+
+    modulation: torch.Tensor  # [1, 6, C]
+    qkv: torch.Tensor  # [3C, C]
+    qkv_bias: torch.Tensor
+    temperature: torch.Tensor  # [H, 1]
+    out: torch.Tensor
+    out_bias: torch.Tensor
+    norm: torch.Tensor
+    norm_bias: torch.Tensor
+    query: torch.Tensor
+    query_bias: torch.Tensor
+    text_out: torch.Tensor
+    text_out_bias: torch.Tensor
+    up: torch.Tensor
+    up_bias: torch.Tensor
+    down: torch.Tensor
+    down_bias: torch.Tensor
+
+
+def block_weights(block: Block) -> BlockWeights:
+    sa, ca, ffn = block.sa, block.ca, block.ffn
+    biases = (sa.q_bias, torch.zeros_like(sa.q_bias), sa.v_bias)
+    found = (
+        *(block.ada_gss[0].float(), sa.mat_qkv.weight, torch.cat(biases)),
+        sa.scale_mul_1H11.float().clamp(max=sa.MAX_LOG_SCALE).exp().view(-1, 1),
+        *(sa.proj.weight, sa.proj.bias, block.ca_norm.weight.float(), block.ca_norm.bias.float()),
+        *(ca.mat_q.weight, ca.mat_q.bias, ca.proj.weight, ca.proj.bias),
+        *(ffn.fc1.weight, ffn.fc1.bias, ffn.fc2.weight, ffn.fc2.bias),
+    )
+    weights = BlockWeights(*(tensor.detach() for tensor in found))
+    for tensor in weights:
+        torch._dynamo.mark_static(tensor)  # rows and tokens vary; widths that varied too would cost the kernels speed
+    return weights
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`models.infinity.rotate` without joining two halves, so that it fuses into what reads it; x [R, L, H, c]."""
+    cos, sin = (t[None, :, None, :, None] for t in (cos, sin))
+    pairs = x.unflatten(-1, (-1, 2))
+    sign = 2.0 * torch.arange(2, device=x.device) - 1
+    return (pairs * cos + pairs.flip(-1) * (sign * sin)).flatten(-2)
+
+
+def project(
+    x: torch.Tensor,
+    modulation: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    w: BlockWeights,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> torch.Tensor:
+    """x [R, L, C] to the query [R, L, H, c]; writes keys and values [L, R, H, c] where they belong."""
+    _, _, scale, _, shift, _ = (w.modulation + modulation).split(1, dim=1)
+    heads = w.temperature.shape[0]
+    q, k, v = linear(modulate(x, scale, shift, EPS), w.qkv, w.qkv_bias).unflatten(-1, (3, heads, -1)).unbind(2)
+    q = rotate(F.normalize(q.float(), dim=-1) * w.temperature, cos, sin).to(v.dtype)
+    k = rotate(F.normalize(k.float(), dim=-1), cos, sin).to(v.dtype)
+    keys.copy_(k.transpose(0, 1))
+    values.copy_(v.transpose(0, 1))
+    return q
+
+
+def ask_text(
+    x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tensor, w: BlockWeights
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """After self-attention [R, L, C]: the stream, and the query to the text [R, L, H, c]."""
+    gate = w.modulation[:, 0:1] + modulation[:, 0:1]
+    x = x + gate * linear(attended, w.out, w.out_bias).float()
+    normed = F.layer_norm(x, x.shape[-1:], w.norm, w.norm_bias, EPS)
+    return x, linear(normed, w.query, w.query_bias).unflatten(-1, (w.temperature.shape[0], -1))
+
+
+def feed_forward(x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tensor, w: BlockWeights) -> torch.Tensor:
+    """After attention to the text [R, L, C]: the stream at the end of the block."""
+    _, gate, _, scale, _, shift = (w.modulation + modulation).split(1, dim=1)
+    x = x + linear(attended, w.text_out, w.text_out_bias).float()
+    hidden = F.gelu(linear(modulate(x, scale, shift, EPS), w.up, w.up_bias), approximate="tanh")
+    return x + gate * linear(hidden, w.down, w.down_bias).float()
+
+
+def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+    """q [R, L, H, c] to keys and values [R, H, S, c] whose last axis is contiguous -> [R, L, C]; no mask, no copy."""
+    return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, scale=scale).transpose(1, 2).flatten(2)
+
+
+class GpuBlocks:
+    """All blocks and the head, as the scale loop calls them (`ldp_runtime.blocks.Blocks`).
+
+    Rows of a call have one text length: there is no text mask. Whether logits are finite is asked once an image, by
+    `check_finite`: asking after every scale would keep the host from launching the next one ahead.
+
+    Args:
+        compiled: the pieces by torch.compile; False runs them as they are.
+        graphs: replay CUDA graphs of small calls.
+    """
+
+    def __init__(self, model: Model, *, compiled: bool, graphs: bool) -> None:
+        config, schedule = model.spec.transformer, model.schedule
+        assert config.norm_eps == EPS
+        self.config, self.device = config, model.device
+        self.embedding, self.head = model.transformer.word_embed.weight, model.transformer.head
+        self.weights = [block_weights(block) for block in model.transformer.layers]
+        self.arenas = Arenas(config, schedule.offsets[-1], schedule.tokens[-1], model.device, self.weights[0].qkv.dtype)
+        self.graphs = CudaGraphs() if graphs else None
+        made: Callable[..., Callable] = torch.compile if compiled else lambda piece, **_: piece
+        self.project, self.ask_text, self.feed_forward = (
+            made(piece, dynamic=True, fullgraph=True) for piece in (project, ask_text, feed_forward)
+        )
+        self._extremes: list[torch.Tensor] = []
+
+    def new_cache(self, capacity: int, rows: int) -> ArenaCache:
+        return self.arenas.cache(rows)
+
+    @torch.no_grad()
+    def run(
+        self,
+        latents: torch.Tensor,  # [R, L, bits]
+        offset: torch.Tensor,  # [R, C]
+        places: Mapping[str, torch.Tensor],
+        prompt: PromptRows,
+        cache: ArenaCache,
+        *,
+        scale: int,
+        remember: bool = True,
+    ) -> torch.Tensor:
+        """One scale: logits [R, L, 2 * bits]."""
+        R, L, _ = latents.shape
+        first, end = cache.length, cache.length + L
+        assert end <= cache.arena.capacity or not remember
+        tensors = prompt.inputs
+        text = [tensors[f"text_{kind}_{i}"] for i in range(self.config.depth) for kind in "kv"]
+        given = [
+            latents,
+            offset,
+            places["cos"],
+            places["sin"],
+            tensors["modulation"],
+            tensors["head_modulation"],
+            *text,
+        ]
+
+        def call(*copied: torch.Tensor) -> torch.Tensor:
+            return self._call(cache, first, end, *copied)
+
+        if self.graphs is not None and R * L <= GRAPHED_ROW_TOKENS:
+            logits = self.graphs.run(call, [*given, *text], cache.arena.positions(0, first, end))[0].clone()
+        else:
+            logits = call(*given, *text)
+        cache.length = end
+        self._extremes.append(torch.stack(torch.aminmax(logits)))
+        return logits
+
+    def _call(
+        self,
+        cache: ArenaCache,
+        first: int,
+        end: int,
+        latents: torch.Tensor,
+        offset: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        modulation: torch.Tensor,
+        head_modulation: torch.Tensor,
+        *text: torch.Tensor,
+    ) -> torch.Tensor:
+        x = linear(latents, self.embedding).float() + offset[:, None]
+        for i, w in enumerate(self.weights):
+            q = self.project(x, modulation, cos, sin, w, *cache.arena.positions(i, first, end))
+            seen = (t.permute(1, 2, 0, 3) for t in cache.arena.positions(i, 0, end))
+            x, q = self.ask_text(x, attend(q, *seen, 1.0), modulation, w)
+            attended = attend(q, text[2 * i], text[2 * i + 1], self.config.head_dim**-0.5)
+            x = self.feed_forward(x, attended, modulation, w)
+        scale, shift = head_modulation.split(1, dim=1)
+        return cast(torch.Tensor, self.head(modulate(x, scale, shift, EPS)))
+
+    def check_finite(self) -> None:
+        """Raises NonFiniteError where logits of this image held NaN or infinity."""
+        extremes, self._extremes = self._extremes, []
+        if not bool(torch.stack(extremes).isfinite().all()):
+            raise NonFiniteError("the blocks gave NaN or infinity", hint="random weights of this shape overflow")
+
+    def clear(self) -> None:
+        """Gives back arenas and graphs."""
+        self.arenas.clear()
+        if self.graphs is not None:
+            self.graphs.clear()

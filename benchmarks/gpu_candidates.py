@@ -1,0 +1,113 @@
+"""What `gpu.py` compares: one technique more from bar to bar, then the policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gpu_draw import Eager, Toolkit
+from gpu_models import TEXT_TOKENS, Model
+from ldp_runtime.pruning.policy import Policy
+
+from ldp_export.models.infinity import InfinityConfig
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A bar.
+
+    Attributes:
+        policy: None is the original loop.
+        compiled, graphs: see `Toolkit`.
+        headline: measured as often as asked for; the others, which only show what a technique adds, twice.
+    """
+
+    name: str
+    policy: Policy | None = None
+    compiled: bool = True
+    graphs: bool = True
+    fp8: bool = False
+    headline: bool = True
+
+    @property
+    def technique(self) -> tuple[bool, bool, bool]:
+        return self.compiled, self.graphs, self.fp8
+
+
+def candidates(policies: Mapping[str, Policy], batch: int, fp8: bool = False) -> list[Candidate]:
+    """In the order of what is worth most, should the time be up; those of one technique behind each other."""
+    compiled = [Candidate(f"compiled, {name}", policy) for name, policy in policies.items()]
+    targets = [c for c in compiled if "control" not in c.name]
+    controls = [c for c in compiled if "control" in c.name]
+    full = policies["unpruned"]
+    reduced = [Candidate(f"fp8, {c.name.removeprefix('compiled, ')}", c.policy, fp8=True) for c in targets if fp8]
+    steps = [
+        Candidate("text once, K/V in place", full, compiled=False, graphs=False, headline=False),
+        Candidate("compiled, no CUDA graphs", full, graphs=False, headline=False),
+    ]
+    return [Candidate("eager"), *targets, *controls, *reduced, *(steps if batch == 1 else [])]
+
+
+class Bench:
+    """A model, and what draws with it, each made when it is first asked for."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._eager = Eager(model)
+        self._toolkits: dict[tuple[bool, bool, bool], Toolkit] = {}
+
+    def toolkit(self, candidate: Candidate) -> Toolkit:
+        """The toolkit of a technique; one at a time keeps arenas and graphs."""
+        for technique, toolkit in self._toolkits.items():
+            if technique != candidate.technique:
+                toolkit.clear()
+        if candidate.technique not in self._toolkits:
+            self._toolkits[candidate.technique] = Toolkit(
+                self.model, compiled=candidate.compiled, graphs=candidate.graphs and self.model.device.type == "cuda"
+            )
+        return self._toolkits[candidate.technique]
+
+    def draw(self, candidate: Candidate, batch: int) -> dict[str, Any]:
+        """Draws once: tokens times rows that the blocks computed, and their operations in TFLOP."""
+        config, schedule = self.model.spec.transformer, self.model.schedule
+        if candidate.policy is None:
+            self._eager.draw(batch)
+            calls = [[(tokens, 2) for tokens in schedule.tokens]] * batch
+        else:
+            _, traces = self.toolkit(candidate).draw(batch, candidate.policy)
+            calls = [[(scale.tokens, scale.rows) for scale in trace] for trace in traces]
+        return {
+            "row_tokens": sum(tokens * rows for image in calls for tokens, rows in image),
+            "blocks_tflop": sum(blocks_flops(config, image) for image in calls) / 1e12,
+        }
+
+    def counts(self, candidate: Candidate) -> dict[str, Any]:
+        """Graphs and compilations so far, and the time that graphs took."""
+        if candidate.policy is None:
+            return {}
+        graphs = self.toolkit(candidate).blocks.graphs
+        found = (
+            {"graphs": 0, "graphs_s": 0.0}
+            if graphs is None
+            else {"graphs": graphs.captured, "graphs_s": graphs.seconds}
+        )
+        return found | {"compilations": torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)}
+
+    def clear(self) -> None:
+        """Gives back all that was kept from image to image."""
+        for toolkit in self._toolkits.values():
+            toolkit.clear()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def blocks_flops(config: InfinityConfig, calls: list[tuple[int, int]]) -> int:
+    """Operations of all blocks for one image, from tokens and rows of each scale; the head is left out."""
+    C, past, total = config.width, 0, 0
+    for tokens, rows in calls:
+        matrices = 2 * (6 * C * C + 2 * C * config.ffn)  # qkv and proj, query and proj to the text, feed-forward
+        total += config.depth * tokens * rows * (matrices + 4 * C * (past + tokens + TEXT_TOKENS))
+        past += tokens
+    return total
