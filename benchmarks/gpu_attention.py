@@ -29,9 +29,20 @@ def attention_times(config: InfinityConfig, schedule: ScaleSchedule, device: tor
         try:
             with sdpa_kernel(backend):
                 found[name] = _milliseconds(q, k, v)
+            with sdpa_kernel([backend, *_REST], set_priority=True):
+                _try_all(schedule, q, k, v)
         except RuntimeError as error:
             found[name] = str(error).splitlines()[0]
     return found
+
+
+def _try_all(schedule: ScaleSchedule, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Every scale's shape, both branches and one: a kernel that fails at any of them is not used."""
+    for rows in (2, 1):
+        for tokens, past in zip(schedule.tokens, schedule.offsets, strict=False):
+            seen = (t[:rows, :, : past + tokens] for t in (k, v))
+            F.scaled_dot_product_attention(q[:rows, :, :tokens], *seen, scale=1.0)
+    torch.cuda.synchronize()
 
 
 def _milliseconds(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int = 5) -> float:

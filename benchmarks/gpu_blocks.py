@@ -9,11 +9,12 @@ biases, temperatures in float32) is computed when it is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from gpu_arena import ArenaCache, Arenas
 from gpu_models import Model
+from gpu_products import Matrix, activated, matrix, product
 from ldp_runtime.blocks import PromptRows
 from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
 from ldp_runtime.errors import NonFiniteError
@@ -28,39 +29,37 @@ GRAPHED_ROW_TOKENS = 2560
 
 
 class BlockWeights(NamedTuple):
-    """Of one block, in the order of use; those of normalisation, modulation and temperature are float32."""
+    """Of one block, in the order of use; what is no matrix is float32."""
 
     modulation: torch.Tensor  # [1, 6, C]
-    qkv: torch.Tensor  # [3C, C]
-    qkv_bias: torch.Tensor
+    qkv: Matrix
     temperature: torch.Tensor  # [H, 1]
-    out: torch.Tensor
-    out_bias: torch.Tensor
+    out: Matrix
     norm: torch.Tensor
     norm_bias: torch.Tensor
-    query: torch.Tensor
-    query_bias: torch.Tensor
-    text_out: torch.Tensor
-    text_out_bias: torch.Tensor
-    up: torch.Tensor
-    up_bias: torch.Tensor
-    down: torch.Tensor
-    down_bias: torch.Tensor
+    query: Matrix
+    text_out: Matrix
+    up: Matrix
+    down: Matrix
 
 
-def block_weights(block: Block) -> BlockWeights:
+def block_weights(block: Block, fp8: bool = False) -> BlockWeights:
     sa, ca, ffn = block.sa, block.ca, block.ffn
-    biases = (sa.q_bias, torch.zeros_like(sa.q_bias), sa.v_bias)
-    found = (
-        *(block.ada_gss[0].float(), sa.mat_qkv.weight, torch.cat(biases)),
-        sa.scale_mul_1H11.float().clamp(max=sa.MAX_LOG_SCALE).exp().view(-1, 1),
-        *(sa.proj.weight, sa.proj.bias, block.ca_norm.weight.float(), block.ca_norm.bias.float()),
-        *(ca.mat_q.weight, ca.mat_q.bias, ca.proj.weight, ca.proj.bias),
-        *(ffn.fc1.weight, ffn.fc1.bias, ffn.fc2.weight, ffn.fc2.bias),
+    weights = BlockWeights(
+        modulation=block.ada_gss[0].detach().float(),
+        qkv=matrix(sa.mat_qkv.weight, torch.cat((sa.q_bias, torch.zeros_like(sa.q_bias), sa.v_bias)), fp8),
+        temperature=sa.scale_mul_1H11.detach().float().clamp(max=sa.MAX_LOG_SCALE).exp().view(-1, 1),
+        out=matrix(sa.proj.weight, sa.proj.bias, fp8),
+        norm=block.ca_norm.weight.detach().float(),
+        norm_bias=block.ca_norm.bias.detach().float(),
+        query=matrix(ca.mat_q.weight, ca.mat_q.bias, fp8),
+        text_out=matrix(ca.proj.weight, ca.proj.bias, fp8),
+        up=matrix(ffn.fc1.weight, ffn.fc1.bias, fp8),
+        down=matrix(ffn.fc2.weight, ffn.fc2.bias, fp8),
     )
-    weights = BlockWeights(*(tensor.detach() for tensor in found))
-    for tensor in weights:
-        torch._dynamo.mark_static(tensor)  # rows and tokens vary; widths that varied too would cost the kernels speed
+    for part in weights:
+        for tensor in part if isinstance(part, Matrix) else (part,):
+            torch._dynamo.mark_static(tensor)  # rows and tokens vary; widths that varied too would cost speed
     return weights
 
 
@@ -84,7 +83,7 @@ def project(
     """x [R, L, C] to the query [R, L, H, c]; writes keys and values [L, R, H, c] where they belong."""
     _, _, scale, _, shift, _ = (w.modulation + modulation).split(1, dim=1)
     heads = w.temperature.shape[0]
-    q, k, v = linear(modulate(x, scale, shift, EPS), w.qkv, w.qkv_bias).unflatten(-1, (3, heads, -1)).unbind(2)
+    q, k, v = product(modulate(x, scale, shift, EPS), w.qkv).unflatten(-1, (3, heads, -1)).unbind(2)
     q = rotate(F.normalize(q.float(), dim=-1) * w.temperature, cos, sin).to(v.dtype)
     k = rotate(F.normalize(k.float(), dim=-1), cos, sin).to(v.dtype)
     keys.copy_(k.transpose(0, 1))
@@ -97,22 +96,27 @@ def ask_text(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """After self-attention [R, L, C]: the stream, and the query to the text [R, L, H, c]."""
     gate = w.modulation[:, 0:1] + modulation[:, 0:1]
-    x = x + gate * linear(attended, w.out, w.out_bias).float()
+    x = x + gate * product(attended, w.out).float()
     normed = F.layer_norm(x, x.shape[-1:], w.norm, w.norm_bias, EPS)
-    return x, linear(normed, w.query, w.query_bias).unflatten(-1, (w.temperature.shape[0], -1))
+    return x, product(normed, w.query).unflatten(-1, (w.temperature.shape[0], -1))
 
 
 def feed_forward(x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tensor, w: BlockWeights) -> torch.Tensor:
     """After attention to the text [R, L, C]: the stream at the end of the block."""
     _, gate, _, scale, _, shift = (w.modulation + modulation).split(1, dim=1)
-    x = x + linear(attended, w.text_out, w.text_out_bias).float()
-    hidden = F.gelu(linear(modulate(x, scale, shift, EPS), w.up, w.up_bias), approximate="tanh")
-    return x + gate * linear(hidden, w.down, w.down_bias).float()
+    x = x + product(attended, w.text_out).float()
+    hidden = activated(modulate(x, scale, shift, EPS), w.up)
+    return x + gate * product(hidden, w.down).float()
 
 
 def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
     """q [R, L, H, c] to keys and values [R, H, S, c] whose last axis is contiguous -> [R, L, C]; no mask, no copy."""
     return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, scale=scale).transpose(1, 2).flatten(2)
+
+
+def _compiled(piece: Callable[..., Any]) -> Callable[..., Any]:
+    """For any number of rows and tokens. Arenas keep positions aligned, which the compiler cannot see for itself."""
+    return torch.compile(piece, dynamic=True, fullgraph=True, options={"assume_aligned_inputs": True})
 
 
 class GpuBlocks:
@@ -124,20 +128,19 @@ class GpuBlocks:
     Args:
         compiled: the pieces by torch.compile; False runs them as they are.
         graphs: replay CUDA graphs of small calls.
+        fp8: the blocks' matrix products in 8-bit floats.
     """
 
-    def __init__(self, model: Model, *, compiled: bool, graphs: bool) -> None:
+    def __init__(self, model: Model, *, compiled: bool, graphs: bool, fp8: bool = False) -> None:
         config, schedule = model.spec.transformer, model.schedule
         assert config.norm_eps == EPS
         self.config, self.device = config, model.device
         self.embedding, self.head = model.transformer.word_embed.weight, model.transformer.head
-        self.weights = [block_weights(block) for block in model.transformer.layers]
-        self.arenas = Arenas(config, schedule.offsets[-1], schedule.tokens[-1], model.device, self.weights[0].qkv.dtype)
+        self.weights = [block_weights(block, fp8) for block in model.transformer.layers]
+        self.arenas = Arenas(config, schedule.offsets[-1], schedule.tokens[-1], model.device, self.embedding.dtype)
         self.graphs = CudaGraphs() if graphs else None
-        made: Callable[..., Callable] = torch.compile if compiled else lambda piece, **_: piece
-        self.project, self.ask_text, self.feed_forward = (
-            made(piece, dynamic=True, fullgraph=True) for piece in (project, ask_text, feed_forward)
-        )
+        pieces = (project, ask_text, feed_forward)
+        self.project, self.ask_text, self.feed_forward = map(_compiled, pieces) if compiled else pieces
         self._extremes: list[torch.Tensor] = []
 
     def new_cache(self, capacity: int, rows: int) -> ArenaCache:

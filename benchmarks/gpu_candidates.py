@@ -20,7 +20,7 @@ class Candidate:
 
     Attributes:
         policy: None is the original loop.
-        compiled, graphs: see `Toolkit`.
+        compiled, graphs, fp8: see `Toolkit`.
         headline: measured as often as asked for; the others, which only show what a technique adds, twice.
     """
 
@@ -42,7 +42,11 @@ def candidates(policies: Mapping[str, Policy], batch: int, fp8: bool = False) ->
     targets = [c for c in compiled if "control" not in c.name]
     controls = [c for c in compiled if "control" in c.name]
     full = policies["unpruned"]
-    reduced = [Candidate(f"fp8, {c.name.removeprefix('compiled, ')}", c.policy, fp8=True) for c in targets if fp8]
+    reduced = [
+        Candidate(f"fp8, {c.name.removeprefix('compiled, ')}", c.policy, fp8=True)
+        for c in targets
+        if fp8 and batch == 1
+    ]
     steps = [
         Candidate("text once, K/V in place", full, compiled=False, graphs=False, headline=False),
         Candidate("compiled, no CUDA graphs", full, graphs=False, headline=False),
@@ -51,23 +55,23 @@ def candidates(policies: Mapping[str, Policy], batch: int, fp8: bool = False) ->
 
 
 class Bench:
-    """A model, and what draws with it, each made when it is first asked for."""
+    """A model, and what draws with it, made when it is first asked for."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self._eager = Eager(model)
-        self._toolkits: dict[tuple[bool, bool, bool], Toolkit] = {}
+        self._toolkit: Toolkit | None = None
+        self._technique: tuple[bool, bool, bool] | None = None
 
     def toolkit(self, candidate: Candidate) -> Toolkit:
-        """The toolkit of a technique; one at a time keeps arenas and graphs."""
-        for technique, toolkit in self._toolkits.items():
-            if technique != candidate.technique:
-                toolkit.clear()
-        if candidate.technique not in self._toolkits:
-            self._toolkits[candidate.technique] = Toolkit(
-                self.model, compiled=candidate.compiled, graphs=candidate.graphs and self.model.device.type == "cuda"
+        """The toolkit of a technique. There is one at a time: arenas, graphs and rounded weights are large."""
+        if self._toolkit is None or self._technique != candidate.technique:
+            self.clear()
+            on_gpu, self._technique = self.model.device.type == "cuda", candidate.technique
+            self._toolkit = Toolkit(
+                self.model, compiled=candidate.compiled, graphs=candidate.graphs and on_gpu, fp8=candidate.fp8
             )
-        return self._toolkits[candidate.technique]
+        return self._toolkit
 
     def draw(self, candidate: Candidate, batch: int) -> dict[str, Any]:
         """Draws once: tokens times rows that the blocks computed, and their operations in TFLOP."""
@@ -96,9 +100,10 @@ class Bench:
         return found | {"compilations": torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)}
 
     def clear(self) -> None:
-        """Gives back all that was kept from image to image."""
-        for toolkit in self._toolkits.values():
-            toolkit.clear()
+        """Gives back all but the model."""
+        if self._toolkit is not None:
+            self._toolkit.clear()
+        self._toolkit = None
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from gpu_blocks import GpuBlocks
-from gpu_models import TEXT_TOKENS, Model
+from gpu_models import Model
 from ldp_runtime.bit_tokens import BitTokens
 from ldp_runtime.blocks import Blocks, Placement, PromptRows
 from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
@@ -38,19 +38,15 @@ class NoiseAhead(Sequence[torch.Tensor]):
 
     def __init__(self, seed: int, schedule: ScaleSchedule, bits: int, device: torch.device, drawer: Any) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._drawn = [drawer.submit(_drawn, generator, tokens, bits, device) for tokens in schedule.tokens]
+        self._drawn = [drawer.submit(draw_noise, generator, tokens, bits) for tokens in schedule.tokens]
         self._device = device
 
     def __len__(self) -> int:
         return len(self._drawn)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._drawn[index].result().to(self._device, non_blocking=True)
-
-
-def _drawn(generator: torch.Generator, tokens: int, bits: int, device: torch.device) -> torch.Tensor:
-    noise = draw_noise(generator, tokens, bits)
-    return noise.pin_memory() if device.type == "cuda" else noise
+        noise = self._drawn[index].result()
+        return noise.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else noise
 
 
 class Eager:
@@ -84,59 +80,62 @@ class Toolkit:
     Args:
         compiled: blocks and decoder by torch.compile.
         graphs: CUDA graphs of the prompt and of small calls.
+        fp8: the blocks' matrix products in 8-bit floats.
     """
 
-    def __init__(self, model: Model, *, compiled: bool, graphs: bool) -> None:
-        self.model, self.blocks = model, GpuBlocks(model, compiled=compiled, graphs=graphs)
+    def __init__(self, model: Model, *, compiled: bool, graphs: bool, fp8: bool = False) -> None:
+        self.model, self.blocks = model, GpuBlocks(model, compiled=compiled, graphs=graphs, fp8=fp8)
         self.prompt = PromptGraph(model.transformer, precision=model.precision)
         self.prompt_graphs = CudaGraphs() if graphs else None
         self.decode = torch.compile(decode, dynamic=False) if compiled else decode
         self.drawer = ThreadPoolExecutor(max_workers=1)
-        self.space = BitTokens(model.spec.layout)
+        self.space, self.rule = BitTokens(model.spec.layout), sampling_rule(model)
         tables = rope_table(model.schedule, model.spec.transformer.head_dim)
         placed = tuple({"cos": cos.to(model.device), "sin": sin.to(model.device)} for cos, sin in tables)
         self.placement = Placement(level_offsets(model.transformer).to(model.device), placed)
 
     @torch.no_grad()
-    def draw(
-        self, batch: int, policy: Policy, on_logits: OnLogits | None = None
-    ) -> tuple[torch.Tensor, list[list[ScaleTrace]]]:
+    def draw(self, batch: int, policy: Policy) -> tuple[torch.Tensor, list[list[ScaleTrace]]]:
         """Pixels [B, 3, height, width], and what every image computed."""
-        images = self.latents(batch, policy, on_logits)
-        latents = torch.stack([image.latent for image in images])
-        pixels = torch.cat([self.decode(self.model.vae, latent[None]) for latent in latents])
+        images = self.run(self.images(batch), policy)
+        pixels = torch.cat([self.decode(self.model.vae, image.latent[None]) for image in images])
         self.blocks.check_finite()
         return pixels, [image.trace for image in images]
 
-    @torch.no_grad()
-    def latents(self, batch: int, policy: Policy, on_logits: OnLogits | None = None) -> list[ImageState]:
-        model, schedule = self.model, self.model.schedule
+    def images(self, batch: int, seed: int = 0) -> list[ImageState]:
+        """Images to be drawn, of seeds one apart; a thread draws their noise from now on."""
+        schedule, device = self.model.schedule, self.model.device
         shape = self.space.empty_latent(schedule).shape
-        images = [
+        return [
             ImageState(
-                seed=i,
-                noise=cast(Any, NoiseAhead(i, schedule, self.space.channels, model.device, self.drawer)),
-                latent=torch.zeros(shape, device=model.device),
+                seed=seed + i,
+                noise=cast(Any, NoiseAhead(seed + i, schedule, self.space.channels, device, self.drawer)),
+                latent=torch.zeros(shape, device=device),
                 unconditional=True,
             )
             for i in range(batch)
         ]
+
+    @torch.no_grad()
+    def run(self, images: list[ImageState], policy: Policy, on_logits: OnLogits | None = None) -> list[ImageState]:
+        """All scales; gives the images back, their latents drawn."""
+        spec, schedule = self.model.spec, self.model.schedule
         settings = LoopSettings(
             schedule=schedule,
             space=self.space,
-            guidance=(model.spec.guidance,) * len(schedule),
-            temperature=(model.spec.temperature,) * len(schedule),
-            filter=sampling_rule(model),
+            guidance=(spec.guidance,) * len(schedule),
+            temperature=(spec.temperature,) * len(schedule),
+            filter=self.rule,
             policy=policy,
             placement=self.placement,
         )
         self.blocks.arenas.give_back()
-        run_scales(cast(Blocks, self.blocks), self._rows(batch), images, settings, on_logits=on_logits)
+        run_scales(cast(Blocks, self.blocks), self._rows(len(images)), images, settings, on_logits=on_logits)
         return images
 
     def _rows(self, batch: int) -> PromptRows:
         """The same text for every image, and the unconditional text as often."""
-        uncond = self.model.transformer.unconditional_text(TEXT_TOKENS).float()
+        uncond = self.model.transformer.unconditional_text(len(self.model.features)).float()
         features = torch.stack([self.model.features] * batch + [uncond] * batch)
         graphs = self.prompt_graphs
         results = self.prompt(features) if graphs is None else graphs.run(self.prompt, [features])

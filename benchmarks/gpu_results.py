@@ -2,53 +2,101 @@
 
 from __future__ import annotations
 
-from statistics import median
+from collections.abc import Sequence
 from typing import Any
+
+from gpu_chart import p50, share_of_peak
 
 #: Times faster than eager, of the 8B shape on an H100, batch 1.
 TARGETS = {"compiled, unpruned": 2.0, "compiled, LD, no scale skipped": 4.0, "compiled, LD, last two skipped": 6.0}
-_HEADS = "| model | batch | candidate | p50 ms | over eager | first call s | peak MiB |\n|---|---|---|---|---|---|---|"
+_HEADS = (
+    "| model | batch | candidate | p50 ms | over eager | blocks TFLOP | of peak | first call s | peak MiB |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+_METHOD = """Times between CUDA events around whole images (noise, scales, decoder; no text encoder); ratios are of
+medians, without an interval. *Eager* is the original loop, with the fastest of PyTorch's attention kernels, noise drawn
+on the device and keys remembered in bfloat16. *Text once, K/V in place* is this toolkit's loop, not compiled: text keys
+and values once an image, no mask, each block's own written where they are read. Then torch.compile, then CUDA graphs of
+calls of up to 2,560 tokens times rows, then policies. Graphs and attention plans are made per shape before samples are
+taken: a policy whose counts differ from prompt to prompt meets new shapes, and pays for them, unless it rounds its
+counts up (`quantum`). *fp8* rounds the blocks' matrix products to 8-bit floats: another function, whose loss is given
+with `gpu-fp8.json` where it was measured. *Of peak* is what the blocks computed over the time of the whole image,
+against the rate of a large bfloat16 matrix product on the same card."""
 
 
-def section(result: dict[str, Any] | None) -> str:
-    """Markdown; where nothing was measured, it says so."""
+def section(result: dict[str, Any] | None, pictures: Sequence[str] = (), loss: dict[str, Any] | None = None) -> str:
+    """Markdown; where nothing was measured, it says so.
+
+    Args:
+        loss: what `gpu_fp8.py` wrote.
+    """
     if result is None:
         title = "## The 2B and 8B architectures on a GPU"
-        return f"{title}\n\nNot measured yet: `python benchmarks/gpu.py` on a machine with one."
+        return "\n\n".join([title, "Not measured yet: `python benchmarks/gpu.py` on a machine with one.", *_loss(loss)])
     hardware = ", ".join(f"{name} {value}" for name, value in result["hardware"].items() if name != "clocks")
     clocks = [result["hardware"].get("clocks"), result.get("clocks_after")]
     lines = [_row(result, entry) for entry in result["results"]]
     parts = [
         "## The 2B and 8B architectures on a GPU, random weights: speed only",
         f"`gpu.json`, {result['created'][:10]}: {hardware}. Keep shares {result['keep']}, branch stopped after scale "
-        f"{result.get('stop_scale')}: {result.get('keep_from', 'assumed, not calibrated')}. Times between CUDA events "
-        "around whole images (no text encoder); ratios are of medians, without an interval.",
+        f"{result.get('stop_scale')}: {result.get('keep_from', 'assumed, not calibrated')}.",
+        _METHOD,
+        *_attention(result),
         "\n".join([_HEADS, *lines]),
-        *_misses(result),
+        *_verdicts(result),
+        *_loss(loss),
+        *(f"![what each technique and each policy adds]({picture})" for picture in pictures),
     ]
     parts += [f"```\n{text}\n```" for text in clocks if text]
     return "\n\n".join(parts)
 
 
 def _row(result: dict[str, Any], entry: dict[str, Any]) -> str:
+    cells = [entry["model"], str(entry["batch"]), entry["candidate"]]
     if "error" in entry:
-        return f"| {entry['model']} | {entry['batch']} | {entry['candidate']} | failed: {entry['error']} | | | |"
-    memory = entry["peak_device_mb"]
-    cells = (entry["model"], str(entry["batch"]), entry["candidate"], f"{_p50(entry):.1f}", _over_eager(result, entry))
-    cells += (f"{entry['first_s']:.1f}", "" if memory is None else f"{memory:.0f}")
+        cells += [f"failed: {entry['error']}", *[""] * 5]
+    else:
+        memory, peak = entry["peak_device_mb"], result["hardware"]["peak_bfloat16_tflops"]
+        cells += [f"{p50(entry):.1f}", _over_eager(result, entry), f"{entry['blocks_tflop']:.1f}"]
+        cells += [f"{share_of_peak(entry, peak):.0%}", f"{entry['first_s']:.1f}"]
+        cells += ["" if memory is None else f"{memory:.0f}"]
     return "| " + " | ".join(cells) + " |"
 
 
-def _misses(result: dict[str, Any]) -> list[str]:
-    """A line for each target of the 8B shape that is missed."""
+def _attention(result: dict[str, Any]) -> list[str]:
+    """How long the kernels took that both loops could choose from."""
+    times = {model: found for model, found in result.get("attention_ms", {}).items() if found}
+    if not times:
+        return []
+    words = (
+        f"{model}: " + ", ".join(f"{name} {t if isinstance(t, str) else f'{t:.2f} ms'}" for name, t in found.items())
+        for model, found in times.items()
+    )
+    return [f"The last scale's self-attention of one block, both branches: {'; '.join(words)}."]
+
+
+def _verdicts(result: dict[str, Any]) -> list[str]:
+    """A line for each target of the 8B shape."""
     found = []
     for entry in result["results"]:
         target, speed = TARGETS.get(entry["candidate"]), _speedup(result, entry)
-        if entry["model"] == "infinity-8b" and entry["batch"] == 1 and target and speed and speed < target:
+        if entry["model"] == "infinity-8b" and entry["batch"] == 1 and target and speed:
+            verdict = "reached" if speed >= target else "missed"
             found.append(
-                f"- missed: {entry['candidate']} is {speed:.2f} times as fast as eager, {target:g} was the target"
+                f"- {verdict}: {entry['candidate']} is {speed:.2f} times as fast as eager, {target:g} was the target"
             )
-    return found
+    return ["\n".join(found)] if found else []
+
+
+def _loss(loss: dict[str, Any] | None) -> list[str]:
+    if loss is None:
+        return []
+    return [
+        f"What 8-bit floats cost, on the trained embedded model (`gpu-fp8.json`, {loss['prompts']} prompts x "
+        f"{loss['seeds']} seeds, emulated on a CPU): given the same picture so far, {loss['flipped']:.2%} of the bits "
+        f"flip ({loss['flipped_bfloat16']:.2%} by rounding to bfloat16 alone); pictures drawn freely are at "
+        f"{loss['psnr_db']:.1f} dB of the unrounded ones ({loss['psnr_bfloat16_db']:.1f} dB by bfloat16 alone)."
+    ]
 
 
 def _over_eager(result: dict[str, Any], entry: dict[str, Any]) -> str:
@@ -61,8 +109,4 @@ def _speedup(result: dict[str, Any], entry: dict[str, Any]) -> float | None:
         return None
     same = (e for e in result["results"] if (e["model"], e["batch"]) == (entry["model"], entry["batch"]))
     eager = next((e for e in same if e["candidate"] == "eager" and "error" not in e), None)
-    return None if eager is None else _p50(eager) / _p50(entry)
-
-
-def _p50(entry: dict[str, Any]) -> float:
-    return median(s["device_ms"] if s["device_ms"] is not None else s["wall_ms"] for s in entry["samples"])
+    return None if eager is None else p50(eager) / p50(entry)

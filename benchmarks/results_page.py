@@ -17,6 +17,7 @@ from typing import Any
 
 import build_results
 import chart
+import gpu_chart
 import gpu_results
 from targets import Verdict, cpu_verdicts
 
@@ -49,6 +50,9 @@ def write_page(results: Path, page: Path) -> None:
     kept: list[str] = []
     for path, result in bench_results(results):
         kept += chart.draw_all(result, folder, path.stem, fingerprint(path))
+    gpu = results / "gpu.json"
+    if gpu.is_file():
+        kept += gpu_chart.draw(json.loads(gpu.read_text()), folder, fingerprint(gpu))
     for picture in folder.glob("*.png"):
         if picture.name not in kept:
             picture.unlink()
@@ -61,8 +65,12 @@ def page_text(results: Path, folder: Path) -> str:
     for path, result in bench_results(results):
         pictures = [f"{folder.name}/{p.name}" for p in sorted(folder.glob(f"{path.stem}-*.png"))]
         sections.append(_section(path.name, result, pictures))
-    gpu = results / "gpu.json"
-    sections.append(gpu_results.section(json.loads(gpu.read_text()) if gpu.is_file() else None))
+    gpu, loss = (
+        json.loads(path.read_text()) if path.is_file() else None
+        for path in (results / "gpu.json", results / "gpu-fp8.json")
+    )
+    pictures = [f"{folder.name}/{p.name}" for p in sorted(folder.glob("gpu-*.png"))]
+    sections.append(gpu_results.section(gpu, pictures, loss))
     sections.append(build_results.section(results))
     return "\n\n".join(sections) + "\n"
 

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_blocks
 import gpu_candidates
 import gpu_draw
 import gpu_models
 import gpu_options
+import gpu_products
 import gpu_results
 import pytest
 import torch
@@ -70,7 +72,7 @@ def images_and_logits(
     toolkit: gpu_draw.Toolkit, batch: int, policy: Policy
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     logits: list[torch.Tensor] = []
-    images = toolkit.latents(batch, policy, on_logits=lambda _, raw: logits.append(raw.clone()))
+    images = toolkit.run(toolkit.images(batch), policy, on_logits=lambda _, raw: logits.append(raw.clone()))
     return [image.latent for image in images], logits
 
 
@@ -113,7 +115,7 @@ def test_arenas_keep_their_addresses(tiny: gpu_models.Model) -> None:
     toolkit = gpu_draw.Toolkit(tiny, compiled=False, graphs=False)
     places: list[list[int]] = []
     for _ in range(2):
-        toolkit.latents(2, GivenShares((0.6,), 4))
+        toolkit.run(toolkit.images(2), GivenShares((0.6,), 4))
         places.append([arena.keys.data_ptr() for arena in toolkit.blocks.arenas._taken])
     assert places[0] == places[1]
     assert len(set(places[0])) == len(places[0])
@@ -130,16 +132,22 @@ def test_rounded_weights_stay_near(tiny: gpu_models.Model) -> None:
     assert first < 1e-2
 
 
+def test_products_in_8_bit_floats(tiny: gpu_models.Model) -> None:
+    """Each row's largest value is kept, the others to three bits behind the leading one."""
+    x, weight, bias = torch.randn(2, 5, 64), torch.randn(48, 64), torch.randn(48)
+    rounded = gpu_products.product(x, gpu_products.matrix(weight, bias, fp8=True))
+    exact = gpu_products.product(x, gpu_products.matrix(weight, bias))
+    assert 1e-3 < (rounded - exact).norm() / (exact - bias).norm() < 0.06
+    values, step = gpu_products.rounded_rows(weight)
+    torch.testing.assert_close(values.float() * step, weight, rtol=1 / 16, atol=float(step.max()) / 512)
+
+
 def test_work_is_counted(tiny: gpu_models.Model) -> None:
     config = tiny.spec.transformer
-    weights = sum(
-        w.numel()
-        for block in gpu_draw.Toolkit(tiny, compiled=False, graphs=False).blocks.weights
-        for w in block
-        if w.dim() == 2 and min(w.shape) > config.heads
-    )
+    weights = [m for m in gpu_blocks.block_weights(tiny.transformer.layers[0]) if isinstance(m, gpu_products.Matrix)]
+    matrices = config.depth * sum(m.weight.numel() for m in weights)
     attention = 4 * config.width * config.depth * (1 + gpu_models.TEXT_TOKENS)
-    assert gpu_candidates.blocks_flops(config, [(1, 2)]) == 2 * (2 * weights + attention)
+    assert gpu_candidates.blocks_flops(config, [(1, 2)]) == 2 * (2 * matrices + attention)
 
 
 @needs_compiler

@@ -104,11 +104,15 @@ def test_gpu_section() -> None:
     times = {"eager": 100.0, "compiled, unpruned": 40.0, "compiled, LD, no scale skipped": 30.0}
     entries = [
         {"model": "infinity-8b", "batch": 1, "candidate": name, "first_s": 1.0, "peak_device_mb": None}
-        | {"samples": [{"wall_ms": 2 * ms, "device_ms": ms}]}
+        | {"samples": [{"wall_ms": 2 * ms, "device_ms": ms}], "blocks_tflop": 16.0}
         for name, ms in times.items()
     ]
-    result = {"created": "2026-01-01", "hardware": {"gpu": "G"}, "keep": [0.4], "results": entries}
+    failed = {"model": "infinity-8b", "batch": 4, "candidate": "eager", "error": "OutOfMemoryError: no"}
+    hardware = {"gpu": "G", "peak_bfloat16_tflops": 800.0}
+    result = {"created": "2026-01-01", "hardware": hardware, "keep": [0.4], "results": [*entries, failed]}
     text = gpu_results.section(result)
-    assert "| compiled, unpruned | 40.0 | 2.50 |" in text
+    assert "| compiled, unpruned | 40.0 | 2.50 | 16.0 | 50% |" in text
+    assert "| 4 | eager | failed: OutOfMemoryError: no |" in text
+    assert "reached: compiled, unpruned is 2.50" in text
     assert text.count("missed") == 1
     assert "3.33 times as fast as eager, 4 was the target" in text

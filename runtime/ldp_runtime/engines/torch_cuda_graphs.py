@@ -57,10 +57,7 @@ class CudaGraphs:
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
-        filled = [(mine, given) for mine, given in zip(captured.inputs, inputs, strict=True) if mine.numel()]
-        torch._foreach_copy_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            [mine for mine, _ in filled], [given for _, given in filled]
-        )
+        _copy_all(captured.inputs, inputs)
         captured.graph.replay()
         return captured.outputs
 
@@ -82,8 +79,19 @@ class CudaGraphs:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # What other threads ask of the GPU meanwhile is their own affair: it does not break the capture.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = call(*own)
         self.captured += 1
         self.seconds += time.perf_counter() - started
         return _Captured(graph, own, (outputs,) if isinstance(outputs, torch.Tensor) else outputs, resident)
+
+
+def _copy_all(places: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> None:
+    """One launch an element type: tensors of mixed types would be copied one by one."""
+    for dtype in {place.dtype for place in places}:
+        pairs = [(p, g) for p, g in zip(places, given, strict=True) if p.dtype == dtype and p.numel()]
+        if pairs:
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+                [place for place, _ in pairs], [tensor for _, tensor in pairs]
+            )
