@@ -52,7 +52,8 @@ class Placement:
 
     def at(self, scale: int, kept: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """The rows of the computed tokens (None: all)."""
-        return {name: table if kept is None else table[kept] for name, table in self.tables[scale].items()}
+        tables = self.tables[scale].items()
+        return {name: table if kept is None else table.index_select(0, kept) for name, table in tables}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.scalars import scalar
 
 
 def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[float, ...]:
@@ -38,7 +39,7 @@ def last_guided_scale(guidance: Sequence[float]) -> int:
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
     """g * l_cond + (1 - g) * l_uncond; any shape, the same for both."""
-    return scale * conditional + (1 - scale) * unconditional
+    return scalar(scale) * conditional + scalar(1 - scale) * unconditional
 
 
 def gap_per_token(conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
@@ -46,4 +47,5 @@ def gap_per_token(conditional: torch.Tensor, unconditional: torch.Tensor) -> tor
 
     The difference l1 - l0 of a bit is what its softmax depends on; raw logits carry an arbitrary shift.
     """
-    return (conditional - unconditional).square().mean(dim=-1)
+    difference = conditional - unconditional
+    return (difference * difference).mean(dim=-1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,7 @@ class Pipeline:
         self.max_batch = max_batch
         self._engines: Engines | None = engines
         self._tokenizer = tokenizer
+        self._placement = lru_cache(maxsize=4)(partial(placement, manifest.model, engines.constants))  # of a schedule
         self._lock = threading.RLock()  # a callback may draw too
 
     @classmethod
@@ -228,10 +230,9 @@ class Pipeline:
             seeds = tuple(image.seed for image in request.images)
             if request.output_type == "latent":
                 return GenerationResult(torch.stack([latent for latent, _ in drawn]), seeds, tuple(t for _, t in drawn))
-            decoded = [self._decode(engines, latent) for latent, _ in drawn]
-            traces = tuple(replace(t, decode_s=s) for (_, t), (_, s) in zip(drawn, decoded, strict=True))
-            images = to_output(torch.cat([image for image, _ in decoded]), request.output_type)
-            return GenerationResult(images, seeds, traces)
+            pixels, seconds = self._decode(engines, [latent for latent, _ in drawn])
+            traces = tuple(replace(t, decode_s=s) for (_, t), s in zip(drawn, seconds, strict=True))
+            return GenerationResult(to_output(pixels, request.output_type), seeds, traces)
 
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
         """Images of latents [B, d, h, w], such as `output_type="latent"` gives; output types as in `__call__`.
@@ -249,8 +250,8 @@ class Pipeline:
         if output_type == "latent":
             return latents
         with self._running(f"decoding {len(latents)} images") as engines:
-            pixels = [self._decode(engines, latent)[0] for latent in latents.to(engines.decoder.device, torch.float32)]
-            return to_output(torch.cat(pixels), output_type)
+            pixels, _ = self._decode(engines, latents.to(engines.decoder.device, torch.float32).unbind())
+            return to_output(pixels, output_type)
 
     def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
         """As a call, for tools that serve every family: texts are prompts, whole numbers are class labels."""
@@ -274,6 +275,7 @@ class Pipeline:
         """Releases the engines' memory, after a running call has ended."""
         with self._lock:
             engines, self._engines = self._engines, None
+            self._placement.cache_clear()
             if engines is not None:
                 engines.close()
 
@@ -314,10 +316,8 @@ class Pipeline:
         device = engines.blocks.device
         states = [_new_state(image.seed, space, schedule, guided, device) for image in request.images]
         text_s = time.perf_counter() - started
-        where = placement(self.manifest.model, engines.constants, schedule)
-        settings = LoopSettings(
-            schedule, space, request.guidance, request.temperature, request.filter, request.policy, where
-        )
+        where, heat = self._placement(schedule), request.temperature
+        settings = LoopSettings(schedule, space, request.guidance, heat, request.filter, request.policy, where)
 
         def on_scale(k: int, images: Sequence[ImageState]) -> None:
             if callback is None:
@@ -349,14 +349,16 @@ class Pipeline:
             _preview=lambda i: self.decode(latents[i][None])[0],
         )
 
-    def _decode(self, engines: Engines, latent: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """One latent [d, h, w] to an image [1, 3, H, W] in [-1, 1], and the seconds it took."""
-        started = time.perf_counter()
-        stride = self.manifest.model.vae_stride
-        image = latent.new_empty(1, 3, latent.shape[1] * stride, latent.shape[2] * stride)
-        engines.decoder.run({"latent": latent[None].contiguous()}, {"image": image})
-        check_finite(image, "decoder")
-        return image, time.perf_counter() - started
+    def _decode(self, engines: Engines, latents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[float]]:
+        """Latents [d, h, w] of one size to images [B, 3, H, W] in [-1, 1], and the seconds that each of them took."""
+        (_, h, w), stride = latents[0].shape, self.manifest.model.vae_stride
+        images, seconds = latents[0].new_empty(len(latents), 3, h * stride, w * stride), []
+        for latent, image in zip(latents, images.split(1), strict=True):
+            started = time.perf_counter()
+            engines.decoder.run({"latent": latent[None].contiguous()}, {"image": image})
+            check_finite(image, "decoder")
+            seconds.append(time.perf_counter() - started)
+        return images, seconds
 
 
 def _new_state(seed: int, space: TokenSpace, schedule: ScaleSchedule, guided: bool, device: torch.device) -> ImageState:

@@ -9,7 +9,7 @@ import torch
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:
     """[B, 3, H, W] in [-1, 1] to uint8 RGB [B, H, W, 3], truncated as the originals do."""
-    return ((image + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return (image + 1).div_(2).mul_(255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def to_output(image: torch.Tensor, output_type: str) -> Any:
@@ -18,5 +18,5 @@ def to_output(image: torch.Tensor, output_type: str) -> Any:
         from PIL import Image
 
         return [Image.fromarray(pixels.numpy()) for pixels in to_uint8(image).cpu()]
-    unit = (image + 1) / 2
+    unit = (image + 1).div_(2)
     return unit.permute(0, 2, 3, 1).cpu().numpy() if output_type == "numpy" else unit

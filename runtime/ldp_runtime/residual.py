@@ -8,10 +8,12 @@ VAE's grid [B, d, H, W]. With 2x2 patchify (8B) one token is a 2x2 patch of late
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.nn import functional as F
 
+from ldp_runtime.scalars import scalar
 from ldp_runtime.schedule import Grid
 
 
@@ -32,6 +34,11 @@ class LatentLayout:
         """Bits per token: d * patch**2."""
         return self.channels * self.patch**2
 
+    @cached_property
+    def code(self) -> float:
+        """1 / sqrt(d) as float32 division rounds it: the size of every entry of a token's codes."""
+        return float(torch.ones(()) / self.channels**0.5)
+
     def latent_grid(self, grid: Grid) -> Grid:
         """Latent grid (H, W) of a token grid (h, w)."""
         return grid[0] * self.patch, grid[1] * self.patch
@@ -39,7 +46,7 @@ class LatentLayout:
 
 def bits_to_codes(bits: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
     """Bits (0/1, any shape) to BSQ code values +-1/sqrt(d) in float32; d is the VAE's, also with patchify."""
-    return (bits.to(torch.float32) * 2 - 1) / layout.channels**0.5
+    return bits * scalar(2 * layout.code) - scalar(layout.code)  # exact: a doubled number less itself
 
 
 def tokens_to_latent(codes: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
@@ -52,7 +59,7 @@ def latent_to_tokens(latent: torch.Tensor, layout: LatentLayout) -> torch.Tensor
     """Latent map [B, d, H, W] to tokens [B, h*w, bits], row-major: the inverse of `tokens_to_latent`."""
     if layout.patch > 1:
         latent = F.pixel_unshuffle(latent, layout.patch)
-    return latent.flatten(2).transpose(1, 2)
+    return latent.flatten(2).mT
 
 
 def resize(latent: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -77,8 +77,8 @@ def draw_noise(generator: torch.Generator, tokens: int, bits: int) -> torch.Tens
 
 def logit_difference(logits: torch.Tensor) -> torch.Tensor:
     """Logit pairs [..., 2 * bits] (columns 2j, 2j+1 are bit j = 0, 1) to l1 - l0 [..., bits]."""
-    pairs = logits.unflatten(-1, (-1, 2))
-    return pairs[..., 1] - pairs[..., 0]
+    zero, one = logits.view(*logits.shape[:-1], -1, 2).unbind(-1)
+    return one - zero
 
 
 def sample_bits(difference: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter) -> torch.Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -23,6 +24,7 @@ from ldp_runtime.pruning.guidance_recall import recall
 from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.scalars import scalar
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.token_space import TokenSpace
 from ldp_runtime.trace import ScaleTrace
@@ -40,6 +42,15 @@ class LoopSettings:
     policy: Policy
     placement: Placement
 
+    @cached_property
+    def pruned(self) -> frozenset[int]:
+        """Scales at which the policy may keep less than all tokens."""
+        return frozenset(self.policy.prunes(self.schedule))
+
+    @cached_property
+    def last_guided(self) -> int:
+        return last_guided_scale(self.guidance)
+
 
 @dataclass(eq=False)
 class ImageState:
@@ -50,7 +61,7 @@ class ImageState:
         forced_tokens: teacher forcing for verification: tokens of every scale [h*w, ...], or None.
         forced_keep: kept token indices per scale, for verification (None: all), or None to ask the policy.
         latent: F_k [d, H, W].
-        residual: R_k on the token grid [channels, h, w]; computed: where it was computed [h, w].
+        residual: R_k on the token grid [channels, h, w]; kept: which of its tokens were computed (None: all).
         score: map that chose the tokens of scale k, or None.
         gaps: guidance gap of every scale so far (None where not measured).
         difference: l_cond - l_uncond where it was last known [n, h, w], if the policy recalls it.
@@ -65,7 +76,7 @@ class ImageState:
     forced_tokens: Sequence[torch.Tensor] | None = None
     forced_keep: Sequence[torch.Tensor | None] | None = None
     residual: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    computed: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    kept: torch.Tensor | None = None
     score: torch.Tensor | None = None
     gaps: list[GuidanceGap | None] = field(default_factory=list)
     difference: torch.Tensor | None = None
@@ -90,6 +101,8 @@ class _Group:
     def release_ended(self) -> None:
         """Takes out the images that the policy ended, with their rows."""
         staying = [i for i, image in enumerate(self.images) if not (image.trace and image.trace[-1].ended)]
+        if len(staying) == len(self.images):
+            return
         if staying:
             self.keep_rows(sorted(row for i in staying for row in self.rows_of(i)))
         self.images = [self.images[i] for i in staying]
@@ -134,14 +147,13 @@ def run_scales(
     scales = policy.scales_to_run(schedule)
     capacity = max(1, schedule.offsets[scales - 1])  # the last scale's keys and values serve nobody
     groups = [_Group(list(images), prompt, blocks.new_cache(capacity, prompt.rows))]
-    pruned = set(policy.prunes(schedule))
     for k in range(scales):
         for group in groups:
             group.release_ended()
         groups = [group for group in groups if group.images]
         for group in groups:
             _retire_branches(group, k, settings)
-        if k in pruned or any(_forced(image, k) is not None for image in images):
+        if k in settings.pruned or any(_forced(image, k) is not None for image in images):
             groups = [single for group in groups for single in group.split()]
         for group in groups:
             _step(k, k == scales - 1, group, blocks, settings, on_logits)
@@ -152,21 +164,17 @@ def run_scales(
 def _retire_branches(group: _Group, k: int, settings: LoopSettings) -> None:
     """Takes out the rows of unconditional branches that no scale from k on will use: stopped by the policy, or
     without guidance in all scales to come (which changes no image)."""
-    needed = k <= last_guided_scale(settings.guidance)
-    rows, next_row = list(range(len(group.images))), len(group.images)
-    for image in group.images:
-        if not image.unconditional:
-            continue
-        if needed and not _stopped(image):
-            rows.append(next_row)
-        else:
-            image.unconditional = False
-        next_row += 1
-    group.keep_rows(rows)
+    count, alive = len(group.images), group.alive()
+    staying = [i for i in alive if k <= settings.last_guided and not _stopped(group.images[i])]
+    if len(staying) == len(alive):
+        return
+    group.keep_rows([*range(count), *(count + alive.index(i) for i in staying)])
+    for i in alive:
+        group.images[i].unconditional = i in staying
 
 
 def _stopped(image: ImageState) -> bool:
-    return bool(image.trace) and any(scale.unconditional_stopped for scale in image.trace)
+    return bool(image.trace) and image.trace[-1].unconditional_stopped
 
 
 def _forced(image: ImageState, k: int) -> torch.Tensor | None:
@@ -187,18 +195,18 @@ def _step(
     choice = _choose(k, group.images[0], inputs[0], settings)
     kept = None if choice is None else choice.selection.kept
     if kept is not None:
-        inputs = inputs[:, kept]
+        inputs = inputs.index_select(1, kept)
     selected = time.perf_counter()
     logits = _run_rows(k, is_last, group, inputs, kept, blocks, settings) if inputs.shape[1] else None
     if logits is not None and on_logits is not None:
         on_logits(k, logits)
     computed = before = time.perf_counter()
-    scores = None if logits is None else settings.space.scores(logits)  # [R, L, n]
+    scores = () if logits is None else settings.space.scores(logits).unbind()  # of each row [L, n]
     alive = group.alive()
     for i, image in enumerate(group.images):
-        gap = None
-        codes = inputs.new_empty(0, settings.space.channels)
-        if scores is not None:
+        if not scores:
+            codes, gap = inputs[i], None
+        else:
             other = scores[len(group.images) + alive.index(i)] if i in alive else None
             codes, gap = _sample(k, image, scores[i], other, choice, settings)
         _accumulate(k, image, codes, choice, settings)
@@ -240,21 +248,22 @@ def _inputs(k: int, images: Sequence[ImageState], settings: LoopSettings) -> tor
     space, grid = settings.space, settings.schedule.grids[k]
     if k == 0:
         return images[0].latent.new_zeros(len(images), grid[0] * grid[1], space.channels)
-    return space.next_input(torch.stack([image.latent for image in images]), grid)
+    latents = [image.latent[None] for image in images]
+    return space.next_input(latents[0] if len(latents) == 1 else torch.cat(latents), grid)
 
 
 def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSettings) -> _Choice | None:
     """The policy's tokens of scale k, None for all. Batches were split before the first pruned scale."""
     forced, schedule = _forced(image, k), settings.schedule
-    if k == 0 or (forced is None and k not in settings.policy.prunes(schedule)):
+    if k == 0 or (forced is None and k not in settings.pruned):
         return None
     picture = PictureSoFar(
         schedule=schedule,
         scale=k,
         residual=image.residual,
-        computed=image.computed,
+        computed=_computed(image),
         energy=image.score,
-        latent=inputs.T.unflatten(1, schedule.grids[k]),
+        latent=inputs.T.view(-1, *schedule.grids[k]),
         seed=image.seed,
         patch=image.latent.shape[-1] // schedule.final_grid[1],
     )
@@ -262,6 +271,14 @@ def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSetti
         return _Choice(picture, Selection(forced, torch.zeros(schedule.grids[k])))
     selection = settings.policy.select(picture)
     return None if selection is None else _Choice(picture, selection)
+
+
+def _computed(image: ImageState) -> torch.Tensor | None:
+    """Where the last residual was computed [h, w], None: everywhere."""
+    if image.kept is None:
+        return None
+    nowhere = torch.zeros(image.residual.shape[1:], dtype=torch.bool, device=image.kept.device)
+    return nowhere.flatten().index_fill_(0, image.kept, True).view_as(nowhere)
 
 
 def _run_rows(
@@ -305,25 +322,21 @@ def _sample(
     elif image.difference is not None and settings.guidance[k] != 1:
         missing = policy.missing_guidance(scores, recall(image.difference, kept, grid), k)
         if missing is not None:
-            scores = scores + (settings.guidance[k] - 1) * missing
+            scores = scores + scalar(settings.guidance[k] - 1) * missing
     if image.forced_tokens is not None:
         tokens = image.forced_tokens[k] if kept is None else image.forced_tokens[k][kept]
         return space.codes(tokens), gap
-    noise = image.noise[k] if kept is None else image.noise[k][kept]
-    return space.draw(scores / settings.temperature[k], noise, settings.filter, k, len(settings.schedule)), gap
+    noise = image.noise[k] if kept is None else image.noise[k].index_select(0, kept)
+    return space.draw(scores / scalar(settings.temperature[k]), noise, settings.filter, k, len(settings.schedule)), gap
 
 
 def _accumulate(k: int, image: ImageState, codes: torch.Tensor, choice: _Choice | None, settings: LoopSettings) -> None:
     """R_k: new codes [L, channels] over the policy's fill; F_k = F_{k-1} + Up(R_k)."""
     h, w = settings.schedule.grids[k]
-    computed = torch.ones(h * w, dtype=torch.bool, device=codes.device)
-    residual = codes
+    residual, image.kept, image.score = codes, None, None
     if choice is not None:
-        kept = choice.selection.kept
-        residual = settings.policy.fill_residual(choice.picture).flatten(1).T.clone()
-        residual[kept] = codes
-        computed = torch.zeros_like(computed).index_fill_(0, kept, True)
+        image.kept, image.score = choice.selection.kept, choice.selection.score
+        residual = settings.policy.fill_residual(choice.picture).flatten(1).T.clone().index_copy_(0, image.kept, codes)
     token_map = residual.view(h, w, settings.space.channels)
     image.latent = settings.space.accumulate(image.latent, token_map, k, len(settings.schedule))
-    image.residual, image.computed = token_map.permute(2, 0, 1), computed.view(h, w)
-    image.score = None if choice is None else choice.selection.score
+    image.residual = token_map.permute(2, 0, 1)

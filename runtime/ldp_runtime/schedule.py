@@ -82,8 +82,7 @@ class ScaleSchedule:
             raise ConfigError(f"unknown size {size!r}", hint=f"one of {', '.join(SCALES_OF_SIZE)}")
         if not 0 < aspect_ratio < float("inf"):
             raise ConfigError(f"aspect ratio (height / width) must be positive, got {aspect_ratio}")
-        grids = TEMPLATES[nearest_template(aspect_ratio)]
-        return cls(grids[: SCALES_OF_SIZE[size]], grids[-1])
+        return _of_template(size, nearest_template(aspect_ratio))
 
     @classmethod
     def of_grids(cls, grids: tuple[Grid, ...] | list[list[int]]) -> ScaleSchedule:
@@ -149,6 +148,12 @@ def _detail_scales(schedule: ScaleSchedule, share: float) -> tuple[int, ...]:
         if total - schedule.offsets[first] >= share * total:
             return tuple(range(first, scales))
     return tuple(range(scales))
+
+
+@lru_cache(maxsize=64)  # one object a schedule: what it counts is then counted once, not with every request
+def _of_template(size: str, template: float) -> ScaleSchedule:
+    grids = TEMPLATES[template]
+    return ScaleSchedule(grids[: SCALES_OF_SIZE[size]], grids[-1])
 
 
 def nearest_template(aspect_ratio: float) -> float:

@@ -59,3 +59,11 @@ def test_accumulate_and_next_input() -> None:
 def test_resize_down_is_bilinear_without_antialiasing() -> None:
     row = torch.arange(8.0).view(1, 1, 1, 8)
     assert resize(row, (1, 2)).flatten().tolist() == [1.5, 5.5]  # samples at 1.5 and 5.5, no averaging over four
+
+
+@pytest.mark.parametrize("channels", [4, 14, 16, 18, 32, 56, 64])
+def test_codes_are_the_bits_of_the_originals_formula(channels: int) -> None:
+    bits = torch.tensor([True, False])
+    expected = (bits.float() * 2 - 1) / channels**0.5
+    assert torch.equal(bits_to_codes(bits, LatentLayout(channels)), expected)
+    assert torch.equal(bits_to_codes(bits.long(), LatentLayout(channels)), expected)

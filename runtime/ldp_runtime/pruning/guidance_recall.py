@@ -29,7 +29,7 @@ def remember(
         difference: l_cond - l_uncond of the computed tokens [L, n]; kept: their indices (None: all).
     """
     if kept is None:
-        return difference.T.unflatten(1, grid)
+        return difference.T.view(-1, *grid)
     carried = difference.new_zeros(difference.shape[1], *grid) if before is None else _resize(before, grid)
     carried = carried.flatten(1).clone()
     carried[:, kept] = difference.T
@@ -39,7 +39,7 @@ def remember(
 def recall(remembered: torch.Tensor, kept: torch.Tensor | None, grid: Grid) -> torch.Tensor:
     """The remembered difference [n, h', w'] at the computed tokens of a later scale [L, n]."""
     at_grid = _resize(remembered, grid).flatten(1).T
-    return at_grid if kept is None else at_grid[kept]
+    return at_grid if kept is None else at_grid.index_select(0, kept)
 
 
 def missing_guidance(

@@ -141,7 +141,7 @@ class LatentDiscrepancy(Policy):
         return fill_residual(self.fill, self.fill_scale, picture, self.fitted)
 
     def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
-        watched = {*self.stops(schedule), *self.ends(schedule)}
+        watched = (*self.stops(schedule), *self.ends(schedule))
         return bool(watched) and scale >= min(watched) - 1
 
     def remember_guidance(

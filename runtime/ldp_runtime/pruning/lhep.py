@@ -7,6 +7,9 @@ mean: sum ||c||^2 - 4 ||mean||^2 over the four codes of a patch, for codes of an
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import accumulate
+
 import torch
 from torch.nn import functional as F
 
@@ -68,14 +71,12 @@ def keep_by_energy(energy: torch.Tensor, rho: float) -> torch.Tensor:
 
     Selection is by rank, so exactly that many are kept also among ties. A map without energy keeps no token.
     """
-    flat = energy.flatten().double()
-    order = torch.argsort(flat, descending=True, stable=True)
-    if not flat.numel():
+    ranked, order = energy.flatten().sort(descending=True, stable=True)
+    if not order.numel():
         return order
-    reached = flat[order].cumsum(0)
+    reached = list(accumulate(ranked.tolist()))  # on the host, which must know the count: in double precision, in order
     # A prefix reaches the share when its sum does; the comparison forgives the rounding of the total itself.
-    short = torch.searchsorted(reached, rho * reached[-1:] * (1 - 1e-12))
-    count = int(short + (reached[-1:] > 0))  # the one number that the host must know
+    count = bisect_left(reached, rho * reached[-1] * (1 - 1e-12)) + (reached[-1] > 0)
     return order[:count].sort().values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.controls import FixedRatio, SkipLastScales, StopGuidanceAfter
@@ -27,6 +28,7 @@ _NAMED: dict[str, Policy] = {
 POLICY_NAMES: tuple[str, ...] = tuple(_NAMED)
 
 
+@lru_cache(maxsize=64)
 def parse_policy(text: str) -> Policy | None:
     """A policy from its name and options, such as "ld", "ld:rho=0.4,fill=zero" or "skip:count=2".
 
@@ -70,6 +72,9 @@ def describe(policy: Policy | None) -> str:
     """One line for tables and traces, readable by `parse_policy` where the policy has a name."""
     if policy is None or type(policy) is Policy:
         return "none"
+    named = next((name for name, base in _NAMED.items() if base == policy), None)
+    if named is not None:
+        return named
     written = [
         name + (":" + ",".join(changed) if changed else "")
         for name, base in _NAMED.items()

@@ -22,7 +22,7 @@ class PictureSoFar:
         schedule: of the image.
         scale: k, the scale about to run (>= 1).
         residual: R_{k-1} on the token grid [channels, h', w'], fills included.
-        computed: True where a token of scale k-1 was computed [h', w'].
+        computed: True where a token of scale k-1 was computed [h', w'], or None where all were.
         energy: smoothed energy map that chose the tokens of scale k-1 [h', w'], or None.
         latent: F_{k-1} at the token grid of scale k [channels, h, w]: the scale's input.
         seed: of the image.
@@ -32,7 +32,7 @@ class PictureSoFar:
     schedule: ScaleSchedule
     scale: int
     residual: torch.Tensor
-    computed: torch.Tensor
+    computed: torch.Tensor | None
     energy: torch.Tensor | None
     latent: torch.Tensor
     seed: int

@@ -8,7 +8,9 @@ then) and takes effect from scale k + 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -33,10 +35,14 @@ class GuidanceGap:
     kept: torch.Tensor | None
     terms: int
 
-    @property
+    @cached_property
     def rms(self) -> float:
         """Root mean square over the computed tokens (0 when there are none)."""
-        return float(self.per_token.mean().sqrt()) if self.per_token.numel() else 0.0
+        return math.sqrt(self.per_token.mean()) if self.per_token.numel() else 0.0
+
+    def size(self, norm: str) -> float:
+        """Over the computed tokens: `rms`, or "l2", the paper's raw norm."""
+        return self.rms * (math.sqrt(self.per_token.numel() * self.terms) if norm == "l2" else 1.0)
 
 
 def change(previous: GuidanceGap, current: GuidanceGap, norm: str = "rms") -> float | None:
@@ -51,7 +57,10 @@ def change(previous: GuidanceGap, current: GuidanceGap, norm: str = "rms") -> fl
     Returns:
         None where the two scales share no computed place.
     """
-    before, now = _matched(previous, current)  # of equal length, or all tokens of each scale
+    if previous.kept is None and current.kept is None:
+        before, now = previous.size(norm), current.size(norm)
+        return abs(now - before) / (before + EPSILON)
+    before, now = _matched(previous, current)  # of equal length
     if norm == "l2":
         delta_before, delta = ((m.nansum() * current.terms).sqrt() for m in (before, now))
     else:
@@ -64,8 +73,6 @@ def change(previous: GuidanceGap, current: GuidanceGap, norm: str = "rms") -> fl
 def _matched(previous: GuidanceGap, current: GuidanceGap) -> tuple[torch.Tensor, torch.Tensor]:
     """Gaps of both scales at the same places, NaN at places that were not computed at both."""
     before, now = previous.per_token.double(), current.per_token.double()
-    if previous.kept is None and current.kept is None:
-        return before, now
     (h, w), (ph, pw) = current.grid, previous.grid
     kept = torch.arange(h * w, device=now.device) if current.kept is None else current.kept
     parents = (kept // w * ph // h) * pw + kept % w * pw // w

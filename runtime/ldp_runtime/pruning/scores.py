@@ -46,9 +46,10 @@ def energy(
     residual, computed = picture.residual, picture.computed
     if per_latent and picture.patch > 1:
         residual = F.pixel_shuffle(residual, picture.patch)
-        computed = computed.repeat_interleave(picture.patch, 0).repeat_interleave(picture.patch, 1)
+        if computed is not None:
+            computed = computed.repeat_interleave(picture.patch, 0).repeat_interleave(picture.patch, 1)
     patches = lhep.haar_energy(residual)
-    if carried and picture.energy is not None:
+    if carried and computed is not None and picture.energy is not None:
         patches = torch.where(
             lhep.any_in_patch(computed), patches, lhep.to_grid(picture.energy, (patches.shape[0], patches.shape[1]))
         )
