@@ -26,9 +26,10 @@ class Arena:
         self.depth, self.capacity, self.rows = config.depth, capacity, rows
 
     def positions(self, block: int, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a block, [end - first, rows, heads, head_dim]."""
+        """Keys and values of a block, [end - first, rows, heads, head_dim]; in autograd's eyes no views, whose whole
+        compiled code would look at."""
         start = 1 + (self.depth - 1 - block) * self.capacity
-        return self.keys[start + first : start + end], self.values[start + first : start + end]
+        return self.keys[start + first : start + end].detach(), self.values[start + first : start + end].detach()
 
     def by_block(self, flat: torch.Tensor) -> torch.Tensor:
         """[blocks, capacity, rows, heads, head_dim], without what the last scale has beside."""

@@ -22,8 +22,10 @@ def attention_times(config: InfinityConfig, schedule: ScaleSchedule, device: tor
     if device.type != "cuda":
         return {}
     tokens, total, heads, c = schedule.tokens[-1], sum(schedule.tokens), config.heads, config.head_dim
-    q = torch.randn(2, tokens, heads, c, device=device, dtype=torch.bfloat16).transpose(1, 2)
-    k, v = (torch.randn(total, 2, heads, c, device=device, dtype=torch.bfloat16).permute(1, 2, 0, 3) for _ in "kv")
+    q, k, v = (
+        torch.randn(length, 2, heads, c, device=device, dtype=torch.bfloat16).permute(1, 2, 0, 3)
+        for length in (tokens, total, total)
+    )
     found: dict[str, float | str] = {}
     for name, backend in _KERNELS.items():
         try:

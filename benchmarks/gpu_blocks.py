@@ -2,14 +2,15 @@
 
 The pieces compute what `BlocksGraph` computes, with its float32 islands. Between them stand only the two attentions, so
 that no piece knows how many positions the past has: the pieces are compiled once for any number of rows and tokens, and
-PyTorch chooses the attention kernel anew for every shape. What a block can know before an image is drawn (joined
-biases, temperatures in float32) is computed when it is loaded.
+PyTorch chooses the attention kernel anew for every shape. Everything is sequence-major, [L, R, ...], as the arena is:
+one kernel then rotates queries and keys and writes them where they are read. What a block can know before an image is
+drawn (joined biases, temperatures in float32) is computed when it is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from gpu_arena import ArenaCache, Arenas
@@ -64,8 +65,8 @@ def block_weights(block: Block, fp8: bool = False) -> BlockWeights:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`models.infinity.rotate` without joining two halves, so that it fuses into what reads it; x [R, L, H, c]."""
-    cos, sin = (t[None, :, None, :, None] for t in (cos, sin))
+    """`models.infinity.rotate` without joining two halves, so that it fuses into what reads it; x [L, R, H, c]."""
+    cos, sin = (t[:, None, None, :, None] for t in (cos, sin))
     pairs = x.unflatten(-1, (-1, 2))
     sign = 2.0 * torch.arange(2, device=x.device) - 1
     return (pairs * cos + pairs.flip(-1) * (sign * sin)).flatten(-2)
@@ -80,42 +81,47 @@ def project(
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> torch.Tensor:
-    """x [R, L, C] to the query [R, L, H, c]; writes keys and values [L, R, H, c] where they belong."""
-    _, _, scale, _, shift, _ = (w.modulation + modulation).split(1, dim=1)
+    """x [L, R, C] to the query [L, R, H, c]; writes keys and values [L, R, H, c] where they belong."""
+    _, _, scale, _, shift, _ = (w.modulation + modulation).unbind(1)
     heads = w.temperature.shape[0]
     q, k, v = product(modulate(x, scale, shift, EPS), w.qkv).unflatten(-1, (3, heads, -1)).unbind(2)
     q = rotate(F.normalize(q.float(), dim=-1) * w.temperature, cos, sin).to(v.dtype)
-    k = rotate(F.normalize(k.float(), dim=-1), cos, sin).to(v.dtype)
-    keys.copy_(k.transpose(0, 1))
-    values.copy_(v.transpose(0, 1))
+    keys.copy_(rotate(F.normalize(k.float(), dim=-1), cos, sin).to(v.dtype))
+    values.copy_(v)
     return q
 
 
 def ask_text(
     x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tensor, w: BlockWeights
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """After self-attention [R, L, C]: the stream, and the query to the text [R, L, H, c]."""
-    gate = w.modulation[:, 0:1] + modulation[:, 0:1]
+    """After self-attention [L, R, C]: the stream, and the query to the text [L, R, H, c]."""
+    gate = w.modulation[:, 0] + modulation[:, 0]
     x = x + gate * product(attended, w.out).float()
     normed = F.layer_norm(x, x.shape[-1:], w.norm, w.norm_bias, EPS)
     return x, product(normed, w.query).unflatten(-1, (w.temperature.shape[0], -1))
 
 
 def feed_forward(x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tensor, w: BlockWeights) -> torch.Tensor:
-    """After attention to the text [R, L, C]: the stream at the end of the block."""
-    _, gate, _, scale, _, shift = (w.modulation + modulation).split(1, dim=1)
+    """After attention to the text [L, R, C]: the stream at the end of the block."""
+    _, gate, _, scale, _, shift = (w.modulation + modulation).unbind(1)
     x = x + product(attended, w.text_out).float()
     hidden = activated(modulate(x, scale, shift, EPS), w.up)
     return x + gate * product(hidden, w.down).float()
 
 
 def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
-    """q [R, L, H, c] to keys and values [R, H, S, c] whose last axis is contiguous -> [R, L, C]; no mask, no copy."""
-    return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, scale=scale).transpose(1, 2).flatten(2)
+    """q [L, R, H, c] to keys and values [R, H, S, c] whose last axis is contiguous -> [L, R, C]; no mask, no copy."""
+    out = F.scaled_dot_product_attention(q.permute(1, 2, 0, 3), keys, values, scale=scale)
+    # Kernels lay their output out as the query. Detached, it is no view of it, and fits code compiled for any kernel's.
+    return out.permute(2, 0, 1, 3).flatten(2).detach()
 
 
 def _compiled(piece: Callable[..., Any]) -> Callable[..., Any]:
-    """For any number of rows and tokens. Arenas keep positions aligned, which the compiler cannot see for itself."""
+    """For any number of rows and tokens; one of either is a case of its own, in every width and precision.
+
+    Arenas keep positions aligned, which the compiler cannot see for itself.
+    """
+    torch._dynamo.config.recompile_limit = 64
     return torch.compile(piece, dynamic=True, fullgraph=True, options={"assume_aligned_inputs": True})
 
 
@@ -142,6 +148,21 @@ class GpuBlocks:
         pieces = (project, ask_text, feed_forward)
         self.project, self.ask_text, self.feed_forward = map(_compiled, pieces) if compiled else pieces
         self._extremes: list[torch.Tensor] = []
+        if compiled:
+            for rows in (2, 1):
+                self._compile_for(schedule.tokens[-1], rows)
+
+    @torch.no_grad()
+    def _compile_for(self, tokens: int, rows: int) -> None:
+        """One block at the largest shape: the compiler tunes its kernels for the first that it sees."""
+        w, C, H, c = self.weights[0], self.config.width, self.config.heads, self.config.head_dim
+        x, modulation = (torch.randn(*shape, C, device=self.device) for shape in ((tokens, rows), (rows, 6)))
+        cos, sin = (torch.ones(tokens, c // 2, device=self.device) for _ in range(2))
+        room = (torch.empty(tokens + 1, rows, H, c, device=self.device, dtype=self.embedding.dtype) for _ in "kv")
+        keys, values = (flat[1:].detach() for flat in room)
+        q = self.project(x, modulation, cos, sin, w, keys, values)
+        x, q = self.ask_text(x, q.flatten(2).detach(), modulation, w)
+        self.feed_forward(x, q.flatten(2).detach(), modulation, w)
 
     def new_cache(self, capacity: int, rows: int) -> ArenaCache:
         return self.arenas.cache(rows)
@@ -198,15 +219,15 @@ class GpuBlocks:
         head_modulation: torch.Tensor,
         *text: torch.Tensor,
     ) -> torch.Tensor:
-        x = linear(latents, self.embedding).float() + offset[:, None]
+        x = linear(latents.transpose(0, 1), self.embedding).float() + offset  # [L, R, C]
         for i, w in enumerate(self.weights):
             q = self.project(x, modulation, cos, sin, w, *cache.arena.positions(i, first, end))
             seen = (t.permute(1, 2, 0, 3) for t in cache.arena.positions(i, 0, end))
             x, q = self.ask_text(x, attend(q, *seen, 1.0), modulation, w)
             attended = attend(q, text[2 * i], text[2 * i + 1], self.config.head_dim**-0.5)
             x = self.feed_forward(x, attended, modulation, w)
-        scale, shift = head_modulation.split(1, dim=1)
-        return cast(torch.Tensor, self.head(modulate(x, scale, shift, EPS)))
+        scale, shift = head_modulation.unbind(1)
+        return self.head(modulate(x, scale, shift, EPS)).transpose(0, 1).contiguous()
 
     def check_finite(self) -> None:
         """Raises NonFiniteError where logits of this image held NaN or infinity."""

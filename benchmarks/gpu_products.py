@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from ldp_export.models.layers import linear
 
 FLOAT8 = torch.float8_e4m3fn
-LARGEST = torch.finfo(FLOAT8).max
 
 
 class Matrix(NamedTuple):
@@ -37,8 +36,9 @@ def matrix(weight: torch.Tensor, bias: torch.Tensor, fp8: bool = False) -> Matri
 
 def rounded_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [M, K] to 8-bit floats, and what one unit of each row is worth [M, 1]: its largest value takes the largest."""
-    step = x.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / LARGEST
-    return (x.float() / step).clamp(-LARGEST, LARGEST).to(FLOAT8), step
+    largest = torch.finfo(FLOAT8).max
+    step = x.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / largest
+    return (x.float() / step).clamp(-largest, largest).to(FLOAT8), step
 
 
 def product(x: torch.Tensor, m: Matrix) -> torch.Tensor:

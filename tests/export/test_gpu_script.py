@@ -46,6 +46,7 @@ def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     by_name = {entry["candidate"]: entry for entry in result["results"]}
     full, pruned = by_name["compiled, unpruned"], by_name["compiled, LD, no scale skipped"]
     assert full["row_tokens"] == 2 * 521
+    assert by_name["compiled, control: stop guidance"]["compilations"] == 10  # three pieces of three kinds, the decoder
     assert by_name["compiled, LD, last two skipped"]["row_tokens"] < pruned["row_tokens"] < full["row_tokens"]
     assert {"eager", "control: stop guidance"} <= {name.removeprefix("compiled, ") for name in by_name}
     assert "study" in result["keep_from"]
