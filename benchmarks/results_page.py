@@ -3,7 +3,8 @@
     python benchmarks/results_page.py                                  # benchmarks/results -> docs/benchmarks.md
     python benchmarks/results_page.py --results FOLDER --page PAGE.md  # charts: in a folder beside the page
 
-Reads every result of `ldp-export bench` (`*.json` of its schema), of `benchmarks/gpu.py` and of `large_build.py`.
+Reads every result of `ldp-export bench` (`*.json` of its schema), of `benchmarks/gpu.py`, of `choosing_overhead.py` and
+of `large_build.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import build_results
 import chart
+import choosing_results
 import gpu_chart
 import gpu_results
 from targets import Verdict, cpu_verdicts
@@ -65,6 +67,8 @@ def page_text(results: Path, folder: Path) -> str:
     for path, result in bench_results(results):
         pictures = [f"{folder.name}/{p.name}" for p in sorted(folder.glob(f"{path.stem}-*.png"))]
         sections.append(_section(path.name, result, pictures))
+    choosing = choosing_results.section(results)
+    sections += [] if choosing is None else [choosing]
     gpu, loss = (
         json.loads(path.read_text()) if path.is_file() else None
         for path in (results / "gpu.json", results / "gpu-fp8.json")

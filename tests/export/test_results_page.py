@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import choosing_results
 import gpu_results
 import pytest
 import results_page
@@ -59,6 +60,22 @@ def test_committed_page_is_what_the_raw_files_give() -> None:
         for picture in pictures:
             with Image.open(picture) as image:
                 assert image.info["Source"] == results_page.fingerprint(path), picture
+
+
+def test_choosing(tmp_path: Path) -> None:
+    """Shares of a run, beside the target; nothing without a measurement."""
+    assert choosing_results.section(tmp_path) is None
+    entries = {
+        name: {"milliseconds_per_scale": {"8": 1.0, "9": 2.0}, "run_milliseconds": 3 / share, "share": share}
+        for name, share in (("ld", 0.005), ("ld-paper", 0.012))
+    }
+    machine = {"cpu": "a processor", "cores_usable": 2, "load_average": 0.5}
+    result = {"model": "tiny", "size": "0.25M", "hardware": machine, "policies": entries}
+    (tmp_path / choosing_results.FILE).write_text(json.dumps(result))
+    text = choosing_results.section(tmp_path)
+    assert text is not None
+    assert "| `ld` | 8: 1.00, 9: 2.00 | 600 | 0.50% | reached |" in text
+    assert "| `ld-paper` | 8: 1.00, 9: 2.00 | 250 | 1.20% | **missed** by 0.20% |" in text
 
 
 def candidate(policy: str, speed: float, psnr: float | None, loop: float = 1.0) -> dict:
