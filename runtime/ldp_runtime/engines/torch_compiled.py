@@ -89,8 +89,10 @@ def _checked(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tens
 def _load(name: str, path: Path, device: torch.device) -> Callable[..., Any]:
     from torch._inductor import aoti_load_package
 
+    on_gpu = device.type == "cuda"
     try:
-        return aoti_load_package(path, device_index=device.index or 0 if device.type == "cuda" else -1)
+        # A pipeline's calls queue, so the package needs no locks of its own; on a GPU they would break CUDA graphs.
+        return aoti_load_package(path, run_single_threaded=on_gpu, device_index=device.index or 0 if on_gpu else -1)
     except Exception as error:  # the loader raises many types
         text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise IntegrityError(
