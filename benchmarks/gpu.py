@@ -8,11 +8,11 @@
 Needs PyTorch with CUDA and this package, no engine library. Eager is the original loop in bfloat16 with the fastest of
 PyTorch's own attention kernels, noise drawn on the device. Compiled is this toolkit's loop over the same weights: text
 keys and values once an image, each block's keys and values written in place, its pieces compiled by torch.compile for
-any number of rows and tokens, CUDA graphs for small calls (of pruned scales too: where counts differ from prompt to
-prompt, a policy's quantum decides how often one is captured). Random weights cannot choose tokens: keep shares and the
-scale after which the unconditional branch stops are what calibration found (`--keep-from`: a profile, or the committed
-study of the embedded model, which is the default), or given by hand (`--keep`, `--stop-scale`). Neither was measured on
-a model of these sizes; the result says which it was.
+any number of rows and tokens, CUDA graphs for small calls (of pruned scales too, whose counts never change here; where
+they differ from prompt to prompt, such calls would be launched kernel by kernel). Random weights cannot choose tokens:
+keep shares and the scale after which the unconditional branch stops are what calibration found (`--keep-from`: a
+profile, or the committed study of the embedded model, which is the default), or given by hand (`--keep`,
+`--stop-scale`). Neither was measured on a model of these sizes; the result says which it was.
 
 Times are between CUDA events around a whole image: noise, all scales, decoder; no text encoder. What is worth most is
 measured first, and each result is saved when it is there.
@@ -39,6 +39,7 @@ from gpu_candidates import Bench, Candidate, candidates
 from gpu_models import random_model
 from gpu_options import parse, policies, shares, specs
 from gpu_profile import profile
+from ldp_runtime.pruning.policy import Policy
 
 from ldp_export.bench.clock import Clock
 from ldp_export.bench.roofline import measured_peak
@@ -67,6 +68,7 @@ class Record:
         yield
         took = time.monotonic() - started
         self.result["phases_s"][name] = round(took, 2)
+        self.save()
         print(f"[{time.monotonic() - self.started:6.1f} s] {name}: {took:.1f} s", flush=True)
 
 
@@ -97,6 +99,8 @@ def measure(bench: Bench, candidate: Candidate, batch: int, options: argparse.Na
     try:
         entry |= timed(lambda: bench.draw(candidate, batch), bench.model.device, options.warmup, repeats)
         entry |= bench.counts(candidate)
+        if batch == 1 and candidate.headline and type(candidate.policy) is Policy:
+            entry["disagreement"] = bench.disagreement(candidate)
     except Exception as error:  # one that fails must not take the others with it
         traceback.print_exc()
         entry["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -146,11 +150,12 @@ def _line(entry: dict[str, Any], peak: float) -> str:
     times = sorted(s["device_ms"] or s["wall_ms"] for s in entry["samples"])
     middle = times[len(times) // 2]
     reached = entry["blocks_tflop"] / middle * 1e3
+    apart = f", logits at most {max(entry['disagreement']):.1e} off" if "disagreement" in entry else ""
     return (
         f"    {middle:.1f} ms ({times[0]:.1f} to {times[-1]:.1f}), first {entry['first_s']:.1f} s, "
         f"{entry['blocks_tflop']:.1f} TFLOP, {reached:.0f} TFLOP/s ({reached / peak:.0%} of a matrix product), "
         f"graphs {entry.get('graphs')}, compilations {entry.get('compilations')}, "
-        f"{entry['peak_device_mb'] or 0:.0f} MiB"
+        f"{entry['peak_device_mb'] or 0:.0f} MiB{apart}"
     )
 
 
@@ -184,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 print(f"    attention {times}", flush=True)
             with fastest(record.result["attention_ms"][spec.name]):
                 run(spec, benches[spec.name], batch, options, record, end)
-                if options.profile and batch == options.batch[0]:
+                if options.profile and batch == options.batch[0] and time.monotonic() < end:
                     with record.phase(f"{spec.name}: profile"):
                         profile(benches[spec.name], batch, options.output)
             if last:

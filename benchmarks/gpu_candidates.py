@@ -87,6 +87,21 @@ class Bench:
             "blocks_tflop": sum(blocks_flops(config, image) for image in calls) / 1e12,
         }
 
+    @torch.no_grad()
+    def disagreement(self, candidate: Candidate) -> list[float]:
+        """How far the blocks' logits are from the original loop's, given its bits: by scale, relative to their norm."""
+        toolkit, found = self.toolkit(candidate), []
+        eager = self._eager.run(1, keep_trace=True)
+        (image,) = toolkit.images(1)
+        image.forced_tokens = [bits[0] for bits in eager.bits]
+
+        def compare(scale: int, logits: torch.Tensor) -> None:
+            raw = eager.raw_logits[scale]
+            found.append(float((logits - raw).norm() / raw.norm()))
+
+        toolkit.run([image], Policy(), on_logits=compare)
+        return found
+
     def counts(self, candidate: Candidate) -> dict[str, Any]:
         """Graphs and compilations so far, and the time that graphs took."""
         if candidate.policy is None:

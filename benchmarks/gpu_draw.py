@@ -20,7 +20,7 @@ from ldp_runtime.trace import ScaleTrace
 
 from ldp_export.graphs.prompt import PromptGraph, level_offsets
 from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.reference import ReferenceSettings, generate
+from ldp_export.models.reference import ReferenceRun, ReferenceSettings, generate
 
 
 def sampling_rule(model: Model) -> SamplingFilter:
@@ -60,18 +60,25 @@ class Eager:
 
     @torch.no_grad()
     def draw(self, batch: int) -> torch.Tensor:
+        return decode(self.model.vae, self.run(batch, keep_trace=False).latent)
+
+    def run(self, batch: int, *, keep_trace: bool) -> ReferenceRun:
+        """All scales; with a trace, what the blocks gave and what was drawn from it."""
         model, spec = self.model, self.model.spec
         settings = ReferenceSettings(spec.guidance, spec.temperature, sampling_rule(model), seed=0)
         noise = [
             logistic_noise(torch.empty(batch, tokens, spec.layout.bits, 2, device=model.device).exponential_())
             for tokens in model.schedule.tokens
         ]
-        texts = [model.features] * batch
-        run = generate(model.transformer, texts, model.schedule, spec.layout, settings, noise=noise, keep_trace=False)
-        return decode(model.vae, run.latent)
-
-    def clear(self) -> None:
-        pass
+        return generate(
+            model.transformer,
+            [model.features] * batch,
+            model.schedule,
+            spec.layout,
+            settings,
+            noise=noise,
+            keep_trace=keep_trace,
+        )
 
 
 class Toolkit:

@@ -18,8 +18,7 @@ medians, without an interval. *Eager* is the original loop, with the fastest of 
 on the device and keys remembered in bfloat16. *Text once, K/V in place* is this toolkit's loop, not compiled: text keys
 and values once an image, no mask, each block's own written where they are read. Then torch.compile, then CUDA graphs of
 calls of up to 2,560 tokens times rows, then policies. Graphs and attention plans are made per shape before samples are
-taken: a policy whose counts differ from prompt to prompt meets new shapes, and pays for them, unless it rounds its
-counts up (`quantum`). *fp8* rounds the blocks' matrix products to 8-bit floats: another function, whose loss is given
+taken: a policy whose counts differ from prompt to prompt meets new shapes, and pays for them. *fp8* rounds the blocks' matrix products to 8-bit floats: another function, whose loss is given
 with `gpu-fp8.json` where it was measured. *Of peak* is what the blocks computed over the time of the whole image,
 against the rate of a large bfloat16 matrix product on the same card."""
 
@@ -44,6 +43,7 @@ def section(result: dict[str, Any] | None, pictures: Sequence[str] = (), loss: d
         *_attention(result),
         "\n".join([_HEADS, *lines]),
         *_verdicts(result),
+        *_disagreement(result),
         *_loss(loss),
         *(f"![what each technique and each policy adds]({picture})" for picture in pictures),
     ]
@@ -86,6 +86,16 @@ def _verdicts(result: dict[str, Any]) -> list[str]:
                 f"- {verdict}: {entry['candidate']} is {speed:.2f} times as fast as eager, {target:g} was the target"
             )
     return ["\n".join(found)] if found else []
+
+
+def _disagreement(result: dict[str, Any]) -> list[str]:
+    found = [
+        f"{entry['model']}, {entry['candidate']}: {max(entry['disagreement']):.1%}"
+        for entry in result["results"]
+        if "disagreement" in entry
+    ]
+    words = "Logits given the original loop's bits, how far from its own at the worst scale, relative to their norm: "
+    return [words + "; ".join(found) + "."] if found else []
 
 
 def _loss(loss: dict[str, Any] | None) -> list[str]:

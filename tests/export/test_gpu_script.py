@@ -49,6 +49,7 @@ def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     assert by_name["compiled, control: stop guidance"]["compilations"] == 10  # three pieces of three kinds, the decoder
     assert by_name["compiled, LD, last two skipped"]["row_tokens"] < pruned["row_tokens"] < full["row_tokens"]
     assert {"eager", "control: stop guidance"} <= {name.removeprefix("compiled, ") for name in by_name}
+    assert max(full["disagreement"]) < 0.02
     assert "study" in result["keep_from"]
     assert "| tiny | 1 | eager |" in gpu_results.section(result)
 
@@ -131,6 +132,13 @@ def test_rounded_weights_stay_near(tiny: gpu_models.Model) -> None:
     run = generate(half.transformer, [half.features], half.schedule, spec.layout, settings)
     first = (logits[0] - run.raw_logits[0]).norm() / run.raw_logits[0].norm()
     assert first < 1e-2
+
+
+def test_disagreement_is_rounding_alone(tiny: gpu_models.Model) -> None:
+    bench = gpu_candidates.Bench(tiny)
+    candidate = gpu_candidates.Candidate("plain", Policy(), compiled=False, graphs=False)
+    assert len(bench.disagreement(candidate)) == len(tiny.schedule)
+    assert max(bench.disagreement(candidate)) < 1e-5
 
 
 def test_products_in_8_bit_floats(tiny: gpu_models.Model) -> None:
