@@ -29,7 +29,8 @@ from ldp_export.reference_cases import Case, ReferenceCases
 from ldp_export.versions import installed
 
 #: Largest absolute error, per unit of the reference output's root mean square where that exceeds `UNIT`. Two correct
-#: float32 implementations of a model with logits of standard deviation 2.5 differ by up to 1.2e-5.
+#: float32 implementations of a model with logits of standard deviation 2.5 differ by up to 1.2e-5; a model that rounds
+#: more has said so when it was recorded (see rounding.py).
 LOGITS, LATENT, IMAGE, FEATURES = 1.2e-5, 1e-6, 1e-4, 1e-5
 #: Pixels up to which `IMAGE` holds; it grows with their number beyond. ONNX Runtime adds up the values of a group norm
 #: one after another: two correct decoders differed by 2.3e-5 at 512x512 and by 2.7e-4 at 1024x1024 (random weights).
@@ -153,7 +154,8 @@ def _compare(
 ) -> Check:
     """Largest absolute difference; NaN, infinity and wrong shapes fail.
 
-    `rounding` is the error that the graphs' precision alone causes, as it was measured when they were built.
+    `rounding` is the error that the graphs' precision alone causes, float32 included, as it was measured when they
+    were built.
     """
     got, expected = got.cpu(), expected.cpu()
     if got.shape != expected.shape:

@@ -33,8 +33,15 @@ from ldp_export.models.text_encoder import (
     map_text_encoder,
 )
 from ldp_export.recipes.base import chunk_names, graph_blocks, graph_kind, loaded_graph
-from ldp_export.reference_cases import ReferenceCases, forced_logits, record_cases, recorded_bytes, recording_memory
-from ldp_export.rounding import measure_rounding
+from ldp_export.reference_cases import (
+    Case,
+    ReferenceCases,
+    forced_logits,
+    record_cases,
+    recorded_bytes,
+    recording_memory,
+)
+from ldp_export.rounding import measure_float32, measure_rounding
 
 
 @dataclass(frozen=True)
@@ -182,13 +189,14 @@ class InfinityRecipe:
         else:
             transformer = self._mapped.transformer
             cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
-        if precision == "float32":
-            return cases
         say(f"rounding of {precision}")
+
+        def logits(case: Case) -> list[torch.Tensor]:
+            return forced_logits(transformer, cases, case, self.entry)
+
+        if precision == "float32":
+            # First scales are recorded from one call: there is no other way to compare it with.
+            return cases if scales is not None else replace(cases, rounding=measure_float32(cases, logits))
         with weights_in_turn(transformer, precision):
-            rounding = measure_rounding(
-                cases,
-                lambda case: forced_logits(transformer, cases, case, self.entry),
-                lambda name: loaded_graph(self, name, precision),
-            )
+            rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
         return replace(cases, rounding=rounding)

@@ -23,8 +23,8 @@ from ldp_export.models.var import FLOAT32_ISLANDS, VarTransformer
 from ldp_export.models.var_checkpoints import check_var_files, load_var, load_vq_vae, map_var, map_vq_vae
 from ldp_export.models.vq_vae import VqVae
 from ldp_export.recipes.base import chunk_names, graph_blocks, loaded_graph
-from ldp_export.reference_cases import ReferenceCases
-from ldp_export.rounding import measure_rounding
+from ldp_export.reference_cases import Case, ReferenceCases
+from ldp_export.rounding import measure_float32, measure_rounding
 
 
 class VarRecipe:
@@ -126,15 +126,15 @@ class VarRecipe:
         transformer = load_var(self.sources.transformer, self.spec.transformer)
         vae = load_vq_vae(self.sources.vae, self.spec.vae)
         cases = record_class_cases(transformer, vae, self.spec.defaults, say)
-        if precision == "float32":
-            return cases
         say(f"rounding of {precision}")
+
+        def logits(case: Case) -> list[torch.Tensor]:
+            return forced_class_logits(transformer, vae, cases, case)
+
+        if precision == "float32":
+            return replace(cases, rounding=measure_float32(cases, logits))
         for name, parameter in transformer.named_parameters():
             stays = FLOAT32_ISLANDS.match(name) is not None
             parameter.data = parameter.data.to(torch.float32 if stays else getattr(torch, precision))
-        rounding = measure_rounding(
-            cases,
-            lambda case: forced_class_logits(transformer, vae, cases, case),
-            lambda name: loaded_graph(self, name, precision),
-        )
+        rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
         return replace(cases, rounding=rounding)
