@@ -14,13 +14,14 @@ _HEADS = (
     "|---|---|---|---|---|---|---|---|---|"
 )
 _METHOD = """Times between CUDA events around whole images (noise, scales, decoder; no text encoder); ratios are of
-medians, without an interval. *Eager* is the original loop, with the fastest of PyTorch's attention kernels, noise drawn
-on the device and keys remembered in bfloat16. *Text once, K/V in place* is this toolkit's loop, not compiled: text keys
-and values once an image, no mask, each block's own written where they are read. Then torch.compile, then CUDA graphs of
-calls of up to 2,560 tokens times rows, then policies. Graphs and attention plans are made per shape before samples are
-taken: a policy whose counts differ from prompt to prompt meets new shapes, and pays for them. *fp8* rounds the blocks' matrix products to 8-bit floats: another function, whose loss is given
-with `gpu-fp8.json` where it was measured. *Of peak* is what the blocks computed over the time of the whole image,
-against the rate of a large bfloat16 matrix product on the same card."""
+medians, without an interval. *Eager* is the original loop, with the fastest of PyTorch's attention kernels, noise
+drawn on the device and keys remembered in bfloat16. *Text once, K/V in place* is this toolkit's loop, not compiled:
+text keys and values once an image, no mask, each block's own written where they are read. Then torch.compile, then
+CUDA graphs of calls of up to 2,560 tokens times rows, then policies. Graphs and attention plans are made per shape
+before samples are taken: a policy whose counts differ from prompt to prompt meets new shapes, and pays for them.
+*fp8* rounds the blocks' matrix products to 8-bit floats: another function, whose loss is given with `gpu-fp8.json`
+where it was measured. *Of peak* is what the blocks computed over the time of the whole image, against the rate of a
+large bfloat16 matrix product on the same card."""
 
 
 def section(result: dict[str, Any] | None, pictures: Sequence[str] = (), loss: dict[str, Any] | None = None) -> str:
