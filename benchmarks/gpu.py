@@ -35,11 +35,12 @@ from typing import Any
 
 import torch
 from gpu_attention import attention_times, fastest
-from gpu_candidates import Bench, Candidate, candidates
+from gpu_candidates import Bench, Candidate, candidates, fp8_candidates
 from gpu_models import random_model
 from gpu_options import parse, policies, shares, specs
 from gpu_profile import profile
 from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.clock import Clock
 from ldp_export.bench.roofline import measured_peak
@@ -49,9 +50,13 @@ from ldp_export.models.registry import ModelSpec
 class Record:
     """The result so far, on disk at any moment."""
 
-    def __init__(self, path: Path, **first: Any) -> None:
-        self.path, self.started = path, time.monotonic()
+    def __init__(self, path: Path, minutes: float, **first: Any) -> None:
+        self.path, self.started, self.minutes = path, time.monotonic(), minutes
         self.result: dict[str, Any] = {"results": [], "phases_s": {}, **first}
+
+    @property
+    def time_is_up(self) -> bool:
+        return time.monotonic() - self.started > 60 * self.minutes
 
     def save(self, entry: dict[str, Any] | None = None) -> None:
         """Replaces the file in one step: a run that is killed leaves the last whole one."""
@@ -129,12 +134,11 @@ def _clocks() -> str | None:
     return done.stdout.strip()
 
 
-def run(spec: ModelSpec, bench: Bench, batch: int, options: argparse.Namespace, record: Record, end: float) -> None:
-    """All candidates of one architecture and batch."""
-    chosen = policies(shares(options, spec), bench.model.schedule)
-    for candidate in candidates(chosen, batch, fp8=options.fp8):
-        label = f"{spec.name} batch {batch} {candidate.name}"
-        if time.monotonic() > end:
+def run(bench: Bench, chosen: Sequence[Candidate], batch: int, options: argparse.Namespace, record: Record) -> None:
+    """These candidates of one architecture and batch, while there is time."""
+    for candidate in chosen:
+        label = f"{bench.model.spec.name} batch {batch} {candidate.name}"
+        if record.time_is_up:
             print(f"{label}: left out, the time is up", flush=True)
             continue
         with record.phase(label):
@@ -159,41 +163,50 @@ def _line(entry: dict[str, Any], peak: float) -> str:
     )
 
 
+def _loaded(spec: ModelSpec, device: torch.device, record: Record) -> Bench:
+    with record.phase(f"{spec.name}: weights"):
+        bench = Bench(random_model(spec, device))
+    times = attention_times(spec.transformer, bench.model.schedule, device)
+    record.result.setdefault("attention_ms", {})[spec.name] = times
+    print(f"    attention {times}", flush=True)
+    return bench
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(arguments, __doc__)
     device, models = torch.device(options.device), specs(options)
     given = shares(options, models[0])
     record = Record(
         options.output,
+        options.minutes,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         weights="random: speed only, no quality",
         keep=given.keep,
         keep_from=given.origin,
         stop_scale=given.stop_scale,
     )
-    end = record.started + 60 * options.minutes
     torch.backends.cudnn.benchmark = True
     with record.phase("hardware, peak"):
         record.result["hardware"] = hardware(device)
     benches: dict[str, Bench] = {}
     for batch in options.batch:
         last = batch == options.batch[-1]
-        for spec in reversed(models) if last and len(options.batch) > 1 else models:
-            if time.monotonic() > end:
+        # The largest batch of the larger model needs the memory of the smaller one.
+        for spec in reversed(models) if last and batch >= 4 else models:
+            if record.time_is_up:
                 continue
             if spec.name not in benches:
-                with record.phase(f"{spec.name}: weights"):
-                    benches[spec.name] = Bench(random_model(spec, device))
-                times = attention_times(spec.transformer, benches[spec.name].model.schedule, device)
-                record.result.setdefault("attention_ms", {})[spec.name] = times
-                print(f"    attention {times}", flush=True)
+                benches[spec.name] = _loaded(spec, device, record)
+            bench, named = benches[spec.name], policies(shares(options, spec), ScaleSchedule.of_size(spec.size))
             with fastest(record.result["attention_ms"][spec.name]):
-                run(spec, benches[spec.name], batch, options, record, end)
-                if options.profile and batch == options.batch[0] and time.monotonic() < end:
+                run(bench, candidates(named, batch), batch, options, record)
+                if options.profile and batch == options.batch[0] and not record.time_is_up:
                     with record.phase(f"{spec.name}: profile"):
-                        profile(benches[spec.name], batch, options.output)
+                        profile(bench, batch, options.output)
+                if options.fp8 and last:
+                    run(bench, fp8_candidates(named), options.batch[0], options, record)
             if last:
-                del benches[spec.name]  # the largest batch of the larger model needs the memory
+                del benches[spec.name], bench
                 gc.collect()
                 if device.type == "cuda":
                     torch.cuda.empty_cache()

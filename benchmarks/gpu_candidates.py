@@ -36,22 +36,23 @@ class Candidate:
         return self.compiled, self.graphs, self.fp8
 
 
-def candidates(policies: Mapping[str, Policy], batch: int, fp8: bool = False) -> list[Candidate]:
+def candidates(policies: Mapping[str, Policy], batch: int) -> list[Candidate]:
     """In the order of what is worth most, should the time be up; those of one technique behind each other."""
     compiled = [Candidate(f"compiled, {name}", policy) for name, policy in policies.items()]
     targets = [c for c in compiled if "control" not in c.name]
     controls = [c for c in compiled if "control" in c.name]
     full = policies["unpruned"]
-    reduced = [
-        Candidate(f"fp8, {c.name.removeprefix('compiled, ')}", c.policy, fp8=True)
-        for c in targets
-        if fp8 and batch == 1
-    ]
     steps = [
         Candidate("text once, K/V in place", full, compiled=False, graphs=False, headline=False),
         Candidate("compiled, no CUDA graphs", full, graphs=False, headline=False),
     ]
-    return [Candidate("eager"), *targets, *controls, *reduced, *(steps if batch == 1 else [])]
+    return [Candidate("eager"), *targets, *controls, *(steps if batch == 1 else [])]
+
+
+def fp8_candidates(policies: Mapping[str, Policy]) -> list[Candidate]:
+    """What has targets, in 8-bit floats."""
+    chosen = {name: policy for name, policy in policies.items() if "control" not in name}
+    return [Candidate(f"fp8, {name}", policy, fp8=True) for name, policy in chosen.items()]
 
 
 class Bench:

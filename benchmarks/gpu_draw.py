@@ -57,6 +57,7 @@ class Eager:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.generator = torch.Generator(model.device).manual_seed(0)
 
     @torch.no_grad()
     def draw(self, batch: int) -> torch.Tensor:
@@ -66,10 +67,9 @@ class Eager:
         """All scales; with a trace, what the blocks gave and what was drawn from it."""
         model, spec = self.model, self.model.spec
         settings = ReferenceSettings(spec.guidance, spec.temperature, sampling_rule(model), seed=0)
-        noise = [
-            logistic_noise(torch.empty(batch, tokens, spec.layout.bits, 2, device=model.device).exponential_())
-            for tokens in model.schedule.tokens
-        ]
+        shapes = [(batch, tokens, spec.layout.bits, 2) for tokens in model.schedule.tokens]
+        draws = (torch.empty(shape, device=model.device).exponential_(generator=self.generator) for shape in shapes)
+        noise = [logistic_noise(each) for each in draws]
         return generate(
             model.transformer,
             [model.features] * batch,
