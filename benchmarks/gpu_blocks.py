@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from gpu_arena import ArenaCache, Arenas
+from gpu_graphs import CudaGraphs
 from gpu_models import Model
 from gpu_products import Matrix, activated, matrix, product
 from ldp_runtime.blocks import PromptRows
-from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
 from ldp_runtime.errors import NonFiniteError
 from torch.nn import functional as F
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import torch
 from gpu_blocks import GpuBlocks
+from gpu_graphs import CudaGraphs
 from gpu_models import Model
 from ldp_runtime.bit_tokens import BitTokens
 from ldp_runtime.blocks import Blocks, Placement, PromptRows
-from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter, draw_noise, logistic_noise
 from ldp_runtime.scale_loop import ImageState, LoopSettings, OnLogits, run_scales

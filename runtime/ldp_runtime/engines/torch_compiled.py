@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldp_runtime.bundle import GraphEntry, TensorEntry
-from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
 from ldp_runtime.engines.torch_threads import torch_threads
 from ldp_runtime.errors import ConfigError, IntegrityError, LdpError
 from ldp_runtime.out_of_memory import capacity_errors
 
-#: Calls of at most this many tokens are bound by launching kernels, not by computing: they replay CUDA graphs.
-GRAPHED_TOKENS = 256
-
 
 class TorchCompiledEngine:
     """One `.pt2` package. Check its target first (`torch_target.check_target`): loading runs machine code.
+
+    On a GPU its calls are not captured as CUDA graphs: PyTorch 2.11's packages refuse that with their locks, and broke
+    down without them (`run_single_threaded`) on an H200.
 
     Args:
         graph: its inputs and outputs, in the order of its signature.
@@ -45,7 +44,6 @@ class TorchCompiledEngine:
         # The number of the calling thread will not do: between engine calls the pipeline sets it to one.
         self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else None
         self._call: Callable[..., Any] | None = _load(name, path, self.device)
-        self._graphs = CudaGraphs() if self.device.type == "cuda" and graph.kind == "blocks" else None
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
@@ -54,7 +52,8 @@ class TorchCompiledEngine:
         given = [_checked(inputs[entry.name], entry, self.name) for entry in self._inputs]
         try:
             with torch_threads(self._threads), capacity_errors(f"running the graph {self.name!r}"):
-                results = self._results(given)
+                results = self._call(*given)
+                results = (results,) if isinstance(results, torch.Tensor) else results
                 for name, result in zip(self._outputs, results, strict=True):
                     if name in outputs:
                         outputs[name].copy_(result)
@@ -62,17 +61,8 @@ class TorchCompiledEngine:
             shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
             raise LdpError(f"the graph {self.name!r} failed with inputs {shapes}: {error}") from error
 
-    def _results(self, given: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-        assert self._call is not None
-        if self._graphs is not None and given[0].shape[1] <= GRAPHED_TOKENS:
-            return self._graphs.run(self._call, given)
-        results = self._call(*given)
-        return (results,) if isinstance(results, torch.Tensor) else results
-
     def close(self) -> None:
         self._call = None
-        if self._graphs is not None:
-            self._graphs.clear()
 
 
 def _checked(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
@@ -89,10 +79,8 @@ def _checked(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tens
 def _load(name: str, path: Path, device: torch.device) -> Callable[..., Any]:
     from torch._inductor import aoti_load_package
 
-    on_gpu = device.type == "cuda"
     try:
-        # A pipeline's calls queue, so the package needs no locks of its own; on a GPU they would break CUDA graphs.
-        return aoti_load_package(path, run_single_threaded=on_gpu, device_index=device.index or 0 if on_gpu else -1)
+        return aoti_load_package(path, device_index=device.index or 0 if device.type == "cuda" else -1)
     except Exception as error:  # the loader raises many types
         text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise IntegrityError(

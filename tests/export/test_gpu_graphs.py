@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ldp_runtime.engines.torch_cuda_graphs import CudaGraphs
+from gpu_graphs import CudaGraphs
 
 
 class FakeStream:
