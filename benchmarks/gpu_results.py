@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gpu_kernels
 from gpu_chart import p50, share_of_peak
+from gpu_kernels import KernelTimes
 
 #: Times faster than eager, of the 8B shape on an H100, batch 1.
 TARGETS = {"compiled, unpruned": 2.0, "compiled, LD, no scale skipped": 4.0, "compiled, LD, last two skipped": 6.0}
@@ -24,16 +26,23 @@ where it was measured. *Of peak* is what the blocks computed over the time of th
 large bfloat16 matrix product on the same card."""
 
 
-def section(result: dict[str, Any] | None, pictures: Sequence[str] = (), loss: dict[str, Any] | None = None) -> str:
+def section(
+    result: dict[str, Any] | None,
+    pictures: Sequence[str] = (),
+    loss: dict[str, Any] | None = None,
+    kernels: Sequence[KernelTimes] = (),
+) -> str:
     """Markdown; where nothing was measured, it says so.
 
     Args:
         loss: what `gpu_fp8.py` wrote.
+        kernels: what `gpu.py --profile` found.
     """
     if result is None:
         title = "## The 2B and 8B architectures on a GPU"
         return "\n\n".join([title, "Not measured yet: `python benchmarks/gpu.py` on a machine with one.", *_loss(loss)])
-    hardware = ", ".join(f"{name} {value}" for name, value in result["hardware"].items() if name != "clocks")
+    machine = result["hardware"] | {"peak_bfloat16_tflops": f"{result['hardware']['peak_bfloat16_tflops']:.0f}"}
+    hardware = ", ".join(f"{name} {value}" for name, value in machine.items() if name != "clocks")
     clocks = [result["hardware"].get("clocks"), result.get("clocks_after")]
     lines = [_row(result, entry) for entry in result["results"]]
     parts = [
@@ -44,6 +53,7 @@ def section(result: dict[str, Any] | None, pictures: Sequence[str] = (), loss: d
         *_attention(result),
         "\n".join([_HEADS, *lines]),
         *_verdicts(result),
+        *gpu_kernels.section(kernels),
         *_disagreement(result),
         *_loss(loss),
         *(f"![what each technique and each policy adds]({picture})" for picture in pictures),
@@ -84,9 +94,17 @@ def _verdicts(result: dict[str, Any]) -> list[str]:
         if entry["model"] == "infinity-8b" and entry["batch"] == 1 and target and speed:
             verdict = "reached" if speed >= target else "missed"
             found.append(
-                f"- {verdict}: {entry['candidate']} is {speed:.2f} times as fast as eager, {target:g} was the target"
+                f"- {verdict}: {entry['candidate']} is {speed:.2f} times as fast as eager; {target:g} was to be reached, "
+                f"on an H100 ({_limit(result, entry, target)})"
             )
     return ["\n".join(found)] if found else []
+
+
+def _limit(result: dict[str, Any], entry: dict[str, Any], target: float) -> str:
+    """What the arithmetic alone takes at the measured rate of a matrix product, and what the target leaves."""
+    least = entry["blocks_tflop"] / result["hardware"]["peak_bfloat16_tflops"] * 1e3
+    allowed = p50(entry) * (_speedup(result, entry) or 0) / target
+    return f"that leaves {allowed:.0f} ms, of which the blocks' operations take {least:.0f} at a matrix product's rate"
 
 
 def _disagreement(result: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ import build_results
 import chart
 import choosing_results
 import gpu_chart
+import gpu_kernels
 import gpu_results
 from targets import Verdict, cpu_verdicts
 
@@ -74,7 +75,7 @@ def page_text(results: Path, folder: Path) -> str:
         for path in (results / "gpu.json", results / "gpu-fp8.json")
     )
     pictures = [f"{folder.name}/{p.name}" for p in sorted(folder.glob("gpu-*.png"))]
-    sections.append(gpu_results.section(gpu, pictures, loss))
+    sections.append(gpu_results.section(gpu, pictures, loss, gpu_kernels.read_tables(results)))
     sections.append(build_results.section(results))
     return "\n\n".join(sections) + "\n"
 

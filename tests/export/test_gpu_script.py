@@ -13,6 +13,7 @@ from pathlib import Path
 import gpu_blocks
 import gpu_candidates
 import gpu_draw
+import gpu_kernels
 import gpu_models
 import gpu_options
 import gpu_products
@@ -149,6 +150,27 @@ def test_products_in_8_bit_floats(tiny: gpu_models.Model) -> None:
     assert 1e-3 < (rounded - exact).norm() / (exact - bias).norm() < 0.06
     values, step = gpu_products.rounded_rows(weight)
     torch.testing.assert_close(values.float() * step, weight, rtol=1 / 16, atol=float(step.max()) / 512)
+
+
+def test_kernel_tables_are_summed_by_kind(tmp_path: Path) -> None:
+    """As PyTorch's profiler writes them: padded columns, times in several units, a line that sums up."""
+    heads = ["Name", "Self CPU %", "Self CUDA", "# of Calls"]
+    rows = [
+        ["nvjet_sm90_tst_256x128", "0.00%", "1.500s", "680"],
+        ["sm90_xmma_fprop_implicit_gemm_bf16bf16", "0.00%", "2.000ms", "3"],
+        ["cudnn_native_sdpa_sm90_flash_fprop_wgmma", "0.00%", "40.000ms", "8"],
+        ["triton_red_fused_convolution_native_group_norm", "0.00%", "500.000us", "2"],
+    ]
+    lines = ["-" * 20, *("  ".join(f"{cell:>48}" for cell in row) for row in (heads, *rows)), "-" * 20]
+    (tmp_path / "gpu-infinity-8b-eager-kernels.txt").write_text("\n".join([*lines, "Self CUDA time total: 1.600s"]))
+    (found,) = gpu_kernels.read_tables(tmp_path)
+    assert (found.model, found.loop, found.total) == ("infinity-8b", "eager", 1600)
+    assert list(found.milliseconds.values()) == [2.0, 1500.0, 40.0, 0.5]
+    assert list(found.launches.values()) == [3, 680, 8, 2]
+    assert (
+        "| infinity-8b | eager | 2 (3) | 1500 (680) | 40 (8) | 0 (2) | 58 | 1600 |" in gpu_kernels.section([found])[1]
+    )
+    assert gpu_kernels.section([]) == []
 
 
 def test_work_is_counted(tiny: gpu_models.Model) -> None:
