@@ -165,10 +165,10 @@ def test_kernel_tables_are_summed_by_kind(tmp_path: Path) -> None:
     (tmp_path / "gpu-infinity-8b-eager-kernels.txt").write_text("\n".join([*lines, "Self CUDA time total: 1.600s"]))
     (found,) = gpu_kernels.read_tables(tmp_path)
     assert (found.model, found.loop, found.total) == ("infinity-8b", "eager", 1600)
-    assert list(found.milliseconds.values()) == [2.0, 1500.0, 40.0, 0.5]
-    assert list(found.launches.values()) == [3, 680, 8, 2]
+    assert list(found.milliseconds.values()) == [40.0, 2.0, 1500.0, 0.5]
+    assert list(found.launches.values()) == [8, 3, 680, 2]
     assert (
-        "| infinity-8b | eager | 2 (3) | 1500 (680) | 40 (8) | 0 (2) | 58 | 1600 |" in gpu_kernels.section([found])[1]
+        "| infinity-8b | eager | 40 (8) | 2 (3) | 1500 (680) | 0 (2) | 58 | 1600 |" in gpu_kernels.section([found])[1]
     )
     assert gpu_kernels.section([]) == []
 
