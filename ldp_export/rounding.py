@@ -49,7 +49,7 @@ def measure_rounding(
 def measure_float32(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> dict[str, float]:
     """Largest difference between the recorded logits and `logits`, the same ones computed in another way."""
     whole = [case for case in cases.cases if not case.pruned]
-    return {"logits": max(_largest_of(logits(case), cases, case) for case in whole)}
+    return {"logits": max((_largest_of(logits(case), cases, case) for case in whole), default=0.0)}
 
 
 def _largest_of(logits: Sequence[torch.Tensor], cases: ReferenceCases, case: Case) -> float:
