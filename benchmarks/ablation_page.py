@@ -90,7 +90,7 @@ def draw_switches(result: dict[str, Any], path: Path) -> None:
 def draw_kept(result: dict[str, Any], path: Path) -> None:
     """Share of tokens computed per scale."""
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    shown = ("ld-paper", "ld", "ld-paper:score=distance", "ld-paper:border=ignored", "ld:prune_share=0.45,rho=0.8")
+    shown = ("ld-paper", "ld", "ld-paper:score=distance", "ld-paper:border=ignored", "ld:score=energy")
     for policy in shown:
         axis.plot(result["policies"][policy]["kept"], "o-", ms=4, label=policy)
     grids = result["unpruned"]["scales"]

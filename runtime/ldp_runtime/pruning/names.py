@@ -15,7 +15,7 @@ from ldp_runtime.pruning.policy import Policy
 #: "ld-skip-2" the paper's headline mode.
 _NAMED: dict[str, Policy] = {
     "none": Policy(),
-    "ld": LatentDiscrepancy(rho=0.9, stop_threshold=0.25, after_stop="reuse", fill="zero", score="distance"),
+    "ld": LatentDiscrepancy(rho=0.8, stop_threshold=9, after_stop="reuse", fill="zero", score="distance"),
     "ld-paper": LatentDiscrepancy(),
     "ld-skip-2": LatentDiscrepancy(skip_last=2),
     "skip": SkipLastScales(),
