@@ -31,7 +31,7 @@ from ldp_runtime.text import PromptTokenizer
 from ldp_export.bench.hardware import hardware, software
 
 RESULT = Path(__file__).parent / "results/choosing-overhead-cpu.json"
-POLICIES = ("ld-paper", "ld", "ld:stop_threshold=9", "ld-paper:energy_from=computed")
+POLICIES = ("ld-paper", "ld", "ld-paper:energy_from=computed")
 
 
 class Timed(Policy):
