@@ -84,6 +84,8 @@ CONTROLS = {
     "fixed:keep=0.4,score=energy,fill=zero": "40 % by LHEP, zero",
     "fixed:keep=0.4,score=distance,fill=zero": "40 % by distance",
     "fixed:keep=0.4,score=random,fill=zero": "40 % at random",
+    "fixed:keep=0.6,score=distance,fill=zero,stop_after=4": "60 % by distance, stopped",
+    "fixed:keep=0.4,score=distance,fill=zero,stop_after=4": "40 % by distance, stopped",
     "fixed:keep=0.4,score=random,fill=zero,prune_scales=6,stop_after=4": "40 % of the last at random, stopped",
     "fixed:keep=0.4,score=distance,fill=zero,prune_scales=6,stop_after=4": "40 % of the last by distance, stopped",
 }
