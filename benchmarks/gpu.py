@@ -22,15 +22,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,42 +36,13 @@ from gpu_candidates import Bench, Candidate, candidates, fp8_candidates
 from gpu_models import random_model
 from gpu_options import parse, policies, shares, specs
 from gpu_profile import profile
+from gpu_record import Record
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.clock import Clock
 from ldp_export.bench.roofline import measured_peak
 from ldp_export.models.registry import ModelSpec
-
-
-class Record:
-    """The result so far, on disk at any moment."""
-
-    def __init__(self, path: Path, minutes: float, **first: Any) -> None:
-        self.path, self.started, self.minutes = path, time.monotonic(), minutes
-        self.result: dict[str, Any] = {"results": [], "phases_s": {}, **first}
-
-    @property
-    def time_is_up(self) -> bool:
-        return time.monotonic() - self.started > 60 * self.minutes
-
-    def save(self, entry: dict[str, Any] | None = None) -> None:
-        """Replaces the file in one step: a run that is killed leaves the last whole one."""
-        if entry is not None:
-            self.result["results"].append(entry)
-        whole = self.path.with_suffix(".part")
-        whole.write_text(json.dumps(self.result, indent=1) + "\n")
-        whole.replace(self.path)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Notes and prints how long something took, so that the next run can be planned."""
-        started = time.monotonic()
-        yield
-        took = time.monotonic() - started
-        self.result["phases_s"][name] = round(took, 2)
-        self.save()
-        print(f"[{time.monotonic() - self.started:6.1f} s] {name}: {took:.1f} s", flush=True)
 
 
 def timed(draw: Any, device: torch.device, warmup: int, repeats: int) -> dict[str, Any]:

@@ -199,9 +199,9 @@ class GpuBlocks:
             return self._call(cache, first, end, *copied)
 
         if self.graphs is not None and R * L <= GRAPHED_ROW_TOKENS:
-            logits = self.graphs.run(call, [*given, *text], cache.arena.positions(0, first, end))[0].clone()
+            logits = self.graphs.run(call, given, cache.arena.positions(0, first, end))[0].clone()
         else:
-            logits = call(*given, *text)
+            logits = call(*given)
         cache.length = end
         self._extremes.append(torch.stack(torch.aminmax(logits)))
         return logits

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from gpu_draw import Eager, Toolkit
-from gpu_models import TEXT_TOKENS, Model
+from gpu_models import Model
+from ldp_calibration.cost import scale_flops
 from ldp_runtime.pruning.policy import Policy
 
 from ldp_export.models.infinity import InfinityConfig
@@ -125,10 +127,6 @@ class Bench:
 
 
 def blocks_flops(config: InfinityConfig, calls: list[tuple[int, int]]) -> int:
-    """Operations of all blocks for one image, from tokens and rows of each scale; the head is left out."""
-    C, past, total = config.width, 0, 0
-    for tokens, rows in calls:
-        matrices = 2 * (6 * C * C + 2 * C * config.ffn)  # qkv and proj, query and proj to the text, feed-forward
-        total += config.depth * tokens * rows * (matrices + 4 * C * (past + tokens + TEXT_TOKENS))
-        past += tokens
-    return total
+    """Operations of all blocks for one image, from tokens and rows of each scale."""
+    pasts = accumulate((tokens for tokens, _ in calls), initial=0)
+    return sum(scale_flops(config, tokens, past, rows) for (tokens, rows), past in zip(calls, pasts, strict=False))

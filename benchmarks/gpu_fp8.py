@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 from gpu_draw import Toolkit
 from gpu_models import Model
+from ldp_calibration.fidelity import psnr_db
 from ldp_runtime.guidance import guide
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import sample_bits
@@ -66,7 +67,7 @@ def measure(prompts: Sequence[str], seeds: int) -> dict[str, float]:
                 _, theirs = draw(toolkit, seed, forced=bits)
                 share.append(float((torch.cat(theirs) != torch.cat(bits)).float().mean()))
                 free, _ = draw(toolkit, seed)
-                psnr.append(_psnr(decoded(exact, free), decoded(exact, picture)))
+                psnr.append(psnr_db(decoded(exact, free), decoded(exact, picture)))
     return {name: mean(values) for name, values in {**flips, **fidelity}.items()}
 
 
@@ -107,14 +108,9 @@ def features_of(spec: ModelSpec, prompts: Sequence[str]) -> list[torch.Tensor]:
     return [encoder.module(input_ids=i, attention_mask=torch.ones_like(i)).last_hidden_state[0] for i in ids]
 
 
-def decoded(toolkit: Toolkit, image: ImageState) -> torch.Tensor:
-    return toolkit.decode(toolkit.model.vae, image.latent[None])
-
-
-def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of pixels in [-1, 1]; equal pictures count as 99 dB."""
-    error = float((a - b).square().mean()) / 4
-    return 99.0 if error == 0 else min(99.0, -10 * math.log10(error))
+def decoded(toolkit: Toolkit, image: ImageState) -> np.ndarray:
+    """Pixels in [0, 1]."""
+    return (toolkit.decode(toolkit.model.vae, image.latent[None]) / 2 + 0.5).numpy()
 
 
 if __name__ == "__main__":

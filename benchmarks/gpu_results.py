@@ -48,7 +48,7 @@ def section(
     parts = [
         "## The 2B and 8B architectures on a GPU, random weights: speed only",
         f"`gpu.json`, {result['created'][:10]}: {hardware}. Keep shares {result['keep']}, branch stopped after scale "
-        f"{result.get('stop_scale')}: {result.get('keep_from', 'assumed, not calibrated')}.",
+        f"{result.get('stop_scale')}: {result.get('keep_from', 'assumed, not calibrated')} (as it stood then).",
         _METHOD,
         *_attention(result),
         "\n".join([_HEADS, *lines]),

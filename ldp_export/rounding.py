@@ -11,12 +11,17 @@ recorded in the same place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
+from ldp_runtime.errors import VerificationError
 
 from ldp_export.graphs.graph import Graph
 from ldp_export.reference_cases import Case, ReferenceCases
+
+#: Two ways to compute logits of a root mean square of 1 differ by less in float32: 1e-5 was seen at 2 to 5.
+FLOAT32_NOISE = 2e-5
 
 
 @torch.no_grad()
@@ -30,9 +35,12 @@ def measure_rounding(
     Args:
         logits: of every scale of a case, teacher-forced, by the reference model in the precision.
         graph: gives the loaded `decoder` and `text_encoder` in the precision.
+
+    Raises:
+        VerificationError: an output in the precision is not finite, so it cannot bound anything.
     """
     tensors = cases.tensors
-    errors = measure_float32(cases, logits)
+    errors = {"logits": _largest_logits(cases, logits)}
     images = [case for case in cases.cases if not case.pruned and f"{case.name}.image" in tensors]
     if images:
         decoder = graph("decoder")
@@ -43,13 +51,36 @@ def measure_rounding(
         encoder = graph("text_encoder")
         read = [(encoder(tensors[f"{text}.ids"][None])[0], tensors[f"{text}.features"]) for text in texts]
         errors["features"] = max(_largest(got, expected) for got, expected in read)
+    for what, error in errors.items():
+        if not math.isfinite(error):
+            raise VerificationError(
+                f"the reference model in the bundle's precision gives NaN or infinity ({what})",
+                hint="the precision does not hold this model; build it in float32",
+            )
     return errors
 
 
 def measure_float32(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> dict[str, float]:
-    """Largest difference between the recorded logits and `logits`, the same ones computed in another way."""
+    """Largest difference between the recorded logits and `logits`, the same ones in float32 computed in another way.
+
+    Raises:
+        VerificationError: they differ by more than rounding explains: the reference model itself is wrong.
+    """
+    found = _largest_logits(cases, logits)
+    recorded = [t for name, t in cases.tensors.items() if ".logits_" in name and t.numel()]
+    size = max((float(t.double().square().mean().sqrt()) for t in recorded), default=0.0)
+    if not found <= FLOAT32_NOISE * max(1.0, size):
+        raise VerificationError(
+            f"the reference model's logits, computed scale by scale and in one call, differ by {found:.3g} in float32, "
+            f"at a root mean square of {size:.3g}: rounding explains {FLOAT32_NOISE * max(1.0, size):.3g}",
+            hint="this is no fault of the engines; the checkpoint may hold values that float32 cannot carry",
+        )
+    return {"logits": found}
+
+
+def _largest_logits(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> float:
     whole = [case for case in cases.cases if not case.pruned]
-    return {"logits": max((_largest_of(logits(case), cases, case) for case in whole), default=0.0)}
+    return max((_largest_of(logits(case), cases, case) for case in whole), default=0.0)
 
 
 def _largest_of(logits: Sequence[torch.Tensor], cases: ReferenceCases, case: Case) -> float:
@@ -58,4 +89,6 @@ def _largest_of(logits: Sequence[torch.Tensor], cases: ReferenceCases, case: Cas
 
 
 def _largest(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got.float() - expected).abs().max())
+    """Infinite where either side is not finite: Python's `max` would pass over NaN."""
+    error = float((got.float() - expected).abs().max())
+    return error if math.isfinite(error) else math.inf

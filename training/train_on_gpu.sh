@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# The shipped image tokenizer and a warmed-up text encoder (warm_text.py) to new weights, on one GPU. Scenes are drawn
+# The shipped transformer and a warmed-up text encoder (warm_text.py) to new weights, on one GPU. Scenes are drawn
 # and encoded while the transformer already trains on the first of them.
+#
+# SCENES (120000) are how many, DRAWING and WORKERS (6 each) the processes that draw scenes and make batches.
 #
 #   training/train_on_gpu.sh RUN WEIGHTS MINUTES TEXT [PYTHON]
 #   training/train_on_gpu.sh runs/transformer new-weights 4 runs/text

@@ -6,12 +6,25 @@ every run. So the search ranks by these counts, and the winner is timed.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from ldp_runtime.bundle import ModelEntry, VarEntry
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.trace import Trace
 
 
-def scale_flops(model: ModelEntry, tokens: int, past: int, rows: int) -> int:
+class BlockSizes(Protocol):
+    """What a count needs to know of a model, be it a bundle's or not in a bundle at all."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def ffn(self) -> int: ...
+
+
+def scale_flops(model: BlockSizes, tokens: int, past: int, rows: int) -> int:
     """Operations of one engine call: projections, feed-forward, and self-attention over past and own tokens.
 
     Cross-attention to the few text tokens and the head are left out: under two percent.

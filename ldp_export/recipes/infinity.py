@@ -189,14 +189,15 @@ class InfinityRecipe:
         else:
             transformer = self._mapped.transformer
             cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
-        say(f"rounding of {precision}")
 
         def logits(case: Case) -> list[torch.Tensor]:
             return forced_logits(transformer, cases, case, self.entry)
 
+        if precision == "float32" and scales is not None:
+            return cases  # recorded from one call: there is no other way to compare it with
+        say(f"rounding of {precision}")
         if precision == "float32":
-            # First scales are recorded from one call: there is no other way to compare it with.
-            return cases if scales is not None else replace(cases, rounding=measure_float32(cases, logits))
+            return replace(cases, rounding=measure_float32(cases, logits))
         with weights_in_turn(transformer, precision):
             rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
         return replace(cases, rounding=rounding)

@@ -177,8 +177,10 @@ def test_work_is_counted(tiny: gpu_models.Model) -> None:
     config = tiny.spec.transformer
     weights = [m for m in gpu_blocks.block_weights(tiny.transformer.layers[0]) if isinstance(m, gpu_products.Matrix)]
     matrices = config.depth * sum(m.weight.numel() for m in weights)
-    attention = 4 * config.width * config.depth * (1 + gpu_models.TEXT_TOKENS)
-    assert gpu_candidates.blocks_flops(config, [(1, 2)]) == 2 * (2 * matrices + attention)
+    attention = 4 * config.width * config.depth
+    one = 2 * (2 * matrices + attention)
+    assert gpu_candidates.blocks_flops(config, [(1, 2)]) == one
+    assert gpu_candidates.blocks_flops(config, [(1, 2), (4, 1)]) == one + 4 * (2 * matrices + 5 * attention)
 
 
 @needs_compiler
