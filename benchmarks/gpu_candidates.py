@@ -109,11 +109,11 @@ class Bench:
         """Graphs and compilations so far, and the time that graphs took."""
         if candidate.policy is None:
             return {}
-        graphs = self.toolkit(candidate).blocks.graphs
+        graphs = self.toolkit(candidate).graphs
         found = (
             {"graphs": 0, "graphs_s": 0.0}
             if graphs is None
-            else {"graphs": graphs.captured, "graphs_s": graphs.seconds}
+            else {"graphs": graphs.counters.captures, "graphs_s": graphs.seconds}
         )
         return found | {"compilations": torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)}
 

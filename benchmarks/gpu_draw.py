@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
 
 import torch
-from gpu_blocks import GpuBlocks
-from gpu_graphs import CudaGraphs
 from gpu_models import Model
 from ldp_runtime.bit_tokens import BitTokens
-from ldp_runtime.blocks import Blocks, Placement, PromptRows
+from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, Placement, PromptRows
+from ldp_runtime.bundle import GraphEntry
+from ldp_runtime.engines.cuda_graphs import CudaGraphs
+from ldp_runtime.engines.fused.engine import FusedEngine
+from ldp_runtime.engines.fused.weights import in_8_bits
+from ldp_runtime.noise_ahead import NoiseAhead
 from ldp_runtime.pruning.policy import Policy
-from ldp_runtime.sampling import SamplingFilter, draw_noise, logistic_noise
+from ldp_runtime.sampling import SamplingFilter, logistic_noise
 from ldp_runtime.scale_loop import ImageState, LoopSettings, OnLogits, run_scales
-from ldp_runtime.schedule import ScaleSchedule, rope_table
+from ldp_runtime.schedule import rope_table
 from ldp_runtime.trace import ScaleTrace
 
+from ldp_export.builders.fused_blocks import fused_weights
+from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.prompt import PromptGraph, level_offsets
 from ldp_export.models.bsq_vae import BsqVae
 from ldp_export.models.reference import ReferenceRun, ReferenceSettings, generate
+from ldp_export.sealing import tensor_entries
 
 
 def sampling_rule(model: Model) -> SamplingFilter:
@@ -31,22 +35,6 @@ def decode(vae: BsqVae, latents: torch.Tensor) -> torch.Tensor:
     """Latents [B, d, H, W] to pixels, one at a time: a decoder's memory is the largest of all."""
     dtype = vae.decoder.conv_in.weight.dtype
     return torch.cat([vae.decode(latent[None].to(dtype)) for latent in latents])
-
-
-class NoiseAhead(Sequence[torch.Tensor]):
-    """The noise of one image by scale, drawn by a thread while the scales before are computed."""
-
-    def __init__(self, seed: int, schedule: ScaleSchedule, bits: int, device: torch.device, drawer: Any) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._drawn = [drawer.submit(draw_noise, generator, tokens, bits) for tokens in schedule.tokens]
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._drawn)
-
-    def __getitem__(self, index: Any) -> Any:
-        noise = self._drawn[index].result()
-        return noise.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else noise
 
 
 class Eager:
@@ -82,7 +70,7 @@ class Eager:
 
 
 class Toolkit:
-    """This toolkit's loop: text projected once, keys and values in place, and what else is asked for.
+    """This toolkit's loop and its fused engine of the blocks, and what else is asked for.
 
     Args:
         compiled: blocks and decoder by torch.compile.
@@ -91,9 +79,11 @@ class Toolkit:
     """
 
     def __init__(self, model: Model, *, compiled: bool, graphs: bool, fp8: bool = False) -> None:
-        self.model, self.blocks = model, GpuBlocks(model, compiled=compiled, graphs=graphs, fp8=fp8)
+        self.model = model
         self.prompt = PromptGraph(model.transformer, precision=model.precision)
+        self.graphs = CudaGraphs() if graphs else None
         self.prompt_graphs = CudaGraphs() if graphs else None
+        self.blocks = fused_blocks(model, compiled=compiled, graphs=self.graphs, fp8=fp8)
         self.decode = torch.compile(decode, dynamic=False) if compiled else decode
         self.drawer = ThreadPoolExecutor(max_workers=1)
         self.space, self.rule = BitTokens(model.spec.layout), sampling_rule(model)
@@ -106,18 +96,16 @@ class Toolkit:
         """Pixels [B, 3, height, width], and what every image computed."""
         images = self.run(self.images(batch), policy)
         pixels = torch.cat([self.decode(self.model.vae, image.latent[None]) for image in images])
-        self.blocks.check_finite()
         return pixels, [image.trace for image in images]
 
     def images(self, batch: int, seed: int = 0) -> list[ImageState]:
         """Images to be drawn, of seeds one apart; a thread draws their noise from now on."""
         schedule, device = self.model.schedule, self.model.device
-        shape = self.space.empty_latent(schedule).shape
         return [
             ImageState(
                 seed=seed + i,
-                noise=cast(Any, NoiseAhead(seed + i, schedule, self.space.channels, device, self.drawer)),
-                latent=torch.zeros(shape, device=device),
+                noise=NoiseAhead(seed + i, self.space, schedule, device, self.drawer),
+                latent=self.space.empty_latent(schedule).to(device),
                 unconditional=True,
             )
             for i in range(batch)
@@ -136,21 +124,43 @@ class Toolkit:
             policy=policy,
             placement=self.placement,
         )
-        self.blocks.arenas.give_back()
-        run_scales(cast(Blocks, self.blocks), self._rows(len(images)), images, settings, on_logits=on_logits)
+        run_scales(self.blocks, self.rows(len(images)), images, settings, on_logits=on_logits)
         return images
 
-    def _rows(self, batch: int) -> PromptRows:
+    def rows(self, batch: int) -> PromptRows:
         """The same text for every image, and the unconditional text as often."""
         uncond = self.model.transformer.unconditional_text(len(self.model.features)).float()
         features = torch.stack([self.model.features] * batch + [uncond] * batch)
         graphs = self.prompt_graphs
         results = self.prompt(features) if graphs is None else graphs.run(self.prompt, [features])
-        named = dict(zip(self.prompt.signature.output_names, results, strict=True))
-        return PromptRows(named.pop("start"), named)
+        # Views of its own for every prompt: a graph gives its results at the same places, with other contents.
+        own = (result.view_as(result) for result in results)
+        named = dict(zip(self.prompt.signature.output_names, own, strict=True))
+        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        return PromptRows(named.pop("start"), {**named, "text_mask": mask})
 
     def clear(self) -> None:
         """Gives back what was kept from image to image."""
-        self.blocks.clear()
+        self.blocks.close()
         if self.prompt_graphs is not None:
             self.prompt_graphs.clear()
+
+
+def fused_blocks(model: Model, *, compiled: bool, graphs: CudaGraphs | None, fp8: bool) -> Blocks:
+    """All blocks as the runtime opens them of a bundle, from the weights that are here."""
+    config, graph = model.spec.transformer, BlocksGraph(model.transformer, precision=model.precision)
+    inputs, outputs = (tensor_entries(specs) for specs in (graph.signature.inputs, graph.signature.outputs))
+    entry = GraphEntry(kind="blocks", file="", inputs=inputs, outputs=outputs, last=config.depth)
+    weights = fused_weights(graph)
+    engine = FusedEngine(
+        "blocks",
+        in_8_bits(weights) if fp8 else weights,
+        entry,
+        model.device,
+        tokens=model.schedule.tokens[-1],
+        compiled=compiled,
+        graphs=graphs,
+    )
+    cache: torch.dtype = getattr(torch, model.precision)
+    shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits, cache, writes_all=True)
+    return Blocks([BlocksChunk(engine, 0, config.depth, frozenset(graph.signature.input_names))], shape)

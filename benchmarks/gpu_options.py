@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     parser.add_argument("--keep", help="shares of the last scales, by hand")
     parser.add_argument("--stop-scale", type=int, help="with --keep: the unconditional branch stops after it")
     parser.add_argument("--keep-from", type=Path, default=STUDY, help="a calibrated profile, or a study of policies")
-    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--warmup", type=int, default=2, help="graphs are captured in the first of them")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=5.5, help="begin nothing new after this time")
     parser.add_argument("--fp8", action="store_true", help="also the blocks' matrix products in 8-bit floats")

@@ -18,10 +18,10 @@ import torch
 from ldp_runtime.engines.gpu import local_capability, require_gpu
 from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.tensorrt_library import Flavour, load_library
+from ldp_runtime.engines.torch_compiler import check_compilers
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
 
 from ldp_export.builders.tensorrt import check_polygraphy
-from ldp_export.builders.torch_inductor import check_compiler
 from ldp_export.versions import TOOLCHAIN, installed
 
 #: Packages whose versions matter to somebody who helps.
@@ -113,9 +113,9 @@ def _check_graphs() -> None:
 
 
 def _check_torch() -> None:
-    """What building takes: the exporter and a C++ compiler."""
+    """What building takes: the exporter and a C++ compiler; for a GPU, Triton too."""
     _check_exporter()
-    check_compiler()
+    check_compilers(local_capability() is not None)
 
 
 def _check_build(flavour: Flavour) -> None:

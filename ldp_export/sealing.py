@@ -64,7 +64,7 @@ def _graph(plan: BuildPlan, name: str) -> GraphEntry:
     first, last = graph_blocks(name, plan.spec.transformer.depth)
     return GraphEntry(
         kind=graph_kind(name),
-        file=f"{name}/{builder.engine_file}",
+        file=f"{name}/{builder.engine_file(signature)}",
         inputs=tensor_entries(signature.inputs),
         outputs=tensor_entries(signature.outputs),
         first=first,

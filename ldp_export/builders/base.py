@@ -39,9 +39,8 @@ class Builder(Protocol):
         """Its name in the manifest."""
         ...
 
-    @property
-    def engine_file(self) -> str:
-        """The file that the runtime opens, in each graph's folder."""
+    def engine_file(self, signature: GraphSignature) -> str:
+        """The file that the runtime opens, in the graph's folder."""
         ...
 
     @property

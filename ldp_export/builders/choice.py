@@ -10,6 +10,7 @@ from ldp_runtime.bundle import Backend
 from ldp_runtime.engines.gpu import local_capability
 from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.tensorrt_library import load_library
+from ldp_runtime.engines.torch_compiler import check_compilers
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError
 
 from ldp_export.builders.base import Builder
@@ -18,7 +19,7 @@ from ldp_export.builders.int8_decoder import Int8DecoderBuilder
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.builders.profiles import all_schedules, buckets_of
 from ldp_export.builders.tensorrt import TensorRtBuilder, check_polygraphy
-from ldp_export.builders.torch_inductor import TorchBuilder, check_compiler
+from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.models.registry import ModelSpec, VarSpec
 
 #: Buckets of scales: early, middle, late. Thirteen, one a scale, cost ten times the build time of one.
@@ -62,8 +63,9 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
         return Int8DecoderBuilder() if options.int8_decoder else OnnxRuntimeBuilder()
     if options.backend == "torch":
         _refuse_options(options)
-        check_compiler()
-        return TorchBuilder("cpu" if local_capability() is None else "cuda")
+        on_gpu = local_capability() is not None
+        check_compilers(on_gpu)
+        return TorchBuilder("cuda", fused=True) if on_gpu else TorchBuilder()
     profiles = PROFILES if options.profiles is None else options.profiles
     batch = MAX_BATCH if options.max_batch is None else options.max_batch
     schedules = all_schedules(size) if isinstance(spec, ModelSpec) else spec.schedules

@@ -36,10 +36,12 @@ class Int8DecoderBuilder:
     """Quantises the graph `decoder`: symmetric weights per channel, activations per tensor, ranges from pictures."""
 
     backend: Backend = "onnxruntime"
-    engine_file: str = MODEL_FILE
     verified_on: str | None = "cpu"
     max_rows: int = 64
     quantized: frozenset[str] = frozenset({"decoder"})
+
+    def engine_file(self, signature: GraphSignature) -> str:
+        return MODEL_FILE
 
     def target(self) -> TargetEntry | None:
         return None

@@ -16,9 +16,11 @@ class OnnxRuntimeBuilder:
     """Ships the graphs as they are. Rows are dynamic: `max_rows` bounds the capacity check and the manifest."""
 
     backend: Backend = "onnxruntime"
-    engine_file: str = MODEL_FILE
     verified_on: str | None = "cpu"
     max_rows: int = 64
+
+    def engine_file(self, signature: GraphSignature) -> str:
+        return MODEL_FILE
 
     def target(self) -> TargetEntry | None:
         return None

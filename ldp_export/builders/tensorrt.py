@@ -53,7 +53,6 @@ class TensorRtBuilder:
     text_tokens: int
     local: bool = False
     timing_cache: Path | None = None
-    engine_file: str = ENGINE_FILE
 
     @property
     def backend(self) -> Backend:
@@ -66,6 +65,9 @@ class TensorRtBuilder:
     @property
     def library(self) -> Library:
         return load_library(self.flavour)
+
+    def engine_file(self, signature: GraphSignature) -> str:
+        return ENGINE_FILE
 
     def target(self) -> TargetEntry | None:
         return TargetEntry(library=self.library.version, compute_capabilities=self.capabilities)

@@ -1,7 +1,9 @@
-"""PyTorch's own ahead-of-time compiler (AOTInductor): for machines without another engine, and as a yardstick.
+"""PyTorch's own compiler: for machines without another engine, and as a yardstick.
 
-The package holds machine code and the weights. It runs where it was compiled: this PyTorch, this kind of processor
-or GPU. It takes a C++ compiler to build one, and none to run it.
+On a CPU every graph is compiled ahead of time (AOTInductor): a package of machine code and weights, which takes a C++
+compiler to build and none to run. On a GPU Infinity's blocks are built as *fused* ones instead: their weights alone, in
+the layout of the runtime's own pieces (`ldp_runtime/engines/fused`), which PyTorch compiles where they are loaded; only
+those can be replayed as CUDA graphs. Either runs where it was built: this PyTorch, this kind of processor or GPU.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from ldp_runtime.bundle import Backend, TargetEntry
+from ldp_runtime.bundle import FUSED_WEIGHTS, Backend, TargetEntry
 from ldp_runtime.engines.torch_target import local_target
 from ldp_runtime.errors import EngineBuildError
 from ldp_runtime.optimization_profiles import OptimizationProfile
@@ -21,25 +23,36 @@ from torch import nn
 from torch.onnx.ops._impl import ONNX_ATEN_DECOMP_TABLE
 
 from ldp_export.builders.base import ExportedGraph
+from ldp_export.builders.fused_blocks import is_fusible, write_fused
+from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.signature import GraphSignature
 
 ENGINE_FILE = "engine.pt2"
 #: Threads are the caller's choice at run time, not a constant of the machine code.
 _CONFIG = {"cpp.dynamic_threads": True}
+#: Layout of the fused blocks' file: part of what decides whether one that is there is built anew.
+_FUSED_LAYOUT = 1
 
 
 @dataclass(frozen=True)
 class TorchBuilder:
-    """Compiles graph modules for one device of this machine; any number of rows, tokens and past runs."""
+    """Makes engines for one device of this machine; any number of rows, tokens and past runs.
+
+    Attributes:
+        fused: Infinity's blocks are compiled where they are loaded. On a CPU packages were found to be faster.
+    """
 
     device: str = "cpu"
+    fused: bool = False
     backend: Backend = "torch"
-    engine_file: str = ENGINE_FILE
     max_rows: int = 64
 
     @property
     def verified_on(self) -> str | None:
         return self.device
+
+    def engine_file(self, signature: GraphSignature) -> str:
+        return FUSED_WEIGHTS if self._fuses(signature) else ENGINE_FILE
 
     def target(self) -> TargetEntry | None:
         return local_target(torch.device(self.device))
@@ -48,10 +61,16 @@ class TorchBuilder:
         return ()
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
+        if self._fuses(signature):
+            return {"fused": _FUSED_LAYOUT}
         return {"target": local_target(torch.device(self.device)).model_dump(mode="json"), "config": _CONFIG}
 
     def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
-        """Writes `engine.pt2`. Raises EngineBuildError when the graph cannot be traced or compiled."""
+        """Writes the engine's file. Raises EngineBuildError when the graph cannot be traced, compiled or fused."""
+        if self._fuses(graph.signature):
+            say("writing weights")
+            write_fused(cast(BlocksGraph, graph.module()), folder)
+            return
         from torch._inductor import aoti_compile_and_package
 
         name = graph.signature.name
@@ -67,6 +86,9 @@ class TorchBuilder:
                 f"PyTorch could not compile the graph {name!r}: {error}", hint="build with --backend onnxruntime"
             ) from error
 
+    def _fuses(self, signature: GraphSignature) -> bool:
+        return self.fused and is_fusible(signature)
+
 
 def trace_program(module: nn.Module, signature: GraphSignature, device: str = "cpu") -> torch.export.ExportedProgram:
     """The module's program with every axis of its signature dynamic."""
@@ -74,16 +96,3 @@ def trace_program(module: nn.Module, signature: GraphSignature, device: str = "c
         program = torch.export.export(module, signature.examples(device), dynamic_shapes=signature.dynamic_shapes())
     # Graphs may hold ONNX operators as such; compiled code must not depend on their Python implementations.
     return program.run_decompositions(ONNX_ATEN_DECOMP_TABLE)  # pyright: ignore[reportArgumentType]
-
-
-def check_compiler() -> None:
-    """Raises EngineBuildError where PyTorch finds no C++ compiler, which every package takes."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:  # of PyTorch's own types
-        raise EngineBuildError(
-            "PyTorch finds no C++ compiler, which compiling graphs takes",
-            hint="install one (g++ or clang++, or name one in CXX), or build with --backend onnxruntime",
-        ) from error

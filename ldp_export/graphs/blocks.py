@@ -107,7 +107,7 @@ class BlocksGraph(Graph):
         rope = (given["cos"], given["sin"])
         text_mask = given["text_mask"][:, None, None, :].expand(-1, 1, x.shape[1], -1)
         caches: list[torch.Tensor] = []
-        for i, block in enumerate(self._layers, start=self.first):
+        for i, block in enumerate(self.layers, start=self.first):
             text = (given[f"text_k_{i}"], given[f"text_v_{i}"])
             attend = partial(self.memory.attend, given, i)
             x, kept = self._block(block, x, given["modulation"], rope, text, text_mask, attend)
@@ -118,7 +118,8 @@ class BlocksGraph(Graph):
         return (x, *caches)
 
     @property
-    def _layers(self) -> list[Block]:
+    def layers(self) -> list[Block]:
+        """The blocks, typed."""
         return cast(list[Block], list(self.blocks))
 
     @property

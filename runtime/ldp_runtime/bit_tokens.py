@@ -8,7 +8,7 @@ import torch
 
 from ldp_runtime.guidance import gap_per_token
 from ldp_runtime.residual import LatentLayout, accumulate, bits_to_codes, next_input, tokens_to_latent
-from ldp_runtime.sampling import SamplingFilter, logit_difference, position_noise, sample_bits
+from ldp_runtime.sampling import SamplingFilter, draw_noise, logit_difference, position_noise, sample_bits
 from ldp_runtime.schedule import Grid, ScaleSchedule
 
 
@@ -31,6 +31,9 @@ class BitTokens:
 
     def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
         return position_noise(seed, schedule, self.layout.bits)
+
+    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
+        return draw_noise(generator, tokens, self.layout.bits)
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logit_difference(logits)

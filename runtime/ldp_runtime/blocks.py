@@ -9,8 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ldp_runtime.engines.base import Engine
-from ldp_runtime.errors import NonFiniteError
-from ldp_runtime.finite import all_finite
+from ldp_runtime.finite import FiniteWatch
 from ldp_runtime.kv_cache import KVCache
 from ldp_runtime.kv_cache_in_place import InPlaceKVCache
 
@@ -24,6 +23,7 @@ class ModelShape:
     Attributes:
         logits: of a token. cache: element type of keys and values.
         cache_tokens: positions of a cache that engines write in place; None where they give new keys and values.
+        writes_all: engines write keys and values of the last scale too, which nobody reads.
     """
 
     depth: int
@@ -32,6 +32,7 @@ class ModelShape:
     logits: int
     cache: torch.dtype = torch.float32
     cache_tokens: int | None = None
+    writes_all: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -117,13 +118,15 @@ class Blocks:
         self.shape = shape
         self.device = self._chunks[0].engine.device
 
-    def new_cache(self, capacity: int, rows: int) -> Cache:
-        """A cache for `capacity` tokens; one that is written in place has the size that the engines were built for."""
+    def new_cache(self, capacity: int, rows: int, last: int) -> Cache:
+        """A cache for `capacity` tokens, and `last` of the last scale where engines want room for them; one that is
+        written in place has the size that the engines were built for."""
         shape = self.shape
         if shape.cache_tokens is not None:
             sizes = (shape.depth, shape.cache_tokens, rows, shape.heads, shape.head_dim)
             return InPlaceKVCache(*sizes, self.device, shape.cache)
-        return KVCache(shape.depth, capacity, rows, shape.heads, shape.head_dim, self.device, shape.cache)
+        sizes = (shape.depth, capacity, rows, shape.heads, shape.head_dim)
+        return KVCache(*sizes, self.device, shape.cache, spare=last if shape.writes_all else 0)
 
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
         """The same chunks with every engine in a wrapper, to watch their calls."""
@@ -142,6 +145,7 @@ class Blocks:
         cache: Cache,
         *,
         scale: int,
+        watch: FiniteWatch,
         remember: bool = True,
     ) -> torch.Tensor:
         """One scale.
@@ -150,14 +154,14 @@ class Blocks:
             latents: inputs of the computed tokens [R, L, channels].
             offset: added to every embedded token [R, C]: the start token at scale 0, else the scale's embedding.
             places: see `Placement.at`.
-            scale: index, for error messages.
+            scale: index, for error messages. watch: sees the logits.
             remember: append keys and values to the cache; the last scale has no use for them.
 
         Returns:
             Logits [R, L, V].
 
         Raises:
-            NonFiniteError: the logits hold NaN or infinity.
+            NonFiniteError: the logits hold NaN or infinity; on a GPU, the watch says so.
         """
         R, L, _ = latents.shape
         logits = latents.new_empty(R, L, self.shape.logits)
@@ -175,9 +179,9 @@ class Blocks:
             given["hidden"] = out
         if remember:
             cache.advance(L)
-        if not all_finite(logits):
-            raise NonFiniteError(
-                f"the graph 'blocks' gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",
-                hint="the engine's precision does not hold this model; verify the bundle, or build it in float32",
-            )
+        watch.see(
+            logits,
+            f"the graph 'blocks' gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",
+            hint="the engine's precision does not hold this model; verify the bundle, or build it in float32",
+        )
         return logits

@@ -31,6 +31,8 @@ from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 SCHEMA_VERSION = 2
 MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "reports"
 CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
+#: Engine file of blocks that PyTorch compiles where they are loaded: their weights alone.
+FUSED_WEIGHTS = "fused.safetensors"
 
 #: Element type of the graphs' matrix products; what the original keeps in float32 is float32 in all of them.
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -244,6 +246,11 @@ class Manifest(_Entry):
     def kv_form(self) -> KvForm:
         """How the engines remember keys and values, as their signature says."""
         return "in-place" if self._keys.name.startswith("cache_") else "concat"
+
+    @property
+    def has_fused_blocks(self) -> bool:
+        """Whether PyTorch compiles the blocks where they are loaded; see `engines/fused`."""
+        return Path(self.chunks("blocks")[0].file).name == FUSED_WEIGHTS
 
     @property
     def _keys(self) -> TensorEntry:

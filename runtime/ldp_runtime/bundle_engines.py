@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
-from ldp_runtime.bundle import CONSTANTS, Bundle, GraphEntry, Manifest
+from ldp_runtime.bundle import CONSTANTS, FUSED_WEIGHTS, Bundle, GraphEntry, Manifest
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.prompt_chain import PASSED_ON, axis_sizes, chained, empty
 from ldp_runtime.errors import ConfigError, NonFiniteError
@@ -87,9 +87,12 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
         check_integers(manifest.graphs)
         return
     if manifest.backend == "torch":
+        from ldp_runtime.engines.torch_compiler import check_compiler
         from ldp_runtime.engines.torch_target import check_target
 
         check_target(manifest.target, device)
+        if manifest.has_fused_blocks:
+            check_compiler(device)
         return
     from ldp_runtime.engines.tensorrt import check_machine
 
@@ -130,7 +133,13 @@ def open_engines(
         blocks=Blocks(
             chunks,
             ModelShape(
-                model.depth, model.width, model.heads, model.logits, manifest.cache_dtype, manifest.cache_tokens
+                model.depth,
+                model.width,
+                model.heads,
+                model.logits,
+                manifest.cache_dtype,
+                manifest.cache_tokens,
+                writes_all=opener is None and manifest.has_fused_blocks,
             ),
         ),
         decoder=of_kind("decoder")[0][1],
@@ -147,9 +156,7 @@ def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[
 
         return lambda name, graph: OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads), None
     if bundle.manifest.backend == "torch":
-        from ldp_runtime.engines.torch_compiled import TorchCompiledEngine
-
-        return lambda name, graph: TorchCompiledEngine(name, bundle.path(graph.file), graph, device, threads), None
+        return _torch_opener(bundle, device, threads)
     from ldp_runtime.engines.tensorrt import TensorRtEngine, TensorRtSession, kernels_folder
 
     session = TensorRtSession(bundle.manifest, device, kernels=kernels_folder(bundle.manifest))
@@ -160,6 +167,27 @@ def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[
             return TensorRtEngine(name, bundle.path(graph.file), graph, session, files[graph.file].size)
 
     return open_there, session.counters
+
+
+def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
+    """Packages that were compiled ahead, and fused blocks that are compiled now."""
+    from ldp_runtime.engines.cuda_graphs import CudaGraphs
+    from ldp_runtime.engines.fused.engine import FusedEngine
+    from ldp_runtime.engines.graph_cache import GraphCounters
+    from ldp_runtime.engines.torch_compiled import TorchCompiledEngine
+
+    captures = bundle.manifest.has_fused_blocks and device.type == "cuda"
+    counters = GraphCounters() if captures else None
+    tokens = bundle.manifest.limits.tokens
+
+    def open_there(name: str, graph: GraphEntry) -> Engine:
+        path = bundle.path(graph.file)
+        if path.name != FUSED_WEIGHTS:
+            return TorchCompiledEngine(name, path, graph, device, threads)
+        graphs = None if counters is None else CudaGraphs(counters)
+        return FusedEngine.load(name, path, graph, device, tokens=tokens, threads=threads, graphs=graphs)
+
+    return open_there, counters
 
 
 def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:
@@ -173,15 +201,14 @@ def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.
         if tensor.name != PASSED_ON
     }
     engines.prompt.run({name: tensor.contiguous() for name, tensor in inputs.items()}, outputs)
-    for tensor in outputs.values():
-        check_finite(tensor, "prompt")
+    check_finite("prompt", *outputs.values())
     start = outputs.pop("start")
     if "text" in sizes:
         outputs["text_mask"] = torch.ones(len(start), sizes["text"], dtype=torch.bool, device=device)
     return PromptRows(start, outputs)
 
 
-def check_finite(tensor: torch.Tensor, graph: str) -> None:
-    """Raises NonFiniteError that names the graph when its output holds NaN or infinity."""
-    if not all_finite(tensor):
+def check_finite(graph: str, *outputs: torch.Tensor) -> None:
+    """Raises NonFiniteError that names the graph when one of its outputs holds NaN or infinity."""
+    if not all_finite(*outputs):
         raise NonFiniteError(f"the graph {graph!r} gave NaN or infinity", hint="verify the bundle")

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from ldp_runtime.bundle import Manifest
+from ldp_runtime.engines.fused.text import PADDED_TO
 from ldp_runtime.errors import CapacityError, ConfigError
 from ldp_runtime.kv_cache import KVCache
 
@@ -47,7 +48,8 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     tokens = max(max(s.tokens) for s in schedules)
     rows = 2 * max_batch
     held = manifest.cache_tokens or past
-    arena = KVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_dtype.itemsize)
+    spare = tokens if manifest.has_fused_blocks else 0
+    arena = KVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_dtype.itemsize, spare)
     widest = tokens * rows * (model.ffn + 4 * model.width) * 4
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
@@ -57,6 +59,9 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     if manifest.backend.startswith("tensorrt") and manifest.kv_form == "concat":
         # The last scale's keys and values, which nobody wants, have a place too.
         sampling += KVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
+    if manifest.has_fused_blocks:  # CUDA graphs find the text in a place of its own
+        padded = PADDED_TO * math.ceil(manifest.limits.text_tokens / PADDED_TO)
+        sampling += KVCache.size_in_bytes(model.depth, padded, rows, model.width, manifest.cache_dtype.itemsize)
     return MemoryEstimate(
         weights=2 * manifest.weight_bytes(),
         kv_cache=arena * (2 if max_batch > 1 else 1),

@@ -76,7 +76,7 @@ def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer |
     ids = tokenizer(text).to(engines.text_encoder.device)
     features = torch.empty(1, len(ids), manifest.model.text_channels, device=ids.device)
     engines.text_encoder.run({"ids": ids[None]}, {"features": features})
-    check_finite(features, "text_encoder")
+    check_finite("text_encoder", features)
     return features[0]
 
 

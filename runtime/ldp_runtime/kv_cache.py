@@ -10,10 +10,14 @@ from ldp_runtime.errors import ConfigError
 
 
 class KVCache:
-    """Keys and values of all layers, [layers, 2, capacity, rows, heads, head_dim].
+    """Keys and values of all layers, of each layer [capacity, rows, heads, head_dim].
 
     Engines read the first `length` positions of a layer and write the new ones right behind them: nothing is appended
     by hand. Pruned tokens are never written, so positions are dense in what was computed.
+
+    Layers lie in descending order: behind the positions of layer i are those of layer i - 1. The last scale, whose keys
+    and values no later scale reads, may therefore run over the end of a layer's room: what it overwrites belongs to a
+    layer that has run already. An engine that must write them somewhere gets `spare` positions once, not once a layer.
     """
 
     def __init__(
@@ -25,17 +29,16 @@ class KVCache:
         head_dim: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        spare: int = 0,
     ) -> None:
-        self._arena = torch.empty(layers, 2, capacity, rows, heads, head_dim, device=device, dtype=dtype)
-        self.length = 0
-
-    @property
-    def capacity(self) -> int:
-        return self._arena.shape[2]
+        self.layers, self.capacity, self.spare, self.length = layers, capacity, spare, 0
+        # One position in front: PyTorch's compiler takes a tensor at the start of its memory for a case of its own.
+        shape = (2, 1 + layers * capacity + spare, rows, heads, head_dim)
+        self._arena = torch.empty(shape, device=device, dtype=dtype)
 
     @property
     def rows(self) -> int:
-        return self._arena.shape[3]
+        return self._arena.shape[2]
 
     def past(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values computed so far: of each layer two views [length, rows, heads, head_dim]."""
@@ -47,15 +50,24 @@ class KVCache:
         Raises:
             ConfigError: the cache has no room for them.
         """
+        return self._next(tokens, self.capacity)
+
+    def _next(self, tokens: int, room: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         end = self.length + tokens
-        if end > self.capacity:
-            raise ConfigError(f"the KV cache holds {self.capacity} tokens, {end} were asked for")
+        if end > room:
+            raise ConfigError(f"the KV cache holds {room} tokens, {end} were asked for")
         return self._positions(self.length, end)
 
     def _positions(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        # All views in one call: a slice a layer and kind would cost a tenth of a millisecond of every scale.
-        views = self._arena[:, :, first:end].flatten(0, 1).unbind(0)
-        return list(zip(views[::2], views[1::2], strict=True))
+        # All views in three calls: a slice a layer and kind would cost a tenth of a millisecond of every scale.
+        kind, position, *inner = self._arena.stride()
+        views = self._arena.as_strided(
+            (2, self.layers, end - first, *self._arena.shape[2:]),
+            (kind, self.capacity * position, position, *inner),
+            (1 + first) * position,
+        )
+        keys, values = (kind.unbind(0)[::-1] for kind in views.unbind(0))
+        return list(zip(keys, values, strict=True))
 
     def counters(self, tokens: int) -> dict[str, torch.Tensor]:
         """What all layers of a call read of the cache beside their past: nothing."""
@@ -66,10 +78,12 @@ class KVCache:
         return [{f"past_k_{i}": key, f"past_v_{i}": value} for i, (key, value) in enumerate(self.past())]
 
     def writes(self, tokens: int, wanted: bool) -> list[dict[str, torch.Tensor]]:
-        """Outputs of each layer, by their names; none for a call whose keys and values are not wanted later."""
-        if not wanted:
-            return [{}] * self._arena.shape[0]
-        return [{f"new_k_{i}": key, f"new_v_{i}": value} for i, (key, value) in enumerate(self.slots(tokens))]
+        """Outputs of each layer, by their names; none for a call whose keys and values are not wanted later, but where
+        the cache has spare positions for them."""
+        if not wanted and not self.spare:
+            return [{}] * self.layers
+        slots = self.slots(tokens) if wanted else self._next(tokens, self.capacity + self.spare)
+        return [{f"new_k_{i}": key, f"new_v_{i}": value} for i, (key, value) in enumerate(slots)]
 
     def advance(self, tokens: int) -> None:
         """Counts the slots that an engine has just filled."""
@@ -77,20 +91,24 @@ class KVCache:
 
     def with_rows(self, rows: Sequence[int]) -> KVCache:
         """A new arena that holds these rows only, in this order; the caller drops the old one."""
-        layers, _, capacity, _, heads, head_dim = self._arena.shape
-        chosen = KVCache(layers, capacity, len(rows), heads, head_dim, self._arena.device, self._arena.dtype)
+        _, _, _, heads, head_dim = self._arena.shape
+        sizes = (self.layers, self.capacity, len(rows), heads, head_dim)
+        chosen = KVCache(*sizes, self._arena.device, self._arena.dtype, self.spare)
         chosen.length = self.length
+        mine, other = self._by_layer()[:, :, : self.length], chosen._by_layer()[:, :, : self.length]
         if list(rows) == list(range(len(rows))):  # the first rows, as when an unconditional branch stops: one copy
-            chosen._arena[:, :, : self.length] = self._arena[:, :, : self.length, : len(rows)]
+            other.copy_(mine[:, :, :, : len(rows)])
             return chosen
         index = torch.as_tensor(rows, device=self._arena.device)
-        for layer in range(layers):  # layer by layer: the copy's temporary stays small
-            for kind in range(2):
-                torch.index_select(
-                    self._arena[layer, kind, : self.length], 1, index, out=chosen._arena[layer, kind, : self.length]
-                )
+        for kind in range(2):
+            for layer in range(self.layers):  # layer by layer: the copy's temporary stays small
+                torch.index_select(mine[kind, layer], 1, index, out=other[kind, layer])
         return chosen
 
+    def _by_layer(self) -> torch.Tensor:
+        """[2, layers, capacity, rows, heads, head_dim], layers in the arena's order, without the spare positions."""
+        return self._arena[:, 1 : 1 + self.layers * self.capacity].unflatten(1, (self.layers, self.capacity))
+
     @staticmethod
-    def size_in_bytes(layers: int, capacity: int, rows: int, width: int, element_size: int = 4) -> int:
-        return layers * 2 * capacity * rows * width * element_size
+    def size_in_bytes(layers: int, capacity: int, rows: int, width: int, element_size: int = 4, spare: int = 0) -> int:
+        return 2 * (1 + layers * capacity + spare) * rows * width * element_size

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -26,6 +27,7 @@ from ldp_runtime.errors import (
     LdpError,
 )
 from ldp_runtime.families import placement
+from ldp_runtime.noise_ahead import NoiseAhead
 from ldp_runtime.out_of_memory import capacity_errors
 from ldp_runtime.pixels import to_output
 from ldp_runtime.profiles import resolve_policy
@@ -107,6 +109,8 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._placement = lru_cache(maxsize=4)(partial(placement, manifest.model, engines.constants))  # of a schedule
         self._lock = threading.RLock()  # a callback may draw too
+        on_gpu = engines.blocks.device.type == "cuda"
+        self._drawer = ThreadPoolExecutor(1, "ldp-noise") if on_gpu else None
 
     @classmethod
     def load(
@@ -275,6 +279,8 @@ class Pipeline:
         """Releases the engines' memory, after a running call has ended."""
         with self._lock:
             engines, self._engines = self._engines, None
+            if self._drawer is not None:
+                self._drawer.shutdown(cancel_futures=True)
             self._placement.cache_clear()
             if engines is not None:
                 engines.close()
@@ -312,9 +318,9 @@ class Pipeline:
         if request.more_smooth and isinstance(space, CodebookTokens):
             space = replace(space, more_smooth=True)
         guided = any(g != 1 for g in request.guidance)
-        prompt = condition_rows(engines, self.manifest, self._tokenizer, request.images, guided)
         device = engines.blocks.device
-        states = [_new_state(image.seed, space, schedule, guided, device) for image in request.images]
+        states = [self._new_state(image.seed, space, schedule, guided, device) for image in request.images]
+        prompt = condition_rows(engines, self.manifest, self._tokenizer, request.images, guided)
         text_s = time.perf_counter() - started
         where, heat = self._placement(schedule), request.temperature
         settings = LoopSettings(schedule, space, request.guidance, heat, request.filter, request.policy, where)
@@ -336,6 +342,17 @@ class Pipeline:
             for state in states
         ]
 
+    def _new_state(
+        self, seed: int, space: TokenSpace, schedule: ScaleSchedule, guided: bool, device: torch.device
+    ) -> ImageState:
+        """An image to be drawn. Where a GPU computes, a thread draws its noise meanwhile."""
+        noise = (
+            space.noise(seed, schedule)
+            if self._drawer is None
+            else NoiseAhead(seed, space, schedule, device, self._drawer)
+        )
+        return ImageState(seed, noise, space.empty_latent(schedule).to(device), unconditional=guided)
+
     def _event(self, scale: int, request: Request, places: tuple[int, ...], images: Sequence[ImageState]) -> ScaleEvent:
         """What the callback sees of images that are at these places of the request."""
         latents = tuple(image.latent for image in images)
@@ -356,18 +373,9 @@ class Pipeline:
         for latent, image in zip(latents, images.split(1), strict=True):
             started = time.perf_counter()
             engines.decoder.run({"latent": latent[None].contiguous()}, {"image": image})
-            check_finite(image, "decoder")
+            check_finite("decoder", image)
             seconds.append(time.perf_counter() - started)
         return images, seconds
-
-
-def _new_state(seed: int, space: TokenSpace, schedule: ScaleSchedule, guided: bool, device: torch.device) -> ImageState:
-    return ImageState(
-        seed=seed,
-        noise=tuple(n.to(device) for n in space.noise(seed, schedule)),
-        latent=space.empty_latent(schedule).to(device),
-        unconditional=guided,
-    )
 
 
 @contextmanager

@@ -11,7 +11,6 @@ its own rows, so masks are never ragged and a pruned image does not depend on it
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,12 +18,14 @@ from functools import cached_property
 import torch
 
 from ldp_runtime.blocks import Blocks, Cache, Placement, PromptRows
+from ldp_runtime.finite import FiniteWatch
 from ldp_runtime.guidance import guide, last_guided_scale
 from ldp_runtime.pruning.guidance_recall import recall
 from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.scalars import scalar
+from ldp_runtime.scale_clock import ScaleClock, ScaleMarks
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.token_space import TokenSpace
 from ldp_runtime.trace import ScaleTrace
@@ -70,7 +71,7 @@ class ImageState:
     """
 
     seed: int
-    noise: tuple[torch.Tensor, ...]
+    noise: Sequence[torch.Tensor]
     latent: torch.Tensor
     unconditional: bool
     forced_tokens: Sequence[torch.Tensor] | None = None
@@ -143,10 +144,31 @@ def run_scales(
     Args:
         prompt: rows [conditional of each image, unconditional of each image whose `unconditional` is set].
     """
-    schedule, policy = settings.schedule, settings.policy
-    scales = policy.scales_to_run(schedule)
+    run = _Run(blocks, settings, FiniteWatch(), ScaleClock(blocks.device), on_scale, on_logits)
+    try:
+        _run_groups(run, prompt, images)
+    finally:
+        run.watch.check()  # NaN can make what follows it fail in many ways, none of which would name it
+    run.clock.settle()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all scales of a run share."""
+
+    blocks: Blocks
+    settings: LoopSettings
+    watch: FiniteWatch
+    clock: ScaleClock
+    on_scale: OnScale | None
+    on_logits: OnLogits | None
+
+
+def _run_groups(run: _Run, prompt: PromptRows, images: Sequence[ImageState]) -> None:
+    blocks, settings, schedule = run.blocks, run.settings, run.settings.schedule
+    scales = settings.policy.scales_to_run(schedule)
     capacity = max(1, schedule.offsets[scales - 1])  # the last scale's keys and values serve nobody
-    groups = [_Group(list(images), prompt, blocks.new_cache(capacity, prompt.rows))]
+    groups = [_Group(list(images), prompt, blocks.new_cache(capacity, prompt.rows, schedule.tokens[scales - 1]))]
     for k in range(scales):
         for group in groups:
             group.release_ended()
@@ -156,9 +178,9 @@ def run_scales(
         if k in settings.pruned or any(_forced(image, k) is not None for image in images):
             groups = [single for group in groups for single in group.split()]
         for group in groups:
-            _step(k, k == scales - 1, group, blocks, settings, on_logits)
-            if on_scale is not None:
-                on_scale(k, group.images)
+            _step(run, k, k == scales - 1, group)
+            if run.on_scale is not None:
+                run.on_scale(k, group.images)
 
 
 def _retire_branches(group: _Group, k: int, settings: LoopSettings) -> None:
@@ -181,26 +203,20 @@ def _forced(image: ImageState, k: int) -> torch.Tensor | None:
     return None if image.forced_keep is None else image.forced_keep[k]
 
 
-def _step(
-    k: int,
-    is_last: bool,
-    group: _Group,
-    blocks: Blocks,
-    settings: LoopSettings,
-    on_logits: OnLogits | None,
-) -> None:
+def _step(run: _Run, k: int, is_last: bool, group: _Group) -> None:
     """One scale of one group."""
-    started = time.perf_counter()
+    settings, clock = run.settings, run.clock
+    started = clock.mark()
     inputs = _inputs(k, group.images, settings)  # [B, h*w, channels]
     choice = _choose(k, group.images[0], inputs[0], settings)
     kept = None if choice is None else choice.selection.kept
     if kept is not None:
         inputs = inputs.index_select(1, kept)
-    selected = time.perf_counter()
-    logits = _run_rows(k, is_last, group, inputs, kept, blocks, settings) if inputs.shape[1] else None
-    if logits is not None and on_logits is not None:
-        on_logits(k, logits)
-    computed = before = time.perf_counter()
+    selected = clock.mark()
+    logits = _run_rows(run, k, is_last, group, inputs, kept) if inputs.shape[1] else None
+    if logits is not None and run.on_logits is not None:
+        run.on_logits(k, logits)
+    computed = before = clock.mark()
     scores = () if logits is None else settings.space.scores(logits).unbind()  # of each row [L, n]
     alive = group.alive()
     for i, image in enumerate(group.images):
@@ -213,26 +229,23 @@ def _step(
         image.gaps.append(gap)
         stops = i in alive and not is_last and settings.policy.stops_after(image.gaps, k, settings.schedule)
         ends = not is_last and settings.policy.ends_after(image.gaps, k, settings.schedule)
-        image.trace.append(
-            ScaleTrace(
-                scale=k,
-                grid=settings.schedule.grids[k],
-                tokens=inputs.shape[1],
-                tokens_full=settings.schedule.tokens[k],
-                rows=1 + (i in alive),
-                guided=i in alive and settings.guidance[k] != 1,
-                images_in_call=len(group.images),
-                gap=None if gap is None else gap.rms,
-                unconditional_stopped=stops,
-                ended=ends,
-                select_s=selected - started,
-                blocks_s=computed - selected,
-                residual_s=(now := time.perf_counter()) - before,
-                kept=kept,
-                score=None if choice is None else choice.selection.score,
-            )
+        trace = ScaleTrace(
+            scale=k,
+            grid=settings.schedule.grids[k],
+            tokens=inputs.shape[1],
+            tokens_full=settings.schedule.tokens[k],
+            rows=1 + (i in alive),
+            guided=i in alive and settings.guidance[k] != 1,
+            images_in_call=len(group.images),
+            gap=None if gap is None else gap.rms,
+            unconditional_stopped=stops,
+            ended=ends,
+            kept=kept,
+            score=None if choice is None else choice.selection.score,
         )
-        before = now
+        done = clock.mark()
+        clock.note(image.trace, trace, ScaleMarks(started, selected, computed, before, done))
+        before = done
 
 
 @dataclass(frozen=True)
@@ -282,23 +295,16 @@ def _computed(image: ImageState) -> torch.Tensor | None:
 
 
 def _run_rows(
-    k: int,
-    is_last: bool,
-    group: _Group,
-    inputs: torch.Tensor,
-    kept: torch.Tensor | None,
-    blocks: Blocks,
-    settings: LoopSettings,
+    run: _Run, k: int, is_last: bool, group: _Group, inputs: torch.Tensor, kept: torch.Tensor | None
 ) -> torch.Tensor:
     """The engine call: both branches of an image see the same tokens [B, L, channels] -> logits [R, L, V]."""
     alive = group.alive()
     guided = inputs if len(alive) == len(inputs) else inputs[alive]
     rows = torch.cat((inputs, guided)) if alive else inputs
-    offset = group.prompt.start if k == 0 else settings.placement.offsets[k].expand(group.prompt.rows, -1)
-    places = settings.placement.at(k, kept)
-    return blocks.run(
-        rows.contiguous(), offset.contiguous(), places, group.prompt, group.cache, scale=k, remember=not is_last
-    )
+    offset = group.prompt.start if k == 0 else run.settings.placement.offsets[k].expand(group.prompt.rows, -1)
+    places = run.settings.placement.at(k, kept)
+    given = (rows.contiguous(), offset.contiguous(), places, group.prompt, group.cache)
+    return run.blocks.run(*given, scale=k, watch=run.watch, remember=not is_last)
 
 
 def _sample(

@@ -43,6 +43,10 @@ class TokenSpace(Protocol):
         """
         ...
 
+    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
+        """The next scale's part of `noise` [tokens, ...] from the image's stream."""
+        ...
+
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits of all branches [R, L, V] to scores [R, L, n]. Guidance and temperature apply to scores."""
         ...

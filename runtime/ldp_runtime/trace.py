@@ -25,6 +25,7 @@ class ScaleTrace:
         ended: the policy drew no further scale of this image.
         select_s, blocks_s: seconds spent choosing tokens, and in the engine call: shared by all images of the call.
         residual_s: seconds spent sampling and accumulating this image (its first image's: with what the call shares).
+            On a GPU all three are the device's when the run is over; a callback sees the host's, who runs ahead.
         kept: indices of the computed tokens, on the engines' device, or None for all of them.
         score: the map they were chosen by [h, w], on the engines' device, or None.
     """
@@ -38,9 +39,9 @@ class ScaleTrace:
     images_in_call: int
     gap: float | None
     unconditional_stopped: bool
-    select_s: float
-    blocks_s: float
-    residual_s: float
+    select_s: float = 0.0
+    blocks_s: float = 0.0
+    residual_s: float = 0.0
     ended: bool = False
     kept: torch.Tensor | None = field(default=None, repr=False)
     score: torch.Tensor | None = field(default=None, repr=False)

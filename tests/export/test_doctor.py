@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from ldp_runtime.bundle import MANIFEST, Bundle, Manifest, TargetEntry
 from ldp_runtime.engines.onnxruntime import check_provider
-from ldp_runtime.errors import EngineBuildError, LdpError
+from ldp_runtime.errors import IncompatibleBundleError, LdpError
 
 from ldp_export.builders.choice import BackendOptions, choose_builder
 from ldp_export.builders.profiles import all_schedules, scale_profiles
@@ -58,7 +58,7 @@ class TestDoctor:
         monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
         verdict = next(verdict for verdict in examine().build if verdict.what == "torch engines")
         model = find_model("infinity-shapes")
-        with pytest.raises(EngineBuildError) as refused:
+        with pytest.raises(IncompatibleBundleError) as refused:
             choose_builder(BackendOptions("torch"), model, model.size, "float32")
         assert (verdict.works, verdict.reason, verdict.fix) == (False, refused.value.message, refused.value.hint)
 

@@ -10,22 +10,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu_blocks
 import gpu_candidates
 import gpu_draw
 import gpu_kernels
 import gpu_models
 import gpu_options
-import gpu_products
 import gpu_results
 import pytest
 import torch
-from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
+from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape
 from ldp_runtime.engines.eager import EagerEngine
+from ldp_runtime.engines.fused.products import Matrix
 from ldp_runtime.pruning.controls import SkipLastScales
 from ldp_runtime.pruning.given import GivenShares
 from ldp_runtime.pruning.policy import Policy
 
+from ldp_export.builders.fused_blocks import block_weights
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.models.reference import ReferenceSettings, generate
 
@@ -94,34 +94,13 @@ def test_full_model_is_the_original_loop(tiny: gpu_models.Model) -> None:
 def test_pruned_as_the_exported_graph(tiny: gpu_models.Model, batch: int, policy: Policy) -> None:
     toolkit = gpu_draw.Toolkit(tiny, compiled=False, graphs=False)
     latents, logits = images_and_logits(toolkit, batch, policy)
-    blocks, rows = concatenating(toolkit), toolkit._rows
-
-    def masked(batch: int) -> PromptRows:
-        found = rows(batch)
-        mask = torch.ones(2 * batch, gpu_models.TEXT_TOKENS, dtype=torch.bool)
-        inputs = {name: tensor.contiguous() for name, tensor in found.inputs.items()}
-        return PromptRows(found.start, {**inputs, "text_mask": mask})
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolkit, "_rows", masked)
-        patch.setattr(blocks, "arenas", toolkit.blocks.arenas, raising=False)
-        patch.setattr(toolkit, "blocks", blocks)
+        patch.setattr(toolkit, "blocks", concatenating(toolkit))
         expected, raw = images_and_logits(toolkit, batch, policy)
     for mine, theirs in zip(logits, raw, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=3e-6)
     for mine, theirs in zip(latents, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
-
-
-def test_arenas_keep_their_addresses(tiny: gpu_models.Model) -> None:
-    """What CUDA graphs rely on: the next image writes where the last one did."""
-    toolkit = gpu_draw.Toolkit(tiny, compiled=False, graphs=False)
-    places: list[list[int]] = []
-    for _ in range(2):
-        toolkit.run(toolkit.images(2), GivenShares((0.6,), 4))
-        places.append([arena.keys.data_ptr() for arena in toolkit.blocks.arenas._taken])
-    assert places[0] == places[1]
-    assert len(set(places[0])) == len(places[0])
 
 
 def test_rounded_weights_stay_near(tiny: gpu_models.Model) -> None:
@@ -140,16 +119,6 @@ def test_disagreement_is_rounding_alone(tiny: gpu_models.Model) -> None:
     candidate = gpu_candidates.Candidate("plain", Policy(), compiled=False, graphs=False)
     assert len(bench.disagreement(candidate)) == len(tiny.schedule)
     assert max(bench.disagreement(candidate)) < 1e-5
-
-
-def test_products_in_8_bit_floats(tiny: gpu_models.Model) -> None:
-    """Each row's largest value is kept, the others to three bits behind the leading one."""
-    x, weight, bias = torch.randn(2, 5, 64), torch.randn(48, 64), torch.randn(48)
-    rounded = gpu_products.product(x, gpu_products.matrix(weight, bias, fp8=True))
-    exact = gpu_products.product(x, gpu_products.matrix(weight, bias))
-    assert 1e-3 < (rounded - exact).norm() / (exact - bias).norm() < 0.06
-    values, step = gpu_products.rounded_rows(weight)
-    torch.testing.assert_close(values.float() * step, weight, rtol=1 / 16, atol=float(step.max()) / 512)
 
 
 def test_kernel_tables_are_summed_by_kind(tmp_path: Path) -> None:
@@ -175,7 +144,7 @@ def test_kernel_tables_are_summed_by_kind(tmp_path: Path) -> None:
 
 def test_work_is_counted(tiny: gpu_models.Model) -> None:
     config = tiny.spec.transformer
-    weights = [m for m in gpu_blocks.block_weights(tiny.transformer.layers[0]) if isinstance(m, gpu_products.Matrix)]
+    weights = [m for m in block_weights(tiny.transformer.layers[0]) if isinstance(m, Matrix)]
     matrices = config.depth * sum(m.weight.numel() for m in weights)
     attention = 4 * config.width * config.depth
     one = 2 * (2 * matrices + attention)

@@ -1,4 +1,4 @@
-"""Engines that PyTorch compiles for the GPU of this machine: built, verified and driven as in service."""
+"""Engines that PyTorch compiles for the GPU of this machine, ahead and where they are loaded: as in service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     transformer = replace(TRANSFORMER, width=128, chunks=1)
     vae = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
     sources = write_sources(folder, transformer, vae)
-    options = BuildOptions(folder / "bundle", precision=request.param, builder=TorchBuilder("cuda"))
+    options = BuildOptions(folder / "bundle", precision=request.param, builder=TorchBuilder("cuda", fused=True))
     bundle, _ = build(plan_build(spec(transformer, vae), sources, options))
     assert bundle.state == "verified"
     return bundle
@@ -46,6 +46,35 @@ def test_names_its_gpu_and_verifies_from_the_bundle_alone(engines: Bundle) -> No
 def test_the_same_seed_gives_the_same_picture(pipe: Pipeline) -> None:
     drawn = [pipe(prompt_embeds=random_texts([7]), seed=5, output_type="latent").images for _ in range(3)]
     assert all(torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+def test_graphs_are_replayed(pipe: Pipeline) -> None:
+    """Captured when a call comes back; from then on every image replays as many and none is captured anew."""
+    counters, seen = pipe.cuda_graphs, []
+    assert counters is not None
+    for seed in range(5):
+        pipe(prompt_embeds=random_texts([7]), seed=seed, output_type="latent")
+        seen.append((counters.captures, counters.replays))
+    assert seen[-1][0] == seen[-2][0] > 0
+    assert seen[-1][1] - seen[-2][1] == seen[-2][1] - seen[-3][1] > 0
+
+
+def test_graphs_serve_other_texts(pipe: Pipeline) -> None:
+    """Of about the same length: they are padded. A picture does not depend on what was drawn before it."""
+    counters, texts = pipe.cuda_graphs, random_texts([7, 11, 3])
+    assert counters is not None
+    for _ in range(3):
+        pipe(prompt_embeds=texts[0], seed=1, output_type="latent")
+    captures = counters.captures
+    first = [pipe(prompt_embeds=text, seed=1, output_type="latent").images for text in texts]
+    again = [pipe(prompt_embeds=text, seed=1, output_type="latent").images for text in reversed(texts)]
+    assert counters.captures == captures
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+
+
+def test_device_times_are_in_the_trace(pipe: Pipeline) -> None:
+    (trace,) = pipe(prompt_embeds=random_texts([7]), seed=0, output_type="torch").traces
+    assert all(scale.blocks_s > 0 for scale in trace.scales)
 
 
 def test_pruned_and_batched(pipe: Pipeline) -> None:

@@ -10,6 +10,7 @@ from ldp_runtime.engines.bindings import Binding
 from ldp_runtime.engines.eager import EagerEngine
 from ldp_runtime.engines.places import Places
 from ldp_runtime.engines.tensorrt_library import ALIGNMENT
+from ldp_runtime.finite import FiniteWatch
 from ldp_runtime.kv_cache import KVCache
 from ldp_runtime.schedule import rope_table
 
@@ -35,12 +36,14 @@ def two_scales(golden: Golden, device: str) -> list[torch.Tensor]:
     for i in range(config.depth):
         inputs |= {f"text_k_{i}": draw(R, H, T, c), f"text_v_{i}": draw(R, H, T, c)}
     prompt = PromptRows(draw(R, config.width), inputs)
-    cache, table = blocks.new_cache(schedule.offsets[3], R), rope_table(schedule, c)
+    cache, table = blocks.new_cache(schedule.offsets[3], R, 0), rope_table(schedule, c)
     logits = []
     for k in range(3):
         places = {"cos": table[k][0].to(device), "sin": table[k][1].to(device)}
         latents = draw(R, schedule.tokens[k], config.bits)
-        logits.append(blocks.run(latents, draw(R, config.width), places, prompt, cache, scale=k).cpu())
+        logits.append(
+            blocks.run(latents, draw(R, config.width), places, prompt, cache, scale=k, watch=FiniteWatch()).cpu()
+        )
     blocks.close()
     return logits
 

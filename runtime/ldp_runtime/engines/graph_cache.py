@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 Graph = TypeVar("Graph")
 
 #: Calls that are remembered while they have been seen once.
-_SEEN = 1024
+SEEN = 1024
 
 
 @dataclass
@@ -29,12 +29,17 @@ class GraphCounters:
 
 
 class GraphCache(Generic[Graph]):
-    """Captured graphs, the least recently used of which go first. Not safe for threads: calls queue before it."""
+    """Captured graphs, the least recently used of which go first. Not safe for threads: calls queue before it.
 
-    def __init__(self, limit: int) -> None:
-        """Args: limit: bytes that all graphs may hold together; 0 keeps none."""
-        self.limit = limit
-        self.counters = GraphCounters()
+    Args:
+        limit: bytes (or whatever `keep` is told as a size) that all graphs may hold together; 0 keeps none.
+        seen: calls that are remembered while they have been seen once.
+        counters: what to count in, where several caches count together.
+    """
+
+    def __init__(self, limit: int, seen: int = SEEN, counters: GraphCounters | None = None) -> None:
+        self.limit, self._remembered = limit, seen
+        self.counters = counters or GraphCounters()
         self._graphs: OrderedDict[Hashable, tuple[Graph, int]] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
@@ -63,7 +68,7 @@ class GraphCache(Generic[Graph]):
         known = call in self._seen
         self._seen[call] = None
         self._seen.move_to_end(call)
-        if len(self._seen) > _SEEN:
+        if len(self._seen) > self._remembered:
             self._seen.popitem(last=False)
         return known
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +50,30 @@ class TorchCompiledEngine:
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._call is None:
             raise LdpError(f"the engine {self.name!r} is closed")
-        given = [_checked(inputs[entry.name], entry, self.name) for entry in self._inputs]
-        try:
-            with torch_threads(self._threads), capacity_errors(f"running the graph {self.name!r}"):
-                results = self._call(*given)
-                results = (results,) if isinstance(results, torch.Tensor) else results
-                for name, result in zip(self._outputs, results, strict=True):
-                    if name in outputs:
-                        outputs[name].copy_(result)
-        except RuntimeError as error:
-            shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
-            raise LdpError(f"the graph {self.name!r} failed with inputs {shapes}: {error}") from error
+        given = [check_tensor(inputs[entry.name], entry, self.name) for entry in self._inputs]
+        with torch_threads(self._threads), named_failures(self.name, inputs):
+            results = self._call(*given)
+            results = (results,) if isinstance(results, torch.Tensor) else results
+            for name, result in zip(self._outputs, results, strict=True):
+                if name in outputs:
+                    outputs[name].copy_(result)
 
     def close(self) -> None:
         self._call = None
 
 
-def _checked(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
+@contextmanager
+def named_failures(graph: str, inputs: Mapping[str, torch.Tensor]) -> Generator[None]:
+    """Turns what PyTorch raises in a call into a CapacityError, or an LdpError that names the graph and its inputs."""
+    try:
+        with capacity_errors(f"running the graph {graph!r}"):
+            yield
+    except RuntimeError as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
+        raise LdpError(f"the graph {graph!r} failed with inputs {shapes}: {error}") from error
+
+
+def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
     """The tensor: compiled code reads memory as its signature says, whatever it is given."""
     same_type = str(tensor.dtype) == f"torch.{entry.dtype}" and tensor.dim() == len(entry.shape)
     if not same_type or any(a != b for a, b in zip(entry.shape, tensor.shape, strict=True) if isinstance(a, int)):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_graphs import CudaGraphs
+from ldp_runtime.engines.cuda_graphs import CudaGraphs
+from ldp_runtime.engines.graph_cache import GraphCounters
 
 
 class FakeStream:
@@ -43,22 +44,42 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         "CUDAGraph": FakeGraph,
         "graph": graph,
         "graph_pool_handle": object,
+        "synchronize": lambda _: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     return used
 
 
-def test_one_graph_a_shape_and_address(pools: list[Any]) -> None:
-    graphs, cache = CudaGraphs(), torch.zeros(2, 3)
-    double = lambda x: 2 * x  # noqa: E731
-    for _ in range(2):
-        graphs.run(double, [torch.ones(4)], [cache[0]])
-    assert graphs.captured == 1
-    graphs.run(double, [torch.ones(5)], [cache[0]])
-    graphs.run(double, [torch.ones(5)], [cache[1]])
-    assert graphs.captured == 3
-    assert len({id(pool) for pool in pools}) == 1
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def test_a_call_is_captured_when_it_comes_back(pools: list[Any]) -> None:
+    graphs, before = CudaGraphs(), FakeGraph.replays
+    assert graphs.run(twice, [torch.ones(4)], "here").tolist() == [2.0] * 4
+    assert (graphs.counters.captures, FakeGraph.replays) == (0, before)
+    graphs.run(twice, [torch.ones(4)], "here")
+    graphs.run(twice, [torch.ones(4)], "here")
+    assert (graphs.counters.captures, FakeGraph.replays) == (1, before + 2)
     assert graphs.seconds > 0
+
+
+def test_one_graph_a_shape_and_address(pools: list[Any]) -> None:
+    graphs = CudaGraphs()
+    for _ in range(2):
+        for size, place in ((4, "here"), (5, "here"), (5, "there")):
+            graphs.run(twice, [torch.ones(size)], place)
+    assert graphs.counters.captures == 3
+    assert len({id(pool) for pool in pools}) == 1
+
+
+def test_calls_that_seldom_come_back_are_not_captured(pools: list[Any]) -> None:
+    """As those of pruned scales, whose counts differ from image to image."""
+    graphs = CudaGraphs()
+    for _ in range(2):
+        for size in range(1, 100):
+            graphs.run(twice, [torch.ones(size)])
+    assert graphs.counters.captures == 0
 
 
 def test_inputs_of_mixed_types_are_copied(pools: list[Any]) -> None:
@@ -69,28 +90,27 @@ def test_inputs_of_mixed_types_are_copied(pools: list[Any]) -> None:
         seen.extend(own)
         return own[0]
 
-    graphs.run(call, inputs)
+    for _ in range(2):
+        graphs.run(call, inputs)
     given = [5 * torch.ones(3), torch.zeros(2, dtype=torch.bfloat16), torch.empty(0), torch.zeros(2, dtype=torch.bool)]
     graphs.run(call, given)
     for mine, theirs in zip(seen[-4:], given, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_resident_tensors_are_not_copied(pools: list[Any]) -> None:
-    graphs, cache = CudaGraphs(), torch.zeros(2)
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        cache.add_(x)
-        return x
-
-    graphs.run(call, [torch.ones(2)], [cache])
-    assert cache[0] > 0  # the capture's calls wrote where it is
-
-
 def test_cleared_graphs_are_captured_again(pools: list[Any]) -> None:
     graphs = CudaGraphs()
     for _ in range(2):
-        graphs.run(torch.neg, [torch.ones(1)])
+        for _ in range(2):
+            graphs.run(torch.neg, [torch.ones(1)])
         graphs.clear()
-    assert graphs.captured == 2
+    assert graphs.counters.captures == 2
     assert len({id(pool) for pool in pools}) == 2
+
+
+def test_engines_of_a_model_count_together(pools: list[Any]) -> None:
+    counters = GraphCounters()
+    for graphs in (CudaGraphs(counters), CudaGraphs(counters)):
+        for _ in range(3):
+            graphs.run(torch.neg, [torch.ones(1)])
+    assert (counters.captures, counters.replays, counters.plain) == (2, 2, 4)

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from ldp_export.models.layers import linear
-
 FLOAT8 = torch.float8_e4m3fn
 
 
@@ -25,13 +23,10 @@ class Matrix(NamedTuple):
     step: torch.Tensor
 
 
-def matrix(weight: torch.Tensor, bias: torch.Tensor, fp8: bool = False) -> Matrix:
-    """The layer's parameters without their history, the weight rounded where asked for."""
-    weight, bias = weight.detach(), bias.detach()
-    if not fp8:
-        return Matrix(weight, bias, bias.new_empty(0))
-    rounded, step = rounded_rows(weight)
-    return Matrix(rounded, bias, step.T.contiguous())
+def float8(m: Matrix) -> Matrix:
+    """The layer with its weight rounded to 8-bit floats."""
+    rounded, step = rounded_rows(m.weight)
+    return Matrix(rounded, m.bias, step.T.contiguous())
 
 
 def rounded_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,22 +37,26 @@ def rounded_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def product(x: torch.Tensor, m: Matrix) -> torch.Tensor:
-    """x [R, L, K] to [R, L, N] in the type of the bias."""
-    return linear(x, m.weight, m.bias) if m.weight.dtype != FLOAT8 else _float8(x, m)
+    """x [L, R, K] to [L, R, N] in the type of the bias."""
+    return F.linear(x.to(m.weight.dtype), m.weight, m.bias) if m.weight.dtype != FLOAT8 else _float8(x, m)
 
 
 def activated(x: torch.Tensor, m: Matrix) -> torch.Tensor:
     """`product` and the tanh form of GELU; on a GPU in one kernel, whose GELU reads the sum before it is rounded."""
     if m.weight.dtype == FLOAT8 or not x.is_cuda:
         return F.gelu(product(x, m), approximate="tanh")
-    flat = torch._addmm_activation(m.bias, x.flatten(0, 1).to(m.weight.dtype), m.weight.t(), use_gelu=True)
+    flat = torch._addmm_activation(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        m.bias, x.flatten(0, 1).to(m.weight.dtype), m.weight.t(), use_gelu=True
+    )
     return flat.unflatten(0, x.shape[:2])
 
 
 def _float8(x: torch.Tensor, m: Matrix) -> torch.Tensor:
     rounded, step = rounded_rows(x.flatten(0, 1))
     if x.is_cuda:
-        out = torch._scaled_mm(rounded, m.weight.t(), step, m.step, out_dtype=m.bias.dtype, use_fast_accum=True)
+        out = torch._scaled_mm(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            rounded, m.weight.t(), step, m.step, out_dtype=m.bias.dtype, use_fast_accum=True
+        )
     else:  # what the unit computes, but for the order of its sums
         out = ((rounded.float() @ m.weight.float().t()) * step * m.step).to(m.bias.dtype)
     return (out + m.bias).unflatten(0, x.shape[:2])

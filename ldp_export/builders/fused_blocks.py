@@ -1,0 +1,71 @@
+"""From the `blocks` graph of an Infinity model to the weights of a fused engine (`ldp_runtime.engines.fused`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from ldp_runtime.bundle import FUSED_WEIGHTS
+from ldp_runtime.engines.fused.pieces import EPS, BlockWeights
+from ldp_runtime.engines.fused.products import Matrix
+from ldp_runtime.engines.fused.weights import FusedWeights, named_tensors
+from ldp_runtime.errors import EngineBuildError
+from torch import nn
+
+from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.graphs.signature import GraphSignature
+from ldp_export.models.infinity import Block
+from ldp_export.models.layers import Linear
+from ldp_export.models.tensor_writer import TensorSource, write_tensors
+
+
+def is_fusible(signature: GraphSignature) -> bool:
+    """Whether a graph is blocks of Infinity: the fused pieces share one modulation and attend to a text."""
+    names = signature.input_names
+    return "modulation" in names and "text_mask" in names
+
+
+def fused_weights(graph: BlocksGraph) -> FusedWeights:
+    """The graph's weights, in the types that it has them in; matrices are not copied.
+
+    Raises:
+        EngineBuildError: an architecture that the fused pieces do not compute.
+    """
+    if graph.eps != EPS:
+        raise EngineBuildError(
+            f"the fused blocks normalise with an epsilon of {EPS}, this model with {graph.eps}",
+            hint="build with --backend onnxruntime",
+        )
+    return FusedWeights(
+        [block_weights(block) for block in graph.layers],
+        graph.word_embed.weight.detach() if graph.first == 0 else None,
+        matrix(graph.head) if graph.last_is_head else None,
+    )
+
+
+def block_weights(block: Block) -> BlockWeights:
+    """Of one block; what does not depend on the call is joined or converted."""
+    sa, ca, ffn = block.sa, block.ca, block.ffn
+    bias = torch.cat((sa.q_bias, torch.zeros_like(sa.q_bias), sa.v_bias))
+    return BlockWeights(
+        modulation=block.ada_gss[0].detach().float(),
+        qkv=Matrix(sa.mat_qkv.weight.detach(), bias.detach(), bias.new_empty(0)),
+        temperature=sa.scale_mul_1H11.detach().float().clamp(max=sa.MAX_LOG_SCALE).exp().view(-1, 1),
+        out=matrix(sa.proj),
+        norm=block.ca_norm.weight.detach().float(),
+        norm_bias=block.ca_norm.bias.detach().float(),
+        query=matrix(ca.mat_q),
+        text_out=matrix(ca.proj),
+        up=matrix(ffn.fc1),
+        down=matrix(ffn.fc2),
+    )
+
+
+def matrix(layer: Linear | nn.Linear) -> Matrix:
+    return Matrix(layer.weight.detach(), layer.bias.detach(), layer.bias.detach().new_empty(0))
+
+
+def write_fused(graph: BlocksGraph, folder: Path) -> None:
+    """Writes the engine's file into `folder`. Raises EngineBuildError as `fused_weights`."""
+    sources = [TensorSource.of(name, tensor) for name, tensor in named_tensors(fused_weights(graph))]
+    write_tensors(sources, folder / FUSED_WEIGHTS)

@@ -1,0 +1,92 @@
+"""The text's keys and values as the blocks read them, and a place for them where CUDA graphs can find them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+#: Texts are padded to a multiple of this where graphs are replayed: one graph serves all texts of about a length.
+PADDED_TO = 64
+
+
+class Text(NamedTuple):
+    """Keys and values of each block [R, H, T, c], and which of their positions are text [R, T]; None: all."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    mask: torch.Tensor | None
+
+    @property
+    def broadcast_mask(self) -> torch.Tensor | None:
+        """For attention: [R, 1, 1, T]."""
+        return None if self.mask is None else self.mask[:, None, None, :]
+
+
+class TextReader:
+    """Takes the text from a call's inputs; says once a prompt, not once a call, whether it needs a mask."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self._blocks = range(first, last)
+        self._mask: torch.Tensor | None = None
+        self._masks = False
+
+    def read(self, inputs: Mapping[str, torch.Tensor]) -> Text:
+        """As it is given, without a mask where all rows have one length: attention is then a plainer kernel."""
+        mask = inputs["text_mask"]
+        if mask is not self._mask:  # asking a GPU makes the host wait for it
+            self._mask, self._masks = mask, not bool(mask.all())
+        keys, values = ([inputs[f"text_{kind}_{i}"] for i in self._blocks] for kind in "kv")
+        return Text(keys, values, mask if self._masks else None)
+
+    def clear(self) -> None:
+        self._mask = None
+
+
+class TextRoom:
+    """Fixed addresses for texts, padded and masked; a text is copied when it is not the one that is there.
+
+    Attributes:
+        moved: how often addresses were given up for larger ones.
+    """
+
+    def __init__(self) -> None:
+        self._rooms: dict[int, Text] = {}
+        self._there: dict[int, torch.Tensor] = {}
+        self.moved = 0
+
+    def place(self, text: Text, mask: torch.Tensor) -> Text:
+        """The text [R, H, T, c] where graphs find it, with its mask [R, T], both padded."""
+        rows, length = mask.shape
+        padded = -(-length // PADDED_TO) * PADDED_TO
+        room = self._rooms.get(padded)
+        if room is None or room.keys[0].shape[0] < rows:
+            room = self._rooms[padded] = _room(text, rows, padded)
+            self._there.pop(padded, None)
+            self.moved += 1
+        assert room.mask is not None
+        if self._there.get(padded) is not text.keys[0]:
+            self._there[padded] = text.keys[0]
+            for places, given in ((room.keys, text.keys), (room.values, text.values)):
+                torch._foreach_copy_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+                    [place[:rows, :, :length] for place in places], given
+                )
+            room.mask[:rows, length:] = False
+            room.mask[:rows, :length].copy_(mask)
+        return Text([k[:rows] for k in room.keys], [v[:rows] for v in room.values], room.mask[:rows])
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self._rooms.clear()
+        self._there.clear()
+
+
+def _room(text: Text, rows: int, length: int) -> Text:
+    """Zeros: what lies behind a text has no weight, but memory may hold NaN."""
+
+    def zeros(like: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [t.new_zeros(rows, t.shape[1], length, t.shape[3]) for t in like]
+
+    mask = torch.zeros(rows, length, dtype=torch.bool, device=text.keys[0].device)
+    return Text(zeros(text.keys), zeros(text.values), mask)
