@@ -33,7 +33,8 @@ demo: setup
 bench: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export build --int8-decoder --output $(BUNDLE)-int8
-	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
+	$(BIN)/ldp-export build --backend torch --precision bfloat16 --int8-decoder --output $(BUNDLE)-bf16
+	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --also $(BUNDLE)-bf16 --prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
 		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.9 --policy ld:rho=0.92 \
 		--policy ld:score=energy --policy ld:score=energy,rho=0.9 \
 		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \

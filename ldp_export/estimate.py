@@ -71,8 +71,8 @@ class _Sizes:
     @cached_property
     def graphs(self) -> list[int]:
         """Bytes of weights of each graph."""
-        recipe, precision = self.plan.recipe, self.options.precision
-        return [recipe.graph(name, precision).weight_bytes() for name in self.plan.graph_names]
+        plan = self.plan
+        return [plan.recipe.graph(name, plan.precision(name)).weight_bytes() for name in plan.graph_names]
 
     @cached_property
     def engines(self) -> list[int]:
@@ -80,8 +80,7 @@ class _Sizes:
         builder = self.options.builder
         if not isinstance(builder, Compiler):
             return []
-        names, precision = self.plan.graph_names, self.options.precision
-        profiles = [len(builder.profiles(self.plan.recipe.signature(name, precision))) for name in names]
+        profiles = [len(builder.profiles(self.plan.signature(name))) for name in self.plan.graph_names]
         return [size + count * _ENGINE_CODE for size, count in zip(self.graphs, profiles, strict=True)]
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from ldp_runtime.bundle import VERSIONS, InfinityEntry, KvForm, Precision
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.builders.base import Builder
+from ldp_export.builders.base import Builder, quantized_graphs
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.disk import existing_parent
 from ldp_export.graphs.blocks import BlocksGraph
@@ -74,9 +74,13 @@ class BuildPlan:
         model = self.recipe.entry
         return max(model.schedule(ratio).total_tokens for ratio in model.aspect_ratios)
 
+    def precision(self, name: str) -> Precision:
+        """Of a graph's export: what is quantized afterwards is quantized from float32."""
+        return "float32" if name in quantized_graphs(self.options.builder) else self.options.precision
+
     def signature(self, name: str) -> GraphSignature:
         """Inputs and outputs of a graph, in the form and precision that are built."""
-        signature = self.recipe.signature(name, self.options.precision)
+        signature = self.recipe.signature(name, self.precision(name))
         return signature if self.cache_tokens is None else in_place_signature(signature, self.cache_tokens)
 
     def graph(self, name: str, precision: Precision) -> Graph:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldp_runtime.bundle import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest, TensorEntry
 
-from ldp_export.builders.base import Quantizer
+from ldp_export.builders.base import quantized_graphs
 from ldp_export.graphs.signature import TensorSpec
 from ldp_export.plan import BuildPlan
 from ldp_export.recipes.base import graph_blocks, graph_kind
@@ -70,7 +70,7 @@ def _graph(plan: BuildPlan, name: str) -> GraphEntry:
         first=first,
         last=last,
         profiles=builder.profiles(signature),
-        quantized=isinstance(builder, Quantizer) and name in builder.quantized,
+        quantized=name in quantized_graphs(builder),
     )
 
 

@@ -14,7 +14,7 @@ from ldp_runtime.bundle import CONSTANTS, REFERENCE, TOKENIZER
 from safetensors.torch import save_file
 
 from ldp_export import __version__
-from ldp_export.builders.base import Compiler, ExportedGraph, Quantizer
+from ldp_export.builders.base import Compiler, ExportedGraph, quantized_graphs
 from ldp_export.graphs.graph import OPSET
 from ldp_export.graphs.key_values import IN_PLACE_OPSET
 from ldp_export.graphs.onnx_export import FORMAT, check_twin, export_graph
@@ -39,8 +39,9 @@ class Work:
         """In the order in which they run."""
         stages = [stage for name in self.plan.graph_names for stage in self._graph_stages(name)]
         stages.append(Stage("constants", self._inputs(), self._write_constants))
-        quantizes = isinstance(self.plan.options.builder, Quantizer)  # which takes ranges from the recorded runs
-        stages.insert(0 if quantizes else len(stages), self._reference_stage())
+        # Ranges for engines in 8 bits are taken from the recorded runs.
+        first = bool(quantized_graphs(self.plan.options.builder))
+        stages.insert(0 if first else len(stages), self._reference_stage())
         return stages
 
     def _inputs(self) -> dict[str, Any]:
@@ -60,8 +61,7 @@ class Work:
         export, builder = self._export_stage(name), self.plan.options.builder
         if not isinstance(builder, Compiler):
             return [export]
-        precision = self.plan.options.precision
-        signature = self.plan.signature(name)
+        precision, signature = self.plan.precision(name), self.plan.signature(name)
         discard, place = self.plan.options.discard_graphs, export.place(self.cache)
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
@@ -76,7 +76,7 @@ class Work:
         return [engine] if discard and is_complete(engine.place(self.cache)) else [export, engine]
 
     def _export_stage(self, name: str) -> Stage:
-        part, precision = graph_part(name), self.plan.options.precision
+        part, precision = graph_part(name), self.plan.precision(name)
         inputs = {
             "sources": {part: self.hashes[part]},
             "architecture": asdict(self.plan.spec.vae if part == "vae" else self.plan.spec.transformer),

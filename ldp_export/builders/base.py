@@ -82,9 +82,14 @@ class Compiler(Builder, Protocol):
 
 @runtime_checkable
 class Quantizer(Compiler, Protocol):
-    """A compiler some of whose engines compute in 8-bit integers."""
+    """A compiler that can make engines that compute in 8 bits."""
 
     @property
     def quantized(self) -> frozenset[str]:
-        """Names of their graphs."""
+        """Names of their graphs; none where it was not asked for any."""
         ...
+
+
+def quantized_graphs(builder: Builder) -> frozenset[str]:
+    """Names of the graphs whose engines compute in 8 bits: exported in float32, with ranges from the recorded runs."""
+    return builder.quantized if isinstance(builder, Quantizer) else frozenset()

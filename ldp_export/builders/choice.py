@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import platformdirs
 import torch
-from ldp_runtime.bundle import Backend
+from ldp_runtime.bundle import Backend, Precision
 from ldp_runtime.engines.gpu import local_capability
 from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.tensorrt_library import load_library
@@ -34,7 +34,7 @@ class BackendOptions:
 
     Attributes:
         capabilities: compute capabilities as "8.6,8.9"; profiles: buckets of scales; max_batch: images of one call;
-            int8_decoder: whether ONNX Runtime's decoder multiplies 8-bit integers.
+            int8_decoder: whether the decoder multiplies 8-bit integers, in ONNX Runtime on a CPU.
     """
 
     backend: Backend = "onnxruntime"
@@ -55,17 +55,24 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
         ConfigError: options that the backend does not have, or GPUs that it or the precision does not serve.
         EngineBuildError, IncompatibleBundleError: the compiler, the library or the GPU that building takes is not here.
     """
-    if options.int8_decoder and options.backend != "onnxruntime":
-        raise ConfigError(f"{options.backend} has no decoder in 8-bit integers", hint="leave --int8-decoder out")
+    on_gpu = local_capability() is not None
+    if options.int8_decoder and (options.backend.startswith("tensorrt") or (options.backend == "torch" and on_gpu)):
+        raise ConfigError(
+            f"{options.backend} on a GPU has no decoder in 8-bit integers: ONNX Runtime multiplies them on a CPU",
+            hint="leave --int8-decoder out",
+        )
     if options.backend == "onnxruntime":
         _refuse_options(options)
         check_provider(torch.device("cpu"))  # it verifies what it builds
         return Int8DecoderBuilder() if options.int8_decoder else OnnxRuntimeBuilder()
     if options.backend == "torch":
         _refuse_options(options)
-        on_gpu = local_capability() is not None
         check_compilers(on_gpu)
-        return TorchBuilder("cuda", fused=True) if on_gpu else TorchBuilder()
+        if on_gpu:
+            return TorchBuilder("cuda", fused=True)
+        if options.int8_decoder:
+            check_provider(torch.device("cpu"))
+        return TorchBuilder(int8_decoder=Int8DecoderBuilder() if options.int8_decoder else None)
     profiles = PROFILES if options.profiles is None else options.profiles
     batch = MAX_BATCH if options.max_batch is None else options.max_batch
     schedules = all_schedules(size) if isinstance(spec, ModelSpec) else spec.schedules
@@ -87,6 +94,12 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
         local=local_capability() in capabilities,
         timing_cache=platformdirs.user_cache_path("ldp-export") / "timing" / f"{'-'.join(capabilities)}.cache",
     )
+
+
+def default_precision(backend: Backend) -> Precision:
+    """Of the graphs where the user names none: what the backend's usual machine computes fastest."""
+    on_gpu = backend.startswith("tensorrt") or (backend == "torch" and local_capability() is not None)
+    return "bfloat16" if on_gpu else "float32"
 
 
 def _refuse_options(options: BackendOptions) -> None:

@@ -33,6 +33,7 @@ Examples:
   ldp-export build --model infinity-8b --local-dir 8b   files fetched elsewhere, no network
   ldp-export build --backend tensorrt-rtx --compute-capability 8.6,8.9,12.0 --profiles 3 --output bundles/rtx
   ldp-export build --backend tensorrt-rtx --compute-capability 8.9 --kv-form in-place --output bundles/rtx-in-place
+  ldp-export build --backend torch --precision bfloat16 --int8-decoder --output bundles/fast   a CPU with bfloat16
   ldp-export build --weights t.safetensors --vae v.safetensors --pn 0.06M --output bundles/mine
 """
 )
@@ -53,7 +54,7 @@ Examples:
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Of the graphs' matrix products.  [default: bfloat16 with TensorRT, else float32]",
+    help="Of the graphs' matrix products.  [default: bfloat16 with TensorRT, and with torch on a GPU; else float32]",
 )
 @click.option(
     "--kv-form",
@@ -97,7 +98,7 @@ def command(
     it.
     """
     from ldp_export.build import build
-    from ldp_export.builders.choice import BackendOptions, choose_builder
+    from ldp_export.builders.choice import BackendOptions, choose_builder, default_precision
     from ldp_export.hub.fetch import fetch
     from ldp_export.models.registry import find_model
     from ldp_export.models.resolve import pending_fetch, resolve_model, with_defaults
@@ -106,7 +107,7 @@ def command(
     from ldp_export.plan import BuildOptions, BuildPlan, check_options, plan_build
 
     chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder)
-    precision = precision or ("bfloat16" if backend.startswith("tensorrt") else "float32")
+    precision = precision or default_precision(backend)
 
     def options_for(spec: ModelSpec | VarSpec) -> BuildOptions:
         builder, place = choose_builder(chosen, spec, size or spec.size, precision), Path("bundles") / spec.name

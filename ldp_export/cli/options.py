@@ -66,7 +66,7 @@ def backend_options(function: Any) -> Any:
         click.option(
             "--int8-decoder",
             is_flag=True,
-            help="ONNX Runtime on a CPU: the decoder multiplies 8-bit integers, at some 40 to 50 dB.",
+            help="On a CPU (onnxruntime or torch): the decoder multiplies 8-bit integers, at some 40 to 50 dB.",
         ),
         click.option("--max-batch", type=int, help="Images of one call that compiled engines serve.  [default: 4]"),
         click.option(

@@ -81,10 +81,7 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
         IncompatibleBundleError: what is missing, or which GPU or version the engines are for.
     """
     if manifest.backend == "onnxruntime":
-        from ldp_runtime.engines.onnxruntime import check_integers, check_provider
-
-        check_provider(device)
-        check_integers(manifest.graphs)
+        _check_onnxruntime(manifest, device)
         return
     if manifest.backend == "torch":
         from ldp_runtime.engines.torch_compiler import check_compiler
@@ -93,10 +90,19 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
         check_target(manifest.target, device)
         if manifest.has_fused_blocks:
             check_compiler(device)
+        if any(graph.quantized for graph in manifest.graphs.values()):
+            _check_onnxruntime(manifest, device)
         return
     from ldp_runtime.engines.tensorrt import check_machine
 
     check_machine(manifest, device)
+
+
+def _check_onnxruntime(manifest: Manifest, device: torch.device) -> None:
+    from ldp_runtime.engines.onnxruntime import check_integers, check_provider
+
+    check_provider(device)
+    check_integers(manifest.graphs)
 
 
 def open_engines(
@@ -170,7 +176,7 @@ def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[
 
 
 def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
-    """Packages that were compiled ahead, and fused blocks that are compiled now."""
+    """Packages that were compiled ahead, fused blocks that are compiled now, and a decoder in 8-bit integers."""
     from ldp_runtime.engines.cuda_graphs import CudaGraphs
     from ldp_runtime.engines.fused.engine import FusedEngine
     from ldp_runtime.engines.graph_cache import GraphCounters
@@ -182,6 +188,10 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
 
     def open_there(name: str, graph: GraphEntry) -> Engine:
         path = bundle.path(graph.file)
+        if graph.quantized:
+            from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(name, path, device, threads)
         if path.name != FUSED_WEIGHTS:
             return TorchCompiledEngine(name, path, graph, device, threads)
         graphs = None if counters is None else CudaGraphs(counters)

@@ -1,16 +1,25 @@
 """A decoder in 8-bit integers: close to the float one, proven by verify, refused where it would overflow."""
 
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from engine_runs import engines_of
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.engines import onnxruntime
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError
-from samples import spec
+from samples import TRANSFORMER, spec, write_sources
 
+from ldp_export.bench.plan import label
 from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders.choice import BackendOptions, choose_builder
+from ldp_export.builders.choice import BackendOptions, choose_builder, default_precision
 from ldp_export.builders.int8_decoder import Int8DecoderBuilder
+from ldp_export.builders.torch_inductor import TorchBuilder
+from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.models.sources import Sources
 
 needs_vnni = pytest.mark.skipif(
@@ -61,9 +70,43 @@ def test_a_processor_whose_products_overflow_is_refused(small_bundle: Bundle, mo
     onnxruntime.check_integers({"decoder": graph})
 
 
-def test_other_backends_have_none():
-    with pytest.raises(ConfigError, match="torch has no decoder in 8-bit"):
-        choose_builder(BackendOptions("torch", int8_decoder=True), spec(), "0.06M", "float32")
+def test_engines_for_gpus_have_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: "9.0")
+    for backend in ("torch", "tensorrt", "tensorrt-rtx"):
+        with pytest.raises(ConfigError, match=f"{backend} on a GPU has no decoder in 8-bit"):
+            choose_builder(BackendOptions(backend, int8_decoder=True), spec(), "0.06M", "float32")
+
+
+def test_precision_where_none_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: None)
+    assert [default_precision(b) for b in ("onnxruntime", "torch", "tensorrt-rtx")] == ["float32"] * 2 + ["bfloat16"]
+    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: "9.0")
+    assert [default_precision(b) for b in ("onnxruntime", "torch")] == ["float32", "bfloat16"]
+
+
+@needs_vnni
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
+def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
+    """The decoder is quantised from float32, whatever the precision of the other graphs."""
+    vae = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
+    transformer = replace(TRANSFORMER, depth=1, chunks=1)
+    sources = write_sources(tmp_path, transformer, vae)
+    builder = TorchBuilder(int8_decoder=Int8DecoderBuilder())
+    options = BuildOptions(tmp_path / "bundle", builder=builder, precision="bfloat16")
+    bundle, _ = build(plan_build(spec(transformer, vae), sources, options))
+    files = {name: Path(graph.file).name for name, graph in bundle.manifest.graphs.items()}
+    assert bundle.state == "verified"
+    assert files == {"prompt": "engine.pt2", "blocks": "engine.pt2", "decoder": "model.onnx"}
+    assert [name for name, graph in bundle.manifest.graphs.items() if graph.quantized] == ["decoder"]
+    assert label(bundle.manifest) == "torch, bfloat16, int8 decoder"
+    with Pipeline.load(bundle, threads=1) as pipe:
+        assert isinstance(engines_of(pipe).decoder, onnxruntime.OnnxRuntimeEngine)
+        drawn = pipe(prompt_embeds=torch.randn(5, 32), seed=3, policy="ld", output_type="torch").images
+        assert drawn.isfinite().all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "cpu_features", lambda: frozenset({"sse2", "avx2"}))
+        with pytest.raises(IncompatibleBundleError, match="no VNNI"):
+            Pipeline.load(bundle)
 
 
 def test_choice():
