@@ -29,8 +29,8 @@ from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.signature import GraphSignature
 
 ENGINE_FILE = "engine.pt2"
-#: Threads are the caller's choice at run time, not a constant of the machine code; weights are laid out for a CPU's matrix
-#: products when they are compiled and not in every call: 3 to 6 % of the blocks of a pruned small picture.
+#: Threads are the caller's choice at run time, not a constant of the machine code; weights are laid out for a CPU's
+#: matrix products when they are compiled and not in every call: 3 to 6 % of the blocks of a pruned small picture.
 _CPU_CONFIG = {"cpp.dynamic_threads": True, "freezing": True}
 #: Layout of the fused blocks' file: part of what decides whether one that is there is built anew.
 _FUSED_LAYOUT = 1
