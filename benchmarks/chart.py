@@ -56,12 +56,14 @@ def steps(candidates: list[Candidate]) -> list[tuple[str, Candidate]]:
     policies = list(dict.fromkeys(c["policy"] for c in candidates if c["policy"] != "none"))
     policy = "ld" if "ld" in policies else next(iter(policies), None)
     quantized = [c["name"] for c in candidates if "int8 decoder" in c["name"] and c["policy"] == policy]
+    rounded = [name for name in quantized if "bfloat16" in name]
     wanted = {
         "eager PyTorch": EAGER,
         "work hoisted out of the scales": HOISTED,
         "engines": UNPRUNED,
         f"pruned: {policy}": f"{UNPRUNED} + {policy}",
-        "decoder in 8-bit integers": next(iter(quantized), None),
+        "decoder in 8-bit integers": next((name for name in quantized if name not in rounded), None),
+        "PyTorch's bfloat16 blocks": next(iter(rounded), None),
     }
     return [(title, named[name]) for title, name in wanted.items() if name in named]
 
@@ -76,7 +78,7 @@ def waterfall(candidates: list[Candidate]) -> Figure:
         speedup = c["speedup_vs_eager"] or first / c["p50_ms"]
         quality = "" if c["psnr_db"] is None else f", {c['psnr_db']:.1f} dB"
         if c["psnr_db"] is not None and c["precision_psnr_db"] is not None:
-            quality += f" (8-bit integers alone: {c['precision_psnr_db']:.1f} dB)"
+            quality += f" (precision alone: {c['precision_psnr_db']:.1f} dB)"
         axis.text(_total(c), i, f" {c['p50_ms']:.0f} ms, {speedup:.2f}x{quality}", va="center", fontsize=8)
     axis.set_xlim(0, 1.45 * max(_total(c) for _, c in found))
     axis.set_xlabel("mean milliseconds of a call, stacked by phase (labels: median)")
@@ -159,7 +161,7 @@ def _front(axis: Axes, candidates: list[Candidate], speed: str, measure: str) ->
             y,
             xerr=error,
             fmt="x" if is_control(c) else "o",
-            color="black" if is_control(c) else "tab:blue",
+            color="black" if is_control(c) else "tab:orange" if "bfloat16" in c["name"] else "tab:blue",
             ms=5,
             lw=0.7,
             alpha=0.5 if quantized else 1,
@@ -172,8 +174,9 @@ def _front(axis: Axes, candidates: list[Candidate], speed: str, measure: str) ->
     axis.plot(
         [x for x, _ in best], [y for _, y in best], "--", color="0.6", lw=1, label="front of the controls", zorder=0
     )
-    if any("int8" in c["name"] for c in candidates):
-        axis.plot([], [], "o", color="tab:blue", alpha=0.5, label="the same policies, 8-bit decoder")
+    for words, color in (("8-bit decoder", "tab:blue"), ("8-bit decoder, bfloat16 blocks", "tab:orange")):
+        if any("int8" in c["name"] and ("bfloat16" in c["name"]) == ("bfloat16" in words) for c in candidates):
+            axis.plot([], [], "o", color=color, alpha=0.5, label=f"the same policies, {words}")
     axis.legend(fontsize=8)
     axis.margins(0.12)
     axis.grid(alpha=0.2)

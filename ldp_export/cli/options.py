@@ -82,8 +82,8 @@ def backend_options(function: Any) -> Any:
             type=kinds,
             default="onnxruntime",
             show_default=True,
-            help="What runs the graphs. torch compiles for this machine (its GPU, if there is one; Infinity's blocks then "
-            "when they are loaded); tensorrt builds on its own GPU, tensorrt-rtx anywhere.",
+            help="What runs the graphs. torch compiles for this machine (its GPU, if there is one; Infinity's blocks "
+            "then when they are loaded); tensorrt builds on its own GPU, tensorrt-rtx anywhere.",
         ),
     ):
         function = option(function)
