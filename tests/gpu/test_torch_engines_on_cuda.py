@@ -43,8 +43,11 @@ def test_names_its_gpu_and_verifies_from_the_bundle_alone(engines: Bundle) -> No
     assert verify_bundle(open_bundle(engines.folder), "cuda").state == "verified"
 
 
-def test_the_same_seed_gives_the_same_picture(pipe: Pipeline) -> None:
-    drawn = [pipe(prompt_embeds=random_texts([7]), seed=5, output_type="latent").images for _ in range(3)]
+@pytest.mark.parametrize("policy", [None, "ld", "skip:count=1,stop_after=3"])
+def test_the_same_seed_gives_the_same_picture(pipe: Pipeline, policy: str | None) -> None:
+    """Launched kernel by kernel, while graphs are captured, and replayed: the first, the second, the others."""
+    texts = random_texts([7])
+    drawn = [pipe(prompt_embeds=texts, seed=5, policy=policy, output_type="latent").images for _ in range(4)]
     assert all(torch.equal(drawn[0], other) for other in drawn[1:])
 
 

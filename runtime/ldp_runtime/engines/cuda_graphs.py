@@ -60,7 +60,8 @@ class CudaGraphs:
         """The call's output, in memory that the next call overwrites: all graphs work in one pool of memory.
 
         Args:
-            call: takes the inputs, or copies of them, and may run several times.
+            call: takes the inputs, or copies of them. When it is captured it runs several times: the first gives the
+                answer, so it may spoil what it reads for the next.
             places: addresses and sizes of what else it reads and writes.
         """
         key = (tuple(tensor.shape for tensor in inputs), places)
@@ -68,9 +69,10 @@ class CudaGraphs:
         if captured is None:
             if not self._graphs.is_worth_capturing(key):
                 return call(*inputs)
-            captured = self._capture(call, inputs)
+            captured, answer = self._capture(call, inputs)
             if self._graphs.keep(key, captured, 1):
                 torch.cuda.synchronize(inputs[0].device)  # a graph that goes may still be replaying
+            return answer
         _copy_all(captured.inputs, inputs)
         captured.graph.replay()
         return captured.output
@@ -79,14 +81,16 @@ class CudaGraphs:
         self._graphs.clear()
         self._pool = None
 
-    def _capture(self, call: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> _Captured:
+    def _capture(self, call: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> tuple[_Captured, Any]:
+        """The graph of the next calls, and what this call gives."""
         started = time.perf_counter()
         own = [tensor.clone() for tensor in inputs]
         device = inputs[0].device
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
+            answer = call(*own)
+            for _ in range(_WARM_UP - 1):
                 call(*own)
         torch.cuda.current_stream(device).wait_stream(side)
         if self._pool is None:
@@ -96,7 +100,7 @@ class CudaGraphs:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = call(*own)
         self.seconds += time.perf_counter() - started
-        return _Captured(graph, own, output)
+        return _Captured(graph, own, output), answer
 
 
 def _copy_all(places: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> None:

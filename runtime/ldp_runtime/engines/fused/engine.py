@@ -109,11 +109,12 @@ class FusedEngine:
         small = {name: tensor for name, tensor in given.items() if not name.startswith(("text_", "past_"))}
         rows, tokens = len(mask), len(given["cos"])
         if self._graphs is None or rows * tokens > GRAPHED_ROW_TOKENS:
-            return self._compute(places, text, small)
+            return self._compute(places, self._reader.masked(text, mask), small)
         text = self._room.place(text, mask)
         seen = tuple(place.seen.data_ptr() for place in places.values())
         length = len(next(iter(places.values())).seen)
 
+        # The last scale's keys and values spoil the past of layers that have run: such a call cannot be run again.
         def call(*own: torch.Tensor) -> torch.Tensor:
             return self._compute(places, text, dict(zip(small, own, strict=True)))
 

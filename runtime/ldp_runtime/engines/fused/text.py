@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import torch
 
 #: Texts are padded to a multiple of this where graphs are replayed: one graph serves all texts of about a length.
 PADDED_TO = 64
+#: Prompts whose masks are remembered: images of a batch take turns.
+_PROMPTS = 32
 
 
 class Text(NamedTuple):
@@ -29,19 +32,24 @@ class TextReader:
 
     def __init__(self, first: int, last: int) -> None:
         self._blocks = range(first, last)
-        self._mask: torch.Tensor | None = None
-        self._masks = False
+        self._known: OrderedDict[int, tuple[torch.Tensor, bool]] = OrderedDict()
 
     def read(self, inputs: Mapping[str, torch.Tensor]) -> Text:
-        """As it is given, without a mask where all rows have one length: attention is then a plainer kernel."""
-        mask = inputs["text_mask"]
-        if mask is not self._mask:  # asking a GPU makes the host wait for it
-            self._mask, self._masks = mask, not bool(mask.all())
+        """As it is given, without its mask."""
         keys, values = ([inputs[f"text_{kind}_{i}"] for i in self._blocks] for kind in "kv")
-        return Text(keys, values, mask if self._masks else None)
+        return Text(keys, values, None)
+
+    def masked(self, text: Text, mask: torch.Tensor) -> Text:
+        """With the mask where rows have several lengths; without, attention is a plainer kernel."""
+        found = self._known.get(id(mask))
+        if found is None or found[0] is not mask:  # asking a GPU makes the host wait for it
+            found = self._known[id(mask)] = (mask, not bool(mask.all()))
+            if len(self._known) > _PROMPTS:
+                self._known.popitem(last=False)
+        return text._replace(mask=mask if found[1] else None)
 
     def clear(self) -> None:
-        self._mask = None
+        self._known.clear()
 
 
 class TextRoom:
