@@ -1,12 +1,16 @@
-"""Driving a pipeline's engines through the scale loop directly, with logits recorded."""
+"""Driving a pipeline's engines: through the scale loop directly, with logits recorded, or as a service does."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from ldp_runtime import Pipeline, Policy
+from ldp_runtime.bundle import Bundle
 from ldp_runtime.bundle_engines import Engines
 from ldp_runtime.conditions import text_rows
 from ldp_runtime.families import guidance_weights, placement
@@ -59,3 +63,15 @@ def run_loop(
     run = LoopRun(image)
     run_scales(engines.blocks, prompt, [image], settings, None, lambda k, logits: run.logits.update({k: logits}))
     return run
+
+
+def check_draws_without_exporter(bundle: Bundle) -> None:
+    """In a process of its own: a service has the base install alone."""
+    code = (
+        "import sys, torch; from ldp_runtime import Pipeline\n"
+        f"pipe = Pipeline.load({str(bundle.folder)!r}, threads=1)\n"
+        "pipe(prompt_embeds=torch.randn(5, 32), seed=0, output_type='latent')\n"
+        "assert not {'ldp_export', 'onnx', 'onnxscript'} & set(sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

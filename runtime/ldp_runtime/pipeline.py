@@ -127,7 +127,8 @@ class Pipeline:
         """Opens a bundle.
 
         Args:
-            device: "cpu", or "cuda": for TensorRT bundles, or where ONNX Runtime has its CUDA provider.
+            device: "cpu", or "cuda": for TensorRT bundles, for those that PyTorch built on a GPU (whose blocks are
+                compiled now, and kept for the next process), or where ONNX Runtime has its CUDA provider.
             threads: of a CPU engine; None leaves it to ONNX Runtime, or takes the number that PyTorch has here.
             max_batch: images drawn together; longer requests are drawn in several goes.
             memory_limit: bytes the pipeline may need; None: what the device, or the container, has free.
@@ -136,7 +137,7 @@ class Pipeline:
 
         Raises:
             ConfigError: no bundle there, or senseless options.
-            IntegrityError, IncompatibleBundleError: see `open_bundle`.
+            IntegrityError, IncompatibleBundleError: see `open_bundle` and `check_runnable`.
             CapacityError: predicted to need more memory than allowed; nothing was allocated.
         """
         if max_batch < 1:

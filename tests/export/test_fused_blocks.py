@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from engine_runs import engines_of
+from engine_runs import check_draws_without_exporter, engines_of
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle import FUSED_WEIGHTS, Bundle, GraphEntry
 from ldp_runtime.capacity import estimate_memory
@@ -326,14 +324,7 @@ class TestBundle:
             assert isinstance(engines_of(pipe).blocks._chunks[0].engine, FusedEngine)
 
     def test_needs_no_exporter(self, pair: tuple[Bundle, Bundle]) -> None:
-        code = (
-            "import sys, torch; from ldp_runtime import Pipeline\n"
-            f"pipe = Pipeline.load({str(pair[0].folder)!r}, threads=1)\n"
-            "pipe(prompt_embeds=torch.randn(5, 32), seed=0, output_type='latent')\n"
-            "assert not {'ldp_export', 'onnx', 'onnxscript'} & set(sys.modules)"
-        )
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+        check_draws_without_exporter(pair[0])
 
     def test_without_a_compiler(self, pair: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
         def none() -> str:

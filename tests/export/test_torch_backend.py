@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from engine_runs import engines_of
+from engine_runs import check_draws_without_exporter, engines_of
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle import Bundle, TargetEntry
 from ldp_runtime.engines.torch_compiled import TorchCompiledEngine
@@ -84,15 +82,7 @@ def test_engines_have_the_threads_that_pytorch_had_when_they_were_opened(compile
 
 @needs_compiler
 def test_compiled_engines_need_no_exporter(compiled: Bundle):
-    """A service has the base install alone."""
-    code = (
-        "import sys, torch; from ldp_runtime import Pipeline\n"
-        f"pipe = Pipeline.load({str(compiled.folder)!r}, threads=1)\n"
-        "pipe(prompt_embeds=torch.randn(5, 32), seed=0, output_type='latent')\n"
-        "assert not {'ldp_export', 'onnx', 'onnxscript'} & set(sys.modules)"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    check_draws_without_exporter(compiled)
 
 
 @needs_compiler
