@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from gpu_attention import attention_times, fastest
-from gpu_candidates import Bench, Candidate, candidates, fp8_candidates
+from gpu_candidates import Bench, Candidate, candidates, late_candidates
 from gpu_models import random_model
 from gpu_options import parse, policies, shares, specs
 from gpu_profile import profile
@@ -171,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 if options.profile and batch == options.batch[0] and not record.time_is_up:
                     with record.phase(f"{spec.name}: profile"):
                         profile(bench, batch, options.output)
-                if options.fp8 and last:
-                    run(bench, fp8_candidates(named), options.batch[0], options, record)
+                for precision in options.late if batch == options.batch[0] else ():
+                    run(bench, late_candidates(named, precision), batch, options, record)
             if last:
                 del benches[spec.name], bench
                 gc.collect()

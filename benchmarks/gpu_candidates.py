@@ -11,8 +11,10 @@ import torch
 from gpu_draw import Eager, Toolkit
 from gpu_models import Model
 from ldp_calibration.cost import scale_flops
+from ldp_runtime.bundle import LateEntry, LatePrecision
 from ldp_runtime.pruning.policy import Policy
 
+from ldp_export.builders.choice import LATE_SHARE
 from ldp_export.models.infinity import InfinityConfig
 
 
@@ -22,7 +24,7 @@ class Candidate:
 
     Attributes:
         policy: None is the original loop.
-        compiled, graphs, fp8: see `Toolkit`.
+        compiled, graphs, late: see `Toolkit`.
         headline: measured as often as asked for; the others, which only show what a technique adds, twice.
     """
 
@@ -30,12 +32,12 @@ class Candidate:
     policy: Policy | None = None
     compiled: bool = True
     graphs: bool = True
-    fp8: bool = False
+    late: LateEntry | None = None
     headline: bool = True
 
     @property
-    def technique(self) -> tuple[bool, bool, bool]:
-        return self.compiled, self.graphs, self.fp8
+    def technique(self) -> tuple[bool, bool, LateEntry | None]:
+        return self.compiled, self.graphs, self.late
 
 
 def candidates(policies: Mapping[str, Policy], batch: int) -> list[Candidate]:
@@ -51,10 +53,11 @@ def candidates(policies: Mapping[str, Policy], batch: int) -> list[Candidate]:
     return [Candidate("eager"), *targets, *controls, *(steps if batch == 1 else [])]
 
 
-def fp8_candidates(policies: Mapping[str, Policy]) -> list[Candidate]:
-    """What has targets, in 8-bit floats."""
+def late_candidates(policies: Mapping[str, Policy], precision: LatePrecision) -> list[Candidate]:
+    """What has targets, its late scales in 8 bits."""
+    late = LateEntry(precision=precision, share=LATE_SHARE)
     chosen = {name: policy for name, policy in policies.items() if "control" not in name}
-    return [Candidate(f"fp8, {name}", policy, fp8=True) for name, policy in chosen.items()]
+    return [Candidate(f"{precision} late scales, {name}", policy, late=late) for name, policy in chosen.items()]
 
 
 class Bench:
@@ -64,7 +67,7 @@ class Bench:
         self.model = model
         self._eager = Eager(model)
         self._toolkit: Toolkit | None = None
-        self._technique: tuple[bool, bool, bool] | None = None
+        self._technique: tuple[bool, bool, LateEntry | None] | None = None
 
     def toolkit(self, candidate: Candidate) -> Toolkit:
         """The toolkit of a technique. There is one at a time: arenas, graphs and rounded weights are large."""
@@ -72,7 +75,7 @@ class Bench:
             self.clear()
             on_gpu, self._technique = self.model.device.type == "cuda", candidate.technique
             self._toolkit = Toolkit(
-                self.model, compiled=candidate.compiled, graphs=candidate.graphs and on_gpu, fp8=candidate.fp8
+                self.model, compiled=candidate.compiled, graphs=candidate.graphs and on_gpu, late=candidate.late
             )
         return self._toolkit
 

@@ -56,7 +56,13 @@ def _bars(axis: Axes, entries: list[dict[str, Any]], peak: float) -> None:
 
 
 def _colour(name: str) -> str:
-    kinds = {"eager": "tab:gray", "control": "tab:brown", "fp8": "tab:purple", "LD": "tab:green"}
+    kinds = {
+        "eager": "tab:gray",
+        "control": "tab:brown",
+        "fp8": "tab:purple",
+        "8 late": "tab:purple",
+        "LD": "tab:green",
+    }
     return next((colour for kind, colour in kinds.items() if kind in name), "tab:blue")
 
 

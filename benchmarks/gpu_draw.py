@@ -8,10 +8,10 @@ import torch
 from gpu_models import Model
 from ldp_runtime.bit_tokens import BitTokens
 from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, Placement, PromptRows
-from ldp_runtime.bundle import GraphEntry
+from ldp_runtime.bundle import GraphEntry, LateEntry
 from ldp_runtime.engines.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.fused.engine import FusedEngine
-from ldp_runtime.engines.fused.weights import in_8_bits
+from ldp_runtime.engines.fused.weights import FusedWeights, in_8_bits
 from ldp_runtime.noise_ahead import NoiseAhead
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter, logistic_noise
@@ -23,6 +23,7 @@ from ldp_export.builders.fused_blocks import fused_weights
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.prompt import PromptGraph, level_offsets
 from ldp_export.models.bsq_vae import BsqVae
+from ldp_export.models.eight_bits import KINDS
 from ldp_export.models.reference import ReferenceRun, ReferenceSettings, generate
 from ldp_export.sealing import tensor_entries
 
@@ -75,15 +76,15 @@ class Toolkit:
     Args:
         compiled: blocks and decoder by torch.compile.
         graphs: CUDA graphs of the prompt and of small calls.
-        fp8: the blocks' matrix products in 8-bit floats.
+        late: from where on the blocks multiply 8-bit numbers.
     """
 
-    def __init__(self, model: Model, *, compiled: bool, graphs: bool, fp8: bool = False) -> None:
-        self.model = model
+    def __init__(self, model: Model, *, compiled: bool, graphs: bool, late: LateEntry | None = None) -> None:
+        self.model, self.late = model, late
         self.prompt = PromptGraph(model.transformer, precision=model.precision)
         self.graphs = CudaGraphs() if graphs else None
         self.prompt_graphs = CudaGraphs() if graphs else None
-        self.blocks = fused_blocks(model, compiled=compiled, graphs=self.graphs, fp8=fp8)
+        self.blocks = fused_blocks(model, compiled=compiled, graphs=self.graphs, late=late)
         self.decode = torch.compile(decode, dynamic=False) if compiled else decode
         self.drawer = ThreadPoolExecutor(max_workers=1)
         self.space, self.rule = BitTokens(model.spec.layout), sampling_rule(model)
@@ -123,6 +124,7 @@ class Toolkit:
             filter=self.rule,
             policy=policy,
             placement=self.placement,
+            late=frozenset() if self.late is None else frozenset(schedule.detail_scales(self.late.share)),
         )
         run_scales(self.blocks, self.rows(len(images)), images, settings, on_logits=on_logits)
         return images
@@ -146,21 +148,22 @@ class Toolkit:
             self.prompt_graphs.clear()
 
 
-def fused_blocks(model: Model, *, compiled: bool, graphs: CudaGraphs | None, fp8: bool) -> Blocks:
+def fused_blocks(model: Model, *, compiled: bool, graphs: CudaGraphs | None, late: LateEntry | None) -> Blocks:
     """All blocks as the runtime opens them of a bundle, from the weights that are here."""
     config, graph = model.spec.transformer, BlocksGraph(model.transformer, precision=model.precision)
     inputs, outputs = (tensor_entries(specs) for specs in (graph.signature.inputs, graph.signature.outputs))
     entry = GraphEntry(kind="blocks", file="", inputs=inputs, outputs=outputs, last=config.depth)
+
+    def chunk(name: str, weights: FusedWeights, own: CudaGraphs | None) -> BlocksChunk:
+        tokens = model.schedule.tokens[-1]
+        engine = FusedEngine(name, weights, entry, model.device, tokens=tokens, compiled=compiled, graphs=own)
+        return BlocksChunk(engine, 0, config.depth, frozenset(graph.signature.input_names))
+
     weights = fused_weights(graph)
-    engine = FusedEngine(
-        "blocks",
-        in_8_bits(weights) if fp8 else weights,
-        entry,
-        model.device,
-        tokens=model.schedule.tokens[-1],
-        compiled=compiled,
-        graphs=graphs,
-    )
+    chunks, late_chunks = [chunk("blocks", weights, graphs)], []
+    if late is not None:
+        rounded = in_8_bits(weights, KINDS[late.precision])
+        late_chunks = [chunk("late_blocks", rounded, None if graphs is None else CudaGraphs(graphs.counters))]
     cache: torch.dtype = getattr(torch, model.precision)
     shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits, cache, writes_all=True)
-    return Blocks([BlocksChunk(engine, 0, config.depth, frozenset(graph.signature.input_names))], shape)
+    return Blocks(chunks, shape, late_chunks)

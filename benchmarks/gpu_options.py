@@ -55,7 +55,13 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     parser.add_argument("--warmup", type=int, default=2, help="graphs are captured in the first of them")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=5.5, help="begin nothing new after this time")
-    parser.add_argument("--fp8", action="store_true", help="also the blocks' matrix products in 8-bit floats")
+    parser.add_argument(
+        "--late",
+        nargs="+",
+        default=[],
+        choices=("int8", "float8"),
+        help="also late scales whose blocks multiply 8-bit numbers",
+    )
     parser.add_argument("--profile", action="store_true", help="also a table of kernels, eager and compiled")
     parser.add_argument("--tiny", action="store_true", help="a model of two narrow blocks, to prove that the code runs")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu.json"))

@@ -21,8 +21,8 @@ drawn on the device and keys remembered in bfloat16. *Text once, K/V in place* i
 text keys and values once an image, no mask, each block's own written where they are read. Then torch.compile, then
 CUDA graphs of calls of up to 2,560 tokens times rows, then policies. Graphs and attention plans are made per shape
 before samples are taken: a policy whose counts differ from prompt to prompt meets new shapes, and pays for them.
-*fp8* rounds the blocks' matrix products to 8-bit floats: another function, whose loss is given with `gpu-fp8.json`
-where it was measured. *Of peak* is what the blocks computed over the time of the whole image, against the rate of a
+*fp8* rounded the blocks' matrix products to 8-bit floats at all scales, *late scales* do so at the last ones only.
+*Of peak* is what the blocks computed over the time of the whole image, against the rate of a
 large bfloat16 matrix product on the same card."""
 
 
@@ -35,7 +35,7 @@ def section(
     """Markdown; where nothing was measured, it says so.
 
     Args:
-        loss: what `gpu_fp8.py` wrote.
+        loss: what `late_precision.py` wrote.
         kernels: what `gpu.py --profile` found.
     """
     if result is None:
@@ -118,14 +118,21 @@ def _disagreement(result: dict[str, Any]) -> list[str]:
 
 
 def _loss(loss: dict[str, Any] | None) -> list[str]:
+    """What blocks in 8 bits lose."""
     if loss is None:
         return []
-    return [
-        f"What 8-bit floats cost, on the trained embedded model (`gpu-fp8.json`, {loss['prompts']} prompts x "
-        f"{loss['seeds']} seeds, emulated on a CPU): given the same picture so far, {loss['flipped']:.2%} of the bits "
-        f"flip ({loss['flipped_bfloat16']:.2%} by rounding to bfloat16 alone); pictures drawn freely are at "
-        f"{loss['psnr_db']:.1f} dB of the unrounded ones ({loss['psnr_bfloat16_db']:.1f} dB by bfloat16 alone)."
+    words = (
+        f"What 8 bits in the blocks cost, on the trained embedded model (`late-precision-cpu.json`, {loss['prompts']} "
+        f"prompts x {loss['seeds']} seeds, bfloat16 elsewhere, emulated on a CPU): bits that flip given the same "
+        "picture so far, and the PSNR of pictures drawn freely, both against float32."
+    )
+    heads = "| blocks | share of the tokens | scales | bits flipped | PSNR dB | worst |\n|---|---|---|---|---|---|"
+    rows = [
+        f"| {row['precision']} | {row['share']:.0%} | {row['scales']} | {row['flipped']:.2%} | {row['psnr_db']:.1f} | "
+        f"{row['worst_psnr_db']:.1f} |"
+        for row in loss["rows"]
     ]
+    return [words, "\n".join([heads, *rows])]
 
 
 def _over_eager(result: dict[str, Any], entry: dict[str, Any]) -> str:

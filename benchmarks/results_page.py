@@ -72,7 +72,7 @@ def page_text(results: Path, folder: Path) -> str:
     sections += [] if choosing is None else [choosing]
     gpu, loss = (
         json.loads(path.read_text()) if path.is_file() else None
-        for path in (results / "gpu.json", results / "gpu-fp8.json")
+        for path in (results / "gpu.json", results / "late-precision-cpu.json")
     )
     pictures = [f"{folder.name}/{p.name}" for p in sorted(folder.glob("gpu-*.png"))]
     sections.append(gpu_results.section(gpu, pictures, loss, gpu_kernels.read_tables(results)))

@@ -13,9 +13,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import psutil
+import torch
 from ldp_runtime.errors import CapacityError
 
-from ldp_export.builders.base import Compiler
+from ldp_export.builders.base import Compiler, is_quantized
 from ldp_export.disk import existing_parent, gigabytes
 from ldp_export.work import Work
 
@@ -80,8 +81,13 @@ class _Sizes:
         builder = self.options.builder
         if not isinstance(builder, Compiler):
             return []
-        profiles = [len(builder.profiles(self.plan.signature(name))) for name in self.plan.graph_names]
-        return [size + count * _ENGINE_CODE for size, count in zip(self.graphs, profiles, strict=True)]
+        found: list[int] = []
+        for name, size in zip(self.plan.graph_names, self.graphs, strict=True):
+            code = len(builder.profiles(self.plan.signature(name))) * _ENGINE_CODE
+            itemsize = getattr(torch, self.plan.precision(name)).itemsize
+            for engine in self.plan.engine_names(name):
+                found.append(code + (size // itemsize if is_quantized(builder, engine) else size))
+        return found
 
     @property
     def reference(self) -> int:

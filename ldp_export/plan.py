@@ -9,17 +9,17 @@ from pathlib import Path
 from ldp_runtime.bundle import VERSIONS, InfinityEntry, KvForm, Precision
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.builders.base import Builder, quantized_graphs
+from ldp_export.builders.base import Builder, is_quantized, late_entry
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.disk import existing_parent
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.key_values import in_place_signature
-from ldp_export.graphs.signature import GraphSignature
+from ldp_export.graphs.signature import LATE, GraphSignature
 from ldp_export.models.registry import NamedModel
 from ldp_export.models.sources import Sources
 from ldp_export.recipes import recipe_for
-from ldp_export.recipes.base import Recipe
+from ldp_export.recipes.base import Recipe, graph_kind
 from ldp_export.scratch import SCRATCH
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
@@ -66,6 +66,11 @@ class BuildPlan:
     def graph_names(self) -> list[str]:
         return self.recipe.graph_names(self.options.chunk)
 
+    def engine_names(self, graph: str) -> list[str]:
+        """Of what is made of a graph: its engine and, where late scales compute in 8 bits, that of its blocks."""
+        late = graph_kind(graph) == "blocks" and late_entry(self.options.builder) is not None
+        return [graph, LATE + graph] if late else [graph]
+
     @cached_property
     def cache_tokens(self) -> int | None:
         """Positions of a cache that is written in place: all tokens of the largest image. None for the other form."""
@@ -75,8 +80,8 @@ class BuildPlan:
         return max(model.schedule(ratio).total_tokens for ratio in model.aspect_ratios)
 
     def precision(self, name: str) -> Precision:
-        """Of a graph's export: what is quantized afterwards is quantized from float32."""
-        return "float32" if name in quantized_graphs(self.options.builder) else self.options.precision
+        """Of a graph's export: a decoder that is quantized afterwards is quantized from float32."""
+        return "float32" if is_quantized(self.options.builder, name) else self.options.precision
 
     def signature(self, name: str) -> GraphSignature:
         """Inputs and outputs of a graph, in the form and precision that are built."""

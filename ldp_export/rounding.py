@@ -7,6 +7,9 @@ errors are recorded with the reference runs, and bound what `verify` accepts of 
 Float32 rounds too, and a model says itself how much: the further training drives its weights, the more of each sum
 cancels. So the same logits are computed in two ways, scale by scale and all scales in one call, and their distance is
 recorded in the same place.
+
+What 8-bit numbers at late scales cost is a model's own, too: the further its logits are from the residual stream that
+the blocks add to, the more. It is measured on a reference model that computes in them.
 """
 
 from __future__ import annotations
@@ -76,6 +79,27 @@ def measure_float32(cases: ReferenceCases, logits: Callable[[Case], Sequence[tor
             hint="this is no fault of the engines; the checkpoint may hold values that float32 cannot carry",
         )
     return {"logits": found}
+
+
+def measure_late(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> dict[str, float]:
+    """Largest RMS error of each scale's logits, in units of their own RMS, by the name that `late_rounding` gives it.
+
+    Args:
+        logits: of every scale of a case, teacher-forced, by blocks that multiply 8-bit numbers.
+    """
+    worst: dict[str, float] = {}
+    for case in (case for case in cases.cases if not case.pruned):
+        for k, got in enumerate(logits(case)):
+            expected = cases.tensors[f"{case.name}.logits_{k}"].double()
+            error = float((got.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+            name = late_rounding(k)
+            worst[name] = max(worst.get(name, 0.0), error) if math.isfinite(error) else math.inf
+    return worst
+
+
+def late_rounding(scale: int) -> str:
+    """Name of what 8-bit numbers do to a scale's logits, among the errors that are recorded."""
+    return f"late_logits_{scale}"
 
 
 def _largest_logits(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> float:

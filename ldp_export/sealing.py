@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ldp_runtime.bundle import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest, TensorEntry
 
-from ldp_export.builders.base import quantized_graphs
-from ldp_export.graphs.signature import TensorSpec
+from ldp_export.builders.base import is_quantized, late_entry
+from ldp_export.graphs.signature import LATE, TensorSpec
 from ldp_export.plan import BuildPlan
 from ldp_export.recipes.base import graph_blocks, graph_kind
 from ldp_export.stages import files_of
@@ -36,7 +36,8 @@ def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> t
         backend=builder.backend,
         target=builder.target(),
         precision=plan.options.precision,
-        graphs={name: _graph(plan, name) for name in plan.graph_names},
+        late=late_entry(builder),
+        graphs={name: _graph(plan, name) for graph in plan.graph_names for name in plan.engine_names(graph)},
         files=files,
         sources=hashes,
         toolchain=toolchain(),
@@ -60,7 +61,7 @@ def _files(folders: dict[str, Path]) -> tuple[dict[str, Path], dict[str, FileEnt
 
 
 def _graph(plan: BuildPlan, name: str) -> GraphEntry:
-    builder, signature = plan.options.builder, plan.signature(name)
+    builder, signature = plan.options.builder, plan.signature(name.removeprefix(LATE))
     first, last = graph_blocks(name, plan.spec.transformer.depth)
     return GraphEntry(
         kind=graph_kind(name),
@@ -70,7 +71,7 @@ def _graph(plan: BuildPlan, name: str) -> GraphEntry:
         first=first,
         last=last,
         profiles=builder.profiles(signature),
-        quantized=name in quantized_graphs(builder),
+        quantized=is_quantized(builder, name),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from ldp_runtime.blocks import PromptRows
-from ldp_runtime.bundle import REFERENCE, Bundle
+from ldp_runtime.bundle import REFERENCE, Bundle, LateEntry, LatePrecision
 from ldp_runtime.bundle_engines import Engines, check_threads, device_of, open_engines, run_prompt
 from ldp_runtime.conditions import class_rows, text_rows
 from ldp_runtime.errors import NonFiniteError, VerificationError
@@ -26,6 +26,7 @@ from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.reference_cases import Case, ReferenceCases
+from ldp_export.rounding import late_rounding
 from ldp_export.versions import installed
 
 #: Largest absolute error, per unit of the reference output's root mean square where that exceeds `UNIT`. Two correct
@@ -40,6 +41,9 @@ CLASS_LOGITS = 3e-5
 UNIT = 2.5
 #: Largest RMS error of an image in [-1, 1] that a decoder in 8-bit integers draws: a PSNR of 32 dB.
 QUANTIZED_IMAGE = 0.05
+#: Largest RMS error of logits from blocks that multiply 8-bit numbers, in units of the logits' own RMS, however the
+#: reference model rounds: a trained one by 0.02 to 0.04 in integers, by 0.05 to 0.1 in floats, which hold 4 bits of 8.
+QUANTIZED_LOGITS: dict[LatePrecision, float] = {"int8": 0.1, "float8": 0.25}
 #: Engines of a reduced precision may err by this many times the error that PyTorch makes in it: they add in another
 #: order, and round in other places.
 ROUNDING_SLACK = 3.0
@@ -104,6 +108,8 @@ def verify_bundle(
         for case in reference.cases:
             with _bad_numbers_fail(case.name, add):
                 _check_case(bundle, engines, reference, case, target, add)
+        with _bad_numbers_fail("late blocks", add):
+            _check_late_blocks(bundle, engines, reference, target, add)
         with _bad_numbers_fail("identical rows", add):
             _check_identical_rows(bundle, engines, reference, target, add)
     finally:
@@ -197,7 +203,7 @@ def _check_case(
 ) -> None:
     """A teacher-forced run through prompt, blocks and decoder, scale by scale; then a free run, where seeds say so."""
     schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
-    S = len(schedule)
+    S, late = len(schedule), _late_scales(bundle, case)
     tokens = [t.to(device) for t in reference.tokens(case, S)]
     keep = [None if i is None else i.to(device) for i in reference.keep(case, S)] if case.pruned else None
     seen: dict[int, torch.Tensor] = {}
@@ -207,6 +213,10 @@ def _check_case(
     )
     for k in range(S):
         expected = reference.tensors[f"{case.name}.logits_{k}"]
+        if bundle.manifest.late is not None and k in late:
+            allowed = _allowed_in_8_bits(bundle.manifest.late, reference, k)
+            add(_compare_8_bits(f"{case.name}, scale {k}", seen[k], expected, allowed))
+            continue
         rounding = reference.rounding.get("logits")
         add(_compare(f"{case.name}, scale {k}, logits", seen[k], expected, _logits_tolerance(case), rounding))
     if case.pruned:
@@ -215,9 +225,44 @@ def _check_case(
     add(_compare(f"{case.name}, latent", state.latent, latent, LATENT))
     if f"{case.name}.image" in reference.tensors:
         _check_image(bundle, engines, reference, case, add)
-    if case.margin is not None and case.margin > _clear_margin(bundle, reference, case):
+    if case.margin is not None and case.margin > _clear_margin(bundle, reference, case) and not late:
         free = run_case(bundle, engines, prompt, schedule, case, None, None, None)
         add(_compare(f"{case.name}, latent drawn freely", free.latent, latent, LATENT))
+
+
+def _late_scales(bundle: Bundle, case: Case) -> frozenset[int]:
+    """The scales of an image of the case that run blocks in 8 bits, recorded ones or not."""
+    return bundle.manifest.late_scales(bundle.manifest.schedule(case.aspect_ratio))
+
+
+def _check_late_blocks(
+    bundle: Bundle, engines: Engines, reference: ReferenceCases, device: torch.device, add: Callable[[Check], None]
+) -> None:
+    """Blocks in 8 bits at the scales that were recorded, where these end before the scales that they are for."""
+    case = reference.cases[0]
+    schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
+    recorded = frozenset(range(len(schedule)))
+    entry = bundle.manifest.late
+    if entry is None or _late_scales(bundle, case) & recorded:
+        return
+
+    def compare(k: int, logits: torch.Tensor) -> None:
+        expected, allowed = reference.tensors[f"{case.name}.logits_{k}"], _allowed_in_8_bits(entry, reference, k)
+        add(_compare_8_bits(f"late blocks at scale {k}", logits, expected, allowed))
+
+    prompt = case_rows(bundle, engines, reference, case)
+    tokens = [t.to(device) for t in reference.tokens(case, len(schedule))]
+    run_case(bundle, engines, prompt, schedule, case, tokens, None, compare, late=recorded)
+
+
+def _allowed_in_8_bits(late: LateEntry, reference: ReferenceCases, scale: int) -> float:
+    """What rounding explains of a scale's logits, as measured when the bundle was built: a share of their RMS."""
+    return min(QUANTIZED_LOGITS[late.precision], ROUNDING_SLACK * reference.rounding[late_rounding(scale)])
+
+
+def _compare_8_bits(where: str, got: torch.Tensor, expected: torch.Tensor, allowed: float) -> Check:
+    limit = allowed * float(expected.double().square().mean().sqrt())
+    return _compare_rms(f"{where}, logits in 8 bits, RMS", got, expected, limit)
 
 
 def _check_image(
@@ -263,8 +308,13 @@ def run_case(
     tokens: Sequence[torch.Tensor] | None,
     keep: Sequence[torch.Tensor | None] | None,
     on_logits: Callable[[int, torch.Tensor], Any] | None,
+    late: frozenset[int] | None = None,
 ) -> ImageState:
-    """One image through the runtime's loop, teacher-forced where `tokens` are given."""
+    """One image through the runtime's loop, teacher-forced where `tokens` are given.
+
+    Args:
+        late: scales that run blocks in 8 bits; None: those of the bundle.
+    """
     manifest = bundle.manifest
     space, S = engines.space, len(schedule)
     device, defaults = engines.blocks.device, manifest.defaults
@@ -285,6 +335,7 @@ def run_case(
         SamplingFilter(defaults.top_k, defaults.top_p),
         Policy(),
         placement(manifest.model, engines.constants, schedule),
+        _late_scales(bundle, case) if late is None else late,
     )
     run_scales(engines.blocks, prompt, [state], settings, None, on_logits)
     return state

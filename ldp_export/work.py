@@ -14,7 +14,7 @@ from ldp_runtime.bundle import CONSTANTS, REFERENCE, TOKENIZER
 from safetensors.torch import save_file
 
 from ldp_export import __version__
-from ldp_export.builders.base import Compiler, ExportedGraph, quantized_graphs
+from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, late_entry
 from ldp_export.graphs.graph import OPSET
 from ldp_export.graphs.key_values import IN_PLACE_OPSET
 from ldp_export.graphs.onnx_export import FORMAT, check_twin, export_graph
@@ -39,8 +39,8 @@ class Work:
         """In the order in which they run."""
         stages = [stage for name in self.plan.graph_names for stage in self._graph_stages(name)]
         stages.append(Stage("constants", self._inputs(), self._write_constants))
-        # Ranges for engines in 8 bits are taken from the recorded runs.
-        first = bool(quantized_graphs(self.plan.options.builder))
+        # Ranges for a decoder in 8 bits are taken from the recorded runs.
+        first = is_quantized(self.plan.options.builder, "decoder")
         stages.insert(0 if first else len(stages), self._reference_stage())
         return stages
 
@@ -54,26 +54,36 @@ class Work:
             "precision": self.plan.options.precision,
             "coverage": self.recipe.coverage,
         }
+        if late := late_entry(self.plan.options.builder):
+            recorded["late"] = late.precision
         return Stage(REFERENCE, self._inputs() | recorded, self._record)
 
     def _graph_stages(self, name: str) -> list[Stage]:
-        """The export of a graph and, where the backend compiles, its engine."""
+        """The export of a graph and, where the backend compiles, what is made of it."""
         export, builder = self._export_stage(name), self.plan.options.builder
         if not isinstance(builder, Compiler):
             return [export]
-        precision, signature = self.plan.precision(name), self.plan.signature(name)
-        discard, place = self.plan.options.discard_graphs, export.place(self.cache)
+        discard, engines = self.plan.options.discard_graphs, self.plan.engine_names(name)
+        stages = [
+            self._engine_stage(engine, name, export, builder, discard and engine == engines[-1]) for engine in engines
+        ]
+        # The graph of engines that are there is not needed again.
+        done = discard and all(is_complete(stage.place(self.cache)) for stage in stages)
+        return stages if done else [export, *stages]
+
+    def _engine_stage(self, engine: str, graph: str, export: Stage, builder: Compiler, discard: bool) -> Stage:
+        """What is made of an exported graph, which is deleted after it where that is asked for."""
+        precision, signature = self.plan.precision(graph), self.plan.signature(graph)
+        signature, place = signature.late() if engine != graph else signature, export.place(self.cache)
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
             reference = self._reference_stage().place(self.cache)
-            exported = ExportedGraph(signature, place, lambda: loaded_graph(self.recipe, name, precision), reference)
+            exported = ExportedGraph(signature, place, lambda: loaded_graph(self.recipe, graph, precision), reference)
             builder.build(exported, folder, say)
             if discard:
                 shutil.rmtree(place, ignore_errors=True)
 
-        engine = Stage(name + ENGINE, {"graph": export.key, **builder.key(signature)}, compile_engine)
-        # The graph of an engine that is there is not needed again.
-        return [engine] if discard and is_complete(engine.place(self.cache)) else [export, engine]
+        return Stage(engine + ENGINE, {"graph": export.key, **builder.key(signature)}, compile_engine)
 
     def _export_stage(self, name: str) -> Stage:
         part, precision = graph_part(name), self.plan.precision(name)
@@ -104,7 +114,8 @@ class Work:
             shutil.copyfile(self.recipe.tokenizer, folder / TOKENIZER)
 
     def _record(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.recipe.record(self.plan.options.precision, say).save(folder)
+        late = late_entry(self.plan.options.builder)
+        self.recipe.record(self.plan.options.precision, late and late.precision, say).save(folder)
 
 
 def toolchain() -> dict[str, str]:

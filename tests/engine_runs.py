@@ -44,8 +44,10 @@ def run_loop(
     policy: Policy | None = None,
     bits: Sequence[torch.Tensor] | None = None,
     keep: Sequence[torch.Tensor | None] | None = None,
+    late: frozenset[int] = frozenset(),
 ) -> LoopRun:
-    """One image, with guidance by the learned unconditional text; `bits` and `keep` force the run."""
+    """One image, with guidance by the learned unconditional text; `bits` and `keep` force the run, `late` scales
+    run blocks in 8 bits."""
     engines, model = engines_of(pipe), pipe.manifest.model
     schedule = schedule or pipe.manifest.schedule()
     S, space = len(schedule), engines.space
@@ -59,6 +61,7 @@ def run_loop(
         rule or SamplingFilter(900, 0.97),
         policy or Policy(),
         placement(model, engines.constants, schedule),
+        late,
     )
     run = LoopRun(image)
     run_scales(engines.blocks, prompt, [image], settings, None, lambda k, logits: run.logits.update({k: logits}))

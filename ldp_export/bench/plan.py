@@ -203,7 +203,9 @@ def label(manifest: Manifest) -> str:
     words = [manifest.backend]
     if manifest.precision != "float32":
         words.append(manifest.precision)
-    if any(graph.quantized for graph in manifest.graphs.values()):
+    if manifest.late is not None:
+        words.append(f"{manifest.late.precision} late scales")
+    if manifest.graphs["decoder"].quantized:
         words.append("int8 decoder")
     return ", ".join(words)
 

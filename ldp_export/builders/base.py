@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ldp_runtime.bundle import Backend, TargetEntry
+from ldp_runtime.bundle import Backend, LateEntry, TargetEntry
 from ldp_runtime.optimization_profiles import OptimizationProfile
 from torch import nn
 
@@ -82,14 +82,21 @@ class Compiler(Builder, Protocol):
 
 @runtime_checkable
 class Quantizer(Compiler, Protocol):
-    """A compiler that can make engines that compute in 8 bits."""
+    """A compiler that can make engines that compute in 8 bits, where it is asked for them."""
 
     @property
-    def quantized(self) -> frozenset[str]:
-        """Names of their graphs; none where it was not asked for any."""
+    def late(self) -> LateEntry | None:
+        """Scales for which a second engine is made of each `blocks` graph; None: of none."""
+        ...
+
+    def quantizes(self, name: str) -> bool:
+        """Whether the engine of this name computes in 8 bits."""
         ...
 
 
-def quantized_graphs(builder: Builder) -> frozenset[str]:
-    """Names of the graphs whose engines compute in 8 bits: exported in float32, with ranges from the recorded runs."""
-    return builder.quantized if isinstance(builder, Quantizer) else frozenset()
+def is_quantized(builder: Builder, name: str) -> bool:
+    return isinstance(builder, Quantizer) and builder.quantizes(name)
+
+
+def late_entry(builder: Builder) -> LateEntry | None:
+    return builder.late if isinstance(builder, Quantizer) else None

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import platformdirs
 import torch
-from ldp_runtime.bundle import Backend, Precision
+from ldp_runtime.bundle import Backend, LateEntry, LatePrecision, Precision
 from ldp_runtime.engines.gpu import local_capability
 from ldp_runtime.engines.onnxruntime import check_provider
-from ldp_runtime.engines.tensorrt_library import load_library
+from ldp_runtime.engines.tensorrt_library import capability, load_library
 from ldp_runtime.engines.torch_compiler import check_compilers
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError
 
 from ldp_export.builders.base import Builder
 from ldp_export.builders.hardware import check_precision, check_targets, parse_capabilities
-from ldp_export.builders.int8_decoder import Int8DecoderBuilder
+from ldp_export.builders.int8 import Int8Builder
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.builders.profiles import all_schedules, buckets_of
 from ldp_export.builders.tensorrt import TensorRtBuilder, check_polygraphy
@@ -26,6 +26,10 @@ from ldp_export.models.registry import ModelSpec, VarSpec
 PROFILES = 3
 #: Images of one call that engines with fixed limits are built for.
 MAX_BATCH = 4
+#: Share of the tokens that `--late-precision` is for: scales 9 to 12 of the 13 of a 1M square image.
+LATE_SHARE = 0.85
+#: First compute capability that multiplies 8-bit floats.
+_FLOAT8_SINCE = (8, 9)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class BackendOptions:
     Attributes:
         capabilities: compute capabilities as "8.6,8.9"; profiles: buckets of scales; max_batch: images of one call;
             int8_decoder: whether the decoder multiplies 8-bit integers, in ONNX Runtime on a CPU.
+        late_precision, late_share: see `LateEntry`.
     """
 
     backend: Backend = "onnxruntime"
@@ -42,6 +47,8 @@ class BackendOptions:
     profiles: int | None = None
     max_batch: int | None = None
     int8_decoder: bool = False
+    late_precision: LatePrecision | None = None
+    late_share: float | None = None
 
 
 def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str, precision: str) -> Builder:
@@ -61,18 +68,19 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
             f"{options.backend} on a GPU has no decoder in 8-bit integers: ONNX Runtime multiplies them on a CPU",
             hint="leave --int8-decoder out",
         )
+    late = _late(options, spec, precision)
     if options.backend == "onnxruntime":
         _refuse_options(options)
         check_provider(torch.device("cpu"))  # it verifies what it builds
-        return Int8DecoderBuilder() if options.int8_decoder else OnnxRuntimeBuilder()
+        return Int8Builder(options.int8_decoder, late) if options.int8_decoder or late else OnnxRuntimeBuilder()
     if options.backend == "torch":
         _refuse_options(options)
         check_compilers(on_gpu)
         if on_gpu:
-            return TorchBuilder("cuda", fused=True)
+            return TorchBuilder("cuda", fused=True, late=late)
         if options.int8_decoder:
             check_provider(torch.device("cpu"))
-        return TorchBuilder(int8_decoder=Int8DecoderBuilder() if options.int8_decoder else None)
+        return TorchBuilder(int8=Int8Builder(decoder=True) if options.int8_decoder else None)
     profiles = PROFILES if options.profiles is None else options.profiles
     batch = MAX_BATCH if options.max_batch is None else options.max_batch
     schedules = all_schedules(size) if isinstance(spec, ModelSpec) else spec.schedules
@@ -100,6 +108,39 @@ def default_precision(backend: Backend) -> Precision:
     """Of the graphs where the user names none: what the backend's usual machine computes fastest."""
     on_gpu = backend.startswith("tensorrt") or (backend == "torch" and local_capability() is not None)
     return "bfloat16" if on_gpu else "float32"
+
+
+def _late(options: BackendOptions, spec: ModelSpec | VarSpec, precision: str) -> LateEntry | None:
+    """What is asked for. Raises ConfigError for what the backend, the model or this machine's GPU does not have."""
+    bits, share, here = options.late_precision, options.late_share, local_capability()
+    if bits is None:
+        if share is not None:
+            raise ConfigError("--late-share says where --late-precision begins", hint="add --late-precision int8")
+        return None
+    share = LATE_SHARE if share is None else share
+    if not 0 < share < 1:
+        raise ConfigError(f"--late-share is a share of the tokens between 0 and 1, got {share:g}")
+    if options.backend == "onnxruntime":
+        if bits != "int8":
+            raise ConfigError("ONNX Runtime multiplies 8-bit integers, no 8-bit floats", hint="--late-precision int8")
+        if precision != "float32":
+            raise ConfigError(
+                f"ONNX Runtime rounds to 8 bits from float32, not from {precision}",
+                hint="leave --precision out, or --late-precision",
+            )
+    elif options.backend != "torch" or here is None:
+        where = "on a CPU" if options.backend == "torch" else "engines"
+        raise ConfigError(
+            f"{options.backend} {where} has no blocks in 8 bits",
+            hint="leave --late-precision out; --backend onnxruntime has them on a CPU, torch on a GPU",
+        )
+    elif not isinstance(spec, ModelSpec):
+        raise ConfigError("on a GPU, torch has Infinity's blocks in 8 bits only", hint="leave --late-precision out")
+    elif bits == "float8" and capability(here) < _FLOAT8_SINCE:
+        raise ConfigError(
+            f"this GPU (compute capability {here}) multiplies no 8-bit floats", hint="--late-precision int8"
+        )
+    return LateEntry(precision=bits, share=share)
 
 
 def _refuse_options(options: BackendOptions) -> None:

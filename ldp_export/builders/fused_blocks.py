@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle import FUSED_WEIGHTS
+from ldp_runtime.bundle import FUSED_WEIGHTS, LatePrecision
 from ldp_runtime.engines.fused.pieces import EPS, BlockWeights
 from ldp_runtime.engines.fused.products import Matrix
-from ldp_runtime.engines.fused.weights import FusedWeights, named_tensors
+from ldp_runtime.engines.fused.weights import FusedWeights, in_8_bits, named_tensors
 from ldp_runtime.errors import EngineBuildError
 from torch import nn
 
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.signature import GraphSignature
+from ldp_export.models.eight_bits import KINDS
 from ldp_export.models.infinity import Block
 from ldp_export.models.layers import Linear
 from ldp_export.models.tensor_writer import TensorSource, write_tensors
@@ -65,7 +66,13 @@ def matrix(layer: Linear | nn.Linear) -> Matrix:
     return Matrix(layer.weight.detach(), layer.bias.detach(), layer.bias.detach().new_empty(0))
 
 
-def write_fused(graph: BlocksGraph, folder: Path) -> None:
-    """Writes the engine's file into `folder`. Raises EngineBuildError as `fused_weights`."""
-    sources = [TensorSource.of(name, tensor) for name, tensor in named_tensors(fused_weights(graph))]
+def write_fused(graph: BlocksGraph, folder: Path, bits: LatePrecision | None = None) -> None:
+    """Writes the engine's file into `folder`, matrices of the blocks in 8 `bits` where that is asked for.
+
+    Raises EngineBuildError as `fused_weights`.
+    """
+    weights = fused_weights(graph)
+    if bits is not None:
+        weights = in_8_bits(weights, KINDS[bits])
+    sources = [TensorSource.of(name, tensor) for name, tensor in named_tensors(weights)]
     write_tensors(sources, folder / FUSED_WEIGHTS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from ldp_runtime.bundle import FUSED_WEIGHTS, Backend, TargetEntry
+from ldp_runtime.bundle import FUSED_WEIGHTS, Backend, LateEntry, LatePrecision, TargetEntry
 from ldp_runtime.engines.torch_target import local_target
 from ldp_runtime.errors import EngineBuildError
 from ldp_runtime.optimization_profiles import OptimizationProfile
@@ -24,9 +24,9 @@ from torch.onnx.ops._impl import ONNX_ATEN_DECOMP_TABLE
 
 from ldp_export.builders.base import ExportedGraph
 from ldp_export.builders.fused_blocks import is_fusible, write_fused
-from ldp_export.builders.int8_decoder import Int8DecoderBuilder
+from ldp_export.builders.int8 import Int8Builder
 from ldp_export.graphs.blocks import BlocksGraph
-from ldp_export.graphs.signature import GraphSignature
+from ldp_export.graphs.signature import LATE, GraphSignature
 
 ENGINE_FILE = "engine.pt2"
 #: Threads are the caller's choice at run time, not a constant of the machine code; weights are laid out for a CPU's
@@ -42,12 +42,14 @@ class TorchBuilder:
 
     Attributes:
         fused: Infinity's blocks are compiled where they are loaded. On a CPU packages were found to be faster.
-        int8_decoder: makes the decoder, which ONNX Runtime then runs; None: it is compiled like the others.
+        int8: makes the decoder, which ONNX Runtime then runs; None: it is compiled like the others.
+        late: from where on fused blocks compute in 8 bits; None: nowhere.
     """
 
     device: str = "cpu"
     fused: bool = False
-    int8_decoder: Int8DecoderBuilder | None = None
+    int8: Int8Builder | None = None
+    late: LateEntry | None = None
     backend: Backend = "torch"
     max_rows: int = 64
 
@@ -55,13 +57,12 @@ class TorchBuilder:
     def verified_on(self) -> str | None:
         return self.device
 
-    @property
-    def quantized(self) -> frozenset[str]:
-        return frozenset() if self.int8_decoder is None else self.int8_decoder.quantized
+    def quantizes(self, name: str) -> bool:
+        return name.startswith(LATE) or (self.int8 is not None and self.int8.quantizes(name))
 
     def engine_file(self, signature: GraphSignature) -> str:
-        if self.int8_decoder is not None and signature.name in self.quantized:
-            return self.int8_decoder.engine_file(signature)
+        if self.int8 is not None and self.int8.quantizes(signature.name):
+            return self.int8.engine_file(signature)
         return FUSED_WEIGHTS if self._fuses(signature) else ENGINE_FILE
 
     def target(self) -> TargetEntry | None:
@@ -71,20 +72,20 @@ class TorchBuilder:
         return ()
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
-        if self.int8_decoder is not None and signature.name in self.quantized:
-            return self.int8_decoder.key(signature)
+        if self.int8 is not None and self.int8.quantizes(signature.name):
+            return self.int8.key(signature)
         if self._fuses(signature):
-            return {"fused": _FUSED_LAYOUT}
+            return {"fused": _FUSED_LAYOUT, "bits": self._late_precision(signature)}
         return {"target": local_target(torch.device(self.device)).model_dump(mode="json"), "config": self._config}
 
     def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
         """Writes the engine's file. Raises EngineBuildError when the graph cannot be traced, compiled or fused."""
-        if self.int8_decoder is not None and graph.signature.name in self.quantized:
-            self.int8_decoder.build(graph, folder, say)
+        if self.int8 is not None and self.int8.quantizes(graph.signature.name):
+            self.int8.build(graph, folder, say)
             return
         if self._fuses(graph.signature):
             say("writing weights")
-            write_fused(cast(BlocksGraph, graph.module()), folder)
+            write_fused(cast(BlocksGraph, graph.module()), folder, self._late_precision(graph.signature))
             return
         from torch._inductor import aoti_compile_and_package
 
@@ -104,6 +105,9 @@ class TorchBuilder:
     @property
     def _config(self) -> dict[str, Any]:
         return _CPU_CONFIG if self.device == "cpu" else {}
+
+    def _late_precision(self, signature: GraphSignature) -> LatePrecision | None:
+        return self.late.precision if self.late is not None and signature.name.startswith(LATE) else None
 
     def _fuses(self, signature: GraphSignature) -> bool:
         return self.fused and is_fusible(signature)

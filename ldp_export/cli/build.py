@@ -18,7 +18,7 @@ from ldp_export.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Backend, Bundle, KvForm, Precision
+    from ldp_runtime.bundle import Backend, Bundle, KvForm, LatePrecision, Precision
 
     from ldp_export.models.registry import ModelSpec, VarSpec
     from ldp_export.plan import BuildOptions, BuildPlan
@@ -33,6 +33,7 @@ Examples:
   ldp-export build --model infinity-8b --local-dir 8b   files fetched elsewhere, no network
   ldp-export build --backend tensorrt-rtx --compute-capability 8.6,8.9,12.0 --profiles 3 --output bundles/rtx
   ldp-export build --backend tensorrt-rtx --compute-capability 8.9 --kv-form in-place --output bundles/rtx-in-place
+  ldp-export build --int8-decoder --late-precision int8 --output bundles/int8   a CPU with VNNI
   ldp-export build --backend torch --precision bfloat16 --int8-decoder --output bundles/fast   a CPU with bfloat16
   ldp-export build --weights t.safetensors --vae v.safetensors --pn 0.06M --output bundles/mine
 """
@@ -82,6 +83,8 @@ def command(
     profiles: int | None,
     max_batch: int | None,
     int8_decoder: bool,
+    late_precision: LatePrecision | None,
+    late_share: float | None,
     guidance: float | None,
     temperature: float | None,
     precision: Precision | None,
@@ -106,7 +109,7 @@ def command(
     from ldp_export.models.text_encoder import check_folder
     from ldp_export.plan import BuildOptions, BuildPlan, check_options, plan_build
 
-    chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder)
+    chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder, late_precision, late_share)
     precision = precision or default_precision(backend)
 
     def options_for(spec: ModelSpec | VarSpec) -> BuildOptions:

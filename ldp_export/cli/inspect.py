@@ -65,12 +65,26 @@ def _print(bundle: Bundle) -> None:
     console.print(graphs)
     _print_target(console, manifest)
     scales = Table(title=f"scales at 1:1 ({schedule.total_tokens} tokens); * where LD-Pruning thins out by default")
-    for title in ("scale", "grid", "tokens", "past"):
+    late = manifest.late_scales(schedule)
+    for title in ("scale", "grid", "tokens", "past", *(["blocks"] if late else [])):
         scales.add_column(title, justify="right")
     pruned = schedule.detail_scales()
     for k, (h, w) in enumerate(schedule.grids):
-        scales.add_row(f"{k}{'*' if k in pruned else ' '}", f"{h}x{w}", str(h * w), str(schedule.offsets[k]))
+        scales.add_row(
+            f"{k}{'*' if k in pruned else ' '}",
+            f"{h}x{w}",
+            str(h * w),
+            str(schedule.offsets[k]),
+            *_bits(manifest, late, k),
+        )
     console.print(scales)
+
+
+def _bits(manifest: Manifest, late: frozenset[int], scale: int) -> list[str]:
+    """The precision of a scale's blocks, where they differ."""
+    if manifest.late is None:
+        return []
+    return [manifest.late.precision if scale in late else manifest.precision]
 
 
 def _cache(manifest: Manifest) -> str:

@@ -60,9 +60,20 @@ def weights_options(function: Any) -> Any:
 
 
 def backend_options(function: Any) -> Any:
-    """--backend, --compute-capability, --profiles, --max-batch and --int8-decoder."""
+    """--backend, --compute-capability, --profiles, --max-batch, --int8-decoder, --late-precision and --late-share."""
     kinds = click.Choice(["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"])
     for option in (
+        click.option(
+            "--late-share",
+            type=float,
+            help="With --late-precision: the share of an image's tokens, counted from the last scale.  [default: 0.85]",
+        ),
+        click.option(
+            "--late-precision",
+            type=click.Choice(["int8", "float8"]),
+            help="Blocks multiply 8-bit numbers at the last scales, which cost most and decide least: int8 with "
+            "onnxruntime on a CPU; int8 or float8 with torch on a GPU.",
+        ),
         click.option(
             "--int8-decoder",
             is_flag=True,

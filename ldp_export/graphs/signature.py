@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -22,6 +22,9 @@ class Axis(StrEnum):
 
 
 Dim = Axis | int
+
+#: Begins the name of an engine that is made of the `blocks` graph whose name follows, and computes in 8 bits.
+LATE = "late_"
 
 #: Sizes used while tracing: all different and none 0 or 1, lest torch.export takes a size for a constant.
 _EXAMPLE = {Axis.ROWS: 2, Axis.TOKENS: 6, Axis.PAST: 10, Axis.TEXT: 7, Axis.IMAGES: 2, Axis.HEIGHT: 5, Axis.WIDTH: 9}
@@ -48,6 +51,10 @@ class GraphSignature:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def late(self) -> GraphSignature:
+        """Of the engine in 8 bits that is made of this graph."""
+        return replace(self, name=LATE + self.name)
 
     @property
     def input_names(self) -> list[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import torch
-from ldp_runtime.bundle import ModelEntry, Precision
+from ldp_runtime.bundle import LatePrecision, ModelEntry, Precision
 
 from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.signature import GraphSignature
+from ldp_export.graphs.signature import LATE, GraphSignature
 from ldp_export.reference_cases import ReferenceCases
 
-GraphKind = Literal["text_encoder", "prompt", "blocks", "decoder"]
+GraphKind = Literal["text_encoder", "prompt", "blocks", "late_blocks", "decoder"]
 
 
 class Recipe(Protocol):
@@ -77,8 +77,9 @@ class Recipe(Protocol):
         """Tensors that the runtime uses between engine calls, in float32; see `ldp_runtime.families`."""
         ...
 
-    def record(self, precision: Precision, say: Callable[[str], None]) -> ReferenceCases:
-        """Runs of the reference model, and what rounding to the precision does to them; to verify engines against."""
+    def record(self, precision: Precision, late: LatePrecision | None, say: Callable[[str], None]) -> ReferenceCases:
+        """Runs of the reference model, and what rounding to the precision, and to that of late scales, does to them; to
+        verify engines against."""
         ...
 
 
@@ -99,11 +100,15 @@ def chunk_names(kind: GraphKind, depth: int, chunk: int | None) -> list[str]:
 
 
 def graph_kind(graph: str) -> GraphKind:
+    """Also of an engine's name, which may be a late one's."""
+    if graph.startswith(LATE):
+        return "late_blocks"
     return "text_encoder" if graph == "text_encoder" else cast(GraphKind, graph.split("_")[0])
 
 
 def graph_blocks(graph: str, depth: int) -> tuple[int, int]:
-    """First and last block that a graph serves; the text encoder and the decoder serve none."""
+    """First and last block that a graph or engine serves; the text encoder and the decoder serve none."""
+    graph = graph.removeprefix(LATE)
     kind = graph_kind(graph)
     if kind in ("text_encoder", "decoder"):
         return 0, 0

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle import InfinityEntry, Precision
+from ldp_runtime.bundle import InfinityEntry, LatePrecision, Precision
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.schedule import SCALES_OF_SIZE
 
@@ -21,6 +21,7 @@ from ldp_export.graphs.signature import GraphSignature
 from ldp_export.graphs.text_encoder import TextEncoderGraph, text_encoder_signature
 from ldp_export.models.bsq_vae import BsqVae
 from ldp_export.models.checkpoints import check_files, load_transformer, load_vae, map_transformer, map_vae
+from ldp_export.models.eight_bits import products_in_8_bits
 from ldp_export.models.in_turn import weights_in_turn
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.registry import ModelSpec
@@ -41,7 +42,7 @@ from ldp_export.reference_cases import (
     recorded_bytes,
     recording_memory,
 )
-from ldp_export.rounding import measure_float32, measure_rounding
+from ldp_export.rounding import measure_float32, measure_late, measure_rounding
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class InfinityRecipe:
         block = sum(p.numel() for p in self._shapes.transformer.layers[0].parameters())
         return 4 * block + 4 * sum(p.numel() for p in self._shapes.vae.parameters())
 
-    def record(self, precision: Precision, say: Callable[[str], None]) -> ReferenceCases:
+    def record(self, precision: Precision, late: LatePrecision | None, say: Callable[[str], None]) -> ReferenceCases:
         scales, folder = self._recorded_scales, self.sources.text_encoder
         vae = load_vae(self.sources.vae, self.spec.vae)
         encoder = None if folder is None else load_text_encoder(folder)
@@ -193,11 +194,15 @@ class InfinityRecipe:
         def logits(case: Case) -> list[torch.Tensor]:
             return forced_logits(transformer, cases, case, self.entry)
 
-        if precision == "float32" and scales is not None:
-            return cases  # recorded from one call: there is no other way to compare it with
+        rounding: dict[str, float] = {}
         say(f"rounding of {precision}")
-        if precision == "float32":
-            return replace(cases, rounding=measure_float32(cases, logits))
         with weights_in_turn(transformer, precision):
-            rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
+            if precision != "float32":
+                rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
+            elif scales is None:  # else recorded from one call: there is no other way to compare it with
+                rounding = measure_float32(cases, logits)
+            if late is not None:
+                say(f"rounding of {late}")
+                with products_in_8_bits(transformer.blocks, late):
+                    rounding |= measure_late(cases, logits)
         return replace(cases, rounding=rounding)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle import Precision, VarEntry
+from ldp_runtime.bundle import LatePrecision, Precision, VarEntry
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.class_reference_cases import forced_class_logits, record_class_cases, recorded_class_bytes
@@ -17,6 +17,7 @@ from ldp_export.graphs.class_prompt import ClassPromptGraph, class_placement, cl
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.signature import GraphSignature
 from ldp_export.graphs.vq_decoder import VqDecoderGraph, vq_decoder_signature
+from ldp_export.models.eight_bits import products_in_8_bits
 from ldp_export.models.registry import VarSpec
 from ldp_export.models.sources import Sources
 from ldp_export.models.var import FLOAT32_ISLANDS, VarTransformer
@@ -24,7 +25,7 @@ from ldp_export.models.var_checkpoints import check_var_files, load_var, load_vq
 from ldp_export.models.vq_vae import VqVae
 from ldp_export.recipes.base import chunk_names, graph_blocks, loaded_graph
 from ldp_export.reference_cases import Case, ReferenceCases
-from ldp_export.rounding import measure_float32, measure_rounding
+from ldp_export.rounding import measure_float32, measure_late, measure_rounding
 
 
 class VarRecipe:
@@ -122,7 +123,7 @@ class VarRecipe:
         stored = sum(p.numel() * p.itemsize for p in self._mapped[0].parameters() if p.itemsize < 4)
         return 2 * stored + 4 * 2 * t.heads * t.schedule.total_tokens**2
 
-    def record(self, precision: Precision, say: Callable[[str], None]) -> ReferenceCases:
+    def record(self, precision: Precision, late: LatePrecision | None, say: Callable[[str], None]) -> ReferenceCases:
         transformer = load_var(self.sources.transformer, self.spec.transformer)
         vae = load_vq_vae(self.sources.vae, self.spec.vae)
         cases = record_class_cases(transformer, vae, self.spec.defaults, say)
@@ -132,9 +133,14 @@ class VarRecipe:
             return forced_class_logits(transformer, vae, cases, case)
 
         if precision == "float32":
-            return replace(cases, rounding=measure_float32(cases, logits))
-        for name, parameter in transformer.named_parameters():
-            stays = FLOAT32_ISLANDS.match(name) is not None
-            parameter.data = parameter.data.to(torch.float32 if stays else getattr(torch, precision))
-        rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
+            rounding = measure_float32(cases, logits)
+        else:
+            for name, parameter in transformer.named_parameters():
+                stays = FLOAT32_ISLANDS.match(name) is not None
+                parameter.data = parameter.data.to(torch.float32 if stays else getattr(torch, precision))
+            rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
+        if late is not None:
+            say(f"rounding of {late}")
+            with products_in_8_bits(transformer.blocks, late):
+                rounding |= measure_late(cases, logits)
         return replace(cases, rounding=rounding)

@@ -111,10 +111,14 @@ class BlocksChunk:
 
 
 class Blocks:
-    """The chunks of a model, run one after the other as if they were one engine."""
+    """The chunks of a model, run one after the other as if they were one engine.
 
-    def __init__(self, chunks: Sequence[BlocksChunk], shape: ModelShape) -> None:
-        self._chunks = tuple(chunks)
+    Args:
+        late: chunks that compute in 8 bits, for late scales; none where the bundle has none.
+    """
+
+    def __init__(self, chunks: Sequence[BlocksChunk], shape: ModelShape, late: Sequence[BlocksChunk] = ()) -> None:
+        self._chunks, self._late = tuple(chunks), tuple(late)
         self.shape = shape
         self.device = self._chunks[0].engine.device
 
@@ -130,10 +134,13 @@ class Blocks:
 
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
         """The same chunks with every engine in a wrapper, to watch their calls."""
-        return Blocks([replace(chunk, engine=wrap(chunk.engine)) for chunk in self._chunks], self.shape)
+        exact, late = (
+            [replace(chunk, engine=wrap(chunk.engine)) for chunk in chunks] for chunks in (self._chunks, self._late)
+        )
+        return Blocks(exact, self.shape, late)
 
     def close(self) -> None:
-        for chunk in self._chunks:
+        for chunk in (*self._chunks, *self._late):
             chunk.engine.close()
 
     def run(
@@ -147,6 +154,7 @@ class Blocks:
         scale: int,
         watch: FiniteWatch,
         remember: bool = True,
+        late: bool = False,
     ) -> torch.Tensor:
         """One scale.
 
@@ -156,6 +164,7 @@ class Blocks:
             places: see `Placement.at`.
             scale: index, for error messages. watch: sees the logits.
             remember: append keys and values to the cache; the last scale has no use for them.
+            late: run the chunks that compute in 8 bits.
 
         Returns:
             Logits [R, L, V].
@@ -167,7 +176,7 @@ class Blocks:
         logits = latents.new_empty(R, L, self.shape.logits)
         given = {**places, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
         reads, writes = cache.reads(), cache.writes(L, remember)
-        for chunk in self._chunks:
+        for chunk in self._late if late else self._chunks:
             is_last = chunk.last == self.shape.depth
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
             inputs = {name: tensor for name, tensor in given.items() if name in chunk.inputs}

@@ -28,7 +28,7 @@ from ldp_runtime.parsing import complaint
 from ldp_runtime.residual import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "reports"
 CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
 #: Engine file of blocks that PyTorch compiles where they are loaded: their weights alone.
@@ -40,6 +40,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 KvForm = Literal["concat", "in-place"]
 State = Literal["verified", "unverified", "rejected"]
 Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
+#: Of the matrix products of `late_blocks`: 8-bit integers, or 8-bit floats of which 4 bits are exponent (E4M3).
+LatePrecision = Literal["int8", "float8"]
 #: How files are compared with the manifest: by hash, or by size only (large models, trusted disks).
 Integrity = Literal["full", "sizes"]
 
@@ -60,9 +62,13 @@ class TensorEntry(_Entry):
 
 
 class GraphEntry(_Entry):
-    """One graph; `first` and `last` bound the blocks that a chunk serves. No profiles: it takes any size."""
+    """One graph; `first` and `last` bound the blocks that a chunk serves. No profiles: it takes any size.
 
-    kind: Literal["text_encoder", "prompt", "blocks", "decoder"]
+    Attributes:
+        quantized: its matrix products or convolutions multiply 8-bit numbers.
+    """
+
+    kind: Literal["text_encoder", "prompt", "blocks", "late_blocks", "decoder"]
     file: str
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
@@ -70,6 +76,11 @@ class GraphEntry(_Entry):
     last: int = 0
     profiles: tuple[OptimizationProfile, ...] = ()
     quantized: bool = False
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether ONNX Runtime runs it."""
+        return Path(self.file).suffix == ".onnx"
 
 
 class _ModelEntry(_Entry):
@@ -186,6 +197,16 @@ class Limits(_Entry):
     past: int
 
 
+class LateEntry(_Entry):
+    """Late scales: the fewest last ones that hold `share` of all tokens. They cost most, and decide least of a picture.
+
+    Their blocks compute in 8 bits; they are graphs of the kind `late_blocks`.
+    """
+
+    precision: LatePrecision
+    share: float = Field(gt=0, lt=1)
+
+
 class TargetEntry(_Entry):
     """What compiled engines depend on beside their graphs.
 
@@ -212,6 +233,7 @@ class Manifest(_Entry):
     backend: Backend
     target: TargetEntry | None = None
     precision: Precision
+    late: LateEntry | None = None
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]
     sources: dict[str, str]
@@ -265,6 +287,10 @@ class Manifest(_Entry):
 
     def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
         return self.model.schedule(aspect_ratio)
+
+    def late_scales(self, schedule: ScaleSchedule) -> frozenset[int]:
+        """The scales of an image whose blocks compute in 8 bits."""
+        return frozenset() if self.late is None else frozenset(schedule.detail_scales(self.late.share))
 
     def schedules(self) -> list[ScaleSchedule]:
         """All that the bundle draws."""

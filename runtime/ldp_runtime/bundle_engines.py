@@ -90,7 +90,7 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
         check_target(manifest.target, device)
         if manifest.has_fused_blocks:
             check_compiler(device)
-        if any(graph.quantized for graph in manifest.graphs.values()):
+        if any(graph.is_onnx for graph in manifest.graphs.values()):
             _check_onnxruntime(manifest, device)
         return
     from ldp_runtime.engines.tensorrt import check_machine
@@ -128,16 +128,19 @@ def open_engines(
 
     constants = load_file(bundle.path(CONSTANTS), device=str(device))
     model = manifest.model
-    chunks = [
-        BlocksChunk(engine, graph.first, graph.last, frozenset(tensor.name for tensor in graph.inputs))
-        for graph, engine in of_kind("blocks")
-    ]
+    exact, late = (
+        [
+            BlocksChunk(engine, graph.first, graph.last, frozenset(tensor.name for tensor in graph.inputs))
+            for graph, engine in of_kind(kind)
+        ]
+        for kind in ("blocks", "late_blocks")
+    )
     encoder = of_kind("text_encoder")
     return Engines(
         text_encoder=encoder[0][1] if encoder else None,
         prompt=chained(of_kind("prompt")),
         blocks=Blocks(
-            chunks,
+            exact,
             ModelShape(
                 model.depth,
                 model.width,
@@ -147,6 +150,7 @@ def open_engines(
                 manifest.cache_tokens,
                 writes_all=opener is None and manifest.has_fused_blocks,
             ),
+            late,
         ),
         decoder=of_kind("decoder")[0][1],
         space=token_space(model, constants),
@@ -188,7 +192,7 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
 
     def open_there(name: str, graph: GraphEntry) -> Engine:
         path = bundle.path(graph.file)
-        if graph.quantized:
+        if graph.is_onnx:
             from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
             return OnnxRuntimeEngine(name, path, device, threads)

@@ -324,7 +324,8 @@ class Pipeline:
         prompt = condition_rows(engines, self.manifest, self._tokenizer, request.images, guided)
         text_s = time.perf_counter() - started
         where, heat = self._placement(schedule), request.temperature
-        settings = LoopSettings(schedule, space, request.guidance, heat, request.filter, request.policy, where)
+        late = self.manifest.late_scales(schedule)
+        settings = LoopSettings(schedule, space, request.guidance, heat, request.filter, request.policy, where, late)
 
         def on_scale(k: int, images: Sequence[ImageState]) -> None:
             if callback is None:

@@ -6,7 +6,8 @@ positions, put the new residual over the fill, accumulate, and decide whether th
 resolves both as done here.)
 
 Images run in one call while every image has the same tokens. From the first pruned scale on each runs by itself with
-its own rows, so masks are never ragged and a pruned image does not depend on its neighbours.
+its own rows, so masks are never ragged and a pruned image does not depend on its neighbours. So it does at scales whose
+blocks compute in 8 bits, where an engine may take its ranges from all rows of a call.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from ldp_runtime.trace import ScaleTrace
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What all images of a run share. Guidance (weight of the conditional branch) and temperature: one per scale."""
+    """What all images of a run share. Guidance (weight of the conditional branch) and temperature: one per scale.
+
+    `late` are the scales whose blocks compute in 8 bits: see `LateEntry`.
+    """
 
     schedule: ScaleSchedule
     space: TokenSpace
@@ -42,6 +46,7 @@ class LoopSettings:
     filter: SamplingFilter
     policy: Policy
     placement: Placement
+    late: frozenset[int] = frozenset()
 
     @cached_property
     def pruned(self) -> frozenset[int]:
@@ -175,7 +180,7 @@ def _run_groups(run: _Run, prompt: PromptRows, images: Sequence[ImageState]) -> 
         groups = [group for group in groups if group.images]
         for group in groups:
             _retire_branches(group, k, settings)
-        if k in settings.pruned or any(_forced(image, k) is not None for image in images):
+        if k in settings.pruned | settings.late or any(_forced(image, k) is not None for image in images):
             groups = [single for group in groups for single in group.split()]
         for group in groups:
             _step(run, k, k == scales - 1, group)
@@ -304,7 +309,8 @@ def _run_rows(
     offset = group.prompt.start if k == 0 else run.settings.placement.offsets[k].expand(group.prompt.rows, -1)
     places = run.settings.placement.at(k, kept)
     given = (rows.contiguous(), offset.contiguous(), places, group.prompt, group.cache)
-    return run.blocks.run(*given, scale=k, watch=run.watch, remember=not is_last)
+    late = k in run.settings.late
+    return run.blocks.run(*given, scale=k, watch=run.watch, remember=not is_last, late=late)
 
 
 def _sample(

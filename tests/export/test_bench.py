@@ -22,7 +22,7 @@ from ldp_export.bench.result import SCHEMA, BenchResult
 from ldp_export.bench.run import run_bench
 from ldp_export.bench.table import print_result
 from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders.int8_decoder import Int8DecoderBuilder
+from ldp_export.builders.int8 import Int8Builder
 from ldp_export.cli.bench import command
 from ldp_export.models.sources import Sources
 from ldp_export.progress import ProgressEvent
@@ -185,7 +185,7 @@ def test_another_bundle_of_the_same_checkpoint(
         plan_bench(small_bundle.folder, Options(eager=False, others=[small_bundle.folder]))
     with pytest.raises(ConfigError, match="another checkpoint"):
         plan_bench(small_bundle.folder, Options(eager=False, others=[tiny_bundle.folder]))
-    options = BuildOptions(tmp_path / "int8", builder=Int8DecoderBuilder())
+    options = BuildOptions(tmp_path / "int8", builder=Int8Builder(decoder=True))
     other = build(plan_build(spec(), small_sources, options))[0]
     result = run_bench(
         small_bundle.folder,

@@ -18,7 +18,7 @@ from ldp_runtime.capacity import estimate_memory
 from ldp_runtime.engines.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.eager import EagerEngine
 from ldp_runtime.engines.fused.engine import FusedEngine
-from ldp_runtime.engines.fused.products import Matrix, float8, product, rounded_rows
+from ldp_runtime.engines.fused.products import FLOAT8, INT8, Matrix, product, rounded, rounded_rows
 from ldp_runtime.engines.fused.text import PADDED_TO
 from ldp_runtime.engines.torch_compiler import check_compiler
 from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError, IntegrityError, LdpError
@@ -216,14 +216,33 @@ def test_more_rows_take_a_larger_place_for_the_text(blocks: BlocksGraph) -> None
         torch.testing.assert_close(computed(engine, inputs, outputs)["logits"], expected, **SAME)
 
 
-def test_products_in_8_bit_floats() -> None:
-    """Each row's largest value is kept, the others to three bits behind the leading one."""
-    x, weight, bias = torch.randn(2, 5, 64), torch.randn(48, 64), torch.randn(48)
+@pytest.mark.parametrize(("kind", "least", "most"), [(INT8, 1e-3, 0.02), (FLOAT8, 0.01, 0.06)])
+@pytest.mark.parametrize("shape", [(2, 5), (1, 1), (40, 2)])
+def test_products_in_8_bits(kind: torch.dtype, least: float, most: float, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*s, generator=generator) for s in ((*shape, 64), (48, 64), (48,)))
     exact = Matrix(weight, bias, bias.new_empty(0))
-    rounded = product(x, float8(exact))
-    assert 1e-3 < (rounded - product(x, exact)).norm() / (product(x, exact) - bias).norm() < 0.06
-    values, step = rounded_rows(weight)
+    found = product(x, rounded(exact, kind))
+    assert found.shape == (*shape, 48)
+    assert least < (found - product(x, exact)).norm() / (product(x, exact) - bias).norm() < most
+
+
+def test_8_bits_hold_a_row_by_its_largest_value() -> None:
+    """Integers in even steps, floats to three bits behind the leading one."""
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
+    values, step = rounded_rows(weight, INT8)
+    assert values.abs().amax(dim=1).eq(127).all()
+    assert ((values.float() * step - weight).abs() <= step / 2 * (1 + 1e-5)).all()
+    values, step = rounded_rows(weight, FLOAT8)
     torch.testing.assert_close(values.float() * step, weight, rtol=1 / 16, atol=float(step.max()) / 512)
+
+
+def test_rows_in_8_bits_do_not_depend_on_each_other() -> None:
+    x, weight, bias = torch.randn(6, 1, 64), torch.randn(48, 64), torch.randn(48)
+    for kind in (INT8, FLOAT8):
+        matrix = rounded(Matrix(weight, bias, bias.new_empty(0)), kind)
+        loud = torch.cat((x, 100 * x))
+        torch.testing.assert_close(product(loud, matrix)[:6], product(x, matrix), atol=1e-6, rtol=1e-6)
 
 
 def test_file_of_weights(blocks: BlocksGraph, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def check_integers(graphs: Mapping[str, GraphEntry]) -> None:
     if quantized and any(f.startswith("sse") for f in features) and not any("vnni" in f for f in features):
         raise IncompatibleBundleError(
             f"the graphs {', '.join(quantized)} multiply 8-bit integers; this processor has no VNNI instructions",
-            hint="build the bundle without --int8-decoder",
+            hint="build the bundle without --int8-decoder and --late-precision",
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ldp_runtime.engines.fused.pieces import BlockWeights
-from ldp_runtime.engines.fused.products import Matrix, float8
+from ldp_runtime.engines.fused.products import Matrix, rounded
 from ldp_runtime.errors import IntegrityError
 
 EMBEDDING, HEAD = "embedding", "head"
@@ -24,10 +24,10 @@ class FusedWeights(NamedTuple):
     head: Matrix | None
 
 
-def in_8_bits(weights: FusedWeights) -> FusedWeights:
-    """The same with all matrices of the blocks in 8-bit floats; embedding and head stay."""
+def in_8_bits(weights: FusedWeights, kind: torch.dtype) -> FusedWeights:
+    """The same with all matrices of the blocks in `INT8` or `FLOAT8`; embedding and head stay."""
     blocks = [
-        BlockWeights(*(float8(part) if isinstance(part, Matrix) else part for part in block))  # pyright: ignore
+        BlockWeights(*(rounded(part, kind) if isinstance(part, Matrix) else part for part in block))  # pyright: ignore
         for block in weights.blocks
     ]
     return weights._replace(blocks=blocks)

@@ -1,7 +1,8 @@
-"""What 8-bit floats in the blocks' matrix products cost, on the trained embedded model, emulated on a CPU.
+"""What 8-bit numbers in the blocks' matrix products cost, on the trained embedded model, emulated on a CPU.
 
-    python benchmarks/gpu_fp8.py                      # a minute; benchmarks/results/gpu-fp8.json
+    python benchmarks/late_precision.py               # four minutes; benchmarks/results/late-precision-cpu.json
 
+Of the fused engine: bfloat16, and 8-bit integers or floats from a scale on, with a step for each row of both sides.
 Teacher-forced: the share of bits that flip when the blocks are given the unrounded run's picture so far and the same
 noise. Drawn freely: PSNR against the unrounded pictures of the same seeds. Rounding to bfloat16 alone stands beside.
 """
@@ -14,18 +15,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from gpu_draw import Toolkit
 from gpu_models import Model
 from ldp_calibration.fidelity import psnr_db
+from ldp_runtime.bundle import LateEntry, LatePrecision
 from ldp_runtime.guidance import guide
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import sample_bits
 from ldp_runtime.scale_loop import ImageState
 from ldp_runtime.text import PromptTokenizer
+from rich.progress import track
 
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.graph import convert_weights
@@ -36,39 +39,52 @@ from ldp_export.models.sources import find_sources
 from ldp_export.models.text_encoder import load_text_encoder
 
 HERE = Path(__file__).parent
+#: Of the tokens, counted from the last scale: three, then four of seven scales, then all.
+SHARES = (0.75, 0.85, 0.999)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "gpu-fp8.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "late-precision-cpu.json")
     options = parser.parse_args(arguments)
     prompts = (HERE / "prompts.txt").read_text().splitlines()[: options.prompts]
-    result = {"prompts": len(prompts), "seeds": options.seeds, **measure(prompts, options.seeds)}
+    result = {"prompts": len(prompts), "seeds": options.seeds, "rows": measure(prompts, options.seeds)}
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
 @torch.no_grad()
-def measure(prompts: Sequence[str], seeds: int) -> dict[str, float]:
-    """Shares of flipped bits, and mean PSNR in dB."""
-    exact = Toolkit(trained("float32"), compiled=False, graphs=False)
-    half = Toolkit(trained("bfloat16"), compiled=False, graphs=False)
-    rounded = Toolkit(half.model, compiled=False, graphs=False, fp8=True)
-    flips: dict[str, list[float]] = {"flipped": [], "flipped_bfloat16": []}
-    fidelity: dict[str, list[float]] = {"psnr_db": [], "psnr_bfloat16_db": []}
-    for features in features_of(exact.model.spec, prompts):
+def measure(prompts: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """Of each way to round: shares of flipped bits, and PSNR in dB."""
+    exact, half = (Toolkit(trained(kind), compiled=False, graphs=False) for kind in ("float32", "bfloat16"))
+    pairs = [LateEntry(precision=precision, share=share) for precision in get_args(LatePrecision) for share in SHARES]
+    ways = {None: half} | {late: Toolkit(half.model, compiled=False, graphs=False, late=late) for late in pairs}
+    flips: dict[LateEntry | None, list[float]] = {late: [] for late in ways}
+    fidelity: dict[LateEntry | None, list[float]] = {late: [] for late in ways}
+    for features in track(features_of(exact.model.spec, prompts), "drawing"):
+        for toolkit in (exact, *ways.values()):
+            toolkit.model = replace(toolkit.model, features=features)
         for seed in range(seeds):
-            for toolkit in (exact, half, rounded):
-                toolkit.model = replace(toolkit.model, features=features)
             picture, bits = draw(exact, seed)
-            for toolkit, share, psnr in zip((rounded, half), flips.values(), fidelity.values(), strict=True):
+            for late, toolkit in ways.items():
                 _, theirs = draw(toolkit, seed, forced=bits)
-                share.append(float((torch.cat(theirs) != torch.cat(bits)).float().mean()))
+                flips[late].append(float((torch.cat(theirs) != torch.cat(bits)).float().mean()))
                 free, _ = draw(toolkit, seed)
-                psnr.append(psnr_db(decoded(exact, free), decoded(exact, picture)))
-    return {name: mean(values) for name, values in {**flips, **fidelity}.items()}
+                fidelity[late].append(psnr_db(decoded(exact, free), decoded(exact, picture)))
+    schedule = exact.model.schedule
+    return [
+        {
+            "precision": "bfloat16" if late is None else late.precision,
+            "share": 1.0 if late is None else late.share,
+            "scales": len(schedule) if late is None else len(schedule.detail_scales(late.share)),
+            "flipped": mean(flips[late]),
+            "psnr_db": mean(fidelity[late]),
+            "worst_psnr_db": min(fidelity[late]),
+        }
+        for late in ways
+    ]
 
 
 def draw(

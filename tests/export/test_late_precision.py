@@ -1,0 +1,289 @@
+"""Blocks in 8 bits at late scales: the other scales stay as they are, verify says by how much, and fails closed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import onnx
+import pytest
+import torch
+from class_samples import CLASS_MODELS
+from engine_runs import run_loop
+from ldp_runtime import Pipeline
+from ldp_runtime.bundle import FUSED_WEIGHTS, REFERENCE, Bundle, FileEntry, GraphEntry, LateEntry, LatePrecision
+from ldp_runtime.engines import onnxruntime
+from ldp_runtime.engines.fused.engine import FusedEngine
+from ldp_runtime.engines.fused.weights import in_8_bits, named_tensors, read_weights
+from ldp_runtime.errors import ConfigError, IncompatibleBundleError, VerificationError
+from samples import TRANSFORMER, random_texts, random_transformer, spec
+
+from ldp_export.bench.plan import label
+from ldp_export.build import BuildOptions, build, plan_build
+from ldp_export.builders import int8, int8_blocks
+from ldp_export.builders.base import ExportedGraph
+from ldp_export.builders.choice import LATE_SHARE, BackendOptions, choose_builder
+from ldp_export.builders.fused_blocks import fused_weights
+from ldp_export.builders.int8 import Int8Builder
+from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
+from ldp_export.builders.torch_inductor import TorchBuilder
+from ldp_export.estimate import estimate_build
+from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.models.eight_bits import KINDS, products_in_8_bits
+from ldp_export.models.resolve import infer_spec
+from ldp_export.models.sources import Sources
+from ldp_export.recipes.infinity import InfinityRecipe
+from ldp_export.reference_cases import ReferenceCases
+from ldp_export.rounding import late_rounding
+from ldp_export.sealing import tensor_entries
+
+features = onnxruntime.cpu_features()
+pytestmark = pytest.mark.skipif(
+    any(f.startswith("sse") for f in features) and not any("vnni" in f for f in features),
+    reason="the processor has no VNNI instructions",
+)
+LATE = LateEntry(precision="int8", share=LATE_SHARE)
+#: Of the seven scales of the small models.
+EARLY, LATE_SCALES = range(4), range(4, 7)
+
+
+@pytest.fixture(scope="module")
+def sources(small_sources: Sources) -> Sources:
+    return Sources(small_sources.transformer, small_sources.vae)
+
+
+@pytest.fixture(scope="module")
+def bundle(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    options = BuildOptions(tmp_path_factory.mktemp("late") / "bundle", builder=Int8Builder(late=LATE), chunk=1)
+    return build(plan_build(spec(), sources, options))[0]
+
+
+def report_of(bundle: Bundle) -> dict[str, Any]:
+    assert bundle.root is not None
+    return json.loads((bundle.root / "reports" / f"{bundle.manifest.version}.json").read_text())
+
+
+def test_a_second_engine_of_each_chunk(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    late = {name: graph for name, graph in manifest.graphs.items() if graph.quantized}
+    assert bundle.state == "verified"
+    assert list(late) == ["late_blocks_0_1", "late_blocks_1_2"]
+    assert [(g.first, g.last) for g in manifest.chunks("late_blocks")] == [(0, 1), (1, 2)]
+    assert manifest.late_scales(manifest.schedule()) == set(LATE_SCALES)
+    assert label(manifest) == "onnxruntime, int8 late scales"
+    exact, rounded = (_bytes(manifest.files, name) for name in ("blocks_0_1", "late_blocks_0_1"))
+    assert rounded < 0.6 * exact
+
+
+def _bytes(files: dict[str, FileEntry], folder: str) -> int:
+    return sum(entry.size for name, entry in files.items() if name.startswith(f"{folder}/"))
+
+
+def test_verify_tells_them_from_the_exact_ones(bundle: Bundle) -> None:
+    names = [check["name"] for check in report_of(bundle)["checks"]]
+    for k in EARLY:
+        assert f"ratio1_guidance3, scale {k}, logits" in names
+    for k in LATE_SCALES:
+        assert f"ratio1_guidance3, scale {k}, logits in 8 bits, RMS" in names
+    assert not any("drawn freely" in name for name in names)
+
+
+def test_only_late_scales_change(bundle: Bundle, small_bundle: Bundle) -> None:
+    (text,), runs = random_texts([5]), []
+    for each in (bundle, small_bundle):
+        with Pipeline.load(each, threads=1) as pipe:
+            runs.append(run_loop(pipe, text, late=pipe.manifest.late_scales(pipe.manifest.schedule())))
+    ours, theirs = (run.logits for run in runs)
+    for k in EARLY:
+        torch.testing.assert_close(ours[k], theirs[k], atol=2e-5, rtol=0)
+    change = (ours[4] - theirs[4]).norm() / theirs[4].norm()
+    assert 1e-4 < change < 0.01
+
+
+@pytest.mark.parametrize("policy", [None, "ld", "skip:count=1,stop_after=2"])
+def test_an_image_does_not_depend_on_the_others_of_its_call(bundle: Bundle, policy: str | None) -> None:
+    """Engines take their ranges from all rows of a call, so late scales run image by image."""
+    texts = random_texts([5, 9])
+    with Pipeline.load(bundle, threads=1, max_batch=2) as pipe:
+        both = pipe(prompt_embeds=texts, seed=[3, 8], policy=policy, output_type="latent")
+        alone = pipe(prompt_embeds=[texts[1]], seed=8, policy=policy, output_type="latent")
+    torch.testing.assert_close(both.images[1], alone.images[0], atol=1e-5, rtol=0)
+    late = [scale.images_in_call for scale in both.traces[0].scales if scale.scale in LATE_SCALES]
+    assert set(late) == {1}
+
+
+def test_wrong_ones_are_rejected(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are a third too large: the exact blocks are right, and the bundle is no good."""
+
+    def too_large(source: Path, target: Path) -> None:
+        int8_blocks.quantize_products(source, target)
+        model = onnx.load(target)
+        for tensor in model.graph.initializer:
+            if tensor.name.startswith("blocks.") and tensor.name.endswith("_scale"):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 4 / 3, tensor.name))
+        onnx.save(model, target)
+
+    monkeypatch.setattr(int8, "quantize_products", too_large)
+    with pytest.raises(VerificationError, match="scale 4, logits in 8 bits, RMS"):
+        build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(late=LATE))))
+
+
+def test_checked_at_the_first_scales_where_only_these_are_recorded(
+    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of models too large to be run to the end."""
+    monkeypatch.setattr(InfinityRecipe, "_recorded_scales", 3)
+    bundle, _ = build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(late=LATE))))
+    checks = {check["name"]: check["measured"] for check in report_of(bundle)["checks"]}
+    assert [f"late blocks at scale {k}, logits in 8 bits, RMS" in checks for k in range(4)] == [True] * 3 + [False]
+    assert checks["late blocks at scale 2, logits in 8 bits, RMS"] > 1e-4
+
+
+def test_keys_and_values_in_place_and_a_quantized_decoder(sources: Sources, tmp_path: Path) -> None:
+    builder = Int8Builder(decoder=True, late=LateEntry(precision="int8", share=0.45))
+    options = BuildOptions(tmp_path / "bundle", builder=builder, kv_form="in-place", discard_graphs=True)
+    bundle, _ = build(plan_build(spec(), sources, options))
+    assert label(bundle.manifest) == "onnxruntime, int8 late scales, int8 decoder"
+    assert bundle.manifest.late_scales(bundle.manifest.schedule()) == {6}
+    assert not list((tmp_path / "bundle" / "stages").glob("blocks-*"))
+    with Pipeline.load(bundle, threads=1) as pipe:
+        assert pipe(prompt_embeds=random_texts([4]), seed=0, policy="ld", output_type="torch").images.isfinite().all()
+
+
+def test_class_conditional(tmp_path: Path) -> None:
+    held = CLASS_MODELS["one AdaLN for all blocks"]
+    sources = held.write(tmp_path)
+    options = BuildOptions(tmp_path / "bundle", builder=Int8Builder(late=LATE))
+    bundle, _ = build(plan_build(infer_spec(sources), sources, options))
+    assert bundle.state == "verified"
+    with Pipeline.load(bundle, threads=1) as pipe:
+        drawn = pipe(class_labels=[1, 2], seed=0, policy="skip:count=1", output_type="torch").images
+        assert drawn.isfinite().all()
+
+
+def test_what_it_takes_is_predicted(sources: Sources, tmp_path: Path) -> None:
+    plain, late = (
+        estimate_build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=builder)))
+        for builder in (Int8Builder(decoder=True), Int8Builder(decoder=True, late=LATE))
+    )
+    assert late.bundle > plain.bundle
+    assert late.disk > plain.disk
+
+
+def random_inputs(graph: BlocksGraph) -> dict[str, torch.Tensor]:
+    """A call of two rows; all of the text is read."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for entry, example in zip(graph.signature.inputs, graph.signature.examples(), strict=True):
+        is_mask = entry.dtype == "bool"
+        found[entry.name] = torch.ones_like(example) if is_mask else torch.randn(example.shape, generator=generator)
+    return found
+
+
+def logits_of(
+    graph: BlocksGraph, inputs: dict[str, torch.Tensor], precision: LatePrecision, compiled: bool
+) -> torch.Tensor:
+    """What the fused engine in 8 bits gives."""
+    inside, outside = (tensor_entries(specs) for specs in (graph.signature.inputs, graph.signature.outputs))
+    entry = GraphEntry(kind="late_blocks", file="", inputs=inside, outputs=outside, last=graph.last)
+    weights = in_8_bits(fused_weights(graph), KINDS[precision])
+    engine = FusedEngine("late_blocks", weights, entry, tokens=8, threads=1, compiled=compiled)
+    rows, tokens = inputs["latents"].shape[:2]
+    logits = torch.empty(rows, tokens, 2 * TRANSFORMER.bits)
+    engine.run(inputs, {"logits": logits})
+    return logits
+
+
+def test_rounding_of_a_model_that_its_blocks_hardly_move(bundle: Bundle) -> None:
+    """The limit is the model's own, far below what a trained one needs."""
+    reference = ReferenceCases.load(bundle.path(REFERENCE))
+    measured = [c["measured"] / c["limit"] for c in report_of(bundle)["checks"] if "in 8 bits" in c["name"]]
+    assert 1e-4 < reference.rounding[late_rounding(4)] < 0.01
+    assert 0.1 < max(measured) < 1
+
+
+@pytest.mark.parametrize("precision", get_args(LatePrecision))
+def test_emulated_as_the_fused_engine_computes(precision: LatePrecision) -> None:
+    """What bounds the engines is their own arithmetic, not another one."""
+    graph = BlocksGraph(random_transformer())
+    inputs = random_inputs(graph)
+    exact = graph(*inputs.values())[0]
+    with products_in_8_bits(graph.blocks, precision):
+        expected = graph(*inputs.values())[0]
+    found = logits_of(graph, inputs, precision, compiled=False)
+    assert (found - expected).norm() < 0.1 * (found - exact).norm()
+
+
+@pytest.mark.parametrize("precision", get_args(LatePrecision))
+def test_fused_engine_from_its_file(tmp_path: Path, precision: LatePrecision) -> None:
+    """Of PyTorch's blocks on a GPU: rounded when they are built, and a file of its own."""
+    graph = BlocksGraph(random_transformer())
+    builder = TorchBuilder(fused=True, late=LateEntry(precision=precision, share=LATE_SHARE))
+    exact, late = graph.signature, graph.signature.late()
+    assert [builder.engine_file(signature) for signature in (exact, late)] == [FUSED_WEIGHTS] * 2
+    assert builder.key(exact) != builder.key(late)
+    for signature in (exact, late):
+        (tmp_path / signature.name).mkdir()
+        exported = ExportedGraph(signature, tmp_path, lambda: graph, tmp_path)
+        builder.build(exported, tmp_path / signature.name, lambda detail: None)
+    weights = read_weights("late_blocks", tmp_path / late.name / FUSED_WEIGHTS, 2, torch.device("cpu"))
+    rounded = in_8_bits(fused_weights(graph), KINDS[precision])
+    for mine, theirs in zip(named_tensors(weights), named_tensors(rounded), strict=True):
+        assert mine[0] == theirs[0]
+        assert mine[1].dtype == theirs[1].dtype
+        assert torch.equal(mine[1].float(), theirs[1].float())
+    sizes = [(tmp_path / name / FUSED_WEIGHTS).stat().st_size for name in (exact.name, late.name)]
+    assert sizes[1] < 0.4 * sizes[0]
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
+def test_fused_engine_compiled() -> None:
+    graph = BlocksGraph(random_transformer())
+    inputs = random_inputs(graph)
+    plain, compiled = (logits_of(graph, inputs, "int8", compiled) for compiled in (False, True))
+    assert (compiled - plain).norm() < 0.1 * (plain - graph(*inputs.values())[0]).norm()
+
+
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(precision: str = "float32", model: Any = None, **options: Any) -> Any:
+        return choose_builder(BackendOptions(**options), model or spec(), "0.06M", precision)
+
+    assert chosen(late_precision="int8") == Int8Builder(late=LATE)
+    assert chosen(late_precision="int8", late_share=0.5).late.share == 0.5
+    assert isinstance(chosen(), OnnxRuntimeBuilder)
+    refused: list[tuple[str, str, dict[str, Any]]] = [
+        ("add --late-precision", "float32", {"late_share": 0.5}),
+        ("between 0 and 1, got 1", "float32", {"late_precision": "int8", "late_share": 1.0}),
+        ("between 0 and 1, got 0", "float32", {"late_precision": "int8", "late_share": 0.0}),
+        ("no 8-bit floats", "float32", {"late_precision": "float8"}),
+        ("not from float16", "float16", {"late_precision": "int8"}),
+        ("torch on a CPU has no blocks in 8 bits", "float32", {"backend": "torch", "late_precision": "int8"}),
+        ("tensorrt-rtx engines has no", "bfloat16", {"backend": "tensorrt-rtx", "late_precision": "int8"}),
+    ]
+    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: None)
+    for message, precision, options in refused:
+        with pytest.raises(ConfigError) as caught:
+            chosen(precision, **options)
+        assert message in str(caught.value), message
+
+
+def test_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldp_export.builders.choice.check_compilers", lambda on_gpu: None)
+    for capability, precision, fits in (("9.0", "float8", True), ("8.0", "int8", True), ("8.0", "float8", False)):
+        monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda here=capability: here)
+        options = BackendOptions("torch", late_precision=precision)  # pyright: ignore[reportArgumentType]
+        if fits:
+            builder = choose_builder(options, spec(), "0.06M", "bfloat16")
+            assert isinstance(builder, TorchBuilder)
+            assert builder.late is not None
+        else:
+            with pytest.raises(ConfigError, match=r"capability 8\.0\) multiplies no 8-bit floats"):
+                choose_builder(options, spec(), "0.06M", "bfloat16")
+
+
+def test_a_processor_whose_products_overflow(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "cpu_features", lambda: frozenset({"sse2", "avx2"}))
+    with pytest.raises(IncompatibleBundleError, match=r"late_blocks_0_1, late_blocks_1_2 multiply 8-bit.*no VNNI"):
+        Pipeline.load(bundle)
