@@ -17,6 +17,7 @@ from ldp_runtime.pruning.names import parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.build import BuildOptions, BuildPlan, build, plan_build
+from ldp_export.builders.choice import BackendOptions, choose_builder
 from ldp_export.models.infinity import ffn_width
 from ldp_export.models.registry import ModelSpec, VarSpec, find_model
 from ldp_export.models.sources import Sources
@@ -74,12 +75,30 @@ def check_policies(texts: Sequence[str], schedule: ScaleSchedule) -> None:
             policy.check(schedule)
 
 
-def random_bundle(
-    model: str, folder: Path, *, size: str | None, depth: int | None, width: int | None, progress: Progress = silent
-) -> tuple[Bundle, Sources]:
-    """A bundle of random weights, and their checkpoint."""
-    spec = smaller(find_model(model), depth, width)
-    options = BuildOptions(folder / "bundle", size)
-    check_options(BuildPlan(spec, Sources(Path(), Path()), options))
+def random_bundles(
+    model: str,
+    folder: Path,
+    *,
+    size: str | None,
+    depth: int | None,
+    width: int | None,
+    int8: bool = False,
+    progress: Progress = silent,
+) -> tuple[list[Bundle], Sources]:
+    """A bundle of random weights, and their checkpoint.
+
+    Args:
+        int8: a second bundle of them, whose late scales multiply 8-bit integers. (A decoder of random weights strays too
+            far in them to be verified.)
+    """
+    spec, named = smaller(find_model(model), depth, width), {"float32": BackendOptions()}
+    if int8:
+        named["int8"] = BackendOptions(late_precision="int8")
+    options = [
+        BuildOptions(folder / name, size, builder=choose_builder(wanted, spec, size or spec.size, "float32"))
+        for name, wanted in named.items()
+    ]
+    for each in options:
+        check_options(BuildPlan(spec, Sources(Path(), Path()), each))
     sources = write_checkpoint(spec, folder / "checkpoint")
-    return build(plan_build(spec, sources, options), progress)[0], sources
+    return [build(plan_build(spec, sources, each), progress)[0] for each in options], sources

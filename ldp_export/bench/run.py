@@ -173,7 +173,7 @@ def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: Ben
         psnr_db=loss.psnr_db,
         ssim=loss.ssim,
         psnr_objects_db=loss.psnr_objects_db,
-        precision_psnr_db=_precision_psnr(m, measured, plan),
+        precision_psnr_db=None if plan.random_weights else _precision_psnr(m, measured, plan),
         tokens_computed=float(np.mean([t for d in drawn for t in d.tokens])),
         row_tokens=float(np.mean([t for d in drawn for t in d.row_tokens])),
         tokens_full=drawn[0].tokens_full,

@@ -65,6 +65,11 @@ Examples:
 @click.option("--depth", type=int, help="With --random-weights: fewer blocks.")
 @click.option("--width", type=int, help="With --random-weights: fewer channels.")
 @click.option("--pn", "size", help="With --random-weights: scale schedule.  [default: the model's]")
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="With --random-weights: also engines whose late scales multiply 8-bit integers.",
+)
 @click.option("--keep", help="With --random-weights: shares that the last scales keep.  [default: 0.45,0.4,0.35]")
 @click.option("--stop-scale", type=int, help="With --random-weights: scale after which the unconditional branch stops.")
 @click.option(
@@ -104,6 +109,7 @@ def command(
     depth: int | None,
     width: int | None,
     size: str | None,
+    int8: bool,
     keep: str | None,
     stop_scale: int | None,
     keep_from: Path | None,
@@ -138,9 +144,9 @@ def command(
             raise ConfigError("--keep-from brings shares and stop scale: leave --keep and --stop-scale out")
         if policies and any(given is not None for given in (keep, stop_scale, keep_from)):
             raise ConfigError("--policy says what is kept: leave --keep, --stop-scale and --keep-from out")
-    elif any(given is not None for given in (model, depth, width, size, keep, stop_scale, keep_from)):
+    elif int8 or any(given is not None for given in (model, depth, width, size, keep, stop_scale, keep_from)):
         raise ConfigError(
-            "--model, --depth, --width, --pn, --keep, --keep-from and --stop-scale belong to --random-weights"
+            "--model, --depth, --width, --pn, --int8, --keep, --keep-from and --stop-scale belong to --random-weights"
         )
     elif bundle is None:
         raise ConfigError("no bundle is named", hint="ldp-export bench BUNDLE, or --compare A.json B.json")
@@ -173,11 +179,12 @@ def command(
         options |= _given_shares(model, size, policies, keep, stop_scale, keep_from)
     with _progress() as progress, tempfile.TemporaryDirectory(prefix="ldp-random-") as folder:
         if model is not None:
-            from ldp_export.bench.random_weights import random_bundle
+            from ldp_export.bench.random_weights import random_bundles
 
-            made, sources = random_bundle(model, Path(folder), size=size, depth=depth, width=width, progress=progress)
+            shape: dict[str, Any] = {"size": size, "depth": depth, "width": width, "int8": int8}
+            (made, *further), sources = random_bundles(model, Path(folder), **shape, progress=progress)
             bundle = made.folder
-            options |= {"weights": sources.transformer, "vae": sources.vae}
+            options |= {"weights": sources.transformer, "vae": sources.vae, "others": [b.folder for b in further]}
         assert bundle is not None
         result = run_bench(bundle, progress=progress, **options)
     if output is not None:

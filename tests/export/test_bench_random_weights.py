@@ -12,7 +12,7 @@ from ldp_runtime.pruning.names import describe, parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.given_shares import calibrated, told
-from ldp_export.bench.random_weights import given_policies, random_bundle, smaller
+from ldp_export.bench.random_weights import given_policies, random_bundles, smaller
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import ModelSpec, find_model
 
@@ -37,7 +37,7 @@ def test_impossible_sizes(depth: int | None, width: int | None):
 
 def test_what_the_model_does_not_draw_is_refused_before_weights_are_written(tmp_path: Path):
     with pytest.raises(ConfigError, match="one size only"):
-        random_bundle("var-d16", tmp_path, size="1M", depth=1, width=64)
+        random_bundles("var-d16", tmp_path, size="1M", depth=1, width=64)
     assert not list(tmp_path.iterdir())
 
 
@@ -81,6 +81,7 @@ def test_policies_in_words_can_be_read():
         ["--random-weights", "--model", "infinity-2b", "--keep-from", "no-such-file.json"],
         ["--random-weights", "--model", "infinity-2b", "--policy", "skip:count=1", "--keep", "0.5"],
         ["bundle", "--keep", "0.5"],
+        ["bundle", "--int8"],
     ],
 )
 def test_senseless_combinations(arguments: list[str]):
@@ -122,7 +123,7 @@ def test_small_random_model_end_to_end(tmp_path: Path):
     """Shares of a profile; it stops after scale 4 of this schedule at the earliest."""
     source = profile(tmp_path, "ld", [1.0] * 5 + [0.5, 0.3])
     arguments = ["--random-weights", "--model", "infinity-125m", "--depth", "1", "--width", "96"]
-    arguments += ["--keep-from", str(source), "--repeats", "1", "--warmup", "0", "--threads", "1", "--json"]
+    arguments += ["--keep-from", str(source), "--repeats", "1", "--warmup", "0", "--threads", "1", "--json", "--int8"]
     done = CliRunner().invoke(command, arguments, catch_exceptions=False)
     result = json.loads(done.stdout)
     assert result["model"]["random_weights"] is True
@@ -130,5 +131,7 @@ def test_small_random_model_end_to_end(tmp_path: Path):
     assert any("from the profile 'p'" in note for note in result["notes"])
     pruned = next(c for c in result["candidates"] if c["policy"] == "given:keep=0.5+0.3,stop_after=4")
     assert pruned["psnr_db"] is None
+    rounded = next(c for c in result["candidates"] if c["name"] == "onnxruntime, int8 late scales")
+    assert rounded["precision_psnr_db"] is None
     assert [round(scale["tokens"]) for scale in pruned["scales"]][-2:] == [72, 77]
     assert [scale["rows"] for scale in pruned["scales"]][-2:] == [1, 1]

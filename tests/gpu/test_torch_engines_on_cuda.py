@@ -9,24 +9,40 @@ from pathlib import Path
 import pytest
 import torch
 from ldp_runtime import Pipeline, open_bundle
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle import Bundle, LateEntry, LatePrecision, Precision
 from ldp_runtime.engines.torch_target import local_target
+from ldp_runtime.pruning.given import GivenShares
 from samples import TRANSFORMER, random_texts, spec, write_sources
 
 from ldp_export.build import BuildOptions, build, plan_build
+from ldp_export.builders.choice import LATE_SHARE
 from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.verify import verify_bundle
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+#: Precision of the graphs, and of blocks at late scales.
+PRECISIONS: list[tuple[Precision, LatePrecision | None]] = [
+    ("float32", None),
+    ("bfloat16", None),
+    ("bfloat16", "int8"),
+    ("bfloat16", "float8"),
+]
+
+
+@pytest.fixture(scope="module", params=PRECISIONS, ids=str)
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Two narrow blocks; `build` has verified them on this GPU, or this fixture fails."""
     folder = tmp_path_factory.mktemp("torch")
     transformer = replace(TRANSFORMER, width=128, chunks=1)
     vae = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
     sources = write_sources(folder, transformer, vae)
-    options = BuildOptions(folder / "bundle", precision=request.param, builder=TorchBuilder("cuda", fused=True))
+    precision, bits = request.param
+    if bits == "float8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU multiplies no 8-bit floats")
+    late = None if bits is None else LateEntry(precision=bits, share=LATE_SHARE)
+    builder = TorchBuilder("cuda", fused=True, late=late)
+    options = BuildOptions(folder / "bundle", precision=precision, builder=builder)
     bundle, _ = build(plan_build(spec(transformer, vae), sources, options))
     assert bundle.state == "verified"
     return bundle
@@ -78,6 +94,14 @@ def test_graphs_serve_other_texts(pipe: Pipeline) -> None:
 def test_device_times_are_in_the_trace(pipe: Pipeline) -> None:
     (trace,) = pipe(prompt_embeds=random_texts([7]), seed=0, output_type="torch").traces
     assert all(scale.blocks_s > 0 for scale in trace.scales)
+
+
+def test_late_calls_of_few_tokens(pipe: Pipeline) -> None:
+    """CUDA's integer products take at least 17 rows; a pruned scale may have fewer."""
+    policy = GivenShares((0.05, 0.02), stop_after=3)
+    drawn = pipe(prompt_embeds=random_texts([7]), seed=2, policy=policy, output_type="latent")
+    assert drawn.traces[0].scales[-1].tokens < 17
+    assert drawn.images.isfinite().all()
 
 
 def test_pruned_and_batched(pipe: Pipeline) -> None:
