@@ -88,8 +88,8 @@ def random_bundles(
     """A bundle of random weights, and their checkpoint.
 
     Args:
-        int8: a second bundle of them, whose late scales multiply 8-bit integers. (A decoder of random weights strays too
-            far in them to be verified.)
+        int8: a second bundle of them, whose late scales multiply 8-bit integers. (A decoder of random weights strays
+            too far in them to be verified.)
     """
     spec, named = smaller(find_model(model), depth, width), {"float32": BackendOptions()}
     if int8:

@@ -20,7 +20,6 @@ from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.verify import verify_bundle
 
-
 #: Precision of the graphs, and of blocks at late scales.
 PRECISIONS: list[tuple[Precision, LatePrecision | None]] = [
     ("float32", None),
