@@ -32,11 +32,12 @@ demo: setup
 # The committed results: policies of the paper, what calibration found better, and the controls.
 bench: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
-	$(BIN)/ldp-export build --int8-decoder --output $(BUNDLE)-int8
+	$(BIN)/ldp-export build --int8-decoder --output $(BUNDLE)-int8-decoder
+	$(BIN)/ldp-export build --int8-decoder --late-precision int8 --output $(BUNDLE)-int8
 	$(BIN)/ldp-export build --backend torch --precision bfloat16 --int8-decoder --output $(BUNDLE)-bf16
-	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --also $(BUNDLE)-bf16 --prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
-		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.9 --policy ld:rho=0.92 \
-		--policy ld:score=energy --policy ld:score=energy,rho=0.9 \
+	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8-decoder --also $(BUNDLE)-int8 --also $(BUNDLE)-bf16 \
+		--prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
+		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.92 --policy ld:score=energy,rho=0.9 \
 		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \
 		--output benchmarks/results/infinity-shapes-cpu.json
 	$(BIN)/python benchmarks/results_page.py
@@ -49,7 +50,7 @@ results: setup
 # Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld` kept.
 bench-random: setup
 	for size in 0.25M 1M; do \
-		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $$size \
+		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $$size --int8 \
 			--keep-from benchmarks/results/infinity-shapes-ablation.json --repeats 1 --warmup 1 \
 			--output benchmarks/results/random-$$size-cpu.json || exit 1; \
 	done

@@ -17,6 +17,13 @@ from matplotlib.figure import Figure
 Candidate = dict[str, Any]
 PHASES = {"text": "tab:gray", "blocks": "tab:blue", "loop": "tab:red", "decode": "tab:green"}
 EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
+#: Words that tell engines apart, the first that is found counts: in words, and their colour. Last those of the bundle.
+KINDS = {
+    "bfloat16": ("PyTorch's bfloat16 blocks, 8-bit decoder", "tab:orange"),
+    "int8 late scales": ("late scales in 8 bits too", "tab:green"),
+    "int8 decoder": ("decoder in 8 bits", "tab:cyan"),
+    "": ("", "tab:blue"),
+}
 
 
 def draw_all(result: dict[str, Any], folder: Path, stem: str, source: str) -> list[str]:
@@ -43,6 +50,11 @@ def draw_all(result: dict[str, Any], folder: Path, stem: str, source: str) -> li
     return names
 
 
+def _kind(name: str) -> str:
+    """Which of `KINDS` a candidate's engines are."""
+    return next(kind for kind in KINDS if kind in name)
+
+
 def is_control(c: Candidate) -> bool:
     return c["policy"].startswith(("skip", "stop", "fixed"))
 
@@ -55,15 +67,13 @@ def steps(candidates: list[Candidate]) -> list[tuple[str, Candidate]]:
     named = {c["name"]: c for c in candidates}
     policies = list(dict.fromkeys(c["policy"] for c in candidates if c["policy"] != "none"))
     policy = "ld" if "ld" in policies else next(iter(policies), None)
-    quantized = [c["name"] for c in candidates if "int8 decoder" in c["name"] and c["policy"] == policy]
-    rounded = [name for name in quantized if "bfloat16" in name]
+    others = {_kind(c["name"]): c["name"] for c in candidates if c["policy"] == policy}
     wanted = {
         "eager PyTorch": EAGER,
         "work hoisted out of the scales": HOISTED,
         "engines": UNPRUNED,
         f"pruned: {policy}": f"{UNPRUNED} + {policy}",
-        "decoder in 8-bit integers": next((name for name in quantized if name not in rounded), None),
-        "PyTorch's bfloat16 blocks": next(iter(rounded), None),
+        **{title: others.get(kind) for kind, (title, _) in reversed(KINDS.items()) if kind},
     }
     return [(title, named[name]) for title, name in wanted.items() if name in named]
 
@@ -155,28 +165,28 @@ def _front(axis: Axes, candidates: list[Candidate], speed: str, measure: str) ->
     for c in candidates:
         x, y, interval = c[speed], c[measure], c[f"{speed}_ci95"]
         error = [[max(0.0, x - interval[0])], [max(0.0, interval[1] - x)]] if interval else None
-        quantized = "int8" in c["name"]
+        kind = _kind(c["name"])
         axis.errorbar(
             x,
             y,
             xerr=error,
             fmt="x" if is_control(c) else "o",
-            color="black" if is_control(c) else "tab:orange" if "bfloat16" in c["name"] else "tab:blue",
+            color="black" if is_control(c) and not kind else KINDS[kind][1],
             ms=5,
             lw=0.7,
-            alpha=0.5 if quantized else 1,
+            alpha=0.6 if kind else 1,
         )
-        if not quantized:
+        if not kind:
             below = -9 if is_control(c) else 4
             axis.annotate(c["policy"], (x, y), fontsize=6, xytext=(3, below), textcoords="offset points")
-    controls = [(c[speed], c[measure]) for c in candidates if is_control(c) and "int8" not in c["name"]]
+    controls = [(c[speed], c[measure]) for c in candidates if is_control(c) and not _kind(c["name"])]
     best = sorted(controls[i] for i in front(controls))
     axis.plot(
         [x for x, _ in best], [y for _, y in best], "--", color="0.6", lw=1, label="front of the controls", zorder=0
     )
-    for words, color in (("8-bit decoder", "tab:blue"), ("8-bit decoder, bfloat16 blocks", "tab:orange")):
-        if any("int8" in c["name"] and ("bfloat16" in c["name"]) == ("bfloat16" in words) for c in candidates):
-            axis.plot([], [], "o", color=color, alpha=0.5, label=f"the same policies, {words}")
+    for kind, (words, colour) in KINDS.items():
+        if kind and any(_kind(c["name"]) == kind for c in candidates):
+            axis.plot([], [], "o", color=colour, alpha=0.6, label=f"the same policies: {words}")
     axis.legend(fontsize=8)
     axis.margins(0.12)
     axis.grid(alpha=0.2)

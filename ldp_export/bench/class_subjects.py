@@ -48,7 +48,8 @@ class EagerClassSubject:
         laps.end_scale(-1)  # the scales begin
         run = generate(self.model, self.vae, labels, settings, keep_trace=False, on_scale=laps.end_scale)
         images = to_output(self.vae.decode(run.latent), "torch")
-        return laps.drawing(images, self.manifest, rows=2)  # also where guidance is off
+        schedule = self.manifest.schedule()  # VAR draws squares
+        return laps.drawing(images, self.manifest, schedule, rows=2)  # also where guidance is off
 
 
 class HoistedClassSubject(HoistedSubject):

@@ -31,6 +31,7 @@ _SAME = (
     ("settings", "seed"),
     ("model", "name"),
     ("model", "size"),
+    ("model", "image"),
 )
 
 

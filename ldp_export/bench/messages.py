@@ -21,6 +21,7 @@ class Job:
         weights, vae, text_encoder: the checkpoint's files, for the eager candidate.
         device: "cpu" or "cuda".
         classes: labels, of class-conditional models; they have no prompts.
+        aspect_ratio: height / width of the images.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class Job:
     text_encoder: str | None = None
     device: str = "cpu"
     classes: tuple[int, ...] | None = None
+    aspect_ratio: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Options:
     random_weights: bool = False
     shares_from: str | None = None
     classes: Sequence[int] | None = None
+    aspect_ratio: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class BenchPlan:
         shares_from: where keep shares that are given come from, in words.
         scope: which of the phases the times and ratios of the report are made of.
         classes: labels, of a class-conditional model, which reads no prompts; else None.
+        aspect_ratio: height / width of the images, as the model draws it.
     """
 
     bundle: Bundle
@@ -88,6 +90,7 @@ class BenchPlan:
     random_weights: bool = False
     shares_from: str | None = None
     classes: tuple[int, ...] | None = None
+    aspect_ratio: float = 1.0
 
     @property
     def prompt_count(self) -> int:
@@ -152,6 +155,7 @@ class BenchPlan:
             embed_tokens=_EMBED_TOKENS,
             embed_seed=self.seed,
             classes=self.classes,
+            aspect_ratio=self.aspect_ratio,
         )
 
 
@@ -165,7 +169,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
     """
     check_options(options)
     bundle = open_bundle(path)
-    schedule = bundle.manifest.schedule()
+    schedule = bundle.manifest.schedule(options.aspect_ratio)
     policies: dict[str, str] = {}
     for text in options.policies:
         policy = resolve_policy(text, bundle.root, bundle.manifest)
@@ -195,6 +199,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         random_weights=options.random_weights,
         shares_from=options.shares_from,
         classes=classes,
+        aspect_ratio=options.aspect_ratio,
     )
 
 

@@ -174,6 +174,7 @@ class Settings:
         classes: labels, of a class-conditional model.
         images: drawn per candidate and repetition; the last batch is filled up from the first prompts.
         threads: of every candidate's thread pools.
+        aspect_ratio: height / width of the images.
     """
 
     prompts: tuple[str, ...] | None
@@ -191,6 +192,7 @@ class Settings:
     top_k: int
     top_p: float
     classes: tuple[int, ...] | None = None
+    aspect_ratio: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def run_bench(
     random_weights: bool = False,
     shares_from: str | None = None,
     classes: Sequence[int] | None = None,
+    aspect_ratio: float = 1.0,
     progress: Progress = silent,
 ) -> BenchResult:
     """Compares latency, with the quality of the images beside it.
@@ -79,6 +80,7 @@ def run_bench(
         random_weights: the model draws nothing meaningful: the report says so, and holds no quality.
         shares_from: where keep shares that are given come from, for the report.
         classes: labels in place of prompts, for a class-conditional model. Default: some spread over all.
+        aspect_ratio: height / width of every image; the nearest one that the model draws is taken.
 
     Raises:
         ConfigError: the comparison makes no sense; no work was done.
@@ -102,6 +104,7 @@ def run_bench(
         random_weights=random_weights,
         shares_from=shares_from,
         classes=classes,
+        aspect_ratio=aspect_ratio,
     )
     return run_plan(plan_bench(bundle, options), progress)
 
@@ -263,12 +266,13 @@ def _settings(plan: BenchPlan) -> Settings:
         temperature=defaults.temperature,
         top_k=defaults.top_k,
         top_p=defaults.top_p,
+        aspect_ratio=plan.aspect_ratio,
     )
 
 
 def _model(plan: BenchPlan) -> ModelInfo:
     manifest = plan.bundle.manifest
-    h, w = manifest.schedule().final_grid
+    h, w = manifest.schedule(plan.aspect_ratio).final_grid
     side = manifest.model.pixels_per_token
     return ModelInfo(
         name=manifest.model.name,

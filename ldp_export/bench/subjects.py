@@ -17,6 +17,7 @@ from ldp_runtime.engines.eager import EagerEngine
 from ldp_runtime.pipeline import Pipeline
 from ldp_runtime.pixels import to_output
 from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.text import PromptTokenizer
 from ldp_runtime.trace import Trace
 from torch import nn
@@ -89,7 +90,7 @@ class EngineSubject:
     def __init__(self, job: Job) -> None:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
         self.pipeline = self._open(bundle, job)
-        self.policy = job.policy
+        self.policy, self.aspect_ratio = job.policy, job.aspect_ratio
         self.conditions = conditions_of(job, bundle.manifest)
 
     def _open(self, bundle: Bundle, job: Job) -> Pipeline:
@@ -100,6 +101,7 @@ class EngineSubject:
         features = [each for each in conditions if isinstance(each, torch.Tensor)]
         others = [each for each in conditions if not isinstance(each, torch.Tensor)]
         options: dict[str, Any] = {"seed": list(seeds), "policy": self.policy, "output_type": "torch"}
+        options["aspect_ratio"] = self.aspect_ratio
         pipe = self.pipeline
         result = pipe(prompt_embeds=features, **options) if features else pipe.draw(others, **options)
         traces = result.traces
@@ -167,9 +169,9 @@ class Laps:
     def end_scale(self, k: int) -> None:
         self.ends.append((self.now["blocks"], time.perf_counter()))
 
-    def drawing(self, images: torch.Tensor, manifest: Manifest, rows: int) -> Drawing:
+    def drawing(self, images: torch.Tensor, manifest: Manifest, schedule: ScaleSchedule, rows: int) -> Drawing:
         """Of images [B, 3, H, W], drawn with every token in `rows` branches."""
-        schedule, count = manifest.schedule(), len(images)
+        count = len(images)
         took = {phase: seconds - self.before[phase] for phase, seconds in self.now.items()}
         tokens, ends = schedule.total_tokens, self.ends
         return Drawing(
@@ -194,6 +196,7 @@ class EagerSubject:
     def __init__(self, job: Job) -> None:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
         self.manifest, self.device = bundle.manifest, torch.device(job.device)
+        self.schedule = bundle.manifest.schedule(job.aspect_ratio)
         self.texts = conditions_of(job, self.manifest)
         modules = _load_modules(job, self.manifest)
         self.model, self.vae = modules.transformer.to(self.device), modules.vae.to(self.device)
@@ -223,7 +226,7 @@ class EagerSubject:
     @torch.no_grad()
     def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing:
         """The whole batch shares the noise stream of its first seed, as in the original loop."""
-        defaults, schedule = self.manifest.defaults, self.manifest.schedule()
+        defaults = self.manifest.defaults
         settings = ReferenceSettings(
             guidance=defaults.guidance,
             temperature=defaults.temperature,
@@ -236,10 +239,10 @@ class EagerSubject:
         features = [self.features(self.texts[i]) for i in prompts]
         laps.end_scale(-1)  # the scales begin
         run = generate(
-            self.model, features, schedule, model.layout, settings, keep_trace=False, on_scale=laps.end_scale
+            self.model, features, self.schedule, model.layout, settings, keep_trace=False, on_scale=laps.end_scale
         )
         images = to_output(self.vae.decode(run.latent).float(), "torch")
-        return laps.drawing(images, self.manifest, 1 if defaults.guidance == 1 else 2)
+        return laps.drawing(images, self.manifest, self.schedule, 1 if defaults.guidance == 1 else 2)
 
 
 @dataclass(frozen=True)

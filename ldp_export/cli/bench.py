@@ -25,6 +25,7 @@ Examples:
   ldp-export bench bundles/infinity-shapes
   ldp-export bench bundles/infinity-shapes --policy ld --policy skip:count=1 --repeats 30 --output bench.json
   ldp-export bench bundles/mine --weights t.safetensors --vae v.safetensors --batch 1 --batch 4
+  ldp-export bench bundles/infinity-shapes --aspect-ratio 0.5 --batch 1 --batch 4 --scope image
   ldp-export bench bundles/infinity-shapes --also bundles/shapes-torch --also bundles/shapes-int8
   ldp-export bench --random-weights --model infinity-2b --depth 4 --width 512 --pn 0.25M --keep 0.45,0.4 --stop-scale 6
   ldp-export bench --compare before.json after.json
@@ -55,6 +56,13 @@ Examples:
     default="prompt-to-image",
     show_default=True,
     help="What the table's times are of: blocks, image (+ loop and decoder), prompt-to-image (+ text encoder).",
+)
+@click.option(
+    "--aspect-ratio",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Height / width of every image; the nearest that the model draws.",
 )
 @click.option("--threads", type=int, help="Of every candidate.  [default: one per physical core]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first prompt; the others count up.")
@@ -98,6 +106,7 @@ def command(
     batch: tuple[int, ...],
     device: str,
     scope: str,
+    aspect_ratio: float,
     threads: int | None,
     seed: int,
     weights: Path | None,
@@ -173,6 +182,7 @@ def command(
         "others": others,
         "device": device,
         "scope": scope,
+        "aspect_ratio": aspect_ratio,
     }
     check_options(Options(**options))
     if model is not None:

@@ -209,6 +209,32 @@ def test_another_bundle_of_the_same_checkpoint(
     assert result.settings.scope == "image"
 
 
+def test_wide_images(small_bundle: Bundle, small_sources: Sources):
+    """Every candidate draws them, eager PyTorch included, and what is not drawn is refused before any work."""
+    for ratio in (0.0, -1.0):
+        with pytest.raises(ConfigError, match="aspect ratio"):
+            plan_bench(small_bundle.folder, Options(eager=False, aspect_ratio=ratio))
+    result = run_bench(
+        small_bundle.folder,
+        policies=["skip:count=1"],
+        prompts=_PROMPTS[:1],
+        weights=small_sources.transformer,
+        vae=small_sources.vae,
+        text_encoder=small_sources.text_encoder,
+        aspect_ratio=0.5,
+        repeats=1,
+        warmup=0,
+        threads=1,
+    )
+    schedule = small_bundle.manifest.schedule(0.5)
+    assert result.model.image == tuple(side * 4 for side in schedule.final_grid)
+    assert {c.tokens_full for c in result.candidates} == {schedule.total_tokens}
+    assert result.model.image[0] < result.model.image[1]
+    assert result.settings.aspect_ratio == 0.5
+    assert result.precision_loss is not None
+    assert result.precision_loss.psnr_db > 30
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_that_is_not_there(small_bundle: Bundle):
     with pytest.raises(ConfigError, match="no CUDA GPU"):
