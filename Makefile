@@ -40,6 +40,9 @@ bench: setup
 		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.92 --policy ld:score=energy,rho=0.9 \
 		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \
 		--output benchmarks/results/infinity-shapes-cpu.json
+	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --aspect-ratio 0.5 --batch 1 --batch 4 \
+		--prompts-file benchmarks/prompts.txt --repeats 3 --warmup 1 --policy ld --policy skip:count=1,stop_after=4 \
+		--output benchmarks/results/infinity-shapes-wide-cpu.json
 	$(BIN)/python benchmarks/results_page.py
 
 # Every table and chart of docs/benchmarks.md and docs/ablation.md again, from the raw files alone.
@@ -48,11 +51,12 @@ results: setup
 	$(BIN)/python benchmarks/ablation.py $(BUNDLE) --draw
 
 # Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld` kept.
+# All candidates are in memory at once: at 1M, engines in 8 bits beside the others take more than 24 GB.
 bench-random: setup
-	for size in 0.25M 1M; do \
-		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $$size --int8 \
+	for size in "0.25M --int8" 1M; do \
+		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $$size \
 			--keep-from benchmarks/results/infinity-shapes-ablation.json --repeats 1 --warmup 1 \
-			--output benchmarks/results/random-$$size-cpu.json || exit 1; \
+			--output benchmarks/results/random-$${size%% *}-cpu.json || exit 1; \
 	done
 	$(BIN)/python benchmarks/results_page.py
 

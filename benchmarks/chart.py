@@ -19,8 +19,8 @@ PHASES = {"text": "tab:gray", "blocks": "tab:blue", "loop": "tab:red", "decode":
 EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
 #: Words that tell engines apart, the first that is found counts: in words, and their colour. Last those of the bundle.
 KINDS = {
-    "bfloat16": ("PyTorch's bfloat16 blocks, 8-bit decoder", "tab:orange"),
-    "int8 late scales": ("late scales in 8 bits too", "tab:green"),
+    "bfloat16": ("or: bfloat16 in PyTorch, 8-bit decoder", "tab:orange"),
+    "int8 late scales": ("late scales in 8 bits", "tab:green"),
     "int8 decoder": ("decoder in 8 bits", "tab:cyan"),
     "": ("", "tab:blue"),
 }
@@ -105,6 +105,7 @@ def phases(candidates: list[Candidate]) -> Figure:
         text = f" {c['p50_ms']:.0f} ms" + (f", {speedup:.2f}x" if speedup else "")
         axis.text(_total(c), i, text, va="center", fontsize=7)
     axis.set_xlim(0, 1.22 * max(map(_total, candidates)))
+    axis.margins(y=0.01)
     axis.set_xlabel("mean milliseconds of a call (labels: median, times faster than eager)")
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=8, loc="lower right")
@@ -151,13 +152,14 @@ def fronts(candidates: list[Candidate]) -> Figure | None:
     shown = {m: [c for c in candidates if c[m] is not None and c[speed]] for m in measures}
     if not any(shown.values()):
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained", sharex=True)
     for axis, (measure, title) in zip(axes, measures.items(), strict=True):
         _front(axis, shown[measure], speed, measure)
         axis.set_title(title, fontsize=10)
         over = "eager PyTorch" if speed == "speedup_vs_eager" else "the unpruned engines"
         axis.set_xlabel(f"times faster than {over} (95 % interval)")
-    axes[0].set_ylabel("PSNR against the unpruned picture of the same engines (dB)", fontsize=9)
+    axes[0].set_ylabel("dB, against the unpruned picture of the same engines", fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -184,10 +186,9 @@ def _front(axis: Axes, candidates: list[Candidate], speed: str, measure: str) ->
     axis.plot(
         [x for x, _ in best], [y for _, y in best], "--", color="0.6", lw=1, label="front of the controls", zorder=0
     )
-    for kind, (words, colour) in KINDS.items():
-        if kind and any(_kind(c["name"]) == kind for c in candidates):
-            axis.plot([], [], "o", color=colour, alpha=0.6, label=f"the same policies: {words}")
-    axis.legend(fontsize=8)
+    engines = dict.fromkeys(c["name"].split(" + ")[0] for c in candidates)
+    for name in (name for name in engines if _kind(name)):
+        axis.plot([], [], "o", color=KINDS[_kind(name)][1], alpha=0.6, label=f"the same policies: {name}")
     axis.margins(0.12)
     axis.grid(alpha=0.2)
 

@@ -16,7 +16,7 @@ import psutil
 import torch
 from ldp_runtime.errors import CapacityError
 
-from ldp_export.builders.base import Compiler, is_quantized
+from ldp_export.builders.base import Compiler, is_quantized, late_entry
 from ldp_export.disk import existing_parent, gigabytes
 from ldp_export.work import Work
 
@@ -106,7 +106,8 @@ def estimate_build(plan: BuildPlan) -> BuildEstimate:
     moved = (plan.sources.size() + 3 * weights + 2 * engines) / _GB
     seconds = 10 + _SECONDS_PER_GRAPH * len(sizes.graphs) * (1 if plan.options.precision == "float32" else 2)
     seconds += _SECONDS_PER_GB * moved + _COMPILE_SECONDS_PER_GB * engines / _GB
-    return BuildEstimate(_host_memory(plan, sizes), disk, shipped, weights, round(seconds))
+    resident = sum(sizes.engines) if late_entry(plan.options.builder) else weights
+    return BuildEstimate(_host_memory(plan, sizes), disk, shipped, resident, round(seconds))
 
 
 def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:

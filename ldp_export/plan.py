@@ -96,6 +96,7 @@ class BuildPlan:
         return graph.in_place(self.cache_tokens)
 
     def to_json(self) -> dict[str, object]:
+        late = late_entry(self.options.builder)
         return {
             "model": self.spec.name,
             "size": self.recipe.entry.size,
@@ -106,6 +107,7 @@ class BuildPlan:
             "precision": self.options.precision,
             "kv_form": self.options.kv_form,
             "reference": self.recipe.coverage,
+            **({} if late is None else {"late": f"{late.precision}, the last {late.share:.0%} of the tokens"}),
         }
 
 

@@ -8,8 +8,8 @@ Float32 rounds too, and a model says itself how much: the further training drive
 cancels. So the same logits are computed in two ways, scale by scale and all scales in one call, and their distance is
 recorded in the same place.
 
-What 8-bit numbers at late scales cost is a model's own, too: the further its logits are from the residual stream that
-the blocks add to, the more. It is measured on a reference model that computes in them.
+What 8-bit numbers at late scales cost is a model's own, too: the more, the more its blocks decide beside the embedding.
+It is measured on a reference model that computes in them.
 """
 
 from __future__ import annotations

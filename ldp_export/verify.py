@@ -42,7 +42,7 @@ UNIT = 2.5
 #: Largest RMS error of an image in [-1, 1] that a decoder in 8-bit integers draws: a PSNR of 32 dB.
 QUANTIZED_IMAGE = 0.05
 #: Largest RMS error of logits from blocks that multiply 8-bit numbers, in units of the logits' own RMS, however the
-#: reference model rounds: a trained one by 0.02 to 0.04 in integers, by 0.05 to 0.1 in floats, which hold 4 bits of 8.
+#: reference model rounds: a trained one by 0.02 to 0.04 in integers, by 0.05 to 0.1 in floats of 4 significant bits.
 QUANTIZED_LOGITS: dict[LatePrecision, float] = {"int8": 0.1, "float8": 0.25}
 #: Engines of a reduced precision may err by this many times the error that PyTorch makes in it: they add in another
 #: order, and round in other places.

@@ -171,6 +171,7 @@ def test_what_it_takes_is_predicted(sources: Sources, tmp_path: Path) -> None:
     )
     assert late.bundle > plain.bundle
     assert late.disk > plain.disk
+    assert late.device_memory > plain.device_memory
 
 
 def random_inputs(graph: BlocksGraph) -> dict[str, torch.Tensor]:
