@@ -19,9 +19,9 @@ PHASES = {"text": "tab:gray", "blocks": "tab:blue", "loop": "tab:red", "decode":
 EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
 #: Words that tell engines apart, the first that is found counts: in words, and their colour. Last those of the bundle.
 KINDS = {
-    "bfloat16": ("or: bfloat16 in PyTorch, 8-bit decoder", "tab:orange"),
+    "bfloat16": ("or: bfloat16 in PyTorch", "tab:orange"),
     "int8 late scales": ("late scales in 8 bits", "tab:green"),
-    "int8 decoder": ("decoder in 8 bits", "tab:cyan"),
+    "int8 decoder": ("", "tab:cyan"),
     "": ("", "tab:blue"),
 }
 
@@ -55,6 +55,12 @@ def _kind(name: str) -> str:
     return next(kind for kind in KINDS if kind in name)
 
 
+def _title(name: str) -> str:
+    """What sets a candidate's engines apart, in words."""
+    words = [KINDS[_kind(name)][0], "decoder in 8 bits" if "int8 decoder" in name else ""]
+    return ", ".join(filter(None, words))
+
+
 def is_control(c: Candidate) -> bool:
     return c["policy"].startswith(("skip", "stop", "fixed"))
 
@@ -73,7 +79,7 @@ def steps(candidates: list[Candidate]) -> list[tuple[str, Candidate]]:
         "work hoisted out of the scales": HOISTED,
         "engines": UNPRUNED,
         f"pruned: {policy}": f"{UNPRUNED} + {policy}",
-        **{title: others.get(kind) for kind, (title, _) in reversed(KINDS.items()) if kind},
+        **{_title(others[kind]): others[kind] for kind in reversed(KINDS) if kind and kind in others},
     }
     return [(title, named[name]) for title, name in wanted.items() if name in named]
 

@@ -28,6 +28,8 @@ _MB, _GB = 10**6, 10**9
 _BASE = 700 * _MB
 #: A compiler's library, and its memory per byte of the graph that it compiles.
 _COMPILER_BASE, _COMPILER_FACTOR = 600 * _MB, 1.25
+#: Memory of ONNX Runtime's quantiser per byte of the blocks that it rounds.
+_QUANTIZER_FACTOR = 3.0
 #: Memory of ONNX Runtime per byte of weights: its own copy, and matrices packed anew.
 _SESSION_FACTOR = 1.6
 #: Files of a graph beside its weights; an engine's code for each profile.
@@ -115,6 +117,11 @@ def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
     stages = [plan.recipe.reference_memory]
     if sizes.engines:
         stages.append(int(_COMPILER_BASE + _COMPILER_FACTOR * max(sizes.graphs)))
+    if late_entry(plan.options.builder) and plan.options.builder.backend == "onnxruntime":
+        rounded = [
+            s for name, s in zip(plan.graph_names, sizes.graphs, strict=True) if len(plan.engine_names(name)) > 1
+        ]
+        stages.append(int(_QUANTIZER_FACTOR * max(rounded)))
     if plan.options.builder.verified_on == "cpu":
         stages.append(int(_SESSION_FACTOR * sum(sizes.engines or sizes.graphs)))
     return _BASE + max(stages)
