@@ -45,7 +45,7 @@ class BuildEstimate:
     Attributes:
         host_memory: anonymous memory at its peak.
         disk: under the output path at its peak; bundle: of it, what stays.
-        device_memory: weights that a GPU will hold (keys and values come on top, see `Pipeline.load`).
+        device_memory: engines that a GPU will hold (keys and values come on top, see `Pipeline.load`).
         seconds: on two cores; other machines differ.
     """
 
@@ -108,7 +108,7 @@ def estimate_build(plan: BuildPlan) -> BuildEstimate:
     moved = (plan.sources.size() + 3 * weights + 2 * engines) / _GB
     seconds = 10 + _SECONDS_PER_GRAPH * len(sizes.graphs) * (1 if plan.options.precision == "float32" else 2)
     seconds += _SECONDS_PER_GB * moved + _COMPILE_SECONDS_PER_GB * engines / _GB
-    resident = sum(sizes.engines) if late_entry(plan.options.builder) else weights
+    resident = sum(sizes.engines or sizes.graphs)
     return BuildEstimate(_host_memory(plan, sizes), disk, shipped, resident, round(seconds))
 
 
@@ -118,10 +118,8 @@ def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
     if sizes.engines:
         stages.append(int(_COMPILER_BASE + _COMPILER_FACTOR * max(sizes.graphs)))
     if late_entry(plan.options.builder) and plan.options.builder.backend == "onnxruntime":
-        rounded = [
-            s for name, s in zip(plan.graph_names, sizes.graphs, strict=True) if len(plan.engine_names(name)) > 1
-        ]
-        stages.append(int(_QUANTIZER_FACTOR * max(rounded)))
+        named = zip(plan.graph_names, sizes.graphs, strict=True)
+        stages.append(int(_QUANTIZER_FACTOR * max(size for name, size in named if len(plan.engine_names(name)) > 1)))
     if plan.options.builder.verified_on == "cpu":
         stages.append(int(_SESSION_FACTOR * sum(sizes.engines or sizes.graphs)))
     return _BASE + max(stages)
