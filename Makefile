@@ -51,12 +51,11 @@ results: setup
 	$(BIN)/python benchmarks/ablation.py $(BUNDLE) --draw
 
 # Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld` kept.
-# All candidates are in memory at once: at 1M, engines in 8 bits beside the others take more than 24 GB.
 bench-random: setup
-	for size in "0.25M --int8" 1M; do \
-		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $$size \
+	for size in 0.25M 1M; do \
+		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $$size --int8 --share-engines \
 			--keep-from benchmarks/results/infinity-shapes-ablation.json --repeats 1 --warmup 1 \
-			--output benchmarks/results/random-$${size%% *}-cpu.json || exit 1; \
+			--output benchmarks/results/random-$$size-cpu.json || exit 1; \
 	done
 	$(BIN)/python benchmarks/results_page.py
 

@@ -38,7 +38,7 @@ class EagerClassSubject:
         self.watch.put_on(self.vae, "decode", "decode")
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing:
+    def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         """The whole batch shares the noise stream of its first seed, as in the original loop."""
         defaults = self.manifest.defaults
         settings = VarSettings(

@@ -6,16 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import numpy as np
+from ldp_runtime.errors import CapacityError
 
-from ldp_export.bench.messages import Drawn, DrawRequest
+from ldp_export.bench.messages import Drawn, DrawRequest, Job
 from ldp_export.bench.plan import BenchPlan
 from ldp_export.bench.process import Turns, WorkerProcess
 from ldp_export.bench.result import Sample
 from ldp_export.bench.scopes import Scope, milliseconds
 
 Item = TypeVar("Item")
+#: Prompt indices and seeds of a call.
+Images = tuple[tuple[int, ...], tuple[int, ...]]
 #: Called before each step with what comes next: "load", "warm up", "settle" or "measure", and the candidate's name.
 OnStep = Callable[[str, str], None]
 
@@ -26,6 +30,7 @@ class Measured:
 
     Attributes:
         samples: one per prompt group and repetition.
+        worker: its process, which candidates of the same engines may share; load_s: seconds that it took to load.
         drawn: reply of each group's first measured call.
         images: files of those calls' images.
     """
@@ -82,46 +87,52 @@ def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[
     """
     groups = plan.groups(batch)
     with Turns() as turns:
-        candidates = []
+        candidates, loaded = [], {}
         for name, job in plan.jobs(batch).items():
             on_step("load", name)
-            worker = turns.start(name)
-            reply = worker.ask({"load": asdict(job)})
-            candidate = Measured(name, job.policy, worker, reply["load_s"])
+            if job not in loaded or not plan.share_engines:
+                loaded[job] = _load(turns.start(name), job)
+            candidate = Measured(name, plan.policy(name), *loaded[job])
             candidates.append(candidate)
+            turns.yield_to(candidate.worker)
             for i in range(plan.warmup):
                 on_step("warm up", name)
-                _draw(candidate, DrawRequest(*groups[i % len(groups)]))
+                _draw(candidate, groups[i % len(groups)])
         for repetition in range(plan.repeats):
             for candidate in rotated(candidates, repetition):
                 turns.yield_to(candidate.worker)
                 for _ in range(settling_calls(plan)):
                     on_step("settle", candidate.name)
-                    _draw(candidate, DrawRequest(*groups[(repetition - 1) % len(groups)]))
+                    _draw(candidate, groups[(repetition - 1) % len(groups)])
                 for group in rotated(range(len(groups)), repetition):
                     on_step("measure", candidate.name)
                     _sample(candidate, group, repetition, groups[group], folder)
     return candidates
 
 
-def _sample(
-    candidate: Measured,
-    group: int,
-    repetition: int,
-    images: tuple[tuple[int, ...], tuple[int, ...]],
-    folder: Path,
-) -> None:
+def _load(worker: WorkerProcess, job: Job) -> tuple[WorkerProcess, float]:
+    """The worker, and the seconds that it took. Raises CapacityError where there is no room for it too."""
+    try:
+        return worker, worker.ask({"load": asdict(job)})["load_s"]
+    except CapacityError as error:
+        hint = "all candidates are held at once: --share-engines loads engines once for all their policies"
+        raise CapacityError(error.message, hint=hint) from error
+
+
+def _sample(candidate: Measured, group: int, repetition: int, images: Images, folder: Path) -> None:
     save = None
     if repetition == 0:  # seeds are the same in every repetition, and so are the images
-        save = candidate.images[group] = folder / f"{candidate.worker.pid}-{group}.npy"
-    drawn = _draw(candidate, DrawRequest(*images, save=None if save is None else str(save)))
+        name = quote(f"{candidate.worker.pid} {candidate.policy} {group}", safe="")
+        save = candidate.images[group] = folder / f"{name}.npy"
+    drawn = _draw(candidate, images, save)
     candidate.drawn.setdefault(group, drawn)
     phases = (drawn.text_ms, drawn.blocks_ms, drawn.loop_ms, drawn.decode_ms)
     scales = (drawn.scales_ms, drawn.loop_scales_ms, drawn.device_ms)
     candidate.samples.append(Sample(group, repetition, drawn.wall_ms, drawn.cpu_ms, *phases, *scales))
 
 
-def _draw(candidate: Measured, request: DrawRequest) -> Drawn:
+def _draw(candidate: Measured, images: Images, save: Path | None = None) -> Drawn:
+    request = DrawRequest(*images, candidate.policy, None if save is None else str(save))
     drawn = Drawn(**candidate.worker.ask({"draw": asdict(request)})["drawn"])
     if candidate.first_ms is None:
         candidate.first_ms = drawn.wall_ms

@@ -14,7 +14,6 @@ class Job:
 
     Attributes:
         bundle: folder of one version of a bundle.
-        policy: as `parse_policy` reads it.
         threads: of PyTorch and of ONNX Runtime.
         batch: images of every call.
         prompts: texts, or None where `embed_count` seeded random features [embed_tokens, text_channels] stand in.
@@ -26,7 +25,6 @@ class Job:
 
     kind: Kind
     bundle: str
-    policy: str
     threads: int
     batch: int
     prompts: tuple[str, ...] | None
@@ -47,11 +45,13 @@ class DrawRequest:
 
     Attributes:
         prompts: index of each image's prompt or class; seeds: of each image.
+        policy: as `parse_policy` reads it; the original loop has none.
         save: file for the images [B, 3, H, W] float32 in [0, 1] (.npy), written after the clock has stopped.
     """
 
     prompts: tuple[int, ...]
     seeds: tuple[int, ...]
+    policy: str
     save: str | None = None
 
 

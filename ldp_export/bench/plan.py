@@ -30,6 +30,8 @@ DEFAULT_PROMPTS = (
 )
 DEFAULT_POLICIES = ("ld", "ld-skip-2")
 EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
+#: Between the engines and the policy in a candidate's name.
+_PRUNED = " + "
 #: Random features that stand in for prompts, and how many of them where weights are random too: all then cost the same.
 _EMBEDS, _EMBEDS_OF_RANDOM, _EMBED_TOKENS = 4, 2, 12
 _CLASSES = 4
@@ -57,6 +59,7 @@ class Options:
     shares_from: str | None = None
     classes: Sequence[int] | None = None
     aspect_ratio: float = 1.0
+    share_engines: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class BenchPlan:
         scope: which of the phases the times and ratios of the report are made of.
         classes: labels, of a class-conditional model, which reads no prompts; else None.
         aspect_ratio: height / width of the images, as the model draws it.
+        share_engines: whether engines are loaded once for all their policies, and not once for each.
     """
 
     bundle: Bundle
@@ -91,6 +95,7 @@ class BenchPlan:
     shares_from: str | None = None
     classes: tuple[int, ...] | None = None
     aspect_ratio: float = 1.0
+    share_engines: bool = False
 
     @property
     def prompt_count(self) -> int:
@@ -121,11 +126,11 @@ class BenchPlan:
         ]
 
     def jobs(self, batch: int) -> dict[str, Job]:
-        """One per candidate, by name."""
+        """What each candidate loads, by name; policies of the same engines load the same."""
         jobs: dict[str, Job] = {}
         for kind, bundle in {UNPRUNED: self.bundle, **self.others}.items():
-            jobs[kind] = self._job(bundle, "none", batch)
-            jobs |= {f"{kind} + {policy}": self._job(bundle, policy, batch) for policy in self.policies}
+            jobs[kind] = self._job(bundle, batch)
+            jobs |= {f"{kind}{_PRUNED}{policy}": jobs[kind] for policy in self.policies}
         if self.sources is None:
             return jobs
         encoder = self.sources.text_encoder
@@ -140,14 +145,17 @@ class BenchPlan:
 
     def unpruned(self, name: str) -> str:
         """The candidate that prunes nothing and is otherwise the same: what pruning is compared with."""
-        return UNPRUNED if name in (EAGER, HOISTED) else name.partition(" + ")[0]
+        return UNPRUNED if name in (EAGER, HOISTED) else name.partition(_PRUNED)[0]
 
-    def _job(self, bundle: Bundle, policy: str, batch: int) -> Job:
+    def policy(self, name: str) -> str:
+        """A candidate's policy, in the caller's words."""
+        return name.partition(_PRUNED)[2] or "none"
+
+    def _job(self, bundle: Bundle, batch: int) -> Job:
         return Job(
             kind="engines",
             device=self.device,
             bundle=str(bundle.folder),
-            policy=policy,
             threads=self.threads,
             batch=batch,
             prompts=self.prompts,
@@ -200,6 +208,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         shares_from=options.shares_from,
         classes=classes,
         aspect_ratio=options.aspect_ratio,
+        share_engines=options.share_engines,
     )
 
 

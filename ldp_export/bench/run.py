@@ -59,11 +59,13 @@ def run_bench(
     shares_from: str | None = None,
     classes: Sequence[int] | None = None,
     aspect_ratio: float = 1.0,
+    share_engines: bool = False,
     progress: Progress = silent,
 ) -> BenchResult:
     """Compares latency, with the quality of the images beside it.
 
-    Every candidate runs in a process of its own; while one is measured, the others are stopped.
+    Every candidate (with `share_engines`, all policies of the same engines) runs in a process of its own; while one is
+    measured, the others are stopped.
 
     Args:
         prompts: drawn once each per repetition, prompt i with seed + i. Default: a few; seeded random text features
@@ -81,6 +83,7 @@ def run_bench(
         shares_from: where keep shares that are given come from, for the report.
         classes: labels in place of prompts, for a class-conditional model. Default: some spread over all.
         aspect_ratio: height / width of every image; the nearest one that the model draws is taken.
+        share_engines: load engines once for all their policies: large models do not fit several times.
 
     Raises:
         ConfigError: the comparison makes no sense; no work was done.
@@ -105,6 +108,7 @@ def run_bench(
         shares_from=shares_from,
         classes=classes,
         aspect_ratio=aspect_ratio,
+        share_engines=share_engines,
     )
     return run_plan(plan_bench(bundle, options), progress)
 
@@ -297,6 +301,11 @@ def _notes(plan: BenchPlan, machine: dict[str, object]) -> list[str]:
         notes.append(
             f"the bundle has no text encoder: {plan.embeds['count']} seeded random text features of "
             f"{plan.embeds['tokens']} tokens stood in for prompts, and no text encoding is in the times"
+        )
+    if plan.share_engines:
+        notes.append(
+            "policies of the same engines shared a process: its loading and peak memory stand with each of them, and "
+            "only the first of them met it cold"
         )
     if plan.sources is None:
         notes.append("eager PyTorch was left out")

@@ -58,7 +58,7 @@ class Drawing:
 
 
 class Subject(Protocol):
-    def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing: ...
+    def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str) -> Drawing: ...
 
 
 def load_subject(job: Job) -> Subject:
@@ -85,22 +85,22 @@ def conditions_of(job: Job, manifest: Manifest) -> Conditions:
 
 
 class EngineSubject:
-    """A bundle's engines, driven by the pipeline under one policy."""
+    """A bundle's engines, driven by the pipeline."""
 
     def __init__(self, job: Job) -> None:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
         self.pipeline = self._open(bundle, job)
-        self.policy, self.aspect_ratio = job.policy, job.aspect_ratio
+        self.aspect_ratio = job.aspect_ratio
         self.conditions = conditions_of(job, bundle.manifest)
 
     def _open(self, bundle: Bundle, job: Job) -> Pipeline:
         return Pipeline.load(bundle, device=job.device, threads=job.threads, max_batch=job.batch)
 
-    def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing:
+    def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         conditions = [self.conditions[i] for i in prompts]
         features = [each for each in conditions if isinstance(each, torch.Tensor)]
         others = [each for each in conditions if not isinstance(each, torch.Tensor)]
-        options: dict[str, Any] = {"seed": list(seeds), "policy": self.policy, "output_type": "torch"}
+        options: dict[str, Any] = {"seed": list(seeds), "policy": policy, "output_type": "torch"}
         options["aspect_ratio"] = self.aspect_ratio
         pipe = self.pipeline
         result = pipe(prompt_embeds=features, **options) if features else pipe.draw(others, **options)
@@ -224,7 +224,7 @@ class EagerSubject:
         return self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[int], seeds: Sequence[int]) -> Drawing:
+    def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         """The whole batch shares the noise stream of its first seed, as in the original loop."""
         defaults = self.manifest.defaults
         settings = ReferenceSettings(

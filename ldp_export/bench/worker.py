@@ -101,7 +101,7 @@ class Worker:
             raise LdpError("nothing is loaded")
         request = DrawRequest(**fields)
         clock = Clock(self.device)
-        drawing = self.subject.draw(request.prompts, request.seeds)
+        drawing = self.subject.draw(request.prompts, request.seeds, request.policy)
         wall, cpu, device_ms = clock.stop()
         if request.save is not None:
             np.save(request.save, drawing.images.cpu().numpy())

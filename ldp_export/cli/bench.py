@@ -28,6 +28,7 @@ Examples:
   ldp-export bench bundles/infinity-shapes --aspect-ratio 0.5 --batch 1 --batch 4 --scope image
   ldp-export bench bundles/infinity-shapes --also bundles/shapes-torch --also bundles/shapes-int8
   ldp-export bench --random-weights --model infinity-2b --depth 4 --width 512 --pn 0.25M --keep 0.45,0.4 --stop-scale 6
+  ldp-export bench bundles/8b --device cuda --share-engines
   ldp-export bench --compare before.json after.json
   ldp-export bench bundles/infinity-shapes --no-eager --prompt "a red circle" --json
   ldp-export bench bundles/var-d16 --class 207 --class 88 --policy ld
@@ -64,6 +65,7 @@ Examples:
     show_default=True,
     help="Height / width of every image; the nearest that the model draws.",
 )
+@click.option("--share-engines", is_flag=True, help="Load engines once for all their policies: for large models.")
 @click.option("--threads", type=int, help="Of every candidate.  [default: one per physical core]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first prompt; the others count up.")
 @weights_options
@@ -107,6 +109,7 @@ def command(
     device: str,
     scope: str,
     aspect_ratio: float,
+    share_engines: bool,
     threads: int | None,
     seed: int,
     weights: Path | None,
@@ -129,8 +132,9 @@ def command(
     """Compare latency: eager PyTorch, the engines, and the engines with pruning.
 
     All candidates draw the same prompts with the same seeds and the same number of threads, each in a process of its
-    own; while one is measured the others are stopped. Rounds are interleaved, and speed-ups are ratios of times of the
-    same round, so that a machine that slows down slows all of them. PSNR against the unpruned image stands beside.
+    own (with --share-engines, policies of the same engines in one); while one is measured the others are stopped.
+    Rounds are interleaved, and speed-ups are ratios of times of the same round, so that a machine that slows down slows
+    all of them. PSNR against the unpruned image stands beside.
 
     Eager PyTorch reads the checkpoint the bundle was built from: found by the model's name, or given by
     --weights, --vae and --text-encoder.
@@ -183,6 +187,7 @@ def command(
         "device": device,
         "scope": scope,
         "aspect_ratio": aspect_ratio,
+        "share_engines": share_engines,
     }
     check_options(Options(**options))
     if model is not None:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from ldp_runtime.bundle import Bundle
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import CapacityError, ConfigError
 from rich.console import Console
 from samples import spec
 
 from ldp_export.bench import subjects
 from ldp_export.bench.measure import rotated, settling_calls, steps
 from ldp_export.bench.plan import BenchPlan, Options, plan_bench
+from ldp_export.bench.process import Turns, WorkerProcess
 from ldp_export.bench.result import SCHEMA, BenchResult
 from ldp_export.bench.run import run_bench
 from ldp_export.bench.table import print_result
@@ -207,6 +208,55 @@ def test_another_bundle_of_the_same_checkpoint(
     assert pruned.psnr_db == pytest.approx(by_name["engines + skip:count=1"].psnr_db, abs=3)
     assert pruned.p50_ms == pruned.scopes["image"].p50_ms
     assert result.settings.scope == "image"
+
+
+def test_engines_loaded_once(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """For all their policies, which draw what they draw in processes of their own."""
+    started: list[str] = []
+    start = Turns.start
+
+    def note(turns: Turns, name: str) -> WorkerProcess:
+        started.append(name)
+        return start(turns, name)
+
+    monkeypatch.setattr(Turns, "start", note)
+    policies, results = ["skip:count=1", "skip:count=2"], []
+    for share in (True, False):
+        started.clear()
+        results.append(
+            run_bench(
+                small_bundle.folder,
+                policies=policies,
+                prompts=_PROMPTS[:2],
+                eager=False,
+                share_engines=share,
+                repeats=1,
+                warmup=0,
+                threads=1,
+                scope="image",
+            )
+        )
+        assert len(started) == 1 + (1 if share else 3)  # one measures the machine's peak
+    shared, apart = results
+    for ours, theirs in zip(shared.candidates, apart.candidates, strict=True):
+        assert (ours.name, ours.policy, ours.tokens_computed) == (theirs.name, theirs.policy, theirs.tokens_computed)
+        assert ours.psnr_db == pytest.approx(theirs.psnr_db) if theirs.psnr_db is not None else ours.psnr_db is None
+    assert any("shared a process" in text for text in shared.notes)
+    assert not any("shared a process" in text for text in apart.notes)
+
+
+def test_no_room_for_all_candidates(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """Said with what helps."""
+
+    def refuse(worker: WorkerProcess, request: dict[str, object]) -> dict[str, object]:
+        raise CapacityError("needs up to 2.01 GiB; 1.55 GiB is allowed", hint="no batch size fits")
+
+    monkeypatch.setattr("ldp_export.bench.run.measure_peak", lambda plan: 1e9)
+    monkeypatch.setattr(WorkerProcess, "ask", refuse)
+    with pytest.raises(CapacityError) as caught:
+        run_bench(small_bundle.folder, policies=[], prompts=_PROMPTS[:1], eager=False, threads=1)
+    assert caught.value.hint is not None
+    assert "--share-engines" in caught.value.hint
 
 
 def test_wide_images(small_bundle: Bundle, small_sources: Sources):
