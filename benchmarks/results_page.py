@@ -22,6 +22,7 @@ import choosing_results
 import gpu_chart
 import gpu_kernels
 import gpu_results
+import precision_results
 from targets import Verdict, cpu_verdicts
 
 HERE = Path(__file__).parent
@@ -69,7 +70,8 @@ def page_text(results: Path, folder: Path) -> str:
         pictures = [f"{folder.name}/{p.name}" for p in sorted(folder.glob(f"{path.stem}-*.png"))]
         sections.append(_section(path.name, result, pictures))
     choosing = choosing_results.section(results)
-    sections += [] if choosing is None else [choosing]
+    verdicts = precision_results.section(results)
+    sections += [part for part in (verdicts, choosing) if part is not None]
     gpu, loss = (
         json.loads(path.read_text()) if path.is_file() else None
         for path in (results / "gpu.json", results / "late-precision-cpu.json")

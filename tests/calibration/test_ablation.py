@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import precision_results
+import precision_verdicts
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,3 +103,18 @@ def test_margins_over_the_front() -> None:
     assert margin_over_front(3.5, controls[0], [1.0, 3.0], controls) is None
     exact = margin_over_front(3.0, np.array([19.0, 21.0]), [1.0, 3.0], controls)
     assert exact == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_verdicts_of_two_precisions(small_bundle: Bundle, tmp_path: Path) -> None:
+    """Of one bundle twice: its own unpruned pictures have no PSNR, the second time they are the same."""
+    output = tmp_path / "precision-verdicts-cpu.json"
+    folder = str(small_bundle.folder)
+    arguments = [folder, folder, "--policies", "none", "skip:count=1", "--prompts", "2", "--output", str(output)]
+    result = precision_verdicts.main(arguments)
+    own, pruned, again, _ = result["rows"]
+    assert own["psnr_db"] is None
+    assert again["psnr_db"] == PSNR_CAP
+    assert pruned["psnr_db"] < PSNR_CAP
+    assert 0 <= own["accepted_ci95"][0] <= own["accepted"] <= own["accepted_ci95"][1] <= 1
+    assert "| onnxruntime | `skip:count=1` |" in (precision_results.section(tmp_path) or "")
+    assert precision_results.section(tmp_path / "nowhere") is None
