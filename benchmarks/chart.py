@@ -128,7 +128,7 @@ def scales(candidates: list[Candidate]) -> Figure:
     count = max(len(c["scales"]) for _, c in found)
     for axis, (title, c) in zip(axes.flat, found, strict=False):
         _scale_bars(axis, c, count)
-        axis.set_title(f"{title}: {c['p50_ms']:.0f} ms", fontsize=9)
+        axis.set_title(f"{title}: {c['p50_ms']:.0f} ms", fontsize=9 if len(title) < 40 else 7)
     for axis in axes.flat[len(found) :]:
         axis.set_visible(False)
     figure.supylabel("milliseconds", fontsize=9)
@@ -137,7 +137,7 @@ def scales(candidates: list[Candidate]) -> Figure:
 
 
 def _scale_bars(axis: Axes, c: Candidate, count: int) -> None:
-    ends = {-1: "text", count: "decode"}
+    ends, turned = {-1: "text", count: "decode"}, 90 if count > 8 else 0
     for place, phase in ends.items():
         axis.bar(place, c["phases_ms"][phase], color=PHASES[phase])
     for scale in c["scales"]:
@@ -145,9 +145,9 @@ def _scale_bars(axis: Axes, c: Candidate, count: int) -> None:
         axis.bar(k, blocks, color=PHASES["blocks"])
         axis.bar(k, loop, bottom=blocks, color=PHASES["loop"])
         label = f"{scale['tokens']:.0f}x{scale['rows']:.3g}"
-        axis.text(k, blocks + loop, label, fontsize=6, ha="center", va="bottom")
+        axis.text(k, blocks + loop, label, fontsize=6, ha="center", va="bottom", rotation=turned)
     places = range(-1, count + 1)
-    axis.set_xticks(places, [ends.get(i, str(i)) for i in places], fontsize=7)
+    axis.set_xticks(places, [ends.get(i, str(i)) for i in places], fontsize=7, rotation=turned)
     axis.tick_params(axis="y", labelsize=7)
 
 
