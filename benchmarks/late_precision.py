@@ -39,7 +39,7 @@ from ldp_export.models.sources import find_sources
 from ldp_export.models.text_encoder import load_text_encoder
 
 HERE = Path(__file__).parent
-#: Of the tokens, counted from the last scale: three, then four of seven scales, then all.
+#: Of the tokens, counted from the last scale: two of seven scales, then three, then all.
 SHARES = (0.75, 0.85, 0.999)
 
 

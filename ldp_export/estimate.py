@@ -18,6 +18,7 @@ from ldp_runtime.errors import CapacityError
 
 from ldp_export.builders.base import Compiler, is_quantized, late_entry
 from ldp_export.disk import existing_parent, gigabytes
+from ldp_export.graphs.onnx_export import MODEL_FILE
 from ldp_export.work import Work
 
 if TYPE_CHECKING:
@@ -92,6 +93,17 @@ class _Sizes:
         return found
 
     @property
+    def copied(self) -> int:
+        """Bytes of the largest graph that ONNX Runtime's quantiser reads: a copy of its own, deleted after it."""
+        builder, found = self.options.builder, [0]
+        for name, size in zip(self.plan.graph_names, self.graphs, strict=True):
+            for engine in self.plan.engine_names(name):
+                signature = self.plan.signature(name) if engine == name else self.plan.signature(name).late()
+                if is_quantized(builder, engine) and builder.engine_file(signature) == MODEL_FILE:
+                    found.append(size)
+        return max(found)
+
+    @property
     def reference(self) -> int:
         return self.plan.recipe.reference_bytes
 
@@ -103,7 +115,7 @@ def estimate_build(plan: BuildPlan) -> BuildEstimate:
     engines = sum(sizes.engines)
     shipped = (engines or graphs) + sizes.reference
     kept = max(sizes.graphs) if plan.options.discard_graphs else graphs
-    disk = engines + kept + sizes.reference if engines else graphs + sizes.reference
+    disk = engines + kept + sizes.copied + sizes.reference if engines else graphs + sizes.reference
     weights = sum(sizes.graphs)
     moved = (plan.sources.size() + 3 * weights + 2 * engines) / _GB
     seconds = 10 + _SECONDS_PER_GRAPH * len(sizes.graphs) * (1 if plan.options.precision == "float32" else 2)

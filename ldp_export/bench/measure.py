@@ -91,7 +91,7 @@ def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[
         for name, job in plan.jobs(batch).items():
             on_step("load", name)
             if job not in loaded or not plan.share_engines:
-                loaded[job] = _load(turns.start(name), job)
+                loaded[job] = _load(turns.start(name), job, plan)
             candidate = Measured(name, plan.policy(name), *loaded[job])
             candidates.append(candidate)
             turns.yield_to(candidate.worker)
@@ -110,11 +110,13 @@ def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[
     return candidates
 
 
-def _load(worker: WorkerProcess, job: Job) -> tuple[WorkerProcess, float]:
+def _load(worker: WorkerProcess, job: Job, plan: BenchPlan) -> tuple[WorkerProcess, float]:
     """The worker, and the seconds that it took. Raises CapacityError where there is no room for it too."""
     try:
         return worker, worker.ask({"load": asdict(job)})["load_s"]
     except CapacityError as error:
+        if plan.share_engines:
+            raise
         hint = "all candidates are held at once: --share-engines loads engines once for all their policies"
         raise CapacityError(error.message, hint=hint) from error
 

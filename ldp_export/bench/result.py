@@ -175,6 +175,7 @@ class Settings:
         images: drawn per candidate and repetition; the last batch is filled up from the first prompts.
         threads: of every candidate's thread pools.
         aspect_ratio: height / width of the images.
+        share_engines: whether policies of the same engines shared a process.
     """
 
     prompts: tuple[str, ...] | None
@@ -193,6 +194,7 @@ class Settings:
     top_p: float
     classes: tuple[int, ...] | None = None
     aspect_ratio: float = 1.0
+    share_engines: bool = False
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,7 @@ def _settings(plan: BenchPlan) -> Settings:
         top_k=defaults.top_k,
         top_p=defaults.top_p,
         aspect_ratio=plan.aspect_ratio,
+        share_engines=plan.share_engines,
     )
 
 

@@ -72,7 +72,11 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
     if options.backend == "onnxruntime":
         _refuse_options(options)
         check_provider(torch.device("cpu"))  # it verifies what it builds
-        return Int8Builder(options.int8_decoder, late) if options.int8_decoder or late else OnnxRuntimeBuilder()
+        return (
+            Int8Builder(decoder=options.int8_decoder, late=late)
+            if options.int8_decoder or late
+            else OnnxRuntimeBuilder()
+        )
     if options.backend == "torch":
         _refuse_options(options)
         check_compilers(on_gpu)
@@ -129,9 +133,9 @@ def _late(options: BackendOptions, spec: ModelSpec | VarSpec, precision: str) ->
                 hint="leave --precision out, or --late-precision",
             )
     elif options.backend != "torch" or here is None:
-        where = "on a CPU" if options.backend == "torch" else "engines"
+        where = " on a CPU" if options.backend == "torch" else ""
         raise ConfigError(
-            f"{options.backend} {where} has no blocks in 8 bits",
+            f"{options.backend}{where} has no blocks in 8 bits",
             hint="leave --late-precision out; --backend onnxruntime has them on a CPU, torch on a GPU",
         )
     elif not isinstance(spec, ModelSpec):

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.bundle import Backend, LateEntry, TargetEntry
+from ldp_runtime.bundle import LateEntry
 from ldp_runtime.errors import EngineBuildError
-from ldp_runtime.optimization_profiles import OptimizationProfile
 
 from ldp_export.builders.base import ExportedGraph
 from ldp_export.builders.int8_blocks import quantize_products
 from ldp_export.builders.int8_decoder import NOISY, SPREAD, latents_of, quantize_convolutions
+from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.graphs.onnx_export import MODEL_FILE
 from ldp_export.graphs.signature import LATE, GraphSignature
 from ldp_export.scratch import SCRATCH
@@ -28,7 +28,7 @@ DECODER = "decoder"
 
 
 @dataclass(frozen=True)
-class Int8Builder:
+class Int8Builder(OnnxRuntimeBuilder):
     """Quantises what it is asked for.
 
     Attributes:
@@ -38,21 +38,9 @@ class Int8Builder:
 
     decoder: bool = False
     late: LateEntry | None = None
-    backend: Backend = "onnxruntime"
-    verified_on: str | None = "cpu"
-    max_rows: int = 64
 
     def quantizes(self, name: str) -> bool:
         return name.startswith(LATE) or (name == DECODER and self.decoder)
-
-    def engine_file(self, signature: GraphSignature) -> str:
-        return MODEL_FILE
-
-    def target(self) -> TargetEntry | None:
-        return None
-
-    def profiles(self, signature: GraphSignature) -> tuple[OptimizationProfile, ...]:
-        return ()
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
         if not self.quantizes(signature.name):

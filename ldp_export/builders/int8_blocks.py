@@ -15,12 +15,18 @@ _LAYERS = "blocks."
 
 
 def quantize_products(source: Path, target: Path) -> None:
-    """Writes a copy of an ONNX `blocks` graph whose matrix products with weights multiply 8-bit integers."""
+    """Writes a copy of an ONNX `blocks` graph whose matrix products with weights multiply 8-bit integers.
+
+    Raises ValueError where the graph has none that are known: it would be shipped as it is.
+    """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     nodes = onnx.load(source, load_external_data=False).graph.node
-    others = [n.name for n in nodes if n.op_type == "MatMul" and not n.input[1].startswith(_LAYERS)]
+    products = {node.name: node.input[1] for node in nodes if node.op_type == "MatMul"}
+    others = [name for name, weight in products.items() if not weight.startswith(_LAYERS)]
+    if len(others) == len(products):
+        raise ValueError(f"none of its {len(products)} matrix products has a weight of a block")
     quantize_dynamic(
         source,
         target,

@@ -190,7 +190,7 @@ class Blocks:
             cache.advance(L)
         watch.see(
             logits,
-            f"the graph 'blocks' gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",
+            f"the graph '{'late_' if late else ''}blocks' gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",
             hint="the engine's precision does not hold this model; verify the bundle, or build it in float32",
         )
         return logits

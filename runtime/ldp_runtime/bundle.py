@@ -3,7 +3,8 @@
     OUTPUT/
       CURRENT                     name of the version that serves; replaced atomically
       versions/DIGEST/            hashed content, never changed
-        manifest.json  constants.safetensors  tokenizer.json  reference/  text_encoder/  prompt/  blocks/  decoder/
+        manifest.json  constants.safetensors  tokenizer.json  reference/
+        text_encoder/  prompt/  blocks/  late_blocks/  decoder/             one folder a graph, or a chunk of one
       reports/DIGEST.json         what `verify` found, on which machine
 
 The manifest is read and checked before any engine is opened. Its digest covers every file's hash, so an edit by hand

@@ -253,10 +253,15 @@ def test_no_room_for_all_candidates(small_bundle: Bundle, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("ldp_export.bench.run.measure_peak", lambda plan: 1e9)
     monkeypatch.setattr(WorkerProcess, "ask", refuse)
-    with pytest.raises(CapacityError) as caught:
-        run_bench(small_bundle.folder, policies=[], prompts=_PROMPTS[:1], eager=False, threads=1)
-    assert caught.value.hint is not None
-    assert "--share-engines" in caught.value.hint
+    hints: list[str] = []
+    for share in (False, True):
+        with pytest.raises(CapacityError) as caught:
+            run_bench(
+                small_bundle.folder, policies=[], prompts=_PROMPTS[:1], eager=False, threads=1, share_engines=share
+            )
+        hints.append(caught.value.hint or "")
+    assert "--share-engines" in hints[0]
+    assert hints[1] == "no batch size fits"
 
 
 def test_wide_images(small_bundle: Bundle, small_sources: Sources):

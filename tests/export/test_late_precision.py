@@ -131,6 +131,12 @@ def test_wrong_ones_are_rejected(sources: Sources, tmp_path: Path, monkeypatch: 
         build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(late=LATE))))
 
 
+def test_graph_without_known_products_is_refused(small_bundle: Bundle, tmp_path: Path) -> None:
+    """Not shipped as it is under the name of an engine in 8 bits."""
+    with pytest.raises(ValueError, match=r"none of its .* matrix products has a weight of a block"):
+        int8_blocks.quantize_products(small_bundle.path("prompt/model.onnx"), tmp_path / "model.onnx")
+
+
 def test_checked_at_the_first_scales_where_only_these_are_recorded(
     sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +165,7 @@ def test_class_conditional(tmp_path: Path) -> None:
     options = BuildOptions(tmp_path / "bundle", builder=Int8Builder(late=LATE))
     bundle, _ = build(plan_build(infer_spec(sources), sources, options))
     assert bundle.state == "verified"
+    assert max(c["measured"] for c in report_of(bundle)["checks"] if "in 8 bits" in c["name"]) > 1e-4
     with Pipeline.load(bundle, threads=1) as pipe:
         drawn = pipe(class_labels=[1, 2], seed=0, policy="skip:count=1", output_type="torch").images
         assert drawn.isfinite().all()
@@ -261,7 +268,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no 8-bit floats", "float32", {"late_precision": "float8"}),
         ("not from float16", "float16", {"late_precision": "int8"}),
         ("torch on a CPU has no blocks in 8 bits", "float32", {"backend": "torch", "late_precision": "int8"}),
-        ("tensorrt-rtx engines has no", "bfloat16", {"backend": "tensorrt-rtx", "late_precision": "int8"}),
+        ("tensorrt-rtx has no blocks in 8 bits", "bfloat16", {"backend": "tensorrt-rtx", "late_precision": "int8"}),
     ]
     monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: None)
     for message, precision, options in refused:
