@@ -17,6 +17,7 @@ import psutil
 import torch
 from ldp_runtime.engines.gpu import local_capability, require_gpu
 from ldp_runtime.engines.onnxruntime import check_provider
+from ldp_runtime.engines.processor import instructions
 from ldp_runtime.engines.tensorrt_library import Flavour, load_library
 from ldp_runtime.engines.torch_compiler import check_compilers
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
@@ -140,8 +141,8 @@ def _processor() -> Fact:
     memory = psutil.virtual_memory()
     return Fact(
         "processor",
-        f"{platform.machine()}, {psutil.cpu_count()} threads, {memory.total / 2**30:.0f} GiB of memory "
-        f"({memory.available / 2**30:.0f} GiB free)",
+        f"{platform.machine()} ({instructions() or 'instruction sets unknown'}), {psutil.cpu_count()} threads, "
+        f"{memory.total / 2**30:.0f} GiB of memory ({memory.available / 2**30:.0f} GiB free)",
     )
 
 

@@ -20,6 +20,7 @@ Verdict = Literal["slower", "faster", "no difference shown"]
 #: What two results must share to be compared, by its place in the JSON.
 _SAME = (
     ("hardware", "cpu"),
+    ("hardware", "instructions"),
     ("hardware", "cores_usable"),
     ("hardware", "gpu"),
     ("hardware", "os"),

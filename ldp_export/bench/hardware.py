@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ldp_runtime.engines.processor import instructions
 
 from ldp_export import __version__
 from ldp_export.versions import installed
@@ -16,9 +17,11 @@ _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "transformers", "numpy")
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory (GiB), operating system, GPU, and how busy the machine was (1-minute load)."""
+    """Processor, its instruction sets (a virtual machine may hide which model it is), cores, memory (GiB), operating
+    system, GPU, and how busy the machine was (1-minute load)."""
     return {
         "cpu": _cpu_name(),
+        "instructions": instructions(),
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
         "cores_usable": usable_cores(),

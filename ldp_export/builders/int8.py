@@ -1,4 +1,8 @@
-"""ONNX Runtime with the decoder, or the blocks of late scales, in 8-bit integers; all else is shipped as it is."""
+"""ONNX Runtime with the decoder, or the blocks of late scales, in 8-bit integers; all else is shipped as it is.
+
+Of the weights' 8 bits 7 are used: x86 processors without VNNI add up pairs of products in 16 bits, which would overflow
+and say nothing. So a bundle runs anywhere; the eighth bit was worth 0.3 dB of 41 to the embedded model's pictures.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,7 @@ class Int8Builder(OnnxRuntimeBuilder):
             return {"quantized": False}
         version = importlib.metadata.version("onnxruntime")
         ranges = {"noisy": NOISY, "spread": SPREAD} if signature.name == DECODER else {}
-        return {"quantized": True, "onnxruntime": version, **ranges}
+        return {"quantized": True, "weight_bits": 7, "onnxruntime": version, **ranges}
 
     def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
         """Raises EngineBuildError when ONNX Runtime's quantiser refuses the graph."""

@@ -34,6 +34,7 @@ def quantize_products(source: Path, target: Path) -> None:
         nodes_to_exclude=others,
         per_channel=True,
         weight_type=QuantType.QInt8,
+        reduce_range=True,
         use_external_data_format=True,
         extra_options={"MatMulConstBOnly": True, "DisableShapeInference": True},
     )

@@ -1,7 +1,7 @@
 """The decoder's convolutions in 8-bit integers.
 
-No pruning policy touches the decoder, so the more is pruned, the larger its share. Processors with VNNI multiply
-8-bit integers several times faster than floats, and pixels forgive: nothing is decided by them, unlike by logits.
+No pruning policy touches the decoder, so the more is pruned, the larger its share. Processors multiply 8-bit integers
+faster than floats, those with VNNI several times, and pixels forgive: nothing is decided by them, unlike by logits.
 """
 
 from __future__ import annotations
@@ -54,4 +54,5 @@ def quantize_convolutions(source: Path, target: Path, latents: list[torch.Tensor
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        reduce_range=True,
     )

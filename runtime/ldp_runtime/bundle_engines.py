@@ -81,9 +81,12 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
         IncompatibleBundleError: what is missing, or which GPU or version the engines are for.
     """
     if manifest.backend == "onnxruntime":
-        _check_onnxruntime(manifest, device)
+        from ldp_runtime.engines.onnxruntime import check_provider
+
+        check_provider(device)
         return
     if manifest.backend == "torch":
+        from ldp_runtime.engines.onnxruntime import check_provider
         from ldp_runtime.engines.torch_compiler import check_compiler
         from ldp_runtime.engines.torch_target import check_target
 
@@ -91,18 +94,11 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
         if manifest.has_fused_blocks:
             check_compiler(device)
         if any(graph.is_onnx for graph in manifest.graphs.values()):
-            _check_onnxruntime(manifest, device)
+            check_provider(device)
         return
     from ldp_runtime.engines.tensorrt import check_machine
 
     check_machine(manifest, device)
-
-
-def _check_onnxruntime(manifest: Manifest, device: torch.device) -> None:
-    from ldp_runtime.engines.onnxruntime import check_integers, check_provider
-
-    check_provider(device)
-    check_integers(manifest.graphs)
 
 
 def open_engines(

@@ -28,7 +28,7 @@ def result(times: dict[str, float], seed: int, drift: float = 1.0) -> dict:
         candidates.append({"name": name, "batch": 1, "samples": samples})
     return {
         "schema": "ldp-export/bench/2",
-        "hardware": {"cpu": "A", "cores_usable": 2, "gpu": None, "os": "Linux"},
+        "hardware": {"cpu": "A", "instructions": "avx2", "cores_usable": 2, "gpu": None, "os": "Linux"},
         "settings": {"threads": 2, "device": "cpu", "scope": "image", "prompts": ["a"], "seed": 0},
         "model": {"name": "m", "size": "0.06M"},
         "candidates": candidates,
@@ -64,7 +64,13 @@ def test_a_slower_machine_is_not_a_regression():
 
 
 @pytest.mark.parametrize(
-    ("group", "key", "value"), [("hardware", "cpu", "B"), ("hardware", "gpu", "H100"), ("settings", "threads", 1)]
+    ("group", "key", "value"),
+    [
+        ("hardware", "cpu", "B"),
+        ("hardware", "instructions", "avx2, avx512, vnni"),
+        ("hardware", "gpu", "H100"),
+        ("settings", "threads", 1),
+    ],
 )
 def test_other_hardware_or_settings_are_refused(group: str, key: str, value: object):
     before = result({"engines": 100}, 0)

@@ -1,17 +1,19 @@
-"""A decoder in 8-bit integers: close to the float one, proven by verify, refused where it would overflow."""
+"""A decoder in 8-bit integers: close to the float one, proven by verify, on any processor."""
 
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from engine_runs import engines_of
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.engines import onnxruntime
-from ldp_runtime.errors import ConfigError, IncompatibleBundleError
+from ldp_runtime.errors import ConfigError
 from samples import TRANSFORMER, spec, write_sources
 
 from ldp_export.bench.plan import label
@@ -22,12 +24,6 @@ from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.models.sources import Sources
 
-needs_vnni = pytest.mark.skipif(
-    any(f.startswith("sse") for f in onnxruntime.cpu_features())
-    and not any("vnni" in f for f in onnxruntime.cpu_features()),
-    reason="the processor has no VNNI instructions",
-)
-
 
 @pytest.fixture(scope="module")
 def quantized(small_sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
@@ -36,7 +32,6 @@ def quantized(small_sources: Sources, tmp_path_factory: pytest.TempPathFactory) 
     return build(plan_build(spec(), sources, BuildOptions(output, builder=Int8Builder(decoder=True))))[0]
 
 
-@needs_vnni
 def test_only_the_decoder_is_quantized_and_verify_says_by_how_much(quantized: Bundle):
     assert quantized.state == "verified"
     assert [name for name, graph in quantized.manifest.graphs.items() if graph.quantized] == ["decoder"]
@@ -45,7 +40,6 @@ def test_only_the_decoder_is_quantized_and_verify_says_by_how_much(quantized: Bu
     assert "decoder in 8-bit integers, RMS" in report
 
 
-@needs_vnni
 def test_same_bits_and_nearly_the_same_pixels(quantized: Bundle, small_bundle: Bundle):
     features = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     results = []
@@ -61,7 +55,6 @@ def test_same_bits_and_nearly_the_same_pixels(quantized: Bundle, small_bundle: B
     assert 0 < error < 0.03
 
 
-@needs_vnni
 def test_where_a_bundle_without_one_was_published(small_sources: Sources, tmp_path: Path):
     """The exported decoder is then linked into a version: another name of its weights, which onnx refuses to read."""
     sources = Sources(small_sources.transformer, small_sources.vae)
@@ -71,13 +64,14 @@ def test_where_a_bundle_without_one_was_published(small_sources: Sources, tmp_pa
     assert not list((tmp_path / "stages").glob(".tmp-*"))
 
 
-def test_a_processor_whose_products_overflow_is_refused(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
-    graph = small_bundle.manifest.graphs["decoder"].model_copy(update={"quantized": True})
-    monkeypatch.setattr(onnxruntime, "cpu_features", lambda: frozenset({"sse2", "avx2"}))
-    with pytest.raises(IncompatibleBundleError, match=r"decoder multiply 8-bit integers.*no VNNI"):
-        onnxruntime.check_integers({"decoder": graph})
-    monkeypatch.setattr(onnxruntime, "cpu_features", lambda: frozenset({"sse2", "avx512_vnni"}))
-    onnxruntime.check_integers({"decoder": graph})
+def test_sums_of_two_products_fit_in_16_bits(quantized: Bundle):
+    """As processors without VNNI add them up, and saturate: 255 is the largest activation."""
+    model = onnx.load(quantized.path("decoder/model.onnx"))
+    integers = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    weights = [w for w in integers if w.ndim == 4]
+    largest = max(int(np.abs(w.astype(int)).max()) for w in weights)
+    assert len(weights) == sum(node.op_type == "Conv" for node in model.graph.node)
+    assert 60 <= largest <= 32767 // (2 * 255)
 
 
 def test_engines_for_gpus_have_none(monkeypatch: pytest.MonkeyPatch):
@@ -94,7 +88,6 @@ def test_precision_where_none_is_named(monkeypatch: pytest.MonkeyPatch):
     assert [default_precision(b) for b in ("onnxruntime", "torch")] == ["float32", "bfloat16"]
 
 
-@needs_vnni
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
 def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
     """The decoder is quantised from float32, whatever the precision of the other graphs."""
@@ -113,10 +106,6 @@ def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
         assert isinstance(engines_of(pipe).decoder, onnxruntime.OnnxRuntimeEngine)
         drawn = pipe(prompt_embeds=torch.randn(5, 32), seed=3, policy="ld", output_type="torch").images
         assert drawn.isfinite().all()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxruntime, "cpu_features", lambda: frozenset({"sse2", "avx2"}))
-        with pytest.raises(IncompatibleBundleError, match="no VNNI"):
-            Pipeline.load(bundle)
 
 
 def test_choice():

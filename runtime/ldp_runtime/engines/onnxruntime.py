@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ldp_runtime.bundle import GraphEntry
-from ldp_runtime.engines.processor import cpu_features
 from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
 
 if TYPE_CHECKING:
@@ -57,20 +55,6 @@ def check_provider(device: torch.device) -> None:
         )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise IncompatibleBundleError("device 'cuda' was asked for, but PyTorch finds no CUDA GPU on this machine")
-
-
-def check_integers(graphs: Mapping[str, GraphEntry]) -> None:
-    """Raises IncompatibleBundleError when a graph multiplies 8-bit integers, and this x86 processor would saturate.
-
-    Without VNNI, pairs of products are added up in 16 bits, which overflow.
-    """
-    quantized = sorted(name for name, graph in graphs.items() if graph.quantized)
-    features = cpu_features()
-    if quantized and any(f.startswith("sse") for f in features) and not any("vnni" in f for f in features):
-        raise IncompatibleBundleError(
-            f"the graphs {', '.join(quantized)} multiply 8-bit integers; this processor has no VNNI instructions",
-            hint="build the bundle without --int8-decoder and --late-precision",
-        )
 
 
 def _provider_options(device: torch.device) -> dict[str, str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+#: What decides how fast matrices are multiplied, as parts of Linux's names of instruction set extensions.
+_DECISIVE = ("avx2", "avx512", "vnni", "bf16", "amx", "sve", "i8mm")
+
 
 def cpu_features() -> frozenset[str]:
     """Instruction set extensions as Linux names them; empty on other systems."""
@@ -13,3 +16,9 @@ def cpu_features() -> frozenset[str]:
         return frozenset()
     flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
     return frozenset(next(flags, []))
+
+
+def instructions() -> str:
+    """What decides how fast this processor multiplies, e.g. "avx2, avx512, vnni"; empty where nothing is known."""
+    features = cpu_features()
+    return ", ".join(kind for kind in _DECISIVE if any(kind in feature for feature in features))
