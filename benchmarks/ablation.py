@@ -26,6 +26,7 @@ from ldp_calibration.shapes import CATEGORIES, sample_prompt
 from ldp_runtime.bundle import open_bundle
 from ldp_runtime.pipeline import Pipeline
 from ldp_runtime.profiles import FITTED, profile_folder
+from paths import result_file
 
 from ldp_export.bench.hardware import hardware, software
 
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--timed-prompts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--result", type=result_file, default=RESULT)
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--draw", action="store_true", help="Measure nothing.")
     options = parser.parse_args()

@@ -27,6 +27,7 @@ from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import Grid, ScaleSchedule
 from ldp_runtime.text import PromptTokenizer
+from paths import result_file
 
 from ldp_export.bench.hardware import hardware, software
 
@@ -90,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--draws", type=int, default=7)
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--result", type=result_file, default=RESULT)
     options = parser.parse_args()
     opened = open_bundle(options.bundle)
     model = opened.manifest.model.model_copy(update={"size": "0.25M"})

@@ -13,15 +13,16 @@ import json
 import shutil
 from pathlib import Path
 
-from peak import measured  # beside this file
+from paths import new_folder, result_file  # beside this file
+from peak import measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="infinity-2b", help="a registry name")
     parser.add_argument("--precision", default="bfloat16")
-    parser.add_argument("--folder", type=Path, required=True, help="a new folder; 1.5 times the checkpoint; deleted")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--folder", type=new_folder, required=True, help="a new folder: 1.5 times the checkpoint")
+    parser.add_argument("--output", type=result_file, help="write the figures as JSON")
     args = parser.parse_args()
     try:
         figures = prove(args.model, args.precision, args.folder)

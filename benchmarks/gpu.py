@@ -26,7 +26,8 @@ import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -68,17 +69,24 @@ def measure(bench: Bench, candidate: Candidate, batch: int, options: argparse.Na
     """One entry of the result; a failure is one too, with its words."""
     repeats = options.repeats if candidate.headline else min(2, options.repeats)
     entry: dict[str, Any] = {"model": bench.model.spec.name, "batch": batch, "candidate": candidate.name}
-    entry["policy"] = None if candidate.policy is None else repr(candidate.policy)
-    try:
+    with _noted(entry, "error"):
         entry |= timed(lambda: bench.draw(candidate, batch), bench.model.device, options.warmup, repeats)
         entry |= bench.counts(candidate)
-        if batch == 1 and candidate.headline and type(candidate.policy) is Policy:
+    if "error" not in entry and batch == 1 and candidate.headline and type(candidate.policy) is Policy:
+        with _noted(entry, "disagreement_error"):  # which takes no times away
             entry["disagreement"] = bench.disagreement(candidate)
-    except Exception as error:  # one that fails must not take the others with it
-        traceback.print_exc()
-        entry["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        bench.clear()
     return entry
+
+
+@contextmanager
+def _noted(entry: dict[str, Any], name: str) -> Iterator[None]:
+    """Whatever fails is written down: it must not take the other candidates with it."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        words = str(error).strip().splitlines() or [""]
+        entry[name] = f"{type(error).__name__}: {words[0]}"
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -113,6 +121,8 @@ def run(bench: Bench, chosen: Sequence[Candidate], batch: int, options: argparse
             entry = measure(bench, candidate, batch, options)
         record.save(entry)
         print(_line(entry, record.result["hardware"]["peak_bfloat16_tflops"]), flush=True)
+        if "error" in entry:
+            bench.clear()  # it may have run out of memory
     bench.clear()
 
 

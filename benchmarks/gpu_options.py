@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.engines.torch_compiler import check_compiler
+from ldp_runtime.errors import ConfigError, LdpError
 from ldp_runtime.pruning.controls import SkipLastScales, StopGuidanceAfter
 from ldp_runtime.pruning.given import GivenShares
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.schedule import ScaleSchedule
+from paths import result_file
 
 from ldp_export.bench.given_shares import Shares, calibrated, told
 from ldp_export.models.infinity import InfinityConfig
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     )
     parser.add_argument("--profile", action="store_true", help="also a table of kernels, eager and compiled")
     parser.add_argument("--tiny", action="store_true", help="a model of two narrow blocks, to prove that the code runs")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu.json"))
+    parser.add_argument("--output", type=result_file, default=Path("benchmarks/results/gpu.json"))
     options = parser.parse_args(arguments)
     problem = refusal(options)
     if problem is not None:
@@ -80,16 +80,13 @@ def refusal(options: argparse.Namespace) -> str | None:
         return "PyTorch finds no CUDA GPU here; --device cpu --tiny proves that the code runs"
     if options.device == "cpu" and not options.tiny:
         return "--device cpu goes with --tiny: models of these sizes are for a GPU"
-    if options.device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None and not shutil.which("clang++"):
-        return "torch.compile needs a C++ compiler on a CPU (g++, clang++ or $CXX), and there is none"
     if options.stop_scale is not None and options.keep is None:
         return "--stop-scale goes with --keep: a calibrated file brings both"
-    if not options.output.absolute().parent.is_dir():
-        return f"--output: there is no folder {options.output.absolute().parent}"
     try:
+        check_compiler(torch.device(options.device))
         for spec in specs(options):
             policies(shares(options, spec), ScaleSchedule.of_size(spec.size))
-    except ConfigError as error:
+    except LdpError as error:
         return error.message
     return None
 

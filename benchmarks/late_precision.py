@@ -28,6 +28,7 @@ from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import sample_bits
 from ldp_runtime.scale_loop import ImageState
 from ldp_runtime.text import PromptTokenizer
+from paths import result_file
 from rich.progress import track
 
 from ldp_export.graphs.blocks import BlocksGraph
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "late-precision-cpu.json")
+    parser.add_argument("--output", type=result_file, default=HERE / "results" / "late-precision-cpu.json")
     options = parser.parse_args(arguments)
     prompts = (HERE / "prompts.txt").read_text().splitlines()[: options.prompts]
     result = {"prompts": len(prompts), "seeds": options.seeds, "rows": measure(prompts, options.seeds)}

@@ -21,6 +21,7 @@ from ldp_calibration.fidelity import psnr_db
 from ldp_calibration.shapes.evaluator import Score, judge, object_mask
 from ldp_runtime.bundle import open_bundle
 from ldp_runtime.pipeline import Pipeline
+from paths import result_file
 from rich.progress import track
 
 from ldp_export.bench.hardware import hardware, software
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=result_file, default=RESULT)
     options = parser.parse_args(arguments)
     setting = Setting(open_bundle(options.bundles[0]).manifest.digest, "", options.prompts)
     result = {

@@ -14,13 +14,14 @@ import json
 import shutil
 from pathlib import Path
 
-from peak import measured  # beside this file
+from paths import new_folder, result_file  # beside this file
+from peak import measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="a new folder for about 10 GB; deleted afterwards")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--folder", type=new_folder, required=True, help="a new folder for about 10 GB; is deleted")
+    parser.add_argument("--output", type=result_file, help="write the figures as JSON")
     parser.add_argument("--tokens", type=int, default=32, help="length of the prompt")
     parser.add_argument("--decoder", action="store_true", help="write the decoder too, as released (6.5 GB more)")
     args = parser.parse_args()

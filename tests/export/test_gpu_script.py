@@ -10,13 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conversion
+import gpu
 import gpu_candidates
 import gpu_draw
 import gpu_kernels
 import gpu_models
 import gpu_options
+import gpu_profile
 import gpu_results
 import pytest
+import text_encoder
 import torch
 from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape
 from ldp_runtime.engines.eager import EagerEngine
@@ -181,7 +185,41 @@ def test_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_cpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(gpu_options.shutil, "which", lambda _: None)
+    def none() -> str:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
     with pytest.raises(SystemExit):
         gpu_options.parse(CPU, None)
-    assert "needs a C++ compiler" in capsys.readouterr().err
+    assert "finds no C++ compiler" in capsys.readouterr().err
+
+
+def test_a_failing_comparison_leaves_the_times(tiny: gpu_models.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(bench: gpu_candidates.Bench, candidate: gpu_candidates.Candidate) -> list[float]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_candidates.Bench, "disagreement", fail)
+    unpruned = gpu_candidates.Candidate("plain", Policy(), compiled=False, graphs=False)
+    entry = gpu.measure(gpu_candidates.Bench(tiny), unpruned, 1, argparse.Namespace(repeats=1, warmup=0))
+    assert len(entry["samples"]) == 1
+    assert "error" not in entry
+    assert entry["disagreement_error"] == "OutOfMemoryError: CUDA out of memory"
+
+
+def test_a_failing_profile_leaves_the_rest(tiny: gpu_models.Model, tmp_path: Path) -> None:
+    """Errors of this toolkit, which are no RuntimeErrors, and files that cannot be written."""
+    bench = gpu_candidates.Bench(tiny)
+    gpu_profile.profile(bench, 1, tmp_path / "no-such-folder" / "gpu.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_are_there_are_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept").write_text("")
+    monkeypatch.setattr("sys.argv", ["script", "--folder", str(tmp_path)])
+    for script in (text_encoder, conversion):
+        with pytest.raises(SystemExit):
+            script.main()
+        assert "is there already" in capsys.readouterr().err
+    assert (tmp_path / "kept").exists()
