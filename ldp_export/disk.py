@@ -26,6 +26,11 @@ def require_room(folder: Path, needed: int, what: str, hint: str) -> None:
         )
 
 
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two folders, which need not exist yet, lie on one disk."""
+    return existing_parent(one).stat().st_dev == existing_parent(other).stat().st_dev
+
+
 @contextmanager
 def full_disk_is_typed(folder: Path) -> Generator[None]:
     """Turns the system's error for a full disk into CapacityError, for work that resumes."""

@@ -91,7 +91,7 @@ def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, score: st
     if scale.score is None:
         axes[1].axis("off")
     else:
-        axes[1].imshow(scale.score.numpy(), cmap="magma")
+        axes[1].imshow(scale.score.cpu().numpy(), cmap="magma")
         axes[1].set(xticks=[], yticks=[])
         axes[1].set_title(score, fontsize=8)
     show(axes[2], dimmed(preview, scale), "" if scale.kept is None else "computed here")
@@ -123,7 +123,7 @@ def dimmed(image: Any, scale: ScaleTrace) -> np.ndarray:
         return pixels
     h, w = scale.grid
     mask = np.zeros(h * w)
-    mask[scale.kept.numpy()] = 1
+    mask[scale.kept.cpu().numpy()] = 1
     rows = np.arange(pixels.shape[0]) * h // pixels.shape[0]
     columns = np.arange(pixels.shape[1]) * w // pixels.shape[1]
     return pixels * (0.2 + 0.8 * mask.reshape(h, w)[np.ix_(rows, columns)][..., None])

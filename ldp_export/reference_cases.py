@@ -67,7 +67,8 @@ class ReferenceCases:
 
     Attributes:
         rounding: largest errors that the precision alone causes, by kind of output ("logits", "image", "features"):
-            the reference model computed in the precision by PyTorch, against itself in float32. Empty in float32.
+            the reference model computed in the precision by PyTorch, against itself in float32; of float32 itself,
+            "logits" computed in another order. Where late scales are in 8 bits, "late_logits_{k}" of each scale too.
     """
 
     cases: tuple[Case, ...]

@@ -91,7 +91,7 @@ def _inputs_of_call(
     engines = open_engines(bundle, device)
     try:
         watched: Engines = replace(engines, blocks=engines.blocks.wrapped(record))
-        schedule = bundle.manifest.schedule(case.aspect_ratio)
+        schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
         tokens = [t.to(device) for t in reference.tokens(case, len(schedule))]
         keep = [None if i is None else i.to(device) for i in reference.keep(case, len(schedule))]
         prompt = case_rows(bundle, watched, reference, case)

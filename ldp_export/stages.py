@@ -36,11 +36,13 @@ class Stage:
         name: also the folder of its files in the bundle.
         inputs: everything its result depends on, as plain JSON; changing any value changes the key.
         run: writes the stage's files into the folder it is given; may say in words how far it is.
+        spent: a folder that nobody needs once this stage is complete; it is deleted then.
     """
 
     name: str
     inputs: Mapping[str, Any]
     run: Callable[[Path, Callable[[str], None]], None]
+    spent: Path | None = None
 
     @property
     def key(self) -> str:
@@ -62,6 +64,8 @@ def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str
             progress(ProgressEvent(stage.name, index, len(stages), "reused"))
         else:
             _run(stage, place, cache, index, len(stages), progress)
+        if stage.spent is not None:
+            shutil.rmtree(stage.spent, ignore_errors=True)
         folders[stage.name] = place
     return folders
 

@@ -80,10 +80,11 @@ class Work:
             reference = self._reference_stage().place(self.cache)
             exported = ExportedGraph(signature, place, lambda: loaded_graph(self.recipe, graph, precision), reference)
             builder.build(exported, folder, say)
-            if discard:
-                shutil.rmtree(place, ignore_errors=True)
 
-        return Stage(engine + ENGINE, {"graph": export.key, **builder.key(signature)}, compile_engine)
+        inputs = {"graph": export.key, **builder.key(signature)}
+        if engine == "decoder" and is_quantized(builder, engine):
+            inputs["reference"] = self._reference_stage().key  # the ranges of its activations are taken from there
+        return Stage(engine + ENGINE, inputs, compile_engine, spent=place if discard else None)
 
     def _export_stage(self, name: str) -> Stage:
         part, precision = graph_part(name), self.plan.precision(name)

@@ -14,6 +14,7 @@ from ldp_export.bench.messages import Job
 from ldp_export.bench.subjects import Drawing, HoistedSubject, Stopwatch
 from ldp_export.graphs.class_blocks import ClassBlocksGraph
 from ldp_export.graphs.class_prompt import ClassPromptGraph
+from ldp_export.graphs.graph import convert_weights
 from ldp_export.graphs.vq_decoder import VqDecoderGraph
 from ldp_export.models.var import VarSettings, VarTransformer, generate
 from ldp_export.models.var_checkpoints import load_var, load_vq_vae
@@ -27,9 +28,9 @@ class EagerClassSubject:
         assert job.classes is not None
         self.manifest = open_bundle(Path(job.bundle), integrity="sizes").manifest
         self.classes = job.classes
-        transformer, vae = _load_modules(job)
+        transformer, vae = _load_modules(job, self.manifest)
         self.model, self.vae = transformer.to(job.device), vae.to(job.device)
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(torch.device(job.device))
         self.watch.put_on(self.model.class_emb, "text", "forward")
         self.watch.put_on(self.model, "blocks", "shared_modulation", "start_tokens", "logits")
         self.watch.put_on(self.model.word_embed, "blocks", "forward")
@@ -56,19 +57,26 @@ class HoistedClassSubject(HoistedSubject):
     """See `HoistedSubject`."""
 
     def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
-        transformer, vae = _load_modules(job)
+        transformer, vae = _load_modules(job, manifest)
+        precision = manifest.precision
 
         def graph_of(graph: GraphEntry) -> nn.Module:
             if graph.kind == "prompt":
-                return ClassPromptGraph(transformer)
+                return ClassPromptGraph(transformer, precision=precision)
             if graph.kind == "decoder":
-                return VqDecoderGraph(vae)
-            return ClassBlocksGraph(transformer, graph.first, graph.last)
+                return VqDecoderGraph(vae, precision)
+            return ClassBlocksGraph(transformer, graph.first, graph.last, precision)
 
         return graph_of
 
 
-def _load_modules(job: Job) -> tuple[VarTransformer, VqVae]:
+def _load_modules(job: Job, manifest: Manifest) -> tuple[VarTransformer, VqVae]:
+    """The checkpoint's modules, weights in the types that the bundle holds them in, as Infinity's are."""
     assert job.weights is not None
     assert job.vae is not None
-    return load_var(job.weights), load_vq_vae(job.vae)
+    transformer, vae = load_var(job.weights), load_vq_vae(job.vae)
+    if manifest.precision != "float32":
+        for graph in (ClassPromptGraph, ClassBlocksGraph):
+            convert_weights(graph(transformer, precision=manifest.precision))
+        convert_weights(VqDecoderGraph(vae, manifest.precision))
+    return transformer, vae

@@ -14,6 +14,7 @@ from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.plan import EAGER
 from ldp_export.bench.result import SCHEMA
+from ldp_export.bench.scopes import Scope, within
 from ldp_export.bench.stats import RESAMPLES
 
 Verdict = Literal["slower", "faster", "no difference shown"]
@@ -67,7 +68,8 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
         ConfigError: the results are of another format, hardware, model or setting, or share no candidate.
     """
     _check_comparable(before, after)
-    first, second = _samples(before), _samples(after)
+    scope: Scope = before["settings"]["scope"]
+    first, second = _samples(before, scope), _samples(after, scope)
     shared = [key for key in first if key in second]
     if not shared:
         raise ConfigError("the two results share no candidate")
@@ -106,13 +108,14 @@ def _check_comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
 Times = dict[int, np.ndarray]
 
 
-def _samples(result: dict[str, Any]) -> dict[tuple[str, int], Times]:
-    """Wall times of every candidate and batch size, by prompt group."""
+def _samples(result: dict[str, Any], scope: Scope) -> dict[tuple[str, int], Times]:
+    """Times of every candidate and batch size within the scope, by prompt group."""
     found: dict[tuple[str, int], Times] = {}
     for candidate in result["candidates"]:
         groups: dict[int, list[float]] = {}
         for sample in candidate["samples"]:
-            groups.setdefault(sample["group"], []).append(sample["wall_ms"])
+            parts = (sample[name] for name in ("wall_ms", "text_ms", "blocks_ms"))
+            groups.setdefault(sample["group"], []).append(within(scope, *parts))
         found[candidate["name"], candidate["batch"]] = {g: np.array(times) for g, times in groups.items()}
     return found
 

@@ -71,7 +71,7 @@ class BenchPlan:
         prompts: texts, or None where seeded random features stand in.
         policies: of the pruned candidates, in the caller's words, each once.
         others: further bundles of the same checkpoint, by what sets them apart.
-        random_weights: whether pictures mean nothing, so that no quality is reported.
+        random_weights: whether pictures mean nothing, so that no quality of policies or precisions is reported.
         shares_from: where keep shares that are given come from, in words.
         scope: which of the phases the times and ratios of the report are made of.
         classes: labels, of a class-conditional model, which reads no prompts; else None.
@@ -141,6 +141,8 @@ class BenchPlan:
             vae=str(self.sources.vae),
             text_encoder=None if encoder is None else str(encoder),
         )
+        if self.bundle.manifest.kv_form == "in-place":  # its graphs are of engines, eager PyTorch has none of them
+            return {EAGER: eager} | jobs
         return {EAGER: eager, HOISTED: replace(eager, kind="hoisted")} | jobs
 
     def unpruned(self, name: str) -> str:

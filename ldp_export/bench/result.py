@@ -172,7 +172,6 @@ class Settings:
     Attributes:
         prompts: texts, or None where seeded random text features or classes stood in their place.
         classes: labels, of a class-conditional model.
-        images: drawn per candidate and repetition; the last batch is filled up from the first prompts.
         threads: of every candidate's thread pools.
         aspect_ratio: height / width of the images.
         share_engines: whether policies of the same engines shared a process.

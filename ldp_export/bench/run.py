@@ -79,7 +79,8 @@ def run_bench(
         others: bundles of the same checkpoint with other engines; all candidates of all bundles are measured.
         device: "cpu" or "cuda", of every candidate.
         scope: what the report's times are of; the JSON holds all three.
-        random_weights: the model draws nothing meaningful: the report says so, and holds no quality.
+        random_weights: the model draws nothing meaningful: the report says so, and holds no quality of policies or
+            precisions; whether engines draw what eager PyTorch draws is still told.
         shares_from: where keep shares that are given come from, for the report.
         classes: labels in place of prompts, for a class-conditional model. Default: some spread over all.
         aspect_ratio: height / width of every image; the nearest one that the model draws is taken.

@@ -14,6 +14,11 @@ Scope = Literal["blocks", "image", "prompt-to-image"]
 
 def milliseconds(sample: Sample, scope: Scope) -> float:
     """What a call took within a scope."""
+    return within(scope, sample.wall_ms, sample.text_ms, sample.blocks_ms)
+
+
+def within(scope: Scope, wall_ms: float, text_ms: float, blocks_ms: float) -> float:
+    """The part of a call that a scope times."""
     if scope == "blocks":
-        return sample.blocks_ms
-    return sample.wall_ms if scope == "prompt-to-image" else sample.wall_ms - sample.text_ms
+        return blocks_ms
+    return wall_ms if scope == "prompt-to-image" else wall_ms - text_ms

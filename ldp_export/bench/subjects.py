@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -134,18 +134,34 @@ def _scales(traces: Sequence[Trace]) -> tuple[tuple[float, float, float, float],
 
 
 class Stopwatch:
-    """Adds up seconds per phase around the methods it is put on."""
+    """Notes when the methods it is put on begin and end.
 
-    def __init__(self) -> None:
-        self.seconds = {"text": 0.0, "blocks": 0.0, "decode": 0.0}
+    On a GPU these are events in its stream: PyTorch has returned long before the GPU is done, and waiting for it would
+    slow down the loop that is measured.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spans: list[tuple[str, Any, Any]] = []
+
+    def now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two such times; on a GPU both must have passed."""
+        return start.elapsed_time(end) / 1e3 if self.device.type == "cuda" else end - start
 
     def timed(self, phase: str, function: Callable[..., Result]) -> Callable[..., Result]:
         def run(*args: object, **options: object) -> Result:
-            started = time.perf_counter()
+            started = self.now()
             try:
                 return function(*args, **options)
             finally:
-                self.seconds[phase] += time.perf_counter() - started
+                self.spans.append((phase, started, self.now()))
 
         return run
 
@@ -155,39 +171,44 @@ class Stopwatch:
 
     def start(self) -> Laps:
         """The times of one call that begins now."""
-        return Laps(self.seconds, dict(self.seconds))
+        self.spans.clear()
+        return Laps(self)
 
 
 @dataclass(frozen=True)
 class Laps:
-    """A call of an original loop: what the stopwatch has shown when it began, and after the start and each scale."""
+    """A call of an original loop: when its start and each scale ended, and how many spans had been noted by then."""
 
-    now: Mapping[str, float]
-    before: Mapping[str, float]
-    ends: list[tuple[float, float]] = field(default_factory=list)
+    watch: Stopwatch
+    ends: list[tuple[int, Any]] = field(default_factory=list)
 
     def end_scale(self, k: int) -> None:
-        self.ends.append((self.now["blocks"], time.perf_counter()))
+        self.ends.append((len(self.watch.spans), self.watch.now()))
 
     def drawing(self, images: torch.Tensor, manifest: Manifest, schedule: ScaleSchedule, rows: int) -> Drawing:
         """Of images [B, 3, H, W], drawn with every token in `rows` branches."""
-        count = len(images)
-        took = {phase: seconds - self.before[phase] for phase, seconds in self.now.items()}
-        tokens, ends = schedule.total_tokens, self.ends
+        if self.watch.device.type == "cuda":
+            torch.cuda.synchronize(self.watch.device)
+        count, tokens = len(images), schedule.total_tokens
         return Drawing(
             images=images,
-            text_s=took["text"],
-            blocks_s=took["blocks"],
-            decode_s=took["decode"],
+            text_s=self._spent("text"),
+            blocks_s=self._spent("blocks"),
+            decode_s=self._spent("decode"),
             tokens=(tokens,) * count,
             row_tokens=(tokens * rows,) * count,
             tokens_full=tokens,
-            scales=tuple(
-                (blocks - earlier, max(0.0, end - start - (blocks - earlier)), float(own), float(rows))
-                for (earlier, start), (blocks, end), own in zip(ends, ends[1:], schedule.tokens, strict=False)
-            ),
+            scales=tuple(self._scales(schedule, rows)),
             flops=count * full_flops(manifest.model, schedule, rows == 2),
         )
+
+    def _spent(self, phase: str, first: int = 0, end: int | None = None) -> float:
+        return sum(self.watch.seconds(a, b) for name, a, b in self.watch.spans[first:end] if name == phase)
+
+    def _scales(self, schedule: ScaleSchedule, rows: int) -> Iterator[tuple[float, float, float, float]]:
+        for (first, start), (end, stop), own in zip(self.ends, self.ends[1:], schedule.tokens, strict=False):
+            blocks = self._spent("blocks", first, end)
+            yield blocks, max(0.0, self.watch.seconds(start, stop) - blocks), float(own), float(rows)
 
 
 class EagerSubject:
@@ -204,7 +225,7 @@ class EagerSubject:
         if modules.text_encoder is not None:
             self.encoder = modules.text_encoder.to(self.device)
             self.tokenizer = PromptTokenizer(bundle.path(TOKENIZER), self.manifest.limits.text_tokens)
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(self.device)
         self.watch.put_on(self, "text", "features")
         self.watch.put_on(self.model, "text", "encode_prompt")
         self.watch.put_on(self.model, "blocks", "start_token", "embed", "logits")

@@ -114,7 +114,8 @@ class TensorRtBuilder:
         config.progress_monitor = progress_monitor(library.module, progress)
         if library.has_timing_cache:
             stored = self.timing_cache.read_bytes() if self.timing_cache and self.timing_cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(stored), False)
+            if not config.set_timing_cache(config.create_timing_cache(stored), False):  # of another version or GPU
+                config.set_timing_cache(config.create_timing_cache(b""), False)
         return config
 
 
@@ -214,8 +215,11 @@ def _save_timing_cache(library: Library, config: Any, path: Path | None) -> None
     """For the next build. Where it cannot be written, that one measures again, and the engine is kept all the same."""
     if path is None or not library.has_timing_cache:
         return
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, bytes(config.get_timing_cache().serialize()))
+        write_durably(path, bytes(cache.serialize()))
     except OSError as error:
         logger.warning("the timing cache %s was not written: %s", path, error)

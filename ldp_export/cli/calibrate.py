@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldp_export.cli.options import as_json, bundle_argument, print_json, prompt_lines, shown_progress, threads_option
+from ldp_export.cli.options import (
+    as_json,
+    bundle_argument,
+    device_option,
+    print_json,
+    prompt_lines,
+    shown_progress,
+    threads_option,
+)
 from ldp_export.cli.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
@@ -48,6 +56,7 @@ Examples:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--chart", type=click.Path(path_type=Path), help="Draw speed against fidelity into this .png.")
+@device_option
 @threads_option
 @as_json
 def command(
@@ -59,6 +68,7 @@ def command(
     count: int,
     seed: int,
     chart: Path | None,
+    device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -97,7 +107,7 @@ def command(
     folder = profile_folder(opened.root, opened.manifest)
     check_folder(folder)
     texts = _prompts(prompts_file, count, seed, opened.manifest.model)
-    with Pipeline.load(opened, threads=threads) as pipe, shown_progress(as_json) as progress:
+    with Pipeline.load(opened, device=device, threads=threads) as pipe, shown_progress(as_json) as progress:
         work = folder / f"measurements-{measurement_key(opened.manifest, texts, seed)}.jsonl"
 
         def report(done: int, total: int, detail: str) -> None:

@@ -12,6 +12,7 @@ from ldp_export.cli.options import (
     check_policy,
     classes_option,
     conditions,
+    device_option,
     print_json,
     threads_option,
 )
@@ -32,6 +33,7 @@ Examples:
 @click.option("--policy", default="ld", show_default=True, help="What to explain; see `generate --policy`.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--guidance", type=float, help="[default: the bundle's]")
+@device_option
 @threads_option
 @as_json
 def command(
@@ -42,6 +44,7 @@ def command(
     policy: str,
     seed: int,
     guidance: float | None,
+    device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -59,7 +62,7 @@ def command(
     check_file(output, ".png", ".pdf", ".svg")
     pyplot()  # where it is missing, nothing is drawn
     check_policy(bundle, policy)
-    with Pipeline.load(bundle, threads=threads) as pipe:
+    with Pipeline.load(bundle, device=device, threads=threads) as pipe:
         rows = [explain(pipe, prompt, policy, seed + i, guidance) for i, prompt in enumerate(drawn)]
     if len(rows) == 1:
         draw(rows[0], output)

@@ -25,7 +25,11 @@ Examples:
 """
 )
 @click.argument("model")
-@click.option("--revision", help="Branch, tag or commit of the model's repository.  [default: the registry's]")
+@click.option(
+    "--revision",
+    help="Branch, tag or commit of the model's repository; with --local-dir, from which `build` takes it: in the cache "
+    "it looks for the registry's.  [default: the registry's]",
+)
 @click.option("--local-dir", type=click.Path(path_type=Path), help="A folder of its own instead of the hub's cache.")
 @precision_option("Convert into --local-dir: bfloat16, float16 or float32.  [default: the files as published]")
 @click.option("--no-text-encoder", is_flag=True, help="Leave the T5 encoder out.")
@@ -50,23 +54,29 @@ def command(
     if precision is not None and local_dir is None:
         raise ConfigError("--precision writes converted files", hint="say where with --local-dir")
 
-    from ldp_export.hub.converted import check_converted, convert_model
+    from ldp_export.disk import same_disk
+    from ldp_export.hub.converted import check_converted, check_room, convert_model
     from ldp_export.hub.fetch import fetch, plan_fetch
+    from ldp_export.models.convert import check_precision
     from ldp_export.models.registry import find_model
 
     if local_dir is not None:
         check_folder(local_dir)
-    if local_dir is not None and precision is not None:
-        check_converted(local_dir, precision)
+    if precision is not None:
+        check_precision(precision)
     spec = find_model(model)
     plan = plan_fetch(spec, revision, None if precision else local_dir, not no_text_encoder)
+    if local_dir is not None and precision is not None:
+        check_converted(local_dir, precision, plan.revisions)
+        to_fetch = plan.bytes_to_fetch if same_disk(local_dir, plan.folder) else 0
+        check_room(spec, local_dir, precision, not no_text_encoder, to_fetch)
     if dry_run:
         print_json(plan.to_json()) if as_json else show_fetch(plan)
         return
     with shown_progress(as_json) as progress:
         sources = fetch(plan, progress)
         if precision is not None and local_dir is not None:
-            sources = convert_model(sources, local_dir, precision, progress)
+            sources = convert_model(sources, local_dir, precision, progress, plan.revisions)
     if as_json:
         print_json(plan.to_json() | {"sources": {part: str(path) for part, path in sources.items()}})
         return

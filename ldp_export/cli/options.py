@@ -40,11 +40,13 @@ Policies are NAME or NAME:option=value,...  ("none" for no value, lists as 5+6):
 """
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu, or cuda with onnxruntime-gpu.")
+device_option = click.option("--device", default="cpu", show_default=True, help="Where the engines run: cpu or cuda.")
 classes_option = click.option(
     "--class", "classes", type=int, multiple=True, help="Of class-conditional models, instead of a prompt; repeatable."
 )
-threads_option = click.option("--threads", type=int, help="Threads of a CPU engine. Default: ONNX Runtime decides.")
+threads_option = click.option(
+    "--threads", type=int, help="Threads of a CPU engine.  [default: its library's own choice]"
+)
 
 
 def weights_options(function: Any) -> Any:

@@ -2,27 +2,89 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from ldp_runtime.errors import ConfigError
 
+from ldp_export.disk import require_room
 from ldp_export.hub.local import TEXT_ENCODER, TRANSFORMER, VAE
 from ldp_export.models.convert import PRECISIONS, Conversion, check_precision, convert, plan_conversion
+from ldp_export.models.registry import NamedModel
 from ldp_export.models.sources import Sources
-from ldp_export.models.state_files import read_state
 from ldp_export.progress import Progress, ProgressEvent, silent
 
+#: What the parts of a folder were converted from, and to.
+RECORD = "converted.json"
 
-def convert_model(sources: Sources, folder: Path, precision: str, progress: Progress = silent) -> Sources:
+
+def check_converted(folder: Path, precision: str, revisions: Mapping[str, str]) -> None:
+    """Whether a conversion may begin in the folder, or go on in it.
+
+    Args:
+        revisions: commit by repository, of what is to be converted.
+
+    Raises:
+        ConfigError: the folder is a file, or holds parts that were converted to another precision or from another
+            revision, or that nobody noted anything of.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", hint="name a folder")
+    check_precision(precision)
+    there = [target.name for target in _targets(folder).values() if target.exists()]
+    if not there:
+        return
+    record = _record(folder)
+    before = record["revisions"]
+    problems = [] if record["precision"] == precision else [f"{record['precision']}, not {precision}"]
+    problems += [
+        f"{repository} at {before[repository][:12]}, not {commit[:12]}"
+        for repository, commit in revisions.items()
+        if before.get(repository, commit) != commit
+    ]
+    if problems:
+        raise ConfigError(
+            f"{folder} holds {', '.join(there)} of an earlier conversion: {'; '.join(problems)}",
+            hint="delete it, or name another folder",
+        )
+
+
+def check_room(spec: NamedModel, folder: Path, precision: str, text_encoder: bool, to_fetch: int) -> None:
+    """Whether all that is converted fits on the folder's disk, before gigabytes of it are downloaded.
+
+    Args:
+        text_encoder: whether it is converted too.
+        to_fetch: bytes that are still to be downloaded to the same disk; 0 for another one.
+
+    Raises:
+        CapacityError: the disk is too small.
+    """
+    share = PRECISIONS[precision].itemsize / 4
+    parts = {part: size * (1 if part == "vae" else share) for part, size in spec.file_bytes.items()}
+    done = {part for part, target in _targets(folder).items() if target.exists()}
+    left = parts.keys() - done - (set() if text_encoder else {"text_encoder"})
+    needed = sum(parts[part] for part in left)
+    require_room(folder, int(needed) + to_fetch, f"converting {spec.name}", "free some space, or choose another disk")
+
+
+def convert_model(
+    sources: Sources,
+    folder: Path,
+    precision: str,
+    progress: Progress = silent,
+    revisions: Mapping[str, str] | None = None,
+) -> Sources:
     """Converts every part that is not converted yet; the folder then needs nothing of the sources.
 
     Raises:
         ConfigError: unknown precision, or see `check_converted`.
         CheckpointError, CapacityError: see `plan_conversion`, `convert`.
     """
-    check_converted(folder, precision)
+    revisions = {} if revisions is None else dict(revisions)
+    check_converted(folder, precision, revisions)
     targets = _targets(folder)
     # The transformer last: the folder counts as converted once it is there.
     plans = [
@@ -30,6 +92,10 @@ def convert_model(sources: Sources, folder: Path, precision: str, progress: Prog
         for part, path in reversed(sources.items())
         if not targets[part].exists()
     ]
+    if plans:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = _record(folder)["revisions"] | revisions
+        (folder / RECORD).write_text(json.dumps({"precision": precision, "revisions": known}, indent=1) + "\n")
     for index, plan in enumerate(plans):
         run_conversion(plan, progress, index, len(plans))
     return Sources(targets["transformer"], targets["vae"], targets["text_encoder"] if sources.text_encoder else None)
@@ -39,19 +105,13 @@ def _targets(folder: Path) -> dict[str, Path]:
     return {"transformer": folder / TRANSFORMER, "vae": folder / VAE, "text_encoder": folder / TEXT_ENCODER}
 
 
-def check_converted(folder: Path, precision: str) -> None:
-    """Raises ConfigError where the folder is a file, or holds a part that was converted to another precision before."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file", hint="name a folder")
-    check_precision(precision)
-    others = set(PRECISIONS.values()) - {torch.float32, PRECISIONS[precision]}
-    for target in filter(Path.exists, _targets(folder).values()):
-        found = others & {tensor.dtype for tensor in read_state(target).values()}
-        if found:
-            raise ConfigError(
-                f"{target} holds {str(found.pop()).removeprefix('torch.')} from an earlier conversion, not {precision}",
-                hint="delete it, or name another folder",
-            )
+def _record(folder: Path) -> dict[str, Any]:
+    """What was noted when parts were converted here."""
+    try:
+        noted = json.loads((folder / RECORD).read_text())
+        return {"precision": str(noted["precision"]), "revisions": dict(noted["revisions"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"precision": "an unknown precision", "revisions": {}}
 
 
 def run_conversion(plan: Conversion, progress: Progress, index: int = 0, count: int = 1) -> None:

@@ -75,11 +75,16 @@ class FetchPlan:
     def folder(self) -> Path:
         return self.local_dir or cache_folder()
 
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Commit by repository."""
+        return {wanted.file.repository: wanted.file.commit for wanted in self.files}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "model": self.spec.name,
             "hub": endpoint(),
-            "revisions": {wanted.file.repository: wanted.file.commit for wanted in self.files},
+            "revisions": self.revisions,
             "folder": str(self.folder),
             "bytes": self.bytes,
             "bytes_to_fetch": self.bytes_to_fetch,

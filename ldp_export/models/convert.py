@@ -32,7 +32,7 @@ PRECISIONS: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 SHARD_BYTES = 4 * 2**30
-#: While shards are written they lie in a folder with this ending; a later run goes on in it.
+#: While files are written they lie in a folder with this ending; a later run goes on in it.
 PARTIAL = ".partial"
 _RECORD = "conversion.json"
 _BLOCK = re.compile(r"(block_chunks\.\d+\.module\.|blocks\.)\d+\.")
@@ -60,7 +60,7 @@ class Conversion:
 
     @property
     def begun(self) -> Path:
-        """Where shards are written until all are there."""
+        """Where files are written until all are there."""
         return self.target.with_name(self.target.name + PARTIAL)
 
     @property
@@ -160,25 +160,26 @@ def convert(plan: Conversion, say: Callable[[str, int, int], None] = lambda name
     plan.target.parent.mkdir(parents=True, exist_ok=True)
     meter = _Meter(plan, say)
     with full_disk_is_typed(plan.target.parent):
-        if plan.target.suffix == ".safetensors":
-            write_tensors(plan.shards[plan.target.name], plan.target, meter)
-            return plan.target
         lock = plan.target.with_name(plan.target.name + ".lock")
         with exclusive(lock, f"conversion is writing {plan.target}"):
             try:
-                return _convert_into_folder(plan, meter)
+                return _convert(plan, meter)
             finally:
                 lock.unlink()
 
 
-def _convert_into_folder(plan: Conversion, meter: _Meter) -> Path:
+def _convert(plan: Conversion, meter: _Meter) -> Path:
     begun = _begin(plan)
     try:
         _write_shards(plan, begun, meter)
     except CheckpointError:
         shutil.rmtree(begun)
         raise
-    return begun.rename(plan.target)
+    if plan.target.suffix != ".safetensors":
+        return begun.rename(plan.target)
+    whole = (begun / plan.target.name).rename(plan.target)
+    shutil.rmtree(begun)
+    return whole
 
 
 def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:

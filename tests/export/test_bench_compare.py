@@ -21,7 +21,13 @@ def result(times: dict[str, float], seed: int, drift: float = 1.0) -> dict:
     for name, ms in times.items():
         noise = rng.normal(1, 0.05, (12, 5))
         samples = [
-            {"group": g, "repetition": r, "wall_ms": float(ms * drift * length[g] * noise[g, r])}
+            {
+                "group": g,
+                "repetition": r,
+                "wall_ms": float(ms * drift * length[g] * noise[g, r]),
+                "text_ms": 1.0,
+                "blocks_ms": 20 * float(noise[g, r]),
+            }
             for g in range(12)
             for r in range(5)
         ]
@@ -29,7 +35,7 @@ def result(times: dict[str, float], seed: int, drift: float = 1.0) -> dict:
     return {
         "schema": "ldp-export/bench/2",
         "hardware": {"cpu": "A", "instructions": "avx2", "cores_usable": 2, "gpu": None, "os": "Linux"},
-        "settings": {"threads": 2, "device": "cpu", "scope": "image", "prompts": ["a"], "seed": 0},
+        "settings": {"threads": 2, "device": "cpu", "scope": "prompt-to-image", "prompts": ["a"], "seed": 0},
         "model": {"name": "m", "size": "0.06M"},
         "candidates": candidates,
     }
@@ -50,6 +56,16 @@ def test_regression_is_found():
     assert change.low < 1.1 < change.high
     (change,) = compare(result({"engines": 100}, 0), result({"engines": 90}, 1))
     assert change.verdict == "faster"
+
+
+def test_within_the_scope():
+    """The image took a third longer, the blocks did not."""
+    before, after = result({"engines": 100}, 0), result({"engines": 133}, 1)
+    for each in (before, after):
+        each["settings"]["scope"] = "blocks"
+    (change,) = compare(before, after)
+    assert change.verdict == "no difference shown"
+    assert change.before_ms == pytest.approx(20, abs=2)
 
 
 def test_a_slower_machine_is_not_a_regression():

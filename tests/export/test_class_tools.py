@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from class_samples import Held, build_class_bundle
 from click.testing import CliRunner
 from ldp_calibration.budget import Budget
-from ldp_calibration.fidelity import PSNR_CAP
+from ldp_calibration.fidelity import PSNR_CAP, psnr_db
 from ldp_calibration.report import make_profile, save_profile
 from ldp_calibration.search import calibrate
 from ldp_runtime import Pipeline
@@ -18,11 +19,15 @@ from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.profiles import profile_folder, resolve_policy
 
+from ldp_export.bench.class_subjects import EagerClassSubject
 from ldp_export.bench.plan import Options, plan_bench
 from ldp_export.bench.random_weights import smaller
+from ldp_export.bench.subjects import load_subject
+from ldp_export.build import BuildOptions, build, plan_build
 from ldp_export.cli import main
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import find_model
+from ldp_export.models.resolve import infer_spec
 from ldp_export.models.sources import Sources
 from ldp_export.models.var import VarConfig
 from ldp_export.models.vq_vae import VqVaeConfig
@@ -68,6 +73,18 @@ def test_all_candidates_draw_classes(bundle: Bundle, sources: Sources) -> None:
     assert by_name["engines"]["flops"] == by_name["eager"]["flops"] == by_name["eager, hoisted"]["flops"]
     assert by_name["engines + skip:count=1"]["tokens_computed"] == 21
     assert by_name["engines + skip:count=1"]["psnr_db"] is not None
+
+
+def test_baselines_hold_weights_as_the_bundle_does(sources: Sources, tmp_path: Path) -> None:
+    """Otherwise they would read twice the bytes, and engines would look faster than they are."""
+    spec, options = infer_spec(sources), BuildOptions(tmp_path / "bundle", precision="float16")
+    bundle, _ = build(plan_build(spec, sources, options))
+    plan = plan_bench(bundle.folder, Options(weights=sources.transformer, vae=sources.vae, policies=[]))
+    jobs = plan.jobs(1)
+    model = EagerClassSubject(jobs["eager"]).model
+    assert torch.float16 in {p.dtype for p in model.layers[0].parameters()}  # beside those that stay in float32
+    eager, hoisted = (load_subject(jobs[name]).draw([0], [3], "none").images for name in ("eager", "eager, hoisted"))
+    assert psnr_db(eager[0].permute(1, 2, 0).numpy(), hoisted[0].permute(1, 2, 0).numpy()) > 40
 
 
 def test_default_classes_are_spread_over_all(bundle: Bundle) -> None:

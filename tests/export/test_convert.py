@@ -172,6 +172,15 @@ def test_a_killed_conversion_leaves_nothing_in_the_result(pth: Path, tmp_path: P
     assert not list(convert(plan).glob(f"{SCRATCH}*"))
 
 
+def test_a_killed_conversion_to_one_file_leaves_nothing_beside_it(pth: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    plan = plan_conversion(pth, folder / "out.safetensors", "bfloat16")
+    convert_until(plan, tensor=30)
+    (plan.begun / f"{SCRATCH}0123").write_bytes(b"half a file")
+    assert len(read_state(convert(plan))) == len(plan.shards["out.safetensors"])
+    assert [path.name for path in folder.iterdir()] == ["out.safetensors"]
+
+
 def test_two_conversions_to_one_place(pth: Path, tmp_path: Path) -> None:
     plan = plan_conversion(pth, tmp_path / "out", "bfloat16")
     with FileLock(tmp_path / "out.lock"), pytest.raises(ConfigError, match="another conversion is writing"):

@@ -20,7 +20,7 @@ from samples import TRANSFORMER, random_transformer, random_vae, spec, write_tex
 
 from ldp_export.cli import main
 from ldp_export.hub.client import HubFile, list_repository
-from ldp_export.hub.converted import convert_model
+from ldp_export.hub.converted import RECORD, convert_model
 from ldp_export.hub.download import PARTIAL, download
 from ldp_export.hub.fetch import fetch, plan_fetch
 from ldp_export.hub.local import local_files
@@ -295,7 +295,12 @@ class TestCommandLine:
         assert run("fetch", NAME, "--precision", "bfloat16").exit_code == ConfigError.exit_code
         result = run("fetch", NAME, "--local-dir", folder, "--precision", "bfloat16")
         assert result.exit_code == 0, result.output
-        assert sorted(path.name for path in folder.iterdir()) == ["text_encoder", "transformer", "vae.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "converted.json",
+            "text_encoder",
+            "transformer",
+            "vae.safetensors",
+        ]
         hub.requests.clear()
         model, sources = resolve_model(NAME, local_dir=folder)
         assert model == tiny()
@@ -317,9 +322,37 @@ class TestCommandLine:
             convert_model(sources, folder, "bfloat16", stop)
         with pytest.raises(CheckpointError, match="lacks"):
             find_sources(tiny(), local_dir=folder)
-        with pytest.raises(ConfigError, match="holds bfloat16 from an earlier conversion"):
+        with pytest.raises(ConfigError, match="of an earlier conversion: bfloat16, not float16"):
             convert_model(sources, folder, "float16")
         assert convert_model(sources, folder, "bfloat16") == find_sources(tiny(), local_dir=folder)
+
+    def test_what_was_converted_otherwise_is_not_taken(self, hub: Hub, tmp_path: Path) -> None:
+        """Float32 for bfloat16, an older revision for a newer one, or files that nothing is noted of."""
+        folder, bfloat16 = tmp_path / "carried", ("--precision", "bfloat16")
+        assert run("fetch", NAME, "--local-dir", folder, "--precision", "float32").exit_code == 0
+        again = run("fetch", NAME, "--local-dir", folder, *bfloat16)
+        assert again.exit_code == ConfigError.exit_code
+        assert "earlier conversion: float32, not bfloat16" in again.output
+        record = json.loads((folder / RECORD).read_text())
+        assert record["revisions"] == {"acme/tiny": COMMIT, "acme/t5": COMMIT}
+        record["revisions"]["acme/tiny"] = 40 * "0"
+        (folder / RECORD).write_text(json.dumps(record))
+        newer = run("fetch", NAME, "--local-dir", folder, "--precision", "float32")
+        assert newer.exit_code == ConfigError.exit_code
+        assert f"acme/tiny at {12 * '0'}, not {COMMIT[:12]}" in newer.output
+        (folder / RECORD).unlink()
+        assert "an unknown precision, not" in run("fetch", NAME, "--local-dir", folder, *bfloat16).output
+
+    def test_room_for_the_conversion_is_asked_for_first(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All of it on one disk: what is downloaded, and what is made of it."""
+        listed = plan_fetch(tiny())
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=listed.bytes_to_fetch + 1000))
+        refused = run("fetch", NAME, "--local-dir", tmp_path / "carried", "--precision", "bfloat16")
+        assert refused.exit_code == CapacityError.exit_code
+        assert "converting infinity-tiny takes" in refused.output
+        assert not hub.downloads()
 
     @pytest.mark.parametrize(
         "arguments",

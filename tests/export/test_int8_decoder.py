@@ -23,6 +23,7 @@ from ldp_export.builders.int8 import Int8Builder
 from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.models.sources import Sources
+from ldp_export.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,18 @@ def test_sums_of_two_products_fit_in_16_bits(quantized: Bundle):
     largest = max(int(np.abs(w.astype(int)).max()) for w in weights)
     assert len(weights) == sum(node.op_type == "Conv" for node in model.graph.node)
     assert 60 <= largest <= 32767 // (2 * 255)
+
+
+def test_ranges_are_those_of_the_bundle_s_own_runs(small_sources: Sources, tmp_path: Path):
+    """Which other sampling changes, though nothing else of the decoder."""
+    sources, plans = Sources(small_sources.transformer, small_sources.vae), []
+    for temperature in (1.0, 0.5):
+        model = replace(spec(), temperature=temperature)
+        plans.append(plan_build(model, sources, BuildOptions(tmp_path, builder=Int8Builder(decoder=True))))
+    first, second = ({s.name: s.key for s in Work(plan).stages()} for plan in plans)
+    assert first["decoder"] == second["decoder"]
+    assert first["reference"] != second["reference"]
+    assert first["decoder.engine"] != second["decoder.engine"]
 
 
 def test_engines_for_gpus_have_none(monkeypatch: pytest.MonkeyPatch):

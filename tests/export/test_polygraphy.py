@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle import REFERENCE, Bundle
+from samples import spec
+
+from ldp_export.build import BuildOptions, build, plan_build
+from ldp_export.models.sources import Sources
+from ldp_export.recipes.infinity import InfinityRecipe
+from ldp_export.reference_cases import ReferenceCases
+from ldp_export.replay import save_replay
+from ldp_export.verify import Check, Report
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None, reason="Polygraphy is not installed (pip install polygraphy)"
@@ -56,12 +65,6 @@ def test_convert(tiny_bundle: Bundle, tmp_path: Path) -> None:
 
 def test_a_failed_comparison_can_be_run_again(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """The saved call of a scale gives the reference's logits: it failed in name only."""
-    import shlex
-
-    from ldp_export.reference_cases import ReferenceCases
-    from ldp_export.replay import save_replay
-    from ldp_export.verify import Check, Report
-
     cases = ReferenceCases.load(tiny_bundle.path("reference")).cases
     for case in (cases[0], next(c for c in cases if c.pruned)):
         check = Check(f"{case.name}, scale 4, logits", False, 1.0, 1.2e-4)
@@ -76,3 +79,16 @@ def test_a_failed_comparison_can_be_run_again(tiny_bundle: Bundle, tmp_path: Pat
     assert save_replay(tiny_bundle, nothing, tmp_path / "nothing") is None
     compiled = replace(tiny_bundle, manifest=tiny_bundle.manifest.model_copy(update={"backend": "torch"}))
     assert save_replay(compiled, report, tmp_path / "compiled") is None
+
+
+def test_of_models_of_which_the_first_scales_are_recorded(
+    small_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of those too large to be run to the end."""
+    monkeypatch.setattr(InfinityRecipe, "_recorded_scales", 3)
+    sources = Sources(small_sources.transformer, small_sources.vae)
+    bundle, _ = build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle")))
+    case = ReferenceCases.load(bundle.path(REFERENCE)).cases[0]
+    check = Check(f"{case.name}, scale 2, logits", False, 1.0, 1.2e-4)
+    report = Report(bundle.manifest.digest, "rejected", "cpu", "here", {}, (check,))
+    assert save_replay(bundle, report, tmp_path / "replay") is not None
