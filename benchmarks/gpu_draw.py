@@ -155,8 +155,8 @@ def fused_blocks(model: Model, *, compiled: bool, graphs: CudaGraphs | None, lat
     entry = GraphEntry(kind="blocks", file="", inputs=inputs, outputs=outputs, last=config.depth)
 
     def chunk(name: str, weights: FusedWeights, own: CudaGraphs | None) -> BlocksChunk:
-        tokens = model.schedule.tokens[-1]
-        engine = FusedEngine(name, weights, entry, model.device, tokens=tokens, compiled=compiled, graphs=own)
+        sizes = {"tokens": model.schedule.tokens[-1], "text_tokens": max(1, len(model.features))}
+        engine = FusedEngine(name, weights, entry, model.device, **sizes, compiled=compiled, graphs=own)
         return BlocksChunk(engine, 0, config.depth, frozenset(graph.signature.input_names))
 
     weights = fused_weights(graph)

@@ -90,7 +90,8 @@ class Bench:
     ) -> None:
         self._pipe, self._prompts, self._work, self._seed = pipe, prompts, work, seed
         self._fitted, self._with_lpips = fitted, with_lpips
-        self._key = measurement_key(pipe.manifest, prompts, seed)
+        fits = "" if fitted is None else json.dumps(fitted.to_json(), sort_keys=True)
+        self._key = f"{measurement_key(pipe.manifest, prompts, seed)}:{hashlib.sha256(fits.encode()).hexdigest()[:16]}"
         self._known = {(m.policy, m.prompt): m for m in _read(work, self._key)}
         self._full: dict[int, np.ndarray] = {}
 

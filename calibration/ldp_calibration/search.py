@@ -1,19 +1,22 @@
 """From a budget to thresholds: search on some prompts, prove on others.
 
 Candidates are ranked by exact operation counts, so a search is reproducible; what was measured is kept line by line, so
-it resumes. A budget holds when the 95 % bound of the mean on *held-out* prompts meets it.
+it resumes. A budget of quality holds when the 95 % bound of the mean on *held-out* prompts meets it; one of speed, when
+their operations, summed up, are so many times fewer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ldp_runtime.errors import BudgetError, ConfigError
+from ldp_runtime.errors import BudgetError, ConfigError, IntegrityError
 from ldp_runtime.pipeline import Condition, Pipeline
 from ldp_runtime.profiles import with_fits
 from ldp_runtime.pruning.fitted import Fitted
@@ -24,6 +27,8 @@ from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.fidelity import lpips, ssim
 from ldp_calibration.fits import fit
 from ldp_calibration.measure import Bench, Point, measurement_key, point, prompts_hash
+
+logger = logging.getLogger(__name__)
 
 #: Says how far the work is: done, total, in words.
 Report = Callable[[int, int, str], None]
@@ -95,6 +100,9 @@ def calibrate(
     held = max(4, round(held_out_share * len(prompts)))
     search_set, held_out = order[held:], order[:held]
     fitted = remembered_fit(pipe, prompts, search_set[:_FITTED_PROMPTS], seed, work.with_suffix(".fits"), report)
+    for policy in (with_fits(parse_policy(text), fitted) for text in tried):
+        if policy is not None:
+            policy.check(pipe.manifest.schedule())
     bench = Bench(pipe, prompts, work, seed, fitted, with_lpips=budget.measure == "lpips")
     looked = []
     for i, policy in enumerate(tried):
@@ -125,11 +133,15 @@ def remembered_fit(
     pipe: Pipeline, prompts: Sequence[Condition], chosen: Sequence[int], seed: int, work: Path, report: Report
 ) -> Fitted:
     """What is fitted on the chosen prompts, read from `work` where an earlier search of the same left it."""
-    key = f"{measurement_key(pipe.manifest, prompts, seed)}:{len(chosen)}"
+    which = hashlib.sha256(json.dumps(list(chosen)).encode()).hexdigest()[:16]
+    key = f"{measurement_key(pipe.manifest, prompts, seed)}:{which}"
     if work.exists():
-        entry = json.loads(work.read_text())
-        if entry["key"] == key:
-            return Fitted.from_json(entry["fitted"])
+        try:
+            entry = json.loads(work.read_text())
+            if entry["key"] == key:
+                return Fitted.from_json(entry["fitted"])
+        except (ValueError, KeyError, TypeError, IntegrityError):
+            logger.warning("%s is damaged: what it held is fitted again", work)
     fitted = fit(pipe, [prompts[p] for p in chosen], [seed + p for p in chosen], report)
     work.parent.mkdir(parents=True, exist_ok=True)
     scratch = work.with_suffix(".part")

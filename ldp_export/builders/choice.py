@@ -144,6 +144,11 @@ def _late(options: BackendOptions, spec: ModelSpec | VarSpec, precision: str) ->
         raise ConfigError(
             f"this GPU (compute capability {here}) multiplies no 8-bit floats", hint="--late-precision int8"
         )
+    elif bits == "float8" and precision == "float32":
+        raise ConfigError(
+            "on most GPUs products of 8-bit floats are bfloat16 or float16, not float32",
+            hint="leave --precision out, or --late-precision int8",
+        )
     return LateEntry(precision=bits, share=share)
 
 

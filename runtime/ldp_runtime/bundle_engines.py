@@ -184,7 +184,8 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
 
     captures = bundle.manifest.has_fused_blocks and device.type == "cuda"
     counters = GraphCounters() if captures else None
-    tokens = bundle.manifest.limits.tokens
+    limits = bundle.manifest.limits
+    sizes = {"tokens": limits.tokens, "text_tokens": limits.text_tokens}
 
     def open_there(name: str, graph: GraphEntry) -> Engine:
         path = bundle.path(graph.file)
@@ -195,7 +196,7 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
         if path.name != FUSED_WEIGHTS:
             return TorchCompiledEngine(name, path, graph, device, threads)
         graphs = None if counters is None else CudaGraphs(counters)
-        return FusedEngine.load(name, path, graph, device, tokens=tokens, threads=threads, graphs=graphs)
+        return FusedEngine.load(name, path, graph, device, **sizes, threads=threads, graphs=graphs)
 
     return open_there, counters
 

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from ldp_runtime.bundle import Manifest
-from ldp_runtime.engines.fused.text import PADDED_TO
+from ldp_runtime.engines.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
 from ldp_runtime.kv_cache import KVCache
 
@@ -59,9 +59,11 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     if manifest.backend.startswith("tensorrt") and manifest.kv_form == "concat":
         # The last scale's keys and values, which nobody wants, have a place too.
         sampling += KVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
-    if manifest.has_fused_blocks:  # CUDA graphs find the text in a place of its own
-        padded = PADDED_TO * math.ceil(manifest.limits.text_tokens / PADDED_TO)
-        sampling += KVCache.size_in_bytes(model.depth, padded, rows, model.width, manifest.cache_dtype.itemsize)
+    if manifest.has_fused_blocks:  # CUDA graphs find the text in a place of its own; those of late scales in another
+        places, length = 1 if manifest.late is None else 2, padded(manifest.limits.text_tokens)
+        sampling += places * KVCache.size_in_bytes(
+            model.depth, length, rows, model.width, manifest.cache_dtype.itemsize
+        )
     return MemoryEstimate(
         weights=2 * manifest.weight_bytes(),
         kv_cache=arena * (2 if max_batch > 1 else 1),
@@ -72,7 +74,9 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
 def available_memory(device: torch.device) -> float:
     """Bytes that can still be allocated on the device: of the host, no more than its container may take."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch holds and does not use, as after another pipeline was closed, is not free to others, but to us.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return min(psutil.virtual_memory().available, container_memory())
 
 

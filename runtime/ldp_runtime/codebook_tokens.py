@@ -5,13 +5,13 @@ Source: the VAR reference implementation (`VectorQuantizer2`, `autoregressive_in
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ldp_runtime.exact_convolutions import exact_convolutions
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import Grid, ScaleSchedule
 
@@ -129,7 +129,5 @@ def phi_index(scale: int, scales: int, phis: int) -> int:
 
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    # On GPUs cuDNN rounds the factors of a float32 convolution to ten bits unless told not to.
-    exact = torch.backends.cudnn.flags(enabled=False) if x.is_cuda else nullcontext()
-    with exact:
+    with exact_convolutions(x.device):
         return F.conv2d(x, weight, bias, padding=1)

@@ -40,7 +40,7 @@ class NoiseAhead(Sequence[torch.Tensor]):
         noise = self._drawn[index].result()
         if self._device.type != "cuda":
             return noise
-        # Pinned here and not by the drawer: while a CUDA graph is captured, no other thread may allocate.
+        # Pinned here and not by the drawer: while a CUDA graph is captured, no other thread may allocate such memory.
         return noise.pin_memory().to(self._device, non_blocking=True)
 
     def __iter__(self) -> Iterator[torch.Tensor]:

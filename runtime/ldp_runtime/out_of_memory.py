@@ -9,6 +9,8 @@ import torch
 
 from ldp_runtime.errors import CapacityError
 
+_WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
 
 @contextmanager
 def capacity_errors(doing: str) -> Generator[None]:
@@ -29,5 +31,6 @@ def capacity_errors(doing: str) -> Generator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # For its CPU allocator, PyTorch has no type.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # PyTorch has a type for its own allocator on GPUs, and none for its CPU allocator nor for CUDA's libraries.
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return typed or any(words in str(error) for words in _WORDS)

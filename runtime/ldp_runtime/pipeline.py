@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Most pictures that `warmup` draws: the first launches kernels, the second captures graphs; the third replays them, or
+#: captures those whose memory has moved meanwhile.
+_WARM_UP_DRAWS = 5
+
 
 @dataclass(frozen=True)
 class ScaleEvent:
@@ -150,7 +154,8 @@ class Pipeline:
         check_runnable(opened.manifest, target)
         estimate = check_capacity(opened.manifest, max_batch, target, memory_limit)
         logger.info("loading %s, needs up to %s", opened.manifest.model.name, estimate)
-        engines = open_engines(opened, target, threads)
+        with capacity_errors("loading the engines"):
+            engines = open_engines(opened, target, threads)
         manifest, tokenizer = opened.manifest, None
         if manifest.has_text_encoder:
             tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
@@ -266,8 +271,20 @@ class Pipeline:
         return self(listed, **options)  # pyright: ignore[reportArgumentType]
 
     def warmup(self, batch: int = 1) -> None:
-        """Draws the bundle's square size once and throws the pictures away: allocators and kernels of every graph are
-        then as in service."""
+        """Draws the bundle's square size and throws the pictures away: allocators and kernels are then as in service.
+
+        Where calls are captured as CUDA graphs, which they are when they come back, draws until none is captured.
+        """
+        captured: list[int] = []
+        for _ in range(_WARM_UP_DRAWS):
+            self._draw_anything(batch)
+            if self.cuda_graphs is None:
+                return
+            captured.append(self.cuda_graphs.captures)
+            if len(captured) > 2 and captured[-1] == captured[-2]:
+                return
+
+    def _draw_anything(self, batch: int) -> None:
         if isinstance(self.manifest.model, VarEntry):
             self(class_labels=[0] * batch, seed=0, output_type="torch")
         elif self.manifest.has_text_encoder:
@@ -307,7 +324,9 @@ class Pipeline:
         """The engines, for one thread at a time."""
         with self._lock:
             engines = self._open_engines()
-            with _one_torch_thread(engines.blocks.device), capacity_errors(doing):
+            # Engines keep tensors from call to call, which a caller's inference mode would make its own for good.
+            lasting = torch.inference_mode(False), torch.no_grad()
+            with lasting[0], lasting[1], _one_torch_thread(engines.blocks.device), capacity_errors(doing):
                 yield engines
 
     def _draw(

@@ -99,9 +99,10 @@ def _read_fits(path: Path, _: int, digest: str) -> Fitted:
 
 def check_profile_name(name: str) -> None:
     """Raises ConfigError for a name that is no plain file name, or that a policy already has."""
-    if not _NAME.fullmatch(name) or name in (*POLICY_NAMES, Path(FITTED).stem):
+    if not _NAME.fullmatch(name) or name.endswith(".json") or name in (*POLICY_NAMES, Path(FITTED).stem):
         raise ConfigError(
-            f"{name!r} cannot name a profile", hint="use letters, digits, '.', '_' and '-', and no policy's name"
+            f"{name!r} cannot name a profile",
+            hint="use letters, digits, '.', '_' and '-', no policy's name, and no .json at the end: that is a path",
         )
 
 

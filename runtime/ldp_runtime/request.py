@@ -7,6 +7,7 @@ import operator
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -86,6 +87,8 @@ def make_request(
             f"engines mix guidance at the logits only, not at cfg_insertion_layer {list(cfg_insertion_layer)}",
             hint="leave it at [0]; guidance inside the blocks exists in ldp_export.models.reference",
         )
+    _check_numbers(Integral, num_images_per_prompt=num_images_per_prompt, height=height, width=width, top_k=top_k)
+    _check_numbers(Real, top_p=top_p, aspect_ratio=aspect_ratio)
     if more_smooth and not isinstance(manifest.model, VarEntry):
         raise ConfigError(f"more_smooth mixes codebook entries; {manifest.model.name} draws bits", hint="leave it out")
     texts = {"prompt": prompt, "prompt_embeds": prompt_embeds}
@@ -122,6 +125,13 @@ def make_request(
         output_type=output_type,  # pyright: ignore[reportArgumentType]
         more_smooth=more_smooth,
     )
+
+
+def _check_numbers(kind: type[Real], **given: object) -> None:
+    """Raises ConfigError for an argument that was given and is not of the kind."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}")
 
 
 def _labels(model: VarEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object]) -> list[int]:
@@ -202,7 +212,7 @@ def _texts(
 def _words(manifest: Manifest, words: str | Sequence[str], name: str) -> list[str]:
     if not manifest.has_text_encoder:
         raise ConfigError(f"this bundle has no text encoder: pass {name}_embeds", hint="or build with --text-encoder")
-    listed = [words] if isinstance(words, str) else list(words)
+    listed = [words] if isinstance(words, str) else list(words) if isinstance(words, Iterable) else []
     if not listed or not all(isinstance(text, str) for text in listed):
         raise ConfigError(f"{name} must be a text or a non-empty list of texts")
     for text in listed:
@@ -218,6 +228,8 @@ def _words(manifest: Manifest, words: str | Sequence[str], name: str) -> list[st
 def _features(manifest: Manifest, features: torch.Tensor | Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
     assert isinstance(manifest.model, InfinityEntry)
     channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
+    if not isinstance(features, Iterable):
+        raise ConfigError(f"{name}_embeds must be tensors, got {type(features).__name__}", hint="see torch.as_tensor")
     rows = [features] if isinstance(features, torch.Tensor) and features.dim() < 3 else list(features)
     for row in rows:
         if not isinstance(row, torch.Tensor):

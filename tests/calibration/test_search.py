@@ -15,13 +15,14 @@ from ldp_calibration.budget import Budget
 from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.cost import full_flops, scale_flops, trace_flops
 from ldp_calibration.fidelity import PSNR_CAP, bound, lpips, psnr_db, ssim
-from ldp_calibration.measure import Measured, point
+from ldp_calibration.measure import Bench, Measured, point
 from ldp_calibration.report import draw_front, make_profile, save_profile
-from ldp_calibration.search import Calibration, _prove, calibrate, pareto
+from ldp_calibration.search import Calibration, _prove, calibrate, pareto, remembered_fit
 from ldp_runtime import LatentDiscrepancy, Pipeline, parse_policy
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.profiles import list_profiles, profile_folder, resolve_policy
+from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.names import describe
 
 from ldp_export.cli import main
@@ -143,6 +144,31 @@ def test_a_search_resumes_from_its_measurements(found: tuple[Calibration, Path],
     assert again.chosen == calibration.chosen
     assert again.searched == calibration.searched
     assert len(drawn) == 2 + 2 * calibration.held_out_prompts  # timing alone draws anew
+
+
+def test_what_is_fitted_to_other_prompts_is_fitted_anew(small_pipe: Pipeline, tmp_path: Path) -> None:
+    """As many, but others: some may be held out now. A damaged file is no reason to fail."""
+    prompts, work = PROMPTS[:8], tmp_path / "search.fits"
+
+    def fitted(chosen: list[int]) -> Fitted:
+        return remembered_fit(small_pipe, prompts, chosen, 0, work, lambda done, total, detail: None)
+
+    first, second = fitted([0, 1, 2, 3]), fitted([4, 5, 6, 7])
+    assert first.to_json() != second.to_json()
+    work.write_text("{")
+    assert fitted([0, 1, 2, 3]).to_json() == first.to_json()
+    rows = []
+    for fits in (first, second):
+        bench = Bench(small_pipe, prompts, tmp_path / "rows.jsonl", 0, fits)
+        rows.append(bench.measure("ld:fill=linear", 7))
+    assert rows[0].psnr != rows[1].psnr
+
+
+def test_unknown_scales_are_refused_before_the_search(small_pipe: Pipeline, tmp_path: Path) -> None:
+    work = tmp_path / "rows.jsonl"
+    with pytest.raises(ConfigError, match="do not exist"):
+        calibrate(small_pipe, PROMPTS, Budget.parse("psnr>=10"), work, policies=["ld:prune_scales=40"])
+    assert not work.exists()
 
 
 def test_a_speed_budget_takes_the_best_quality_that_is_fast_enough(small_pipe: Pipeline, tmp_path: Path) -> None:

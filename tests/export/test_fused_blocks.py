@@ -19,7 +19,7 @@ from ldp_runtime.engines.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.eager import EagerEngine
 from ldp_runtime.engines.fused.engine import FusedEngine
 from ldp_runtime.engines.fused.products import FLOAT8, INT8, Matrix, product, rounded, rounded_rows
-from ldp_runtime.engines.fused.text import PADDED_TO
+from ldp_runtime.engines.fused.text import padded
 from ldp_runtime.engines.torch_compiler import check_compiler
 from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError, IntegrityError, LdpError
 from ldp_runtime.kv_cache import KVCache
@@ -40,6 +40,8 @@ needs_compiler = pytest.mark.skipif(
 #: Two correct float32 computations of these logits, whose standard deviation is about 2.
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 Tensors = dict[str, torch.Tensor]
+#: Of the largest call, and of the longest text.
+SIZES = {"tokens": 16, "text_tokens": 2 * padded(1)}
 
 
 def graph_entry(graph: BlocksGraph) -> GraphEntry:
@@ -48,7 +50,7 @@ def graph_entry(graph: BlocksGraph) -> GraphEntry:
 
 
 def fused(graph: BlocksGraph, **options: Any) -> FusedEngine:
-    return FusedEngine("blocks", fused_weights(graph), graph_entry(graph), tokens=16, **{"compiled": False, **options})
+    return FusedEngine("blocks", fused_weights(graph), graph_entry(graph), **SIZES, **{"compiled": False, **options})
 
 
 def eager(graph: BlocksGraph) -> EagerEngine:
@@ -183,13 +185,27 @@ def test_graphs_serve_texts_of_about_a_length(blocks: BlocksGraph) -> None:
     graphs = Replayed()
     engine = fused(blocks, graphs=graphs)
     cache = KVCache(TRANSFORMER.depth, 11, 2, TRANSFORMER.heads, TRANSFORMER.head_dim)
-    for seed, text in ((0, 3), (1, 9), (2, 3), (3, PADDED_TO)):
+    for seed, text in ((0, 3), (1, 9), (2, 3), (3, padded(1))):
         inputs, outputs = call_of(blocks, lengths=(text, text), seed=seed, cache=cache)
         expected = computed(eager(blocks), inputs, outputs)["logits"]
         for _ in range(2):
             torch.testing.assert_close(computed(engine, inputs, outputs)["logits"], expected, **SAME)
     assert len(set(graphs.calls)) == 1
     assert len(graphs.calls) == 8
+
+
+def test_longer_texts_leave_the_graphs_of_shorter_ones(blocks: BlocksGraph) -> None:
+    """Whose addresses stay: room for the longest text is made at once."""
+    graphs = Replayed()
+    engine = fused(blocks, graphs=graphs)
+    cache = KVCache(TRANSFORMER.depth, 11, 2, TRANSFORMER.heads, TRANSFORMER.head_dim)
+    for seed, text in enumerate((3, padded(1) + 1, 3, 2 * padded(1))):
+        inputs, outputs = call_of(blocks, lengths=(text, 2), seed=seed, cache=cache)
+        expected = computed(eager(blocks), inputs, outputs)["logits"]
+        torch.testing.assert_close(computed(engine, inputs, outputs)["logits"], expected, **SAME)
+    short, long, again, longest = graphs.calls
+    assert short == again
+    assert long == longest != short
 
 
 def test_large_calls_and_other_places_are_no_same_graph(blocks: BlocksGraph, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,13 +264,13 @@ def test_rows_in_8_bits_do_not_depend_on_each_other() -> None:
 def test_file_of_weights(blocks: BlocksGraph, tmp_path: Path) -> None:
     write_fused(blocks, tmp_path)
     entry, path = graph_entry(blocks), tmp_path / FUSED_WEIGHTS
-    engine = FusedEngine.load("blocks", path, entry, torch.device("cpu"), tokens=16, compiled=False)
+    engine = FusedEngine.load("blocks", path, entry, torch.device("cpu"), **SIZES, compiled=False)
     inputs, outputs = call_of(blocks)
     expected = computed(fused(blocks), inputs, outputs)["logits"]
     torch.testing.assert_close(computed(engine, inputs, outputs)["logits"], expected, atol=0, rtol=0)
     path.write_bytes(b"nothing")
     with pytest.raises(IntegrityError, match="weights of the graph 'blocks' cannot be read"):
-        FusedEngine.load("blocks", path, entry, torch.device("cpu"), tokens=16, compiled=False)
+        FusedEngine.load("blocks", path, entry, torch.device("cpu"), **SIZES, compiled=False)
 
 
 def test_another_architecture_is_refused() -> None:

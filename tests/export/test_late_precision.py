@@ -204,7 +204,7 @@ def logits_of(
     inside, outside = (tensor_entries(specs) for specs in (graph.signature.inputs, graph.signature.outputs))
     entry = GraphEntry(kind="late_blocks", file="", inputs=inside, outputs=outside, last=graph.last)
     weights = in_8_bits(fused_weights(graph), KINDS[precision])
-    engine = FusedEngine("late_blocks", weights, entry, tokens=8, threads=1, compiled=compiled)
+    engine = FusedEngine("late_blocks", weights, entry, tokens=8, text_tokens=8, threads=1, compiled=compiled)
     rows, tokens = inputs["latents"].shape[:2]
     logits = torch.empty(rows, tokens, 2 * TRANSFORMER.bits)
     engine.run(inputs, {"logits": logits})
@@ -282,6 +282,13 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError) as caught:
             chosen(precision, **options)
         assert message in str(caught.value), message
+
+
+def test_float8_into_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the export: most GPUs refuse it in their first call."""
+    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: "8.9")
+    with pytest.raises(ConfigError, match="bfloat16 or float16, not float32"):
+        choose_builder(BackendOptions("torch", late_precision="float8"), spec(), "0.06M", "float32")
 
 
 def test_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from engine_runs import engines_of
 from ldp_runtime import Pipeline, Policy, ScaleEvent
+from ldp_runtime.bundle import Bundle
 from ldp_runtime.capacity import container_memory
 from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.graph_cache import GraphCounters
 from ldp_runtime.errors import CapacityError, ConfigError
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -91,6 +93,28 @@ class TestEncoding:
         watched(small_pipe, ran.append).warmup()
         assert set(ran) == {"text_encoder", "prompt", "blocks", "decoder"}
 
+    def test_warmup_goes_on_until_no_call_is_captured(
+        self, small_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second picture captures graphs, the third those whose memory has moved; the fourth replays them all."""
+        counters, drawn = GraphCounters(), []
+
+        def draw(pipe: Pipeline, batch: int) -> None:
+            drawn.append(batch)
+            counters.captures = (0, 7, 9, 9)[len(drawn) - 1]
+
+        monkeypatch.setattr(Pipeline, "_draw_anything", draw)
+        monkeypatch.setattr(Pipeline, "cuda_graphs", counters)
+        small_pipe.warmup(batch=2)
+        assert drawn == [2] * 4
+
+    def test_inference_mode_of_the_caller_is_not_the_engines(self, small_pipe: Pipeline) -> None:
+        """What they keep from call to call could not be changed by a call outside of it."""
+        with torch.inference_mode():
+            inside = small_pipe(PROMPTS[0], seed=3, output_type="latent").images
+        assert not inside.is_inference()
+        assert torch.equal(inside, small_pipe(PROMPTS[0], seed=3, output_type="latent").images)
+
     def test_a_shared_negative_prompt_is_encoded_once(self, small_pipe: Pipeline) -> None:
         ran: list[str] = []
         pipe = watched(small_pipe, ran.append)
@@ -116,6 +140,24 @@ class TestMemory:
         latents = small_pipe(PROMPTS[0], seed=3, output_type="latent").images
         with pytest.raises(CapacityError, match="while decoding 1 images"):
             watched(small_pipe, _exhausted).decode(latents)
+
+    @pytest.mark.parametrize(
+        "words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+    )
+    def test_out_of_memory_in_the_words_of_a_library(self, small_pipe: Pipeline, words: str) -> None:
+        def exhaust(_: str) -> None:
+            raise RuntimeError(words)
+
+        with pytest.raises(CapacityError, match="out of memory while drawing"):
+            watched(small_pipe, exhaust)(PROMPTS[0], seed=3)
+
+    def test_out_of_memory_while_loading(self, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        def exhaust(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr("ldp_runtime.pipeline.open_engines", exhaust)
+        with pytest.raises(CapacityError, match="out of memory while loading the engines"):
+            Pipeline.load(small_bundle)
 
     def test_other_errors_stay_what_they_are(self, small_pipe: Pipeline) -> None:
         def fail(event: ScaleEvent) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,6 +32,14 @@ class _Captured:
     output: Any
 
 
+class _Streams(NamedTuple):
+    """Kept, and of these graphs alone: CUDA's libraries hold memory for every stream that they have worked on, and what
+    they hold for a stream that graphs were captured on goes with the first of those graphs."""
+
+    warm_up: torch.cuda.Stream
+    capture: torch.cuda.Stream
+
+
 class CudaGraphs:
     """Captures a call per combination of input shapes and addresses when it comes back, and replays it from then on.
 
@@ -45,6 +53,7 @@ class CudaGraphs:
     def __init__(self, counters: GraphCounters | None = None) -> None:
         self._graphs: GraphCache[_Captured] = GraphCache(_KEPT, _SEEN, counters)
         self._pool: Any = None
+        self._streams: _Streams | None = None
         self.seconds = 0.0
 
     @property
@@ -70,7 +79,8 @@ class CudaGraphs:
             if not self._graphs.is_worth_capturing(key):
                 return call(*inputs)
             captured, answer = self._capture(call, inputs)
-            if self._graphs.keep(key, captured, 1):
+            gone = self._graphs.keep(key, captured, 1)
+            if gone:
                 torch.cuda.synchronize(inputs[0].device)  # a graph that goes may still be replaying
             return answer
         _copy_all(captured.inputs, inputs)
@@ -79,26 +89,29 @@ class CudaGraphs:
 
     def clear(self) -> None:
         self._graphs.clear()
-        self._pool = None
+        self._pool = self._streams = None
 
     def _capture(self, call: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> tuple[_Captured, Any]:
         """The graph of the next calls, and what this call gives."""
         started = time.perf_counter()
         own = [tensor.clone() for tensor in inputs]
         device = inputs[0].device
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            answer = call(*own)
-            for _ in range(_WARM_UP - 1):
-                call(*own)
-        torch.cuda.current_stream(device).wait_stream(side)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # What other threads ask of the GPU meanwhile is their own affair: it does not break the capture.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = call(*own)
+        with torch.cuda.device(device):  # PyTorch captures on the calling thread's GPU, whichever the tensors are on
+            if self._streams is None:
+                self._streams = _Streams(torch.cuda.Stream(device), torch.cuda.Stream(device))
+            warm_up, capture = self._streams
+            warm_up.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(warm_up):
+                answer = call(*own)
+                for _ in range(_WARM_UP - 1):
+                    call(*own)
+            torch.cuda.current_stream(device).wait_stream(warm_up)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may use the GPU meanwhile, but not allocate pinned memory: see `NoiseAhead`.
+            with torch.cuda.graph(graph, pool=self._pool, stream=capture, capture_error_mode="thread_local"):
+                output = call(*own)
         self.seconds += time.perf_counter() - started
         return _Captured(graph, own, output), answer
 

@@ -12,6 +12,7 @@ import torch
 from ldp_runtime.bundle import GraphEntry, TensorEntry
 from ldp_runtime.engines.torch_threads import torch_threads
 from ldp_runtime.errors import ConfigError, IntegrityError, LdpError
+from ldp_runtime.exact_convolutions import exact_convolutions
 from ldp_runtime.out_of_memory import capacity_errors
 
 
@@ -51,7 +52,7 @@ class TorchCompiledEngine:
         if self._call is None:
             raise LdpError(f"the engine {self.name!r} is closed")
         given = [check_tensor(inputs[entry.name], entry, self.name) for entry in self._inputs]
-        with torch_threads(self._threads), named_failures(self.name, inputs):
+        with torch_threads(self._threads), exact_convolutions(self.device), named_failures(self.name, inputs):
             results = self._call(*given)
             results = (results,) if isinstance(results, torch.Tensor) else results
             for name, result in zip(self._outputs, results, strict=True):
@@ -68,7 +69,7 @@ def named_failures(graph: str, inputs: Mapping[str, torch.Tensor]) -> Generator[
     try:
         with capacity_errors(f"running the graph {graph!r}"):
             yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
         raise LdpError(f"the graph {graph!r} failed with inputs {shapes}: {error}") from error
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning import lhep, scores
 from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
@@ -53,9 +51,6 @@ class GivenShares(Policy):
         score = scores.score_map("random", picture, None)
         count = max(1, round(share * score.numel())) if share else 0
         return Selection(lhep.keep_by_rank(score, count), score)
-
-    def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:
-        return torch.zeros_like(picture.latent)
 
     def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
         return self.stop_after is not None and scale >= self.stop_after

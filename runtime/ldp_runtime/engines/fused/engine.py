@@ -42,6 +42,7 @@ class FusedEngine:
     Args:
         graph: its inputs and outputs.
         tokens: of the largest call: the compiler tunes its kernels for the first size that it sees.
+        text_tokens: of the longest text.
         threads: of a CPU engine's calls; None takes PyTorch's number on the thread that opens it.
         compiled: False runs the pieces as they are.
         graphs: what replays small calls on a GPU; None launches them kernel by kernel.
@@ -57,6 +58,7 @@ class FusedEngine:
         device: torch.device | str = "cpu",
         *,
         tokens: int,
+        text_tokens: int,
         threads: int | None = None,
         compiled: bool = True,
         graphs: CudaGraphs | None = None,
@@ -66,7 +68,7 @@ class FusedEngine:
         self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else None
         self._result = graph.outputs[0].name
         self._kept = [entry.name for entry in graph.outputs[1:]]
-        self._reader, self._room = TextReader(graph.first, graph.last), TextRoom()
+        self._reader, self._room = TextReader(graph.first, graph.last), TextRoom(text_tokens)
         self._project, self._ask_text, self._feed_forward = project, ask_text, feed_forward
         if compiled:
             _mark_static(weights)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 #: Texts are padded to a multiple of this where graphs are replayed: one graph serves all texts of about a length.
-PADDED_TO = 64
+_PADDED_TO = 64
 #: Prompts whose masks are remembered: images of a batch take turns.
 _PROMPTS = 32
 
@@ -53,41 +53,50 @@ class TextReader:
 
 
 class TextRoom:
-    """Fixed addresses for texts, padded and masked; a text is copied when it is not the one that is there.
+    """Fixed addresses for a text, padded and masked; a text is copied when it is not the one that is there.
+
+    Args:
+        longest: most positions of a text. Room for them is made at once: a long text moves nothing.
 
     Attributes:
-        moved: how often addresses were given up for larger ones.
+        moved: how often addresses were given up, for more rows.
     """
 
-    def __init__(self) -> None:
-        self._rooms: dict[int, Text] = {}
-        self._there: dict[int, torch.Tensor] = {}
+    def __init__(self, longest: int) -> None:
+        self._length = padded(longest)
+        self._room: Text | None = None
+        self._there: torch.Tensor | None = None
         self.moved = 0
 
     def place(self, text: Text, mask: torch.Tensor) -> Text:
         """The text [R, H, T, c] where graphs find it, with its mask [R, T], both padded."""
         rows, length = mask.shape
-        padded = -(-length // PADDED_TO) * PADDED_TO
-        room = self._rooms.get(padded)
+        room = self._room
         if room is None or room.keys[0].shape[0] < rows:
-            room = self._rooms[padded] = _room(text, rows, padded)
-            self._there.pop(padded, None)
-            self.moved += 1
+            self.moved += room is not None
+            room = self._room = _room(text, rows, self._length)
+            self._there = None
         assert room.mask is not None
-        if self._there.get(padded) is not text.keys[0]:
-            self._there[padded] = text.keys[0]
+        if self._there is not text.keys[0]:
+            self._there = text.keys[0]
             for places, given in ((room.keys, text.keys), (room.values, text.values)):
                 torch._foreach_copy_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
                     [place[:rows, :, :length] for place in places], given
                 )
             room.mask[:rows, length:] = False
             room.mask[:rows, :length].copy_(mask)
-        return Text([k[:rows] for k in room.keys], [v[:rows] for v in room.values], room.mask[:rows])
+        end = padded(length)
+        keys, values = ([place[:rows, :, :end] for place in places] for places in (room.keys, room.values))
+        return Text(keys, values, room.mask[:rows, :end])
 
     def clear(self) -> None:
         """Gives the memory back."""
-        self._rooms.clear()
-        self._there.clear()
+        self._room = self._there = None
+
+
+def padded(length: int) -> int:
+    """Positions that a text of a length takes."""
+    return -(-length // _PADDED_TO) * _PADDED_TO
 
 
 def _room(text: Text, rows: int, length: int) -> Text:
