@@ -12,12 +12,17 @@ OUT ?= demo-out
 POLICY ?= ld
 PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
+# Another PyTorch or another engine library is another set-up.
+READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -f1)
+# Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
+BF16 := $(shell grep -q bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
+
 .PHONY: setup demo bench bench-random results ablation test gpu-test lint clean
 
-setup: $(VENV)/.ready
+setup: $(READY)
 
 # PyTorch first and pinned: left to the resolver, another build (with gigabytes of CUDA libraries) may be chosen.
-$(VENV)/.ready: pyproject.toml
+$(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
@@ -34,8 +39,8 @@ bench: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export build --int8-decoder --output $(BUNDLE)-int8-decoder
 	$(BIN)/ldp-export build --int8-decoder --late-precision int8 --output $(BUNDLE)-int8
-	$(BIN)/ldp-export build --backend torch --precision bfloat16 --int8-decoder --output $(BUNDLE)-bf16
-	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8-decoder --also $(BUNDLE)-int8 --also $(BUNDLE)-bf16 \
+	$(if $(BF16),$(BIN)/ldp-export build --backend torch --precision bfloat16 --int8-decoder --output $(BF16))
+	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8-decoder --also $(BUNDLE)-int8 $(if $(BF16),--also $(BF16)) \
 		--prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
 		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.92 --policy ld:score=energy,rho=0.9 \
 		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \

@@ -31,6 +31,7 @@ from ldp_runtime.text import PromptTokenizer
 from paths import result_file
 from rich.progress import track
 
+from ldp_export.bench.hardware import hardware, software
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.graph import convert_weights
 from ldp_export.graphs.prompt import PromptGraph
@@ -51,7 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=result_file, default=HERE / "results" / "late-precision-cpu.json")
     options = parser.parse_args(arguments)
     prompts = (HERE / "prompts.txt").read_text().splitlines()[: options.prompts]
-    result = {"prompts": len(prompts), "seeds": options.seeds, "rows": measure(prompts, options.seeds)}
+    machine = {"hardware": hardware(), "software": software()}
+    result = {
+        "machine": machine,
+        "prompts": len(prompts),
+        "seeds": options.seeds,
+        "rows": measure(prompts, options.seeds),
+    }
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     return result
 

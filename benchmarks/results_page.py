@@ -3,8 +3,8 @@
     python benchmarks/results_page.py                                  # benchmarks/results -> docs/benchmarks.md
     python benchmarks/results_page.py --results FOLDER --page PAGE.md  # charts: in a folder beside the page
 
-Reads every result of `ldp-export bench` (`*.json` of its schema), of `benchmarks/gpu.py`, of `choosing_overhead.py` and
-of `large_build.py`.
+Reads every result of `ldp-export bench` (`*.json` of its schema), and those of `gpu.py`, `choosing_overhead.py`,
+`large_build.py`, `late_precision.py` and `precision_verdicts.py`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from ldp_runtime.engines.gpu import local_capability, require_gpu
 from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.processor import instructions
 from ldp_runtime.engines.tensorrt_library import Flavour, load_library
-from ldp_runtime.engines.torch_compiler import check_compilers
+from ldp_runtime.engines.torch_compiler import check_compiler, check_compilers
+from ldp_runtime.engines.torch_target import local_target
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
 
 from ldp_export.builders.tensorrt import check_polygraphy
@@ -84,6 +85,7 @@ def examine() -> Diagnosis:
     run = (
         _verdict("onnxruntime bundles on the CPU", partial(check_provider, cpu)),
         _verdict("onnxruntime bundles on the GPU", partial(check_provider, cuda)),
+        _verdict("torch bundles that were built on this GPU", _check_torch_on_gpu),
         _verdict("tensorrt bundles", partial(_check_run, "tensorrt")),
         _verdict("tensorrt-rtx bundles", partial(_check_run, "tensorrt-rtx")),
     )
@@ -117,6 +119,12 @@ def _check_torch() -> None:
     """What building takes: the exporter and a C++ compiler; for a GPU, Triton too."""
     _check_exporter()
     check_compilers(local_capability() is not None)
+
+
+def _check_torch_on_gpu() -> None:
+    """What loading takes: the GPU, and the compilers of fused blocks."""
+    local_target(torch.device("cuda"))
+    check_compiler(torch.device("cuda"))
 
 
 def _check_build(flavour: Flavour) -> None:

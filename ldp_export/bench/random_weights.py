@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from ldp_runtime.bundle import Bundle
+from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.names import parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.build import BuildOptions, BuildPlan, build, plan_build
 from ldp_export.builders.choice import BackendOptions, choose_builder
+from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.models.infinity import ffn_width
 from ldp_export.models.registry import ModelSpec, VarSpec, find_model
 from ldp_export.models.sources import Sources
@@ -73,6 +76,24 @@ def check_policies(texts: Sequence[str], schedule: ScaleSchedule) -> None:
         policy = parse_policy(text)
         if policy is not None:
             policy.check(schedule)
+
+
+def check_servable(model: str, batch: Sequence[int], device: str, classes: Sequence[int] | None) -> None:
+    """Whether bundles of the model's shape can serve such calls: asked before gigabytes are written for them.
+
+    Raises:
+        ConfigError: more images than the engines take rows, or classes for a model of texts.
+        IncompatibleBundleError: no provider of ONNX Runtime for the device.
+    """
+    spec, most = find_model(model), OnnxRuntimeBuilder().max_rows
+    check_provider(torch.device(device))
+    if classes and isinstance(spec, ModelSpec):
+        raise ConfigError(f"{spec.name} draws texts, not classes", hint="leave --class out")
+    if 2 * max(batch) > most:
+        raise ConfigError(
+            f"--batch {max(batch)} takes {2 * max(batch)} rows with guidance; these engines take {most}",
+            hint=f"at most {most // 2} images a call",
+        )
 
 
 def random_bundles(

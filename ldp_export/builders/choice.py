@@ -9,6 +9,7 @@ import torch
 from ldp_runtime.bundle import Backend, LateEntry, LatePrecision, Precision
 from ldp_runtime.engines.gpu import local_capability
 from ldp_runtime.engines.onnxruntime import check_provider
+from ldp_runtime.engines.processor import instructions, multiplies_bfloat16
 from ldp_runtime.engines.tensorrt_library import capability, load_library
 from ldp_runtime.engines.torch_compiler import check_compilers
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError
@@ -82,6 +83,11 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
         check_compilers(on_gpu)
         if on_gpu:
             return TorchBuilder("cuda", fused=True, late=late)
+        if precision == "bfloat16" and not multiplies_bfloat16():
+            raise ConfigError(
+                f"this processor ({instructions()}) has no bfloat16; emulated, it took four times as long as float32",
+                hint="leave --precision out",
+            )
         if options.int8_decoder:
             check_provider(torch.device("cpu"))
         return TorchBuilder(int8=Int8Builder(decoder=True) if options.int8_decoder else None)

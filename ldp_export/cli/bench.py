@@ -191,6 +191,9 @@ def command(
     }
     check_options(Options(**options))
     if model is not None:
+        from ldp_export.bench.random_weights import check_servable
+
+        check_servable(model, batch or (1,), device, classes)
         options |= _given_shares(model, size, policies, keep, stop_scale, keep_from)
     with _progress() as progress, tempfile.TemporaryDirectory(prefix="ldp-random-") as folder:
         if model is not None:

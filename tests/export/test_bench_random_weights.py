@@ -13,6 +13,7 @@ from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.given_shares import calibrated, told
 from ldp_export.bench.random_weights import given_policies, random_bundles, smaller
+from ldp_export.cli import main
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import ModelSpec, find_model
 
@@ -39,6 +40,22 @@ def test_what_the_model_does_not_draw_is_refused_before_weights_are_written(tmp_
     with pytest.raises(ConfigError, match="one size only"):
         random_bundles("var-d16", tmp_path, size="1M", depth=1, width=64)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "40"], "takes 80 rows"),
+        (["--class", "3"], "draws texts, not classes"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_weights_are_written(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ldp_export.bench.random_weights.write_checkpoint", lambda *_: pytest.fail("written"))
+    done = CliRunner().invoke(main, ["bench", "--random-weights", "--model", "infinity-2b", *arguments])
+    assert done.exit_code == ConfigError.exit_code
+    assert message in done.output
 
 
 def test_given_shares():

@@ -36,6 +36,9 @@ class TestDoctor:
         diagnosis = examine()
         facts = {fact.name: fact for fact in diagnosis.machine}
         assert not facts["GPU"].found
+        on_gpu = next(verdict for verdict in diagnosis.run if verdict.what.startswith("torch bundles"))
+        assert not on_gpu.works
+        assert "PyTorch finds no CUDA GPU" in on_gpu.reason
         for verdict in diagnosis.run:
             if verdict.what.startswith("tensorrt"):
                 assert not verdict.works

@@ -121,6 +121,20 @@ def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
         assert drawn.isfinite().all()
 
 
+def test_bfloat16_that_would_be_emulated_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """On a CPU; before an hour of compiling for engines that are slower than what they replace."""
+    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: None)
+
+    def can(*features: str) -> BackendOptions:
+        monkeypatch.setattr("ldp_runtime.engines.processor.cpu_features", lambda: frozenset(features))
+        return BackendOptions("torch")
+
+    with pytest.raises(ConfigError, match=r"this processor \(avx2\) has no bfloat16"):
+        choose_builder(can("sse2", "avx2"), spec(), "0.06M", "bfloat16")
+    for features in (("sse2", "avx2", "avx512f", "avx512_bf16"), ()):
+        assert isinstance(choose_builder(can(*features), spec(), "0.06M", "bfloat16"), TorchBuilder)
+
+
 def test_choice():
     chosen = choose_builder(BackendOptions(int8_decoder=True), spec(), "0.06M", "float32")
     assert chosen == Int8Builder(decoder=True)

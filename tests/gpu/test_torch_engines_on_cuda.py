@@ -131,3 +131,45 @@ def test_closes(engines: Bundle, tmp_path: Path) -> None:
     pipe.close()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+def test_after_warmup_nothing_is_captured(engines: Bundle) -> None:
+    with Pipeline.load(engines, device="cuda") as warm:
+        warm.warmup()
+        counters = warm.cuda_graphs
+        assert counters is not None
+        captures = counters.captures
+        warm(prompt_embeds=random_texts([7]), seed=4, output_type="latent")
+        assert counters.captures == captures > 0
+
+
+def test_closing_one_pipeline_leaves_the_graphs_of_another(engines: Bundle, pipe: Pipeline) -> None:
+    """CUDA's libraries hold memory for each stream that graphs were captured on; it goes with the graphs."""
+    with Pipeline.load(engines, device="cuda") as first:
+        for _ in range(3):
+            first(prompt_embeds=random_texts([7]), seed=5, output_type="latent")
+        with Pipeline.load(engines, device="cuda") as second:
+            before = [second(prompt_embeds=random_texts([7]), seed=5, output_type="latent").images for _ in range(3)]
+            first.close()
+            torch.cuda.empty_cache()
+            taken = torch.full((64, 2**20), float("nan"), device="cuda")  # where freed memory was
+            after = second(prompt_embeds=random_texts([7]), seed=5, output_type="latent").images
+            del taken
+    assert all(torch.equal(after, other) for other in before)
+
+
+def test_calls_inside_and_outside_of_inference_mode(engines: Bundle) -> None:
+    with Pipeline.load(engines, device="cuda") as own:
+        drawn = []
+        for inside in (True, True, True, False, True):
+            with torch.inference_mode(inside):
+                drawn.append(own(prompt_embeds=random_texts([7]), seed=5, output_type="latent").images.clone())
+    assert all(torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU")
+def test_on_another_gpu_than_the_current_one(engines: Bundle, pipe: Pipeline) -> None:
+    with Pipeline.load(engines, device="cuda:1") as far:
+        for seed in range(4):
+            here, there = (p(prompt_embeds=random_texts([7]), seed=seed, output_type="latent") for p in (pipe, far))
+            torch.testing.assert_close(here.images.cpu(), there.images.cpu(), atol=1e-3, rtol=1e-3)

@@ -22,3 +22,8 @@ def instructions() -> str:
     """What decides how fast this processor multiplies, e.g. "avx2, avx512, vnni"; empty where nothing is known."""
     features = cpu_features()
     return ", ".join(kind for kind in _DECISIVE if any(kind in feature for feature in features))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether products in bfloat16 are the processor's own, or nothing is known; elsewhere they are emulated."""
+    return not cpu_features() or "bf16" in instructions()
