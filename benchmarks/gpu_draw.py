@@ -11,6 +11,7 @@ from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, Placement, Promp
 from ldp_runtime.bundle import GraphEntry, LateEntry
 from ldp_runtime.engines.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.fused.engine import FusedEngine
+from ldp_runtime.engines.fused.products import KINDS
 from ldp_runtime.engines.fused.weights import FusedWeights, in_8_bits
 from ldp_runtime.noise_ahead import NoiseAhead
 from ldp_runtime.pruning.policy import Policy
@@ -22,10 +23,9 @@ from ldp_runtime.trace import ScaleTrace
 from ldp_export.builders.fused_blocks import fused_weights
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.prompt import PromptGraph, level_offsets
+from ldp_export.graphs.signature import tensor_entries
 from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.eight_bits import KINDS
 from ldp_export.models.reference import ReferenceRun, ReferenceSettings, generate
-from ldp_export.sealing import tensor_entries
 
 
 def sampling_rule(model: Model) -> SamplingFilter:

@@ -21,7 +21,7 @@ from ldp_export.publish import assemble_version, make_current, write_report
 from ldp_export.scratch import remove_leftovers
 from ldp_export.sealing import seal
 from ldp_export.stages import run_stages
-from ldp_export.verify import Report, require_verified, verify_bundle
+from ldp_export.verification.verify import Report, require_verified, verify_bundle
 from ldp_export.work import Work
 
 __all__ = ["BuildOptions", "BuildPlan", "build", "plan_build"]

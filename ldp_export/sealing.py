@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldp_runtime.bundle import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest, TensorEntry
+from ldp_runtime.bundle import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest
 
 from ldp_export.builders.base import is_quantized, late_entry
-from ldp_export.graphs.signature import LATE, TensorSpec
+from ldp_export.graphs.signature import LATE, tensor_entries
 from ldp_export.plan import BuildPlan
 from ldp_export.recipes.base import graph_blocks, graph_kind
 from ldp_export.stages import files_of
@@ -72,11 +72,4 @@ def _graph(plan: BuildPlan, name: str) -> GraphEntry:
         last=last,
         profiles=builder.profiles(signature),
         quantized=is_quantized(builder, name),
-    )
-
-
-def tensor_entries(specs: tuple[TensorSpec, ...]) -> tuple[TensorEntry, ...]:
-    return tuple(
-        TensorEntry(name=s.name, shape=tuple(d if isinstance(d, int) else str(d) for d in s.shape), dtype=s.dtype)
-        for s in specs
     )

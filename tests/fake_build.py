@@ -21,8 +21,8 @@ from ldp_export.build import build
 from ldp_export.graphs.graph import Graph
 from ldp_export.models.sources import Sources
 from ldp_export.progress import ProgressEvent
-from ldp_export.reference_cases import ReferenceCases
-from ldp_export.verify import Check, Report
+from ldp_export.verification.reference_cases import ReferenceCases
+from ldp_export.verification.verify import Check, Report
 
 OnStage = Callable[[str], None]
 

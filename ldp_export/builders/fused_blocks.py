@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from ldp_runtime.bundle import FUSED_WEIGHTS, LatePrecision
 from ldp_runtime.engines.fused.pieces import EPS, BlockWeights
-from ldp_runtime.engines.fused.products import Matrix
+from ldp_runtime.engines.fused.products import KINDS, Matrix
 from ldp_runtime.engines.fused.weights import FusedWeights, in_8_bits, named_tensors
 from ldp_runtime.errors import EngineBuildError
 from torch import nn
 
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.signature import GraphSignature
-from ldp_export.models.eight_bits import KINDS
 from ldp_export.models.infinity import Block
 from ldp_export.models.layers import Linear
 from ldp_export.models.tensor_writer import TensorSource, write_tensors

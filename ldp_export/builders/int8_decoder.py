@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ldp_export.reference_cases import ReferenceCases
+from ldp_export.verification.reference_cases import ReferenceCases
 
 #: Latents per recorded one that ranges are taken from, and their noise in units of the latent's standard deviation:
 #: two or three pictures alone leave ranges too narrow (39.6 dB on the worst of twelve others, 41.2 dB with these).

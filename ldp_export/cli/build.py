@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ldp_export.models.registry import ModelSpec, VarSpec
     from ldp_export.plan import BuildOptions, BuildPlan
-    from ldp_export.verify import Report
+    from ldp_export.verification.verify import Report
 
 
 @click.command(
@@ -33,7 +33,7 @@ Examples:
   ldp-export build --model infinity-8b --local-dir 8b   files fetched elsewhere, no network
   ldp-export build --backend tensorrt-rtx --compute-capability 8.6,8.9,12.0 --profiles 3 --output bundles/rtx
   ldp-export build --backend tensorrt-rtx --compute-capability 8.9 --kv-form in-place --output bundles/rtx-in-place
-  ldp-export build --int8-decoder --late-precision int8 --output bundles/int8   a CPU with VNNI
+  ldp-export build --int8-decoder --late-precision int8 --output bundles/int8
   ldp-export build --backend torch --precision bfloat16 --int8-decoder --output bundles/fast   a CPU with bfloat16
   ldp-export build --weights t.safetensors --vae v.safetensors --pn 0.06M --output bundles/mine
 """

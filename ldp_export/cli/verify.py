@@ -11,7 +11,7 @@ from ldp_export.cli.options import as_json, bundle_argument, device_option, prin
 from ldp_export.cli.outputs import check_folder
 
 if TYPE_CHECKING:
-    from ldp_export.verify import Report
+    from ldp_export.verification.verify import Report
 
 
 @click.command(
@@ -34,8 +34,8 @@ def command(bundle: Path, device: str, threads: int | None, as_json: bool) -> No
     from ldp_runtime.bundle import REPORTS, open_bundle
 
     from ldp_export.publish import write_report
-    from ldp_export.replay import save_replay
-    from ldp_export.verify import require_verified, verify_bundle
+    from ldp_export.verification.replay import save_replay
+    from ldp_export.verification.verify import require_verified, verify_bundle
 
     opened = open_bundle(bundle)
     if opened.root is not None:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from ldp_runtime.bundle import TensorEntry
 
 
 class Axis(StrEnum):
@@ -80,3 +81,11 @@ class GraphSignature:
         shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in self.inputs)
         # Graphs take their inputs as *tensors: torch.export then wants the shapes of several as one argument's.
         return (shapes,) if len(shapes) > 1 else shapes
+
+
+def tensor_entries(specs: tuple[TensorSpec, ...]) -> tuple[TensorEntry, ...]:
+    """Inputs or outputs as the manifest describes them."""
+    return tuple(
+        TensorEntry(name=s.name, shape=tuple(d if isinstance(d, int) else str(d) for d in s.shape), dtype=s.dtype)
+        for s in specs
+    )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from ldp_runtime.bundle import LatePrecision
-from ldp_runtime.engines.fused.products import FLOAT8, INT8, Matrix, product, rounded
+from ldp_runtime.engines.fused.products import KINDS, Matrix, product, rounded
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 #: Ends the names of a block's layers that the prompt graph computes, once an image and in full precision.
 _OF_THE_PROMPT = ("mat_kv", "ada_lin.1")
-
-KINDS: Mapping[LatePrecision, torch.dtype] = {"int8": INT8, "float8": FLOAT8}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from ldp_runtime.bundle import LatePrecision, ModelEntry, Precision
 
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.signature import LATE, GraphSignature
-from ldp_export.reference_cases import ReferenceCases
+from ldp_export.verification.reference_cases import ReferenceCases
 
 GraphKind = Literal["text_encoder", "prompt", "blocks", "late_blocks", "decoder"]
 

@@ -12,7 +12,6 @@ from ldp_runtime.bundle import InfinityEntry, LatePrecision, Precision
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.schedule import SCALES_OF_SIZE
 
-from ldp_export.first_scales import record_first_scales, scales_to_record
 from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
 from ldp_export.graphs.decoder import DecoderGraph, decoder_signature
 from ldp_export.graphs.graph import Graph
@@ -34,7 +33,8 @@ from ldp_export.models.text_encoder import (
     map_text_encoder,
 )
 from ldp_export.recipes.base import chunk_names, graph_blocks, graph_kind, loaded_graph
-from ldp_export.reference_cases import (
+from ldp_export.verification.first_scales import record_first_scales, scales_to_record
+from ldp_export.verification.reference_cases import (
     Case,
     ReferenceCases,
     forced_logits,
@@ -42,7 +42,7 @@ from ldp_export.reference_cases import (
     recorded_bytes,
     recording_memory,
 )
-from ldp_export.rounding import measure_float32, measure_late, measure_rounding
+from ldp_export.verification.rounding import measure_float32, measure_late, measure_rounding
 
 
 @dataclass(frozen=True)

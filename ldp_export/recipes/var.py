@@ -11,7 +11,6 @@ import torch
 from ldp_runtime.bundle import LatePrecision, Precision, VarEntry
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.class_reference_cases import forced_class_logits, record_class_cases, recorded_class_bytes
 from ldp_export.graphs.class_blocks import ClassBlocksGraph, class_blocks_signature
 from ldp_export.graphs.class_prompt import ClassPromptGraph, class_placement, class_prompt_signature
 from ldp_export.graphs.graph import Graph
@@ -24,8 +23,9 @@ from ldp_export.models.var import FLOAT32_ISLANDS, VarTransformer
 from ldp_export.models.var_checkpoints import check_var_files, load_var, load_vq_vae, map_var, map_vq_vae
 from ldp_export.models.vq_vae import VqVae
 from ldp_export.recipes.base import chunk_names, graph_blocks, loaded_graph
-from ldp_export.reference_cases import Case, ReferenceCases
-from ldp_export.rounding import measure_float32, measure_late, measure_rounding
+from ldp_export.verification.class_reference_cases import forced_class_logits, record_class_cases, recorded_class_bytes
+from ldp_export.verification.reference_cases import Case, ReferenceCases
+from ldp_export.verification.rounding import measure_float32, measure_late, measure_rounding
 
 
 class VarRecipe:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
 from ldp_runtime.bundle import CONSTANTS, FUSED_WEIGHTS, Bundle, GraphEntry, Manifest
 from ldp_runtime.engines.base import Engine
-from ldp_runtime.engines.prompt_chain import PASSED_ON, axis_sizes, chained, empty
+from ldp_runtime.engines.prompt_chain import PASSED_ON, chained, dynamic_sizes, empty
 from ldp_runtime.errors import ConfigError, NonFiniteError
 from ldp_runtime.families import token_space
 from ldp_runtime.finite import all_finite
@@ -204,7 +204,7 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
 def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:
     """The prompt graph: text features [R, T, text_channels] of equally long texts, or class labels [R]."""
     graphs, device = manifest.chunks("prompt"), engines.prompt.device
-    sizes = axis_sizes(graphs[0], inputs)
+    sizes = dynamic_sizes(graphs[0], inputs)
     outputs = {
         tensor.name: empty(tensor, sizes, device)
         for graph in graphs

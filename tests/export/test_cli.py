@@ -274,7 +274,7 @@ def test_a_policy_is_read_before_engines_are_opened(
 @pytest.mark.parametrize(
     ("arguments", "folder", "work"),
     [
-        (["verify", "B"], "reports", "ldp_export.verify.verify_bundle"),
+        (["verify", "B"], "reports", "ldp_export.verification.verify.verify_bundle"),
         (["calibrate", "B", "--fit-only"], "profiles", "ldp_runtime.pipeline.Pipeline.load"),
     ],
 )

@@ -29,10 +29,10 @@ from ldp_export.build import BuildOptions, build, plan_build
 from ldp_export.builders.fused_blocks import fused_weights, is_fusible, write_fused
 from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.graphs.signature import tensor_entries
 from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.models.registry import find_model
 from ldp_export.recipes import recipe_for
-from ldp_export.sealing import tensor_entries
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler"

@@ -17,6 +17,7 @@ from engine_runs import run_loop
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle import FUSED_WEIGHTS, REFERENCE, Bundle, FileEntry, GraphEntry, LateEntry, LatePrecision
 from ldp_runtime.engines.fused.engine import FusedEngine
+from ldp_runtime.engines.fused.products import KINDS
 from ldp_runtime.engines.fused.weights import in_8_bits, named_tensors, read_weights
 from ldp_runtime.errors import ConfigError, VerificationError
 from samples import TRANSFORMER, random_texts, random_transformer, spec
@@ -33,13 +34,13 @@ from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.estimate import estimate_build
 from ldp_export.graphs.blocks import BlocksGraph
 from ldp_export.graphs.onnx_export import MODEL_FILE
-from ldp_export.models.eight_bits import KINDS, products_in_8_bits
+from ldp_export.graphs.signature import tensor_entries
+from ldp_export.models.eight_bits import products_in_8_bits
 from ldp_export.models.resolve import infer_spec
 from ldp_export.models.sources import Sources
 from ldp_export.recipes.infinity import InfinityRecipe
-from ldp_export.reference_cases import ReferenceCases
-from ldp_export.rounding import late_rounding
-from ldp_export.sealing import tensor_entries
+from ldp_export.verification.reference_cases import ReferenceCases
+from ldp_export.verification.rounding import late_rounding
 
 LATE = LateEntry(precision="int8", share=LATE_SHARE)
 #: Of the seven scales of the small models.

@@ -21,7 +21,7 @@ from ldp_export.models.oracle import pruned_logits
 from ldp_export.models.reference import ReferenceRun, ReferenceSettings, generate
 from ldp_export.models.resolve import infer_spec
 from ldp_export.models.sources import Sources
-from ldp_export.verify import LATENT, LOGITS
+from ldp_export.verification.verify import LATENT, LOGITS
 
 #: Three blocks in as many chunks, one head, patchify with an odd number of bits, few text tokens.
 PATCHED = (

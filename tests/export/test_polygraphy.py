@@ -17,9 +17,9 @@ from samples import spec
 from ldp_export.build import BuildOptions, build, plan_build
 from ldp_export.models.sources import Sources
 from ldp_export.recipes.infinity import InfinityRecipe
-from ldp_export.reference_cases import ReferenceCases
-from ldp_export.replay import save_replay
-from ldp_export.verify import Check, Report
+from ldp_export.verification.reference_cases import ReferenceCases
+from ldp_export.verification.replay import save_replay
+from ldp_export.verification.verify import Check, Report
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None, reason="Polygraphy is not installed (pip install polygraphy)"

@@ -15,9 +15,8 @@ from ldp_runtime.engines.prompt_chain import chained
 from samples import TRANSFORMER, random_transformer, spec, write_sources
 from test_graphs import random_inputs
 
-from ldp_export.first_scales import record_first_scales, scales_to_record
 from ldp_export.graphs.prompt import PromptGraph
-from ldp_export.graphs.signature import Axis, GraphSignature
+from ldp_export.graphs.signature import Axis, GraphSignature, tensor_entries
 from ldp_export.models.checkpoints import load_vae, map_transformer, original_transformer_state
 from ldp_export.models.in_turn import weights_in_turn
 from ldp_export.models.registry import MODELS
@@ -27,8 +26,8 @@ from ldp_export.models.state_files import save_state
 from ldp_export.recipes import recipe_for
 from ldp_export.recipes.base import Recipe, loaded_graph
 from ldp_export.recipes.infinity import InfinityRecipe
-from ldp_export.reference_cases import forced_logits
-from ldp_export.sealing import tensor_entries
+from ldp_export.verification.first_scales import record_first_scales, scales_to_record
+from ldp_export.verification.reference_cases import forced_logits
 
 SIZES = {Axis.ROWS: 2, Axis.TOKENS: 3, Axis.PAST: 2, Axis.TEXT: 5, Axis.IMAGES: 1, Axis.HEIGHT: 4, Axis.WIDTH: 4}
 

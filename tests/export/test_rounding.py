@@ -9,9 +9,9 @@ import torch
 from ldp_runtime.bundle import Bundle
 from ldp_runtime.errors import VerificationError
 
-from ldp_export.reference_cases import ROUNDING_FILE, Case, ReferenceCases
-from ldp_export.rounding import FLOAT32_NOISE, measure_float32
-from ldp_export.verify import LOGITS
+from ldp_export.verification.reference_cases import ROUNDING_FILE, Case, ReferenceCases
+from ldp_export.verification.rounding import FLOAT32_NOISE, measure_float32
+from ldp_export.verification.verify import LOGITS
 
 RECORDED = torch.tensor([[1.0, -3.0], [2.0, 0.5]])
 

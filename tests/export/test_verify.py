@@ -21,7 +21,7 @@ from ldp_export.build import build
 from ldp_export.graphs.graph import Graph
 from ldp_export.models.sources import Sources
 from ldp_export.models.state_files import save_state
-from ldp_export.verify import IMAGE, Report, _compare, _image_tolerance, require_verified, verify_bundle
+from ldp_export.verification.verify import IMAGE, Report, _compare, _image_tolerance, require_verified, verify_bundle
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from ldp_runtime import LatentDiscrepancy, Pipeline
 from ldp_runtime.bundle import Bundle
 from samples import random_texts
 
-from ldp_export.verify import verify_bundle
+from ldp_export.verification.verify import verify_bundle
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(

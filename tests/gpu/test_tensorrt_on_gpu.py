@@ -19,7 +19,7 @@ from samples import random_texts, spec
 from ldp_export.build import BuildOptions, build, plan_build
 from ldp_export.builders.choice import BackendOptions, choose_builder
 from ldp_export.models.sources import Sources
-from ldp_export.verify import verify_bundle
+from ldp_export.verification.verify import verify_bundle
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])

@@ -18,7 +18,7 @@ from ldp_export.build import BuildOptions, build, plan_build
 from ldp_export.builders.choice import LATE_SHARE
 from ldp_export.builders.torch_inductor import TorchBuilder
 from ldp_export.models.bsq_vae import VaeConfig
-from ldp_export.verify import verify_bundle
+from ldp_export.verification.verify import verify_bundle
 
 #: Precision of the graphs, and of blocks at late scales.
 PRECISIONS: list[tuple[Precision, LatePrecision | None]] = [

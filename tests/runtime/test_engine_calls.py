@@ -333,7 +333,7 @@ class TestOnThisMachine:
 
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     def test_verify(self, compiled_bundle: Path, device: str) -> None:
-        from ldp_export.verify import verify_bundle
+        from ldp_export.verification.verify import verify_bundle
 
         with pytest.raises(IncompatibleBundleError, match="GPU"):
             verify_bundle(open_bundle(compiled_bundle), device)

@@ -21,7 +21,7 @@ class PromptChain:
         self.name, self.device = "prompt", self._chunks[0][1].device
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
-        given, sizes = dict(inputs), axis_sizes(self._chunks[0][0], inputs)
+        given, sizes = dict(inputs), dynamic_sizes(self._chunks[0][0], inputs)
         for graph, engine in self._chunks:
             here: dict[str, torch.Tensor] = {}
             for tensor in graph.outputs:
@@ -42,7 +42,7 @@ def chained(chunks: Sequence[tuple[GraphEntry, Engine]]) -> Engine:
     return chunks[0][1] if len(chunks) == 1 else PromptChain(chunks)
 
 
-def axis_sizes(graph: GraphEntry, inputs: Mapping[str, torch.Tensor]) -> dict[int | str, int]:
+def dynamic_sizes(graph: GraphEntry, inputs: Mapping[str, torch.Tensor]) -> dict[int | str, int]:
     """What the graph's dynamic axes are in a call with these inputs."""
     sizes: dict[int | str, int] = {}
     for tensor in graph.inputs:

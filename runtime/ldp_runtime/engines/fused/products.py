@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from ldp_runtime.bundle import LatePrecision
+
 INT8, FLOAT8 = torch.int8, torch.float8_e4m3fn
+KINDS: Mapping[LatePrecision, torch.dtype] = {"int8": INT8, "float8": FLOAT8}
 #: Largest number of each kind of 8 bits.
 _LARGEST = {INT8: 127.0, FLOAT8: torch.finfo(FLOAT8).max}
 #: CUDA's integer products take no fewer rows.

@@ -25,8 +25,8 @@ from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.reference_cases import Case, ReferenceCases
-from ldp_export.rounding import late_rounding
+from ldp_export.verification.reference_cases import Case, ReferenceCases
+from ldp_export.verification.rounding import late_rounding
 from ldp_export.versions import installed
 
 #: Largest absolute error, per unit of the reference output's root mean square where that exceeds `UNIT`. Two correct

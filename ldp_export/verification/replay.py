@@ -14,8 +14,8 @@ from ldp_runtime.bundle import REFERENCE, Bundle, GraphEntry
 from ldp_runtime.bundle_engines import Engines, open_engines
 from ldp_runtime.engines.base import Engine
 
-from ldp_export.reference_cases import Case, ReferenceCases
-from ldp_export.verify import Check, Report, case_rows, run_case
+from ldp_export.verification.reference_cases import Case, ReferenceCases
+from ldp_export.verification.verify import Check, Report, case_rows, run_case
 
 _AT_A_SCALE = re.compile(r"(?P<case>.+), scale (?P<scale>\d+), logits")
 INPUTS, EXPECTED = "inputs.json", "expected.json"

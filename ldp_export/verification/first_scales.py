@@ -18,7 +18,7 @@ from ldp_export.models.in_turn import weights_in_turn
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.oracle import pruned_logits
 from ldp_export.models.text_encoder import TextEncoder
-from ldp_export.reference_cases import Case, ReferenceCases, reference_texts
+from ldp_export.verification.reference_cases import Case, ReferenceCases, reference_texts
 
 #: Arithmetic operations that recording may take: minutes on two cores.
 _WHOLE_RUNS, _ONE_CALL = 20e12, 4.5e12

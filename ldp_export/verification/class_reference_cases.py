@@ -12,7 +12,7 @@ from ldp_runtime.schedule import ScaleSchedule
 from ldp_export.models.oracle import pruned_class_logits
 from ldp_export.models.var import VarRun, VarSettings, VarTransformer, generate
 from ldp_export.models.vq_vae import VqVae
-from ldp_export.reference_cases import Case, ReferenceCases, fixed_masks
+from ldp_export.verification.reference_cases import Case, ReferenceCases, fixed_masks
 
 _SEEDS = 3
 #: Room given to the limits of top-k and top-p when asking whether rounding could have changed a draw.
