@@ -155,7 +155,7 @@ CLASS_MAKERS: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("bfloat16", 0.02), ("float16", 0.003)])
+@pytest.mark.parametrize(("precision", "limit"), [("bfloat16", 0.03), ("float16", 0.003)])
 @pytest.mark.parametrize("name", ["blocks", "prompt", "decoder", "class_blocks", "class_prompt", "vq_decoder"])
 def test_reduced_graphs_err_by_rounding_only(name: str, precision: Precision, limit: float) -> None:
     """Run by PyTorch in the precision, against float32: relative to the output's size, a few units of rounding."""

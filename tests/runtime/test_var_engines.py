@@ -10,7 +10,7 @@ import pytest
 import torch
 from class_samples import CLASS_LOGITS, ClassGolden, build_class_bundle
 from engine_runs import engines_of
-from goldens import IMAGE, LATENT
+from goldens import IMAGE, LATENT, SMOOTH
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
 from ldp_runtime.codebook_tokens import CodebookTokens
 from ldp_runtime.conditions import condition_rows
@@ -24,9 +24,6 @@ from ldp_export.models.oracle import pruned_class_logits
 from ldp_export.models.var import VarSettings, generate
 
 RUNS = ("greedy", "sampled", "smooth", "nocfg")
-#: Mixtures divide logits by a temperature down to 0.0135: what rounds differently in the engines is multiplied by 74,
-#: at each scale again.
-SMOOTH = 2e-2
 
 
 @pytest.fixture(scope="module")
