@@ -15,7 +15,7 @@ PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" 
 # Another PyTorch or another engine library is another set-up.
 READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -f1)
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
-BF16 := $(shell grep -q bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
+BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
 .PHONY: setup demo bench bench-random results ablation test gpu-test lint clean
 
@@ -27,6 +27,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,eval,dev,$(ENGINES)]"
+	rm -f $(VENV)/.ready*
 	touch $@
 
 demo: setup

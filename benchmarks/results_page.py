@@ -104,8 +104,8 @@ def _section(name: str, result: dict[str, Any], pictures: Sequence[str]) -> str:
     model, (height, width) = result["model"], result["model"]["image"]
     weights = ", random weights: speed only" if model["random_weights"] else ""
     instructions = result["hardware"].get("instructions")
-    processor = "VNNI and bfloat16" if instructions is None else instructions
-    parts = [f"## {model['name']}, {height}x{width}{weights}; a processor with {processor}", _method(name, result)]
+    processor = f"; a processor with {instructions}" if instructions else ""
+    parts = [f"## {model['name']}, {height}x{width}{weights}{processor}", _method(name, result)]
     parts += [f"- {note}" for note in result["notes"] + ([_EARLIER] if instructions is None else [])]
     if not model["random_weights"]:
         parts += ["### Targets", _verdicts(cpu_verdicts(result))]

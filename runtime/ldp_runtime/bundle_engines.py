@@ -80,13 +80,12 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
     Raises:
         IncompatibleBundleError: what is missing, or which GPU or version the engines are for.
     """
-    if manifest.backend == "onnxruntime":
-        from ldp_runtime.engines.onnxruntime import check_provider
+    from ldp_runtime.engines.onnxruntime import check_provider
 
+    if manifest.backend == "onnxruntime":
         check_provider(device)
         return
     if manifest.backend == "torch":
-        from ldp_runtime.engines.onnxruntime import check_provider
         from ldp_runtime.engines.torch_compiler import check_compiler
         from ldp_runtime.engines.torch_target import check_target
 
