@@ -23,9 +23,9 @@ from ldp_calibration.ablation_summary import front, margin_over_front, summarise
 from ldp_calibration.fits import fit
 from ldp_calibration.report import save_fits
 from ldp_calibration.shapes import CATEGORIES, sample_prompt
-from ldp_runtime.bundle import open_bundle
-from ldp_runtime.pipeline import Pipeline
-from ldp_runtime.profiles import FITTED, profile_folder
+from ldp_runtime.bundle.files import open_bundle
+from ldp_runtime.bundle.saved_policies import FITTED, profile_folder
+from ldp_runtime.pipeline.pipeline import Pipeline
 from paths import result_file
 
 from ldp_export.bench.hardware import hardware, software

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ldp_runtime.bundle import TOKENIZER, open_bundle
-from ldp_runtime.bundle_engines import open_engines
-from ldp_runtime.pipeline import Pipeline
-from ldp_runtime.profiles import resolve_policy
+from ldp_runtime.bundle.files import TOKENIZER, open_bundle
+from ldp_runtime.bundle.saved_policies import resolve_policy
+from ldp_runtime.pipeline.open_engines import open_engines
+from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import Grid, ScaleSchedule
-from ldp_runtime.text import PromptTokenizer
+from ldp_runtime.tokenizer import PromptTokenizer
 from paths import result_file
 
 from ldp_export.bench.hardware import hardware, software

@@ -41,8 +41,8 @@ from gpu_record import Record
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.bench.clock import Clock
-from ldp_export.bench.roofline import measured_peak
+from ldp_export.bench.worker.roofline import measured_peak
+from ldp_export.bench.worker.timing import Clock
 from ldp_export.models.registry import ModelSpec
 
 

@@ -11,10 +11,10 @@ import torch
 from gpu_draw import Eager, Toolkit
 from gpu_models import Model
 from ldp_calibration.cost import scale_flops
-from ldp_runtime.bundle import LateEntry, LatePrecision
+from ldp_runtime.bundle.manifest import LateEntry, LatePrecision
 from ldp_runtime.pruning.policy import Policy
 
-from ldp_export.builders.choice import LATE_SHARE
+from ldp_export.building.choose_builder import LATE_SHARE
 from ldp_export.models.infinity import InfinityConfig
 
 

@@ -6,26 +6,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from gpu_models import Model
-from ldp_runtime.bit_tokens import BitTokens
-from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, Placement, PromptRows
-from ldp_runtime.bundle import GraphEntry, LateEntry
-from ldp_runtime.engines.cuda_graphs import CudaGraphs
-from ldp_runtime.engines.fused.engine import FusedEngine
-from ldp_runtime.engines.fused.products import KINDS
-from ldp_runtime.engines.fused.weights import FusedWeights, in_8_bits
-from ldp_runtime.noise_ahead import NoiseAhead
+from ldp_runtime.bundle.manifest import GraphEntry, LateEntry
+from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape, Placement, PromptRows
+from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
+from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
+from ldp_runtime.engines.torch_compiled.fused.products import KINDS
+from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, in_8_bits
+from ldp_runtime.families.infinity import BitTokens
+from ldp_runtime.noise import logistic_noise
+from ldp_runtime.pipeline.noise_ahead import NoiseAhead
+from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, OnLogits, run_scales
+from ldp_runtime.pipeline.trace import ScaleTrace
 from ldp_runtime.pruning.policy import Policy
-from ldp_runtime.sampling import SamplingFilter, logistic_noise
-from ldp_runtime.scale_loop import ImageState, LoopSettings, OnLogits, run_scales
+from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import rope_table
-from ldp_runtime.trace import ScaleTrace
 
-from ldp_export.builders.fused_blocks import fused_weights
-from ldp_export.graphs.blocks import BlocksGraph
-from ldp_export.graphs.prompt import PromptGraph, level_offsets
+from ldp_export.builders.torch_compiled.fused import fused_weights
+from ldp_export.graphs.infinity import BlocksGraph, PromptGraph, level_offsets
 from ldp_export.graphs.signature import tensor_entries
-from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.reference import ReferenceRun, ReferenceSettings, generate
+from ldp_export.models.infinity_vae import BsqVae
+from ldp_export.reference.infinity import ReferenceRun, ReferenceSettings, generate
 
 
 def sampling_rule(model: Model) -> SamplingFilter:

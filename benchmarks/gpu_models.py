@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from ldp_runtime.bundle import Precision
+from ldp_runtime.bundle.manifest import Precision
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.graphs.blocks import BlocksGraph
-from ldp_export.graphs.prompt import PromptGraph
-from ldp_export.models.bsq_vae import BsqVae
+from ldp_export.graphs.infinity import BlocksGraph, PromptGraph
 from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.infinity_vae import BsqVae
 from ldp_export.models.registry import ModelSpec
 
 TEXT_TOKENS = 32

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ldp_runtime.engines.torch_compiler import check_compiler
+from ldp_runtime.engines.torch_compiled.compiler import check_compiler
 from ldp_runtime.errors import ConfigError, LdpError
-from ldp_runtime.pruning.controls import SkipLastScales, StopGuidanceAfter
-from ldp_runtime.pruning.given import GivenShares
+from ldp_runtime.pruning.controls import GivenShares, SkipLastScales, StopGuidanceAfter
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.schedule import ScaleSchedule
 from paths import result_file

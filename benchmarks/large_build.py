@@ -111,13 +111,13 @@ def main(
 ) -> None:
     """Build a model from a synthetic checkpoint; measure memory, disk and time."""
     from ldp_export.bench.hardware import hardware, software
-    from ldp_export.build import build
-    from ldp_export.builders.choice import BackendOptions, choose_builder
-    from ldp_export.estimate import estimate_build
+    from ldp_export.building.build import build
+    from ldp_export.building.choose_builder import BackendOptions, choose_builder
+    from ldp_export.building.estimate import estimate_build
+    from ldp_export.building.plan import BuildOptions, plan_build
+    from ldp_export.checkpoints.sources import Sources
+    from ldp_export.checkpoints.synthetic import write_checkpoint
     from ldp_export.models.registry import find_model
-    from ldp_export.models.sources import Sources
-    from ldp_export.models.synthetic import write_checkpoint
-    from ldp_export.plan import BuildOptions, plan_build
     from ldp_export.progress import ProgressEvent
 
     spec = find_model(model)

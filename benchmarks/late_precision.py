@@ -22,23 +22,22 @@ import torch
 from gpu_draw import Toolkit
 from gpu_models import Model
 from ldp_calibration.fidelity import psnr_db
-from ldp_runtime.bundle import LateEntry, LatePrecision
+from ldp_runtime.bundle.manifest import LateEntry, LatePrecision
 from ldp_runtime.guidance import guide
+from ldp_runtime.pipeline.scale_loop import ImageState
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import sample_bits
-from ldp_runtime.scale_loop import ImageState
-from ldp_runtime.text import PromptTokenizer
+from ldp_runtime.tokenizer import PromptTokenizer
 from paths import result_file
 from rich.progress import track
 
 from ldp_export.bench.hardware import hardware, software
-from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.graphs.graph import convert_weights
-from ldp_export.graphs.prompt import PromptGraph
-from ldp_export.models.checkpoints import load_transformer, load_vae
+from ldp_export.graphs.infinity import BlocksGraph, PromptGraph
+from ldp_export.hub.resolve import find_sources
 from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, find_model
-from ldp_export.models.sources import find_sources
-from ldp_export.models.text_encoder import load_text_encoder
 
 HERE = Path(__file__).parent
 #: Of the tokens, counted from the last scale: two of seven scales, then three, then all.

@@ -19,8 +19,8 @@ import numpy as np
 from ldp_calibration.ablation import Setting
 from ldp_calibration.fidelity import psnr_db
 from ldp_calibration.shapes.evaluator import Score, judge, object_mask
-from ldp_runtime.bundle import open_bundle
-from ldp_runtime.pipeline import Pipeline
+from ldp_runtime.bundle.files import open_bundle
+from ldp_runtime.pipeline.pipeline import Pipeline
 from paths import result_file
 from rich.progress import track
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from goldens import FOLDER
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.models.resolve import infer_spec
-from ldp_export.models.sources import Sources
-from ldp_export.models.var import VarConfig, VarSettings, VarTransformer
-from ldp_export.models.var_checkpoints import load_var, load_vq_vae
-from ldp_export.models.vq_vae import VqVae, VqVaeConfig
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.models.var import VarConfig, VarTransformer
+from ldp_export.models.var_vae import VqVae, VqVaeConfig
+from ldp_export.reference.var import VarSettings
 
 #: Two correct float32 implementations of the original differ by up to this in raw logits.
 CLASS_LOGITS = 3e-5

@@ -10,10 +10,10 @@ import torch
 from goldens import FOLDER, Golden
 from hypothesis import settings
 from ldp_runtime import Pipeline
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from samples import build_bundle, spec, write_sources
 
-from ldp_export.models.sources import Sources
+from ldp_export.checkpoints.sources import Sources
 
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")

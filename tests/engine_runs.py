@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import torch
 from ldp_runtime import Pipeline, Policy
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.bundle_engines import Engines
-from ldp_runtime.conditions import text_rows
-from ldp_runtime.families import guidance_weights, placement
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.families.choose import guidance_weights, placement
 from ldp_runtime.guidance import per_scale
+from ldp_runtime.pipeline.conditions import text_rows
+from ldp_runtime.pipeline.open_engines import Engines
+from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.sampling import SamplingFilter
-from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule
 
 

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.errors import LdpError
 from samples import plan
 
-from ldp_export.build import build
+from ldp_export.building.build import build
+from ldp_export.checkpoints.sources import Sources
 from ldp_export.graphs.graph import Graph
-from ldp_export.models.sources import Sources
 from ldp_export.progress import ProgressEvent
-from ldp_export.verification.reference_cases import ReferenceCases
+from ldp_export.verification.cases import ReferenceCases
 from ldp_export.verification.verify import Check, Report
 
 OnStage = Callable[[str], None]
@@ -54,10 +54,10 @@ def fakes(on_stage: OnStage = lambda name: None, passes: bool = True) -> Iterato
         return Report(bundle.manifest.digest, "verified" if passes else "rejected", device, "here", {}, (check,))
 
     with (
-        mock.patch("ldp_export.work.check_twin", return_value=None),
-        mock.patch("ldp_export.work.export_graph", export),
-        mock.patch("ldp_export.recipes.infinity.record_cases", record),
-        mock.patch("ldp_export.build.verify_bundle", verify),
+        mock.patch("ldp_export.building.stages.check_twin", return_value=None),
+        mock.patch("ldp_export.building.stages.export_graph", export),
+        mock.patch("ldp_export.families.infinity.record_cases", record),
+        mock.patch("ldp_export.building.build.verify_bundle", verify),
     ):
         yield
 

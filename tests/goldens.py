@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ldp_runtime.residual import LatentLayout
+from ldp_runtime.layout import LatentLayout
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.checkpoints import load_transformer, load_vae
+from ldp_export.checkpoints.infinity import load_transformer, load_vae
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.reference import ReferenceSettings
+from ldp_export.models.infinity_vae import BsqVae
+from ldp_export.reference.infinity import ReferenceSettings
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = ("infinity_2blike", "infinity_8blike")

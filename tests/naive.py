@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 from ldp_runtime import LatentDiscrepancy
-from ldp_runtime.residual import LatentLayout
-from ldp_runtime.sampling import SamplingFilter, position_noise, sample_bits
+from ldp_runtime.layout import LatentLayout
+from ldp_runtime.noise import position_noise
+from ldp_runtime.sampling import SamplingFilter, sample_bits
 from ldp_runtime.schedule import ScaleSchedule
 from torch.nn import functional as F
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ldp_export.build import BuildOptions, BuildPlan, build, plan_build
-from ldp_export.models.bsq_vae import BsqVae, VaeConfig
-from ldp_export.models.checkpoints import original_transformer_state, original_vae_state
+from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
+from ldp_export.checkpoints.infinity import original_transformer_state, original_vae_state
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.infinity_vae import BsqVae, VaeConfig
 from ldp_export.models.registry import ModelSpec
-from ldp_export.models.sources import Sources
-from ldp_export.models.state_files import save_state
 
 TRANSFORMER = InfinityConfig(
     depth=2, width=64, heads=4, ffn=256, bits=8, text_channels=32, text_tokens=16, pool_heads=2, chunks=2

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from ldp_calibration.shapes import Scene, sample_scene
-from ldp_runtime.residual import LatentLayout
+from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
 from torch import nn
 
-from ldp_export.models import checkpoints
-from ldp_export.models.bsq_vae import BsqVae, VaeConfig
+from ldp_export.checkpoints import infinity as checkpoints
+from ldp_export.models.infinity_vae import BsqVae, VaeConfig
 
 SIDE = 128
 SCHEDULE = ScaleSchedule.of_size("0.06M")  # 1, 2, 4, 6, 8, 12, 16 squared: 521 tokens

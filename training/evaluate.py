@@ -19,9 +19,9 @@ from ldp_calibration.shapes import CATEGORIES, Prompt, Score, draw, judge, sampl
 from sampling import draw_prompts
 from tokenizers import Tokenizer
 
-from ldp_export.models.bsq_vae import BsqVae, quantize
-from ldp_export.models.checkpoints import load_transformer, load_vae
-from ldp_export.models.text_encoder import load_text_encoder
+from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.t5 import load_text_encoder
+from ldp_export.models.infinity_vae import BsqVae, quantize
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from text import TRAIN_TOKENS, make_encoder, save_text_encoder
 from tokenizers import Tokenizer
 from train_transformer import CONFIG
 
-from ldp_export.models.checkpoints import original_transformer_state, original_vae_state
+from ldp_export.checkpoints.infinity import original_transformer_state, original_vae_state
+from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.state_files import save_state
 
 
 def main() -> None:

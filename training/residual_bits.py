@@ -6,7 +6,8 @@ their targets, quantised from what is still missing, repair it. (Infinity, secti
 """
 
 import torch
-from ldp_runtime.residual import LatentLayout, accumulate, next_input, resize
+from ldp_runtime.families.infinity import accumulate, next_input, resize
+from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
 from torch.nn import functional as F
 

@@ -10,9 +10,9 @@ from text import MAX_TOKENS, encode, tokenize
 from tokenizers import Tokenizer
 from transformers import T5EncoderModel
 
-from ldp_export.models.bsq_vae import BsqVae
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.reference import ReferenceSettings, generate
+from ldp_export.models.infinity_vae import BsqVae
+from ldp_export.reference.infinity import ReferenceSettings, generate
 
 
 @torch.no_grad()

@@ -43,9 +43,9 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
-from ldp_export.models.checkpoints import load_transformer
+from ldp_export.checkpoints.infinity import load_transformer
+from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.text_encoder import load_text_encoder
 
 CONFIG = InfinityConfig(
     depth=6,

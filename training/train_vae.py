@@ -36,7 +36,7 @@ from muon import Muon
 from residual_bits import quantize_noisily
 from torch.nn import functional as F
 
-from ldp_export.models.bsq_vae import BsqVae, quantize
+from ldp_export.models.infinity_vae import BsqVae, quantize
 
 
 def main() -> None:

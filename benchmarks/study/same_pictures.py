@@ -3,9 +3,9 @@
     python benchmarks/study/same_pictures.py BUNDLES --output before.json      on one commit
     python benchmarks/study/same_pictures.py BUNDLES --compare before.json     on the other, same machine and bundles
 
-BUNDLES holds bundles that one commit built: `shapes` and `int8` (the embedded model), `2b`, `8b` and `torch` (the golden
-Infinity checkpoints), `var` (the golden VAR). Those that are missing are left out and named. Only what the package
-exports is used, so that any two commits compare. Hashes of different processors are not comparable.
+BUNDLES holds bundles that one commit built: `shapes` and `int8` (the embedded model), `2b`, `8b` and `torch` (the
+golden Infinity checkpoints), `var` (the golden VAR). Those that are missing are left out and named. Only what the
+package exports is used, so that any two commits compare. Hashes of different processors are not comparable.
 """
 
 from __future__ import annotations
@@ -196,7 +196,11 @@ def main() -> None:
     differing = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
     for name in sorted(differing):
         parts = [part for part in (*before.get(name, {}), *now.get(name, {}))]
-        print("differs:", name, [p for p in dict.fromkeys(parts) if before.get(name, {}).get(p) != now.get(name, {}).get(p)])
+        print(
+            "differs:",
+            name,
+            [p for p in dict.fromkeys(parts) if before.get(name, {}).get(p) != now.get(name, {}).get(p)],
+        )
     print(f"{len(now)} requests, {len(differing)} differ")
     raise SystemExit(bool(differing))
 

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from ldp_runtime.pipeline import GenerationResult, Pipeline
-from ldp_runtime.profiles import resolve_policy
+from ldp_runtime.bundle.saved_policies import resolve_policy
+from ldp_runtime.pipeline.pipeline import GenerationResult, Pipeline
 
 from ldp_calibration.cost import full_flops, trace_flops
 from ldp_calibration.fidelity import psnr_db, ssim_map

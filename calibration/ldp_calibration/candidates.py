@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldp_runtime.pipeline import Pipeline
+from ldp_runtime.pipeline.pipeline import Pipeline
 
 _RHOS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2)
 #: The last one is above any change: the branch then stops after the first scale where it may.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ldp_runtime.bundle import ModelEntry, VarEntry
+from ldp_runtime.bundle.manifest import ModelEntry, VarEntry
+from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.schedule import ScaleSchedule
-from ldp_runtime.trace import Trace
 
 
 class BlockSizes(Protocol):

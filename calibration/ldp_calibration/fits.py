@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pipeline import Condition, Pipeline, ScaleEvent
+from ldp_runtime.pipeline.pipeline import Condition, Pipeline, ScaleEvent
 from ldp_runtime.pruning.fills import predictors
 from ldp_runtime.pruning.fitted import Fitted
-from ldp_runtime.pruning.guidance_recall import recall, remember
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
 from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
+from ldp_runtime.pruning.recall import recall, remember
 from ldp_runtime.pruning.scores import FEATURES, score_map
 from ldp_runtime.schedule import Grid, ScaleSchedule
 from torch.nn import functional as F

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ldp_runtime.bundle import Manifest
-from ldp_runtime.pipeline import Condition, Pipeline
-from ldp_runtime.profiles import with_fits
+from ldp_runtime.bundle.manifest import Manifest
+from ldp_runtime.bundle.saved_policies import with_fits
+from ldp_runtime.pipeline.pipeline import Condition, Pipeline
+from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.pruning.fitted import Fitted
-from ldp_runtime.pruning.names import parse_policy
-from ldp_runtime.trace import Trace
+from ldp_runtime.pruning.parse import parse_policy
 
 from ldp_calibration.budget import LOWER_IS_BETTER, Budget
 from ldp_calibration.cost import full_flops, trace_flops

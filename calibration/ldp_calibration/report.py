@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ldp_runtime.bundle import Manifest
-from ldp_runtime.profiles import FITTED, FittedFile, PolicyProfile, profile_folder
+from ldp_runtime.bundle.manifest import Manifest
+from ldp_runtime.bundle.saved_policies import FITTED, FittedFile, PolicyProfile, profile_folder
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
-from ldp_runtime.pruning.names import parse_policy
+from ldp_runtime.pruning.parse import parse_policy
 
 from ldp_calibration.candidates import is_control
 from ldp_calibration.drawing import pyplot

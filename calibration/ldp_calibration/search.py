@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from ldp_runtime.bundle.saved_policies import with_fits
 from ldp_runtime.errors import BudgetError, ConfigError, IntegrityError
-from ldp_runtime.pipeline import Condition, Pipeline
-from ldp_runtime.profiles import with_fits
+from ldp_runtime.pipeline.pipeline import Condition, Pipeline
 from ldp_runtime.pruning.fitted import Fitted
-from ldp_runtime.pruning.names import parse_policy
+from ldp_runtime.pruning.parse import parse_policy
 
 from ldp_calibration.budget import LOWER_IS_BETTER, Budget
 from ldp_calibration.candidates import candidates, is_control

@@ -13,8 +13,7 @@ import numpy as np
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.plan import EAGER
-from ldp_export.bench.result import SCHEMA
-from ldp_export.bench.scopes import Scope, within
+from ldp_export.bench.result import SCHEMA, Scope, within
 from ldp_export.bench.stats import RESAMPLES
 
 Verdict = Literal["slower", "faster", "no difference shown"]

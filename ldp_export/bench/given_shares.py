@@ -10,11 +10,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldp_runtime.bundle.parsing import complaint
+from ldp_runtime.bundle.saved_policies import PolicyProfile
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.parsing import complaint
-from ldp_runtime.profiles import PolicyProfile
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
-from ldp_runtime.pruning.names import parse_policy
+from ldp_runtime.pruning.parse import parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
 #: Shares of the last three scales where nothing is told: assumed, not measured on any model.

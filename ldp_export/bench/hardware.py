@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ldp_runtime.engines.processor import instructions
+from ldp_runtime.engines.hardware import instructions
 
 from ldp_export import __version__
 from ldp_export.versions import installed

@@ -11,11 +11,10 @@ from urllib.parse import quote
 import numpy as np
 from ldp_runtime.errors import CapacityError
 
-from ldp_export.bench.messages import Drawn, DrawRequest, Job
 from ldp_export.bench.plan import BenchPlan
 from ldp_export.bench.process import Turns, WorkerProcess
-from ldp_export.bench.result import Sample
-from ldp_export.bench.scopes import Scope, milliseconds
+from ldp_export.bench.result import Sample, Scope, milliseconds
+from ldp_export.bench.worker.messages import Drawn, DrawRequest, Job
 
 Item = TypeVar("Item")
 #: Prompt indices and seeds of a call.

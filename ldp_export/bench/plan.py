@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from ldp_runtime.bundle import Bundle, Manifest, VarEntry, open_bundle
-from ldp_runtime.bundle_engines import check_runnable
-from ldp_runtime.capacity import check_rows
+from ldp_runtime.bundle.files import Bundle, open_bundle
+from ldp_runtime.bundle.manifest import Manifest, VarEntry
+from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.profiles import resolve_policy
-from ldp_runtime.pruning.names import describe
-from ldp_runtime.request import check_labels
+from ldp_runtime.pipeline.memory import check_rows
+from ldp_runtime.pipeline.open_engines import check_runnable
+from ldp_runtime.pipeline.request import check_labels
+from ldp_runtime.pruning.parse import describe
 
 from ldp_export.bench.hardware import default_threads
-from ldp_export.bench.messages import Job
-from ldp_export.bench.scopes import Scope
+from ldp_export.bench.result import Scope
+from ldp_export.bench.worker.messages import Job
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.hub.resolve import find_sources
 from ldp_export.models.registry import DEFAULT_MODEL, NamedModel, find_model
-from ldp_export.models.sources import Sources, find_sources
 
 DEFAULT_PROMPTS = (
     "a red circle",

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pruning.names import parse_policy
+from ldp_runtime.pruning.parse import parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.build import BuildOptions, BuildPlan, build, plan_build
-from ldp_export.builders.choice import BackendOptions, choose_builder
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
+from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
+from ldp_export.building.choose_builder import BackendOptions, choose_builder
+from ldp_export.building.plan import check_options
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.models.infinity import ffn_width
 from ldp_export.models.registry import ModelSpec, VarSpec, find_model
-from ldp_export.models.sources import Sources
-from ldp_export.models.synthetic import write_checkpoint
 from ldp_export.models.var import VarConfig
-from ldp_export.plan import check_options
 from ldp_export.progress import Progress, silent
 
 #: The VAE's group norms take multiples of this many channels.

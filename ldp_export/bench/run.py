@@ -22,10 +22,11 @@ from ldp_export.bench.result import (
     Phases,
     PrecisionLoss,
     ScaleResult,
+    Scope,
     ScopeResult,
     Settings,
+    milliseconds,
 )
-from ldp_export.bench.scopes import Scope, milliseconds
 from ldp_export.models.registry import DEFAULT_MODEL
 from ldp_export.progress import Progress, ProgressEvent, silent
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ldp_runtime.bundle import Backend, LateEntry, TargetEntry
-from ldp_runtime.optimization_profiles import OptimizationProfile
+from ldp_runtime.bundle.manifest import Backend, LateEntry, TargetEntry
+from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from torch import nn
 
 from ldp_export.graphs.signature import GraphSignature
@@ -100,3 +100,6 @@ def is_quantized(builder: Builder, name: str) -> bool:
 
 def late_entry(builder: Builder) -> LateEntry | None:
     return builder.late if isinstance(builder, Quantizer) else None
+
+
+STAGE_FILE = "stage.json"

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from ldp_runtime.bundle import Backend, TargetEntry
-from ldp_runtime.optimization_profiles import OptimizationProfile
+from ldp_runtime.bundle.manifest import Backend, LateEntry, TargetEntry
+from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
+from ldp_runtime.disk import SCRATCH
+from ldp_runtime.errors import EngineBuildError
 
-from ldp_export.graphs.onnx_export import MODEL_FILE
-from ldp_export.graphs.signature import GraphSignature
+from ldp_export.builders.base import STAGE_FILE, ExportedGraph
+from ldp_export.builders.quantize import NOISY, SPREAD, latents_of, quantize_convolutions, quantize_products
+from ldp_export.graphs.onnx import MODEL_FILE
+from ldp_export.graphs.signature import LATE, GraphSignature
 
 
 @dataclass(frozen=True)
@@ -27,3 +39,74 @@ class OnnxRuntimeBuilder:
 
     def profiles(self, signature: GraphSignature) -> tuple[OptimizationProfile, ...]:
         return ()
+
+
+DECODER = "decoder"
+
+
+@dataclass(frozen=True)
+class Int8Builder(OnnxRuntimeBuilder):
+    """Quantises what it is asked for.
+
+    Attributes:
+        decoder: whether the decoder's convolutions.
+        late: from where on the blocks' matrix products; None: nowhere.
+    """
+
+    decoder: bool = False
+    late: LateEntry | None = None
+
+    def quantizes(self, name: str) -> bool:
+        return name.startswith(LATE) or (name == DECODER and self.decoder)
+
+    def key(self, signature: GraphSignature) -> Mapping[str, Any]:
+        if not self.quantizes(signature.name):
+            return {"quantized": False}
+        version = importlib.metadata.version("onnxruntime")
+        ranges = {"noisy": NOISY, "spread": SPREAD} if signature.name == DECODER else {}
+        return {"quantized": True, "weight_bits": 7, "onnxruntime": version, **ranges}
+
+    def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
+        """Raises EngineBuildError when ONNX Runtime's quantiser refuses the graph."""
+        name = graph.signature.name
+        if not self.quantizes(name):
+            _copy(graph.folder, folder)
+            return
+        try:
+            with _own_copy(graph.folder, folder.parent) as own, _quiet():
+                if name == DECODER:
+                    say("measuring the ranges of its activations")
+                    quantize_convolutions(own / MODEL_FILE, folder / MODEL_FILE, latents_of(graph.reference))
+                else:
+                    say("rounding weights")
+                    quantize_products(own / MODEL_FILE, folder / MODEL_FILE)
+        except Exception as error:  # onnx and onnxruntime raise many types
+            option = "--int8-decoder" if name == DECODER else "--late-precision"
+            raise EngineBuildError(
+                f"ONNX Runtime could not quantise the graph {name!r}: {error}", hint=f"build without {option}"
+            ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STAGE_FILE))
+
+
+@contextmanager
+def _own_copy(source: Path, parent: Path) -> Generator[Path]:
+    """A graph's files that nothing else links to: onnx refuses weights with several hard links, as published ones
+    have."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as folder:
+        _copy(source, Path(folder))
+        yield Path(folder)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """The quantiser advises, at the root logger, a pre-processing that graphs of this toolkit do not need."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)

@@ -18,10 +18,11 @@ from ldp_export.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Backend, Bundle, KvForm, LatePrecision, Precision
+    from ldp_runtime.bundle.files import Bundle
+    from ldp_runtime.bundle.manifest import Backend, KvForm, LatePrecision, Precision
 
+    from ldp_export.building.plan import BuildOptions, BuildPlan
     from ldp_export.models.registry import ModelSpec, VarSpec
-    from ldp_export.plan import BuildOptions, BuildPlan
     from ldp_export.verification.verify import Report
 
 
@@ -100,14 +101,14 @@ def command(
     network. A build that fails or is killed leaves the previous bundle serving, and running the command again resumes
     it.
     """
-    from ldp_export.build import build
-    from ldp_export.builders.choice import BackendOptions, choose_builder, default_precision
+    from ldp_export.building.build import build
+    from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
+    from ldp_export.building.plan import BuildOptions, BuildPlan, check_options, plan_build
+    from ldp_export.checkpoints.sources import Sources
+    from ldp_export.checkpoints.t5 import check_folder
     from ldp_export.hub.fetch import fetch
+    from ldp_export.hub.resolve import pending_fetch, resolve_model, with_defaults
     from ldp_export.models.registry import find_model
-    from ldp_export.models.resolve import pending_fetch, resolve_model, with_defaults
-    from ldp_export.models.sources import Sources
-    from ldp_export.models.text_encoder import check_folder
-    from ldp_export.plan import BuildOptions, BuildPlan, check_options, plan_build
 
     chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder, late_precision, late_share)
     precision = precision or default_precision(backend)
@@ -163,7 +164,7 @@ def _words(value: object) -> str:
 
 def _show_plan(plan: BuildPlan, as_json: bool) -> None:
     """What would be done, and what it is predicted to need."""
-    from ldp_export.estimate import estimate_build
+    from ldp_export.building.estimate import estimate_build
 
     estimate = estimate_build(plan)
     if as_json:

@@ -20,7 +20,7 @@ from ldp_export.cli.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     from ldp_calibration.search import Calibration
-    from ldp_runtime.bundle import ModelEntry
+    from ldp_runtime.bundle.manifest import ModelEntry
 
 
 @click.command(
@@ -83,10 +83,10 @@ def command(
     from ldp_calibration.measure import measurement_key
     from ldp_calibration.report import calibration_json, draw_front, make_profile, save_fits, save_profile
     from ldp_calibration.search import calibrate
-    from ldp_runtime.bundle import open_bundle
+    from ldp_runtime.bundle.files import open_bundle
+    from ldp_runtime.bundle.saved_policies import check_profile_name, profile_folder
     from ldp_runtime.errors import ConfigError
-    from ldp_runtime.pipeline import Pipeline
-    from ldp_runtime.profiles import check_profile_name, profile_folder
+    from ldp_runtime.pipeline.pipeline import Pipeline
 
     from ldp_export.progress import ProgressEvent
 
@@ -148,9 +148,9 @@ def _say_fits(path: Path, as_json: bool) -> None:
 
 def _prompts(file: Path | None, count: int, seed: int, model: ModelEntry) -> list[str] | list[int]:
     """What to measure on: the lines of a file, the project's own prompts, or for VAR classes spread over all."""
-    from ldp_runtime.bundle import VarEntry
+    from ldp_runtime.bundle.manifest import VarEntry
     from ldp_runtime.errors import ConfigError
-    from ldp_runtime.request import check_labels
+    from ldp_runtime.pipeline.request import check_labels
 
     lines = None if file is None else prompt_lines(file)
     if isinstance(model, VarEntry):

@@ -30,8 +30,8 @@ def command(source: Path, output: Path, precision: str, as_json: bool) -> None:
     .safetensors file. No pickled code is run. What the original code keeps in float32 stays float32. Interrupted, it
     keeps the finished shards and goes on when it is run again.
     """
+    from ldp_export.checkpoints.convert import plan_conversion
     from ldp_export.hub.converted import run_conversion
-    from ldp_export.models.convert import plan_conversion
 
     check_folder(output.parent)
     plan = plan_conversion(source, output, precision)

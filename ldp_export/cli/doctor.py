@@ -11,7 +11,7 @@ from ldp_export.cli.options import as_json, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ldp_export.doctor import Diagnosis, Verdict
+    from ldp_export.inspection.doctor import Diagnosis, Verdict
 
 
 @click.command(
@@ -24,7 +24,7 @@ Examples:
 @as_json
 def command(as_json: bool) -> None:
     """Say what this machine has, which bundles can be built and run on it, and the fix for what cannot."""
-    from ldp_export.doctor import examine
+    from ldp_export.inspection.doctor import examine
 
     diagnosis = examine()
     if as_json:

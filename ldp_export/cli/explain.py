@@ -54,9 +54,9 @@ def command(
     the time. Several: a row each, the full model beside the pruned one, and the tokens of every scale.
     """
     from ldp_calibration.drawing import pyplot
-    from ldp_runtime.pipeline import Pipeline
+    from ldp_runtime.pipeline.pipeline import Pipeline
 
-    from ldp_export.explain import draw, draw_comparison, explain
+    from ldp_export.inspection.explain import draw, draw_comparison, explain
 
     drawn = conditions(prompts, classes)
     check_file(output, ".png", ".pdf", ".svg")

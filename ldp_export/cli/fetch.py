@@ -54,10 +54,11 @@ def command(
     if precision is not None and local_dir is None:
         raise ConfigError("--precision writes converted files", hint="say where with --local-dir")
 
-    from ldp_export.disk import same_disk
+    from ldp_runtime.disk import same_disk
+
+    from ldp_export.checkpoints.convert import check_precision
     from ldp_export.hub.converted import check_converted, check_room, convert_model
     from ldp_export.hub.fetch import fetch, plan_fetch
-    from ldp_export.models.convert import check_precision
     from ldp_export.models.registry import find_model
 
     if local_dir is not None:

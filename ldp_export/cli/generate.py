@@ -24,7 +24,7 @@ from ldp_export.cli.options import (
 from ldp_export.cli.outputs import check_file, check_folder, folder_of
 
 if TYPE_CHECKING:
-    from ldp_runtime.trace import Trace
+    from ldp_runtime.pipeline.trace import Trace
     from PIL.Image import Image
 
 #: Endings that name a picture; an output with any other is a folder.
@@ -95,7 +95,7 @@ def command(
 ) -> None:
     """Draw PROMPTS (or classes) with a bundle, and say what each image cost."""
     from ldp_runtime.errors import ConfigError
-    from ldp_runtime.pipeline import Pipeline
+    from ldp_runtime.pipeline.pipeline import Pipeline
 
     drawn = conditions(prompts, classes)
     single = output.suffix.lower() in _PICTURES and not output.is_dir()
@@ -156,7 +156,7 @@ def _cost(trace: Trace) -> dict[str, Any]:
 
 
 def _write_sheet(path: Path, prompts: Sequence[str], images: Sequence[Image]) -> None:
-    from ldp_export.contact_sheet import Block, contact_sheet
+    from ldp_export.inspection.contact_sheet import Block, contact_sheet
 
     each = len(images) // len(prompts)
     blocks = [Block(prompt, images[i * each : (i + 1) * each]) for i, prompt in enumerate(prompts)]

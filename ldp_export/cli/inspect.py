@@ -10,7 +10,8 @@ import click
 from ldp_export.cli.options import as_json, bundle_argument, print_json
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import Bundle, Manifest
+    from ldp_runtime.bundle.files import Bundle
+    from ldp_runtime.bundle.manifest import Manifest
     from rich.console import Console
 
 
@@ -25,7 +26,7 @@ Examples:
 @as_json
 def command(bundle: Path, as_json: bool) -> None:
     """Show what a bundle holds: model, graphs, scales, sizes it draws, memory it needs, and whether it is verified."""
-    from ldp_runtime.bundle import open_bundle
+    from ldp_runtime.bundle.files import open_bundle
 
     opened = open_bundle(bundle, integrity="sizes")
     if as_json:
@@ -37,8 +38,8 @@ def command(bundle: Path, as_json: bool) -> None:
 
 
 def _print(bundle: Bundle) -> None:
-    from ldp_runtime.capacity import estimate_memory
-    from ldp_runtime.request import sizes
+    from ldp_runtime.pipeline.memory import estimate_memory
+    from ldp_runtime.pipeline.request import sizes
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -30,6 +30,7 @@ def command(as_json: bool) -> None:
 
 
 def _row(spec: NamedModel) -> dict[str, Any]:
+    from ldp_export.checkpoints.original import released_bytes
     from ldp_export.hub.local import local_files
 
     hub, here = spec.hub, local_files(spec)
@@ -48,7 +49,7 @@ def _row(spec: NamedModel) -> dict[str, Any]:
         "revision": hub.revision if hub else None,
         "files": [hub.transformer, hub.vae] if hub else [],
         "text_encoder": hub.text_encoder if hub else None,
-        "disk_bytes": sum(spec.file_bytes.values()),
+        "disk_bytes": sum(released_bytes(spec).values()),
         "memory_bytes": spec.run_bytes(),
         "local": "complete" if spec.embedded else here.state if hub else None,
         "local_bytes": here.bytes,

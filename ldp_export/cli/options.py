@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ldp_runtime.pipeline import ScaleCallback, ScaleEvent
+    from ldp_runtime.pipeline.pipeline import ScaleCallback, ScaleEvent
 
     from ldp_export.progress import Progress, ProgressEvent
 
@@ -152,8 +152,8 @@ def prompt_lines(file: Path) -> list[str]:
 
 def check_policy(bundle: Path, policy: str) -> None:
     """Raises ConfigError for what is neither a policy nor a profile of the bundle, before an engine is opened."""
-    from ldp_runtime.bundle import open_bundle
-    from ldp_runtime.profiles import resolve_policy
+    from ldp_runtime.bundle.files import open_bundle
+    from ldp_runtime.bundle.saved_policies import resolve_policy
 
     opened = open_bundle(bundle, integrity="sizes")
     resolve_policy(policy, opened.root, opened.manifest)

@@ -19,9 +19,8 @@ def check_file(path: Path, *endings: str) -> None:
 
 def check_folder(path: Path) -> None:
     """Raises ConfigError where no file can be written into the folder, which need not exist yet."""
+    from ldp_runtime.disk import existing_parent
     from ldp_runtime.errors import ConfigError
-
-    from ldp_export.disk import existing_parent
 
     place = existing_parent(path)
     try:

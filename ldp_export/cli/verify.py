@@ -31,9 +31,9 @@ def command(bundle: Path, device: str, threads: int | None, as_json: bool) -> No
     Needs neither the checkpoint nor the exporter. Ends with a non-zero exit status when anything differs; a bundle
     that fails no longer loads.
     """
-    from ldp_runtime.bundle import REPORTS, open_bundle
+    from ldp_runtime.bundle.files import REPORTS, open_bundle
 
-    from ldp_export.publish import write_report
+    from ldp_export.building.publish import write_report
     from ldp_export.verification.replay import save_replay
     from ldp_export.verification.verify import require_verified, verify_bundle
 

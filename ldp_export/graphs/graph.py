@@ -6,7 +6,7 @@ import re
 from typing import ClassVar
 
 import torch
-from ldp_runtime.bundle import Precision
+from ldp_runtime.bundle.manifest import Precision
 from torch import nn
 
 from ldp_export.graphs.signature import GraphSignature

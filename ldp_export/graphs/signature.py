@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from ldp_runtime.bundle import TensorEntry
+from ldp_runtime.bundle.manifest import TensorEntry
 
 
 class Axis(StrEnum):

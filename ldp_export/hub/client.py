@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.bundle import hash_file
+from ldp_runtime.bundle.files import hash_file
 from ldp_runtime.errors import ConfigError, HubError, IntegrityError
 
 ELSEWHERE = "or fetch on a machine that reaches it (ldp-export fetch MODEL --local-dir DIR) and carry the folder here"

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldp_runtime.disk import require_room
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.disk import require_room
+from ldp_export.checkpoints.convert import PRECISIONS, Conversion, check_precision, convert, plan_conversion
+from ldp_export.checkpoints.original import released_bytes
+from ldp_export.checkpoints.sources import Sources
 from ldp_export.hub.local import TEXT_ENCODER, TRANSFORMER, VAE
-from ldp_export.models.convert import PRECISIONS, Conversion, check_precision, convert, plan_conversion
 from ldp_export.models.registry import NamedModel
-from ldp_export.models.sources import Sources
 from ldp_export.progress import Progress, ProgressEvent, silent
 
 #: What the parts of a folder were converted from, and to.
@@ -63,7 +64,7 @@ def check_room(spec: NamedModel, folder: Path, precision: str, text_encoder: boo
         CapacityError: the disk is too small.
     """
     share = PRECISIONS[precision].itemsize / 4
-    parts = {part: size * (1 if part == "vae" else share) for part, size in spec.file_bytes.items()}
+    parts = {part: size * (1 if part == "vae" else share) for part, size in released_bytes(spec).items()}
     done = {part for part, target in _targets(folder).items() if target.exists()}
     left = parts.keys() - done - (set() if text_encoder else {"text_encoder"})
     needed = sum(parts[part] for part in left)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from filelock import FileLock
+from ldp_runtime.disk import full_disk_is_typed
 from ldp_runtime.errors import HubError, IntegrityError
 
-from ldp_export.disk import full_disk_is_typed
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, hub_errors, hub_module
 
 #: Of the part of a file that has arrived.

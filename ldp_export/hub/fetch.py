@@ -9,9 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from ldp_runtime.disk import gigabytes, require_room
 from ldp_runtime.errors import CheckpointError, ConfigError, HubError
 
-from ldp_export.disk import gigabytes, require_room
+from ldp_export.checkpoints.original import released_bytes
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.tensor_files import INDEX_NAME
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, list_repository
 from ldp_export.hub.download import PARTIAL, blob_path, download, download_to_cache
 from ldp_export.hub.local import (
@@ -25,8 +28,6 @@ from ldp_export.hub.local import (
     local_files,
 )
 from ldp_export.models.registry import HubFiles, NamedModel
-from ldp_export.models.sources import Sources
-from ldp_export.models.state_files import INDEX_NAME
 from ldp_export.progress import Progress, ProgressEvent, silent
 
 #: Seconds between two reports of a download.
@@ -167,7 +168,7 @@ def _require(
 def _check_size(spec: NamedModel, hub: HubFiles, files: list[HubFile]) -> None:
     """A transformer of another size than its name is found before its gigabytes are fetched."""
     found = sum(file.size for file in files if file.path != hub.vae and not file.path.endswith(".json"))
-    expected = spec.file_bytes["transformer"]
+    expected = released_bytes(spec)["transformer"]
     allowed = _SIZE_TOLERANCE[0] * expected + _SIZE_TOLERANCE[1]
     if any(abs(found - expected * share) < allowed for share in (1, 0.5)):
         return

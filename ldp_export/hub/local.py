@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ldp_export.checkpoints.tensor_files import INDEX_NAME
 from ldp_export.hub.client import cache_folder, hub_module
 from ldp_export.hub.download import PARTIAL, repository_cache
 from ldp_export.models.registry import HubFiles, NamedModel
-from ldp_export.models.state_files import INDEX_NAME
 
 #: In a --local-dir: folder of the text encoder's repository; transformer and VAE once converted.
 TEXT_ENCODER = "text_encoder"

@@ -6,16 +6,16 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from ldp_runtime.bundle import Defaults
+from ldp_runtime.bundle.manifest import Defaults
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.residual import LatentLayout
+from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
-from ldp_export.models.bsq_vae import VaeConfig
 from ldp_export.models.infinity import InfinityConfig, ffn_width
-from ldp_export.models.t5_sizes import FLAN_T5_XL, T5Sizes
+from ldp_export.models.infinity_vae import VaeConfig
+from ldp_export.models.t5 import FLAN_T5_XL, T5Sizes
 from ldp_export.models.var import VarConfig
-from ldp_export.models.vq_vae import VqVaeConfig
+from ldp_export.models.var_vae import VqVaeConfig
 
 
 @dataclass(frozen=True)
@@ -89,20 +89,9 @@ class NamedModel:
     @property
     def parameters(self) -> int:
         """Parameters of the transformer and the VAE (the text encoder not counted)."""
-        from ldp_export.models.originals import count_parameters
+        from ldp_export.models.choose import count_parameters
 
         return count_parameters(self.transformer) + count_parameters(self.vae)
-
-    @property
-    def file_bytes(self) -> dict[str, int]:
-        """Bytes of each released part: float32 tensors counted from the architecture, but for `HubFiles.vae_bytes`."""
-        from ldp_export.models.originals import original_state
-
-        parts = {"transformer": self.transformer, "vae": self.vae}
-        sizes = {part: sum(4 * t.numel() for t in original_state(config).values()) for part, config in parts.items()}
-        if self.hub is not None and self.hub.vae_bytes is not None:
-            sizes["vae"] = self.hub.vae_bytes
-        return sizes if self.text_encoder is None else sizes | {"text_encoder": 4 * self.text_encoder.parameters}
 
     def run_bytes(self, element: int = 2) -> int:
         """Memory that drawing one guided image takes at least: all weights, and the K/V of both branches.

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle import REFERENCE, Bundle, GraphEntry
-from ldp_runtime.bundle_engines import Engines, open_engines
+from ldp_runtime.bundle.files import REFERENCE, Bundle
+from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.base import Engine
+from ldp_runtime.pipeline.open_engines import Engines, open_engines
 
-from ldp_export.verification.reference_cases import Case, ReferenceCases
+from ldp_export.verification.cases import Case, ReferenceCases
 from ldp_export.verification.verify import Check, Report, case_rows, run_case
 
 _AT_A_SCALE = re.compile(r"(?P<case>.+), scale (?P<scale>\d+), logits")

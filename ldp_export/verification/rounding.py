@@ -21,7 +21,7 @@ import torch
 from ldp_runtime.errors import VerificationError
 
 from ldp_export.graphs.graph import Graph
-from ldp_export.verification.reference_cases import Case, ReferenceCases
+from ldp_export.verification.cases import Case, ReferenceCases
 
 #: Two ways to compute logits of a root mean square of 1 differ by less in float32: 1e-5 was seen at 2 to 5.
 FLOAT32_NOISE = 2e-5

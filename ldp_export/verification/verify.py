@@ -12,20 +12,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from ldp_runtime.blocks import PromptRows
-from ldp_runtime.bundle import REFERENCE, Bundle, LateEntry, LatePrecision
-from ldp_runtime.bundle_engines import Engines, check_threads, device_of, open_engines, run_prompt
-from ldp_runtime.conditions import class_rows, text_rows
+from ldp_runtime.bundle.files import REFERENCE, Bundle
+from ldp_runtime.bundle.manifest import LateEntry, LatePrecision
+from ldp_runtime.engines.blocks import PromptRows
 from ldp_runtime.errors import NonFiniteError, VerificationError
-from ldp_runtime.families import guidance_weights, placement
-from ldp_runtime.finite import all_finite
+from ldp_runtime.families.choose import guidance_weights, placement
 from ldp_runtime.guidance import per_scale
+from ldp_runtime.numerics import all_finite
+from ldp_runtime.pipeline.conditions import class_rows, run_prompt, text_rows
+from ldp_runtime.pipeline.open_engines import Engines, check_threads, device_of, open_engines
+from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
-from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.verification.reference_cases import Case, ReferenceCases
+from ldp_export.verification.cases import Case, ReferenceCases
 from ldp_export.verification.rounding import late_rounding
 from ldp_export.versions import installed
 

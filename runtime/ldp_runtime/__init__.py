@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldp_runtime.bundle import open_bundle
+    from ldp_runtime.bundle.files import open_bundle
     from ldp_runtime.errors import LdpError
-    from ldp_runtime.pipeline import GenerationResult, Pipeline, ScaleEvent
+    from ldp_runtime.pipeline.pipeline import GenerationResult, Pipeline, ScaleEvent
     from ldp_runtime.pruning import (
         FixedRatio,
         LatentDiscrepancy,
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "open_bundle": "bundle",
+    "open_bundle": "bundle.files",
     "LdpError": "errors",
-    "GenerationResult": "pipeline",
-    "Pipeline": "pipeline",
-    "ScaleEvent": "pipeline",
+    "GenerationResult": "pipeline.pipeline",
+    "Pipeline": "pipeline.pipeline",
+    "ScaleEvent": "pipeline.pipeline",
     "FixedRatio": "pruning",
     "LatentDiscrepancy": "pruning",
     "Policy": "pruning",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.scalars import scalar
+from ldp_runtime.numerics import scalar
 
 
 def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from ldp_calibration.shapes import sample_scene
 from ldp_calibration.shapes.evaluator import object_mask
 from ldp_calibration.shapes.scenes import coverage, draw
 from ldp_runtime import Pipeline
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 
 POLICIES = ["ld:stop_threshold=9", "skip:count=1", "fixed:keep=1,fill=zero"]
 

@@ -10,8 +10,8 @@ import torch
 from ldp_calibration import fits
 from ldp_calibration.report import save_fits
 from ldp_runtime import LatentDiscrepancy, Pipeline
+from ldp_runtime.bundle.saved_policies import FITTED, bundle_fits, list_profiles, profile_folder, resolve_policy
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
-from ldp_runtime.profiles import FITTED, bundle_fits, list_profiles, profile_folder, resolve_policy
 from ldp_runtime.pruning import fills
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.policy import Policy

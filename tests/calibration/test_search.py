@@ -19,11 +19,11 @@ from ldp_calibration.measure import Bench, Measured, point
 from ldp_calibration.report import draw_front, make_profile, save_profile
 from ldp_calibration.search import Calibration, _prove, calibrate, pareto, remembered_fit
 from ldp_runtime import LatentDiscrepancy, Pipeline, parse_policy
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.bundle.saved_policies import list_profiles, profile_folder, resolve_policy
 from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
-from ldp_runtime.profiles import list_profiles, profile_folder, resolve_policy
 from ldp_runtime.pruning.fitted import Fitted
-from ldp_runtime.pruning.names import describe
+from ldp_runtime.pruning.parse import describe
 
 from ldp_export.cli import main
 

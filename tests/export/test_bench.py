@@ -10,22 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from ldp_runtime.bundle import Bundle, Manifest
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.errors import CapacityError, ConfigError
 from rich.console import Console
 from samples import spec
 
-from ldp_export.bench import subjects
 from ldp_export.bench.measure import rotated, settling_calls, steps
 from ldp_export.bench.plan import BenchPlan, Options, plan_bench
 from ldp_export.bench.process import Turns, WorkerProcess
 from ldp_export.bench.result import SCHEMA, BenchResult
 from ldp_export.bench.run import run_bench
 from ldp_export.bench.table import print_result
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders.int8 import Int8Builder
+from ldp_export.bench.worker import infinity
+from ldp_export.builders.onnxruntime import Int8Builder
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.checkpoints.sources import Sources
 from ldp_export.cli.bench import command
-from ldp_export.models.sources import Sources
 from ldp_export.progress import ProgressEvent
 
 _CANDIDATE = {
@@ -383,10 +384,10 @@ def test_eager_is_in_the_bundles_precision(
 ):
     """Both baselines compute in 16 bits where the engines do; what the original keeps in float32 stays so."""
     manifest = small_bundle.manifest.model_copy(update={"precision": "bfloat16"})
-    monkeypatch.setattr(subjects, "open_bundle", lambda *_, **__: replace(small_bundle, manifest=manifest))
+    monkeypatch.setattr(infinity, "open_bundle", lambda *_, **__: replace(small_bundle, manifest=manifest))
     files = {name: str(path) for name, path in eager_files(small_sources).items()}
     job = replace(plan(small_bundle).jobs(1)["engines"], kind="eager", **files)  # pyright: ignore[reportArgumentType]
-    eager = subjects.EagerSubject(job)
+    eager = infinity.EagerInfinity(job)
     kept = {name for name, p in eager.model.named_parameters() if p.dtype == torch.float32}
     assert {"head.weight", "head.bias"} <= kept
     assert not any("mat_qkv" in name or "fc1" in name for name in kept)

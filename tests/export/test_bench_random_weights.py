@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from ldp_runtime.bundle.saved_policies import PolicyProfile
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.profiles import PolicyProfile
-from ldp_runtime.pruning.given import GivenShares
-from ldp_runtime.pruning.names import describe, parse_policy
+from ldp_runtime.pruning.controls import GivenShares
+from ldp_runtime.pruning.parse import describe, parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.given_shares import calibrated, told

@@ -20,7 +20,7 @@ from fake_build import fake_build, refused, sources_in
 from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime import Pipeline, open_bundle
-from ldp_runtime.bundle import CURRENT, VERSIONS, hash_file
+from ldp_runtime.bundle.files import CURRENT, VERSIONS, hash_file
 from ldp_runtime.errors import (
     CapacityError,
     CheckpointError,
@@ -32,14 +32,14 @@ from ldp_runtime.errors import (
 from safetensors import SafetensorError
 from samples import TRANSFORMER, plan, spec, write_sources
 
-from ldp_export.build import BuildOptions, BuildPlan, build, plan_build
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
-from ldp_export.estimate import estimate_build
+from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
+from ldp_export.building.cache import Stage, run_stages
+from ldp_export.building.estimate import estimate_build
+from ldp_export.building.stages import Work
+from ldp_export.checkpoints.sources import Sources, hash_tree
+from ldp_export.families.base import graph_blocks, graph_kind
 from ldp_export.models.infinity import InfinityConfig
-from ldp_export.models.sources import Sources, hash_tree
-from ldp_export.recipes.base import graph_blocks, graph_kind
-from ldp_export.stages import Stage, run_stages
-from ldp_export.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ class TestFullDisk:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(f"ldp_export.build.{step}", full)
+            patch.setattr(f"ldp_export.building.build.{step}", full)
             assert isinstance(refused(other_sources, output), EngineBuildError)
         assert contents(output) == before
         _, states = fake_build(other_sources, output)
@@ -416,7 +416,7 @@ class TestKeys:
         before = self.keys(sources, output, TRANSFORMER)
         assert self.keys(sources, output, TRANSFORMER) == before
         assert not set(self.keys(other_sources, output, TRANSFORMER).values()) & set(before.values())
-        monkeypatch.setattr("ldp_export.work.toolchain", lambda: {"torch": "99"})
+        monkeypatch.setattr("ldp_export.building.stages.toolchain", lambda: {"torch": "99"})
         assert not set(self.keys(sources, output, TRANSFORMER).values()) & set(before.values())
 
     def keys(self, sources: Sources, output: Path, config: InfinityConfig) -> dict[str, str]:

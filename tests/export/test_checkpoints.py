@@ -15,8 +15,7 @@ from ldp_runtime.errors import CheckpointError
 from safetensors.torch import save_file
 from samples import TRANSFORMER, VAE, random_transformer, random_vae
 
-from ldp_export.models.bsq_vae import BsqVae, VaeConfig
-from ldp_export.models.checkpoints import (
+from ldp_export.checkpoints.infinity import (
     State,
     build_transformer,
     build_vae,
@@ -27,8 +26,9 @@ from ldp_export.models.checkpoints import (
     original_transformer_state,
     original_vae_state,
 )
+from ldp_export.checkpoints.tensor_files import read_state, save_state
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.state_files import read_state, save_state
+from ldp_export.models.infinity_vae import BsqVae, VaeConfig
 
 
 @pytest.fixture(scope="module")

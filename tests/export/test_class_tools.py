@@ -15,22 +15,22 @@ from ldp_calibration.fidelity import PSNR_CAP, psnr_db
 from ldp_calibration.report import make_profile, save_profile
 from ldp_calibration.search import calibrate
 from ldp_runtime import Pipeline
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.bundle.saved_policies import profile_folder, resolve_policy
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.profiles import profile_folder, resolve_policy
 
-from ldp_export.bench.class_subjects import EagerClassSubject
 from ldp_export.bench.plan import Options, plan_bench
 from ldp_export.bench.random_weights import smaller
-from ldp_export.bench.subjects import load_subject
-from ldp_export.build import BuildOptions, build, plan_build
+from ldp_export.bench.worker.choose import load_subject
+from ldp_export.bench.worker.var import EagerVar
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.sources import Sources
 from ldp_export.cli import main
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import find_model
-from ldp_export.models.resolve import infer_spec
-from ldp_export.models.sources import Sources
 from ldp_export.models.var import VarConfig
-from ldp_export.models.vq_vae import VqVaeConfig
+from ldp_export.models.var_vae import VqVaeConfig
 
 HELD = Held(
     VarConfig(2, 64, 2, 96, codes=60, channels=8, classes=9, grids=(1, 2, 4, 6)),
@@ -81,7 +81,7 @@ def test_baselines_hold_weights_as_the_bundle_does(sources: Sources, tmp_path: P
     bundle, _ = build(plan_build(spec, sources, options))
     plan = plan_bench(bundle.folder, Options(weights=sources.transformer, vae=sources.vae, policies=[]))
     jobs = plan.jobs(1)
-    model = EagerClassSubject(jobs["eager"]).model
+    model = EagerVar(jobs["eager"]).model
     assert torch.float16 in {p.dtype for p in model.layers[0].parameters()}  # beside those that stay in float32
     eager, hoisted = (load_subject(jobs[name]).draw([0], [3], "none").images for name in ("eager", "eager, hoisted"))
     assert psnr_db(eager[0].permute(1, 2, 0).numpy(), hoisted[0].permute(1, 2, 0).numpy()) > 40

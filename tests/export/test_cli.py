@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.errors import (
     Cancelled,
     CapacityError,
@@ -23,9 +23,9 @@ from ldp_runtime.errors import (
 )
 from PIL import Image
 
+from ldp_export.checkpoints.sources import Sources
 from ldp_export.cli import _VERBS, main
 from ldp_export.models.registry import MODELS
-from ldp_export.models.sources import Sources
 
 
 def run(*arguments: str | Path) -> Result:
@@ -60,7 +60,7 @@ def test_help_names_every_policy_and_option() -> None:
     import dataclasses
 
     from ldp_runtime import FixedRatio, LatentDiscrepancy, SkipLastScales, StopGuidanceAfter
-    from ldp_runtime.pruning.names import POLICY_NAMES
+    from ldp_runtime.pruning.parse import POLICY_NAMES
 
     text = run("generate", "--help").output
     kinds = (LatentDiscrepancy, FixedRatio, SkipLastScales, StopGuidanceAfter)
@@ -122,9 +122,10 @@ def test_inspect_says_what_a_bundle_holds(small_bundle: Bundle) -> None:
 
 def test_verify_passes_then_fails_on_wrong_engines(small_bundle: Bundle, tmp_path: Path) -> None:
     """A bundle whose weights and manifest agree, but whose engines are not the recorded model."""
-    from ldp_runtime.bundle import MANIFEST, Manifest, describe_files
+    from ldp_runtime.bundle.files import MANIFEST, describe_files
+    from ldp_runtime.bundle.manifest import Manifest
 
-    from ldp_export.publish import make_current
+    from ldp_export.building.publish import make_current
 
     copy = tmp_path / "bundle"
     shutil.copytree(root(small_bundle), copy)
@@ -265,7 +266,7 @@ def test_what_cannot_be_is_refused_before_work(
 def test_a_policy_is_read_before_engines_are_opened(
     small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    monkeypatch.setattr("ldp_runtime.pipeline.Pipeline.load", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr("ldp_runtime.pipeline.pipeline.Pipeline.load", lambda *_, **__: pytest.fail("opened"))
     result = run(verb, root(small_bundle), "a red circle", "--policy", "quick")
     assert result.exit_code == ConfigError.exit_code, result.output
     assert "unknown policy" in result.output
@@ -275,7 +276,7 @@ def test_a_policy_is_read_before_engines_are_opened(
     ("arguments", "folder", "work"),
     [
         (["verify", "B"], "reports", "ldp_export.verification.verify.verify_bundle"),
-        (["calibrate", "B", "--fit-only"], "profiles", "ldp_runtime.pipeline.Pipeline.load"),
+        (["calibrate", "B", "--fit-only"], "profiles", "ldp_runtime.pipeline.pipeline.Pipeline.load"),
     ],
 )
 def test_where_a_bundle_keeps_results_is_tried_before_work(
@@ -314,7 +315,7 @@ def test_the_systems_errors_are_typed_too(monkeypatch: pytest.MonkeyPatch) -> No
     def unreadable(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "/a/file")
 
-    monkeypatch.setattr("ldp_runtime.bundle.open_bundle", unreadable)
+    monkeypatch.setattr("ldp_runtime.bundle.files.open_bundle", unreadable)
     result = run("inspect", "bundle")
     assert result.exit_code == ConfigError.exit_code
     assert "/a/file: Permission denied" in result.output
@@ -346,7 +347,7 @@ def test_ctrl_c_ends_a_command_without_a_trace(monkeypatch: pytest.MonkeyPatch) 
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ldp_runtime.bundle.open_bundle", stopped)
+    monkeypatch.setattr("ldp_runtime.bundle.files.open_bundle", stopped)
     result = run("inspect", "bundle")
     assert result.exit_code == Cancelled.exit_code
     assert "stopped" in result.output

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldp_export.contact_sheet import Block, contact_sheet
+from ldp_export.inspection.contact_sheet import Block, contact_sheet
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 

@@ -17,26 +17,26 @@ import torch
 from class_samples import CLASS_MODELS, Held
 from click.testing import CliRunner
 from filelock import FileLock
+from ldp_runtime.disk import SCRATCH
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError
 from samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
 
-from ldp_export.cli import main
-from ldp_export.models import convert as module
-from ldp_export.models.checkpoints import (
+from ldp_export.checkpoints import convert as module
+from ldp_export.checkpoints.convert import PARTIAL, convert, plan_conversion
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.infinity import (
     State,
     load_transformer,
     load_vae,
     original_transformer_state,
     original_vae_state,
 )
-from ldp_export.models.convert import PARTIAL, convert, plan_conversion
-from ldp_export.models.resolve import infer_spec
-from ldp_export.models.sources import Sources
-from ldp_export.models.state_files import read_state, save_state
-from ldp_export.models.synthetic import write_checkpoint
-from ldp_export.models.text_encoder import load_text_encoder
-from ldp_export.models.var_checkpoints import load_var, load_vq_vae
-from ldp_export.scratch import SCRATCH
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.synthetic import write_checkpoint
+from ldp_export.checkpoints.t5 import load_text_encoder
+from ldp_export.checkpoints.tensor_files import read_state, save_state
+from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, layout: str) -
         source = tmp_path / "a.pth"
         torch.save(tensors, source)
     else:
-        from ldp_export.models.tensor_writer import TensorSource, write_tensors
+        from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 
         source = tmp_path / "shards"
         source.mkdir()

@@ -18,19 +18,18 @@ from hub_server import COMMIT, Hub, serving
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, HubError, IntegrityError
 from samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
 
+from ldp_export.checkpoints.infinity import original_transformer_state, original_vae_state
+from ldp_export.checkpoints.synthetic import write_checkpoint
+from ldp_export.checkpoints.tensor_files import read_state
 from ldp_export.cli import main
 from ldp_export.hub.client import HubFile, list_repository
 from ldp_export.hub.converted import RECORD, convert_model
 from ldp_export.hub.download import PARTIAL, download
 from ldp_export.hub.fetch import fetch, plan_fetch
 from ldp_export.hub.local import local_files
+from ldp_export.hub.resolve import find_sources, resolve_model
 from ldp_export.models import registry
-from ldp_export.models.checkpoints import original_transformer_state, original_vae_state
 from ldp_export.models.registry import HubFiles, ModelSpec
-from ldp_export.models.resolve import resolve_model
-from ldp_export.models.sources import find_sources
-from ldp_export.models.state_files import read_state
-from ldp_export.models.synthetic import write_checkpoint
 from ldp_export.progress import ProgressEvent
 
 NAME = "infinity-tiny"

@@ -13,26 +13,27 @@ import pytest
 import torch
 from engine_runs import check_draws_without_exporter, engines_of
 from ldp_runtime import Pipeline
-from ldp_runtime.bundle import FUSED_WEIGHTS, Bundle, GraphEntry
-from ldp_runtime.capacity import estimate_memory
-from ldp_runtime.engines.cuda_graphs import CudaGraphs
-from ldp_runtime.engines.eager import EagerEngine
-from ldp_runtime.engines.fused.engine import FusedEngine
-from ldp_runtime.engines.fused.products import FLOAT8, INT8, Matrix, product, rounded, rounded_rows
-from ldp_runtime.engines.fused.text import padded
-from ldp_runtime.engines.torch_compiler import check_compiler
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry
+from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.torch_compiled.compiler import check_compiler
+from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
+from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
+from ldp_runtime.engines.torch_compiled.fused.products import FLOAT8, INT8, Matrix, product, rounded, rounded_rows
+from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError, IntegrityError, LdpError
-from ldp_runtime.kv_cache import KVCache
+from ldp_runtime.pipeline.memory import estimate_memory
 from samples import TRANSFORMER, build_bundle, random_texts, random_transformer, spec, write_sources
 
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders.fused_blocks import fused_weights, is_fusible, write_fused
-from ldp_export.builders.torch_inductor import TorchBuilder
-from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.bench.worker.eager import EagerEngine
+from ldp_export.builders.torch_compiled.builder import TorchBuilder
+from ldp_export.builders.torch_compiled.fused import fused_weights, is_fusible, write_fused
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.families.choose import recipe_for
+from ldp_export.graphs.infinity import BlocksGraph
 from ldp_export.graphs.signature import tensor_entries
-from ldp_export.models.bsq_vae import VaeConfig
+from ldp_export.models.infinity_vae import VaeConfig
 from ldp_export.models.registry import find_model
-from ldp_export.recipes import recipe_for
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler"
@@ -217,7 +218,7 @@ def test_large_calls_and_other_places_are_no_same_graph(blocks: BlocksGraph, mon
         graphs.calls.append(call)  # held, lest the next cache lies in its place
     keys = [call for call in graphs.calls if not isinstance(call[0], dict)]
     assert len(set(keys)) == 4
-    monkeypatch.setattr("ldp_runtime.engines.fused.engine.GRAPHED_ROW_TOKENS", 11)
+    monkeypatch.setattr("ldp_runtime.engines.torch_compiled.fused.engine.GRAPHED_ROW_TOKENS", 11)
     graphs.calls.clear()
     engine.run(*call_of(blocks, rows=2, tokens=6))
     assert not graphs.calls

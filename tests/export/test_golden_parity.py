@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from goldens import CASES, FOLDER, GUIDED_LOGITS, IMAGE, LATENT, MARGIN, RAW_LOGITS, Golden
-from ldp_runtime.residual import bits_to_codes, latent_to_tokens, tokens_to_latent
+from ldp_runtime.families.infinity import bits_to_codes, latent_to_tokens, tokens_to_latent
 from ldp_runtime.sampling import logit_difference
 from ldp_runtime.schedule import rope_table
 
-from ldp_export.models.bsq_vae import quantize
-from ldp_export.models.reference import generate
+from ldp_export.models.infinity_vae import quantize
+from ldp_export.reference.infinity import generate
 
 RUNS = ("greedy", "sampled", "sampled_nofilter", "insert", "nocfg", "negprompt", "batch2")
 

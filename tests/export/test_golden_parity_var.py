@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from goldens import FOLDER, IMAGE, LATENT, SMOOTH
-from ldp_runtime.codebook_tokens import phi_index
+from ldp_runtime.families.var import phi_index
 
-from ldp_export.models.var import VarSettings, VarTransformer, generate
-from ldp_export.models.var_checkpoints import load_var, load_vq_vae
-from ldp_export.models.vq_vae import VqVae, quantize
+from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.var_vae import VqVae, quantize
+from ldp_export.reference.var import VarSettings, generate
 
 CASE = FOLDER / "var_d16like"
 RAW_LOGITS = 3e-5

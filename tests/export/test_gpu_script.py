@@ -22,16 +22,15 @@ import gpu_results
 import pytest
 import text_encoder
 import torch
-from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape
-from ldp_runtime.engines.eager import EagerEngine
-from ldp_runtime.engines.fused.products import Matrix
-from ldp_runtime.pruning.controls import SkipLastScales
-from ldp_runtime.pruning.given import GivenShares
+from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape
+from ldp_runtime.engines.torch_compiled.fused.products import Matrix
+from ldp_runtime.pruning.controls import GivenShares, SkipLastScales
 from ldp_runtime.pruning.policy import Policy
 
-from ldp_export.builders.fused_blocks import block_weights
-from ldp_export.graphs.blocks import BlocksGraph
-from ldp_export.models.reference import ReferenceSettings, generate
+from ldp_export.bench.worker.eager import EagerEngine
+from ldp_export.builders.torch_compiled.fused import block_weights
+from ldp_export.graphs.infinity import BlocksGraph
+from ldp_export.reference.infinity import ReferenceSettings, generate
 
 ROOT = Path(__file__).parents[2]
 CPU = ["--device", "cpu", "--tiny"]

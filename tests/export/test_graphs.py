@@ -6,22 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.base import Engine
-from ldp_runtime.engines.eager import EagerEngine
 from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ldp_runtime.errors import ExportError, IncompatibleBundleError, IntegrityError, LdpError
 from samples import TRANSFORMER, VAE
 from torch import nn
 
-from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
-from ldp_export.graphs.decoder import DecoderGraph
+from ldp_export.bench.worker.eager import EagerEngine
+from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.sources import Sources
 from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.onnx_export import export_graph
-from ldp_export.graphs.prompt import PromptGraph
+from ldp_export.graphs.infinity import BlocksGraph, DecoderGraph, PromptGraph, blocks_signature
+from ldp_export.graphs.onnx import export_graph
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
-from ldp_export.models.checkpoints import load_transformer, load_vae
-from ldp_export.models.sources import Sources
 
 
 @pytest.fixture(scope="module")

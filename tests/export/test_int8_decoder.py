@@ -11,19 +11,19 @@ import pytest
 import torch
 from engine_runs import engines_of
 from ldp_runtime import Pipeline
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines import onnxruntime
 from ldp_runtime.errors import ConfigError
 from samples import TRANSFORMER, spec, write_sources
 
 from ldp_export.bench.plan import label
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders.choice import BackendOptions, choose_builder, default_precision
-from ldp_export.builders.int8 import Int8Builder
-from ldp_export.builders.torch_inductor import TorchBuilder
-from ldp_export.models.bsq_vae import VaeConfig
-from ldp_export.models.sources import Sources
-from ldp_export.work import Work
+from ldp_export.builders.onnxruntime import Int8Builder
+from ldp_export.builders.torch_compiled.builder import TorchBuilder
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
+from ldp_export.building.stages import Work
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.models.infinity_vae import VaeConfig
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,16 @@ def test_ranges_are_those_of_the_bundle_s_own_runs(small_sources: Sources, tmp_p
 
 
 def test_engines_for_gpus_have_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: "9.0")
+    monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: "9.0")
     for backend in ("torch", "tensorrt", "tensorrt-rtx"):
         with pytest.raises(ConfigError, match=f"{backend} on a GPU has no decoder in 8-bit"):
             choose_builder(BackendOptions(backend, int8_decoder=True), spec(), "0.06M", "float32")
 
 
 def test_precision_where_none_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: None)
+    monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: None)
     assert [default_precision(b) for b in ("onnxruntime", "torch", "tensorrt-rtx")] == ["float32"] * 2 + ["bfloat16"]
-    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: "9.0")
+    monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: "9.0")
     assert [default_precision(b) for b in ("onnxruntime", "torch")] == ["float32", "bfloat16"]
 
 
@@ -123,10 +123,10 @@ def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
 
 def test_bfloat16_that_would_be_emulated_is_refused(monkeypatch: pytest.MonkeyPatch):
     """On a CPU; before an hour of compiling for engines that are slower than what they replace."""
-    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: None)
+    monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: None)
 
     def can(*features: str) -> BackendOptions:
-        monkeypatch.setattr("ldp_runtime.engines.processor.cpu_features", lambda: frozenset(features))
+        monkeypatch.setattr("ldp_runtime.engines.hardware.cpu_features", lambda: frozenset(features))
         return BackendOptions("torch")
 
     with pytest.raises(ConfigError, match=r"this processor \(avx2\) has no bfloat16"):

@@ -10,15 +10,15 @@ import pytest
 import torch
 from class_samples import ClassGolden
 from ldp_runtime import LatentDiscrepancy, Pipeline, Policy
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.engines.kv_cache import InPlaceKVCache
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.kv_cache_in_place import InPlaceKVCache
 from samples import random_texts, spec
 
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders.torch_inductor import TorchBuilder
-from ldp_export.models.resolve import infer_spec
-from ldp_export.models.sources import Sources
+from ldp_export.builders.torch_compiled.builder import TorchBuilder
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.sources import Sources
 
 PRUNED = LatentDiscrepancy(rho=0.6, stop_threshold=9.0)
 

@@ -15,31 +15,32 @@ import torch
 from class_samples import CLASS_MODELS
 from engine_runs import run_loop
 from ldp_runtime import Pipeline
-from ldp_runtime.bundle import FUSED_WEIGHTS, REFERENCE, Bundle, FileEntry, GraphEntry, LateEntry, LatePrecision
-from ldp_runtime.engines.fused.engine import FusedEngine
-from ldp_runtime.engines.fused.products import KINDS
-from ldp_runtime.engines.fused.weights import in_8_bits, named_tensors, read_weights
+from ldp_runtime.bundle.files import REFERENCE, Bundle
+from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, FileEntry, GraphEntry, LateEntry, LatePrecision
+from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
+from ldp_runtime.engines.torch_compiled.fused.products import KINDS
+from ldp_runtime.engines.torch_compiled.fused.weights import in_8_bits, named_tensors, read_weights
 from ldp_runtime.errors import ConfigError, VerificationError
 from samples import TRANSFORMER, random_texts, random_transformer, spec
 
 from ldp_export.bench.plan import label
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders import int8, int8_blocks
+from ldp_export.builders import onnxruntime as int8
+from ldp_export.builders import quantize as int8_blocks
 from ldp_export.builders.base import ExportedGraph
-from ldp_export.builders.choice import LATE_SHARE, BackendOptions, choose_builder
-from ldp_export.builders.fused_blocks import fused_weights
-from ldp_export.builders.int8 import Int8Builder
-from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
-from ldp_export.builders.torch_inductor import TorchBuilder
-from ldp_export.estimate import estimate_build
-from ldp_export.graphs.blocks import BlocksGraph
-from ldp_export.graphs.onnx_export import MODEL_FILE
+from ldp_export.builders.onnxruntime import Int8Builder, OnnxRuntimeBuilder
+from ldp_export.builders.torch_compiled.builder import TorchBuilder
+from ldp_export.builders.torch_compiled.fused import fused_weights
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.choose_builder import LATE_SHARE, BackendOptions, choose_builder
+from ldp_export.building.estimate import estimate_build
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.families.infinity import InfinityRecipe
+from ldp_export.graphs.infinity import BlocksGraph
+from ldp_export.graphs.onnx import MODEL_FILE
 from ldp_export.graphs.signature import tensor_entries
-from ldp_export.models.eight_bits import products_in_8_bits
-from ldp_export.models.resolve import infer_spec
-from ldp_export.models.sources import Sources
-from ldp_export.recipes.infinity import InfinityRecipe
-from ldp_export.verification.reference_cases import ReferenceCases
+from ldp_export.reference.quantized import products_in_8_bits
+from ldp_export.verification.cases import ReferenceCases
 from ldp_export.verification.rounding import late_rounding
 
 LATE = LateEntry(precision="int8", share=LATE_SHARE)
@@ -278,7 +279,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         ("torch on a CPU has no blocks in 8 bits", "float32", {"backend": "torch", "late_precision": "int8"}),
         ("tensorrt-rtx has no blocks in 8 bits", "bfloat16", {"backend": "tensorrt-rtx", "late_precision": "int8"}),
     ]
-    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: None)
+    monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: None)
     for message, precision, options in refused:
         with pytest.raises(ConfigError) as caught:
             chosen(precision, **options)
@@ -287,15 +288,15 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_float8_into_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the export: most GPUs refuse it in their first call."""
-    monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda: "8.9")
+    monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: "8.9")
     with pytest.raises(ConfigError, match="bfloat16 or float16, not float32"):
         choose_builder(BackendOptions("torch", late_precision="float8"), spec(), "0.06M", "float32")
 
 
 def test_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldp_export.builders.choice.check_compilers", lambda on_gpu: None)
+    monkeypatch.setattr("ldp_export.building.choose_builder.check_compilers", lambda on_gpu: None)
     for capability, precision, fits in (("9.0", "float8", True), ("8.0", "int8", True), ("8.0", "float8", False)):
-        monkeypatch.setattr("ldp_export.builders.choice.local_capability", lambda here=capability: here)
+        monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda here=capability: here)
         options = BackendOptions("torch", late_precision=precision)  # pyright: ignore[reportArgumentType]
         if fits:
             builder = choose_builder(options, spec(), "0.06M", "bfloat16")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ldp_runtime.bundle.optimization_profiles import AxisRange, OptimizationProfile, choose_profile
 from ldp_runtime.errors import CapacityError, ConfigError
-from ldp_runtime.optimization_profiles import AxisRange, OptimizationProfile, choose_profile
-from ldp_runtime.residual import LatentLayout
+from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
 
-from ldp_export.builders.profiles import all_schedules, buckets_of, latent_profiles, scale_profiles
+from ldp_export.builders.tensorrt.optimization_profiles import (
+    all_schedules,
+    buckets_of,
+    latent_profiles,
+    scale_profiles,
+)
 
 TEXT = 512
 

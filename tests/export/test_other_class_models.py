@@ -12,15 +12,17 @@ import torch
 from class_samples import CLASS_MODELS, Held, build_class_bundle
 from goldens import IMAGE, LATENT
 from ldp_runtime import Pipeline
-from ldp_runtime.bundle import Bundle, report_path
+from ldp_runtime.bundle.files import Bundle, report_path
 from ldp_runtime.errors import CheckpointError, ConfigError
 
-from ldp_export.build import BuildOptions, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.hub.resolve import resolve_model
 from ldp_export.models.registry import find_model
-from ldp_export.models.resolve import infer_spec, resolve_model
-from ldp_export.models.sources import Sources
-from ldp_export.models.var import VarConfig, VarSettings, generate
-from ldp_export.models.var_checkpoints import load_var, load_vq_vae
+from ldp_export.models.var import VarConfig
+from ldp_export.reference.var import VarSettings, generate
 
 
 class Sample:

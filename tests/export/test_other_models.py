@@ -14,13 +14,13 @@ from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
 from samples import build_bundle, random_texts, write_sources
 
-from ldp_export.models.bsq_vae import VaeConfig
-from ldp_export.models.checkpoints import load_transformer, load_vae
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.sources import Sources
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.oracle import pruned_logits
-from ldp_export.models.reference import ReferenceRun, ReferenceSettings, generate
-from ldp_export.models.resolve import infer_spec
-from ldp_export.models.sources import Sources
+from ldp_export.models.infinity_vae import VaeConfig
+from ldp_export.reference.infinity import ReferenceRun, ReferenceSettings, generate
+from ldp_export.reference.oracle import pruned_logits
 from ldp_export.verification.verify import LATENT, LOGITS
 
 #: Three blocks in as many chunks, one head, patchify with an odd number of bits, few text tokens.

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ldp_runtime.bundle import REFERENCE, Bundle
+from ldp_runtime.bundle.files import REFERENCE, Bundle
 from samples import spec
 
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.models.sources import Sources
-from ldp_export.recipes.infinity import InfinityRecipe
-from ldp_export.verification.reference_cases import ReferenceCases
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.families.infinity import InfinityRecipe
+from ldp_export.verification.cases import ReferenceCases
 from ldp_export.verification.replay import save_replay
 from ldp_export.verification.verify import Check, Report
 

@@ -14,21 +14,17 @@ from safetensors.torch import load_file
 from samples import TRANSFORMER, VAE, random_transformer, random_vae, write_text_encoder
 from test_graphs import random_inputs
 
-from ldp_export.graphs.blocks import BlocksGraph
-from ldp_export.graphs.class_blocks import ClassBlocksGraph
-from ldp_export.graphs.class_prompt import ClassPromptGraph
-from ldp_export.graphs.decoder import DecoderGraph
+from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.graphs.graph import Graph, Precision, convert_weights
-from ldp_export.graphs.onnx_export import check_twin, export_graph
-from ldp_export.graphs.prompt import PromptGraph
+from ldp_export.graphs.infinity import BlocksGraph, DecoderGraph, PromptGraph
+from ldp_export.graphs.onnx import check_twin, export_graph
 from ldp_export.graphs.signature import Axis
-from ldp_export.graphs.text_encoder import TextEncoderGraph
-from ldp_export.graphs.vq_decoder import VqDecoderGraph
-from ldp_export.models.bsq_vae import BsqVae
+from ldp_export.graphs.t5 import TextEncoderGraph
+from ldp_export.graphs.var import ClassBlocksGraph, ClassPromptGraph, VqDecoderGraph
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.text_encoder import load_text_encoder
+from ldp_export.models.infinity_vae import BsqVae
 from ldp_export.models.var import VarTransformer
-from ldp_export.models.vq_vae import VqVae
+from ldp_export.models.var_vae import VqVae
 
 Make = Callable[[Precision], Graph]
 HELD = CLASS_MODELS["one AdaLN for all blocks"]

@@ -8,26 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 from goldens import FOLDER
-from ldp_runtime.bundle import GraphEntry, Precision
+from ldp_runtime.bundle.manifest import GraphEntry, Precision
 from ldp_runtime.engines.base import Engine
-from ldp_runtime.engines.eager import EagerEngine
-from ldp_runtime.engines.prompt_chain import chained
+from ldp_runtime.engines.prompt import chained
 from samples import TRANSFORMER, random_transformer, spec, write_sources
 from test_graphs import random_inputs
 
-from ldp_export.graphs.prompt import PromptGraph
+from ldp_export.bench.worker.eager import EagerEngine
+from ldp_export.checkpoints.infinity import load_vae, map_transformer, original_transformer_state
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.tensor_files import save_state
+from ldp_export.families.base import Recipe, loaded_graph
+from ldp_export.families.choose import recipe_for
+from ldp_export.families.infinity import InfinityRecipe
+from ldp_export.graphs.infinity import PromptGraph
 from ldp_export.graphs.signature import Axis, GraphSignature, tensor_entries
-from ldp_export.models.checkpoints import load_vae, map_transformer, original_transformer_state
-from ldp_export.models.in_turn import weights_in_turn
+from ldp_export.hub.resolve import resolve_model
 from ldp_export.models.registry import MODELS
-from ldp_export.models.resolve import resolve_model
-from ldp_export.models.sources import Sources
-from ldp_export.models.state_files import save_state
-from ldp_export.recipes import recipe_for
-from ldp_export.recipes.base import Recipe, loaded_graph
-from ldp_export.recipes.infinity import InfinityRecipe
-from ldp_export.verification.first_scales import record_first_scales, scales_to_record
-from ldp_export.verification.reference_cases import forced_logits
+from ldp_export.reference.streamed import weights_in_turn
+from ldp_export.verification.record_infinity import forced_logits, record_first_scales, scales_to_record
 
 SIZES = {Axis.ROWS: 2, Axis.TOKENS: 3, Axis.PAST: 2, Axis.TEXT: 5, Axis.IMAGES: 1, Axis.HEIGHT: 4, Axis.WIDTH: 4}
 

@@ -10,14 +10,13 @@ import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 from samples import spec, write_sources
 
-from ldp_export.models.bsq_vae import BsqVae
-from ldp_export.models.checkpoints import original_transformer_state
+from ldp_export.checkpoints.infinity import original_transformer_state
+from ldp_export.checkpoints.original import original_state, released_bytes
+from ldp_export.hub.resolve import find_sources, resolve_model
 from ldp_export.models.infinity import InfinityTransformer, ffn_width
-from ldp_export.models.originals import original_state
+from ldp_export.models.infinity_vae import BsqVae
 from ldp_export.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
-from ldp_export.models.resolve import resolve_model
-from ldp_export.models.sources import find_sources
-from ldp_export.models.t5_sizes import FLAN_T5_XL
+from ldp_export.models.t5 import FLAN_T5_XL
 
 #: Parameters of the released transformers, and all their numbers with buffers, whose four bytes each are the files.
 RELEASED = {
@@ -68,7 +67,7 @@ def test_every_model_can_be_made(name: str) -> None:
     assert spec.name == name
     assert spec.parameters > 0
     assert spec.run_bytes() > 2 * spec.parameters
-    assert 0 < spec.file_bytes["vae"] <= spec.file_bytes["transformer"] or spec.hub is not None
+    assert 0 < released_bytes(spec)["vae"] <= released_bytes(spec)["transformer"] or spec.hub is not None
     if isinstance(spec, ModelSpec):
         assert spec.layout.bits == spec.transformer.bits
         assert spec.transformer.levels >= 13
@@ -105,7 +104,7 @@ def test_released_var_sizes(name: str, parameters: int, keys: int, tokens: int) 
     ],
 )
 def test_sizes_on_disk_are_those_of_the_published_files(name: str, part: str, gigabytes: float) -> None:
-    assert find_model(name).file_bytes[part] / 1e9 == pytest.approx(gigabytes, rel=3e-3)
+    assert released_bytes(find_model(name))[part] / 1e9 == pytest.approx(gigabytes, rel=3e-3)
 
 
 def test_sizes_of_the_text_encoder() -> None:

@@ -11,7 +11,7 @@ import pytest
 import results_page
 import targets
 from click.testing import CliRunner
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from PIL import Image
 
 from ldp_export.cli.bench import command

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.errors import VerificationError
 
-from ldp_export.verification.reference_cases import ROUNDING_FILE, Case, ReferenceCases
+from ldp_export.verification.cases import ROUNDING_FILE, Case, ReferenceCases
 from ldp_export.verification.rounding import FLOAT32_NOISE, measure_float32
 from ldp_export.verification.verify import LOGITS
 

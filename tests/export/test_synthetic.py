@@ -11,12 +11,12 @@ import torch
 from ldp_runtime.errors import ConfigError
 from samples import spec
 
-from ldp_export.models.checkpoints import load_transformer, load_vae
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.synthetic import write_checkpoint
+from ldp_export.checkpoints.tensor_files import read_state
+from ldp_export.checkpoints.var import load_var
 from ldp_export.models.registry import MODELS, VarSpec
-from ldp_export.models.resolve import infer_spec
-from ldp_export.models.state_files import read_state
-from ldp_export.models.synthetic import write_checkpoint
-from ldp_export.models.var_checkpoints import load_var
 
 
 def test_sharded_and_whole_files_hold_the_same_model(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from ldp_runtime.errors import CheckpointError
 from safetensors.torch import load_file, save_file
 
-from ldp_export.models import tensor_writer
-from ldp_export.models.state_files import read_state, save_state
-from ldp_export.models.tensor_writer import TensorSource, write_tensors
+from ldp_export.checkpoints import tensor_writer
+from ldp_export.checkpoints.tensor_files import read_state, save_state
+from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 
 
 def state() -> dict[str, torch.Tensor]:

@@ -19,37 +19,33 @@ import pytest
 import torch
 from class_samples import CLASS_MODELS
 from goldens import Golden
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.engines.tensorrt_library import load_library
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.engines.tensorrt.library import load_library
 from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError
-from ldp_runtime.residual import LatentLayout
+from ldp_runtime.layout import LatentLayout
 from samples import spec
 
-from ldp_export.builders import network
 from ldp_export.builders.base import Compiler, ExportedGraph
 from ldp_export.builders.cancellable import BuildProgress, run_cancellable
-from ldp_export.builders.choice import BackendOptions, choose_builder
-from ldp_export.builders.hardware import check_precision, check_targets, parse_capabilities
-from ldp_export.builders.network import blocks_of, check_layers, count_operators
-from ldp_export.builders.profiles import all_schedules
-from ldp_export.builders.tensorrt import (
+from ldp_export.builders.tensorrt import network
+from ldp_export.builders.tensorrt.builder import (
     ENGINE_FILE,
     LAYERS_FILE,
     TensorRtBuilder,
     _save_timing_cache,
     polygraphy_profile,
 )
-from ldp_export.graphs.blocks import BlocksGraph, blocks_signature
-from ldp_export.graphs.class_blocks import ClassBlocksGraph
-from ldp_export.graphs.class_prompt import ClassPromptGraph
-from ldp_export.graphs.decoder import DecoderGraph
+from ldp_export.builders.tensorrt.network import blocks_of, check_layers, count_operators
+from ldp_export.builders.tensorrt.optimization_profiles import all_schedules
+from ldp_export.builders.tensorrt.targets import check_precision, check_targets, parse_capabilities
+from ldp_export.building.choose_builder import BackendOptions, choose_builder
+from ldp_export.checkpoints.var import load_var, load_vq_vae
 from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.onnx_export import MODEL_FILE, export_graph
-from ldp_export.graphs.prompt import PromptGraph
+from ldp_export.graphs.infinity import BlocksGraph, DecoderGraph, PromptGraph, blocks_signature
+from ldp_export.graphs.onnx import MODEL_FILE, export_graph
 from ldp_export.graphs.signature import GraphSignature, TensorSpec
-from ldp_export.graphs.vq_decoder import VqDecoderGraph
+from ldp_export.graphs.var import ClassBlocksGraph, ClassPromptGraph, VqDecoderGraph
 from ldp_export.models.registry import find_model
-from ldp_export.models.var_checkpoints import load_var, load_vq_vae
 
 RTX = pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'ldp-export[tensorrt-rtx]')"
@@ -113,8 +109,8 @@ class TestEngines:
 
     @pytest.mark.parametrize(("precision", "buckets"), [("bfloat16", 2), ("float16", 1)])
     def test_the_embedded_model(self, precision: Any, buckets: int, tmp_path: Path) -> None:
-        from ldp_export.models.checkpoints import load_transformer
-        from ldp_export.models.resolve import resolve_model
+        from ldp_export.checkpoints.infinity import load_transformer
+        from ldp_export.hub.resolve import resolve_model
 
         shapes, sources = resolve_model("infinity-shapes", None, None, None, None, None)
         graph = BlocksGraph(load_transformer(sources.transformer, shapes.transformer), precision=precision)
@@ -384,7 +380,7 @@ class TestCancelling:
         """An exception must not travel through the library: it is noted, and raised once the library is done."""
         import errno
 
-        from ldp_export.builders import tensorrt
+        from ldp_export.builders.tensorrt import builder as tensorrt
 
         real = tensorrt._stream_writer
 

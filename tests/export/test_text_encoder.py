@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ldp_runtime.text import PromptTokenizer
+from ldp_runtime.tokenizer import PromptTokenizer
 
+from ldp_export.checkpoints.synthetic_t5 import write_t5
+from ldp_export.checkpoints.t5 import load_text_encoder
+from ldp_export.checkpoints.tensor_files import read_state, save_state
 from ldp_export.graphs.graph import convert_weights
-from ldp_export.graphs.onnx_export import MODEL_FILE, export_graph
-from ldp_export.graphs.text_encoder import TextEncoderGraph
-from ldp_export.models.state_files import read_state, save_state
-from ldp_export.models.synthetic_t5 import write_t5
-from ldp_export.models.t5_sizes import T5Sizes
-from ldp_export.models.text_encoder import load_text_encoder
+from ldp_export.graphs.onnx import MODEL_FILE, export_graph
+from ldp_export.graphs.t5 import TextEncoderGraph
+from ldp_export.models.t5 import T5Sizes
 
 #: flan-t5-xl's architecture, small: gated GELU, 32 relative buckets up to distance 128.
 SIZES = T5Sizes(layers=2, width=64, heads=4, head_dim=16, ffn=160, vocabulary=80)

@@ -9,18 +9,19 @@ import pytest
 import torch
 from engine_runs import check_draws_without_exporter, engines_of
 from ldp_runtime import Pipeline
-from ldp_runtime.bundle import Bundle, TargetEntry
-from ldp_runtime.engines.torch_compiled import TorchCompiledEngine
-from ldp_runtime.engines.torch_target import check_target, local_target
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.bundle.manifest import TargetEntry
+from ldp_runtime.engines.torch_compiled.engine import TorchCompiledEngine
+from ldp_runtime.engines.torch_compiled.target import check_target, local_target
 from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError, IntegrityError, LdpError
 from samples import TRANSFORMER, spec, write_sources
 from torch import nn
 
-from ldp_export.build import BuildOptions, build, plan_build
 from ldp_export.builders.base import Compiler, ExportedGraph
-from ldp_export.builders.torch_inductor import TorchBuilder
+from ldp_export.builders.torch_compiled.builder import TorchBuilder
+from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
-from ldp_export.models.bsq_vae import VaeConfig
+from ldp_export.models.infinity_vae import VaeConfig
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler"

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from ldp_runtime import open_bundle
-from ldp_runtime.bundle import CURRENT, VERSIONS, Bundle
-from ldp_runtime.bundle_engines import open_engines
+from ldp_runtime.bundle.files import CURRENT, VERSIONS, Bundle
 from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ldp_runtime.errors import VerificationError
+from ldp_runtime.pipeline.open_engines import open_engines
 from safetensors.torch import load_file
 from samples import plan
 
-from ldp_export import work as work_module
-from ldp_export.build import build
+from ldp_export.building import stages as work_module
+from ldp_export.building.build import build
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.graphs.graph import Graph
-from ldp_export.models.sources import Sources
-from ldp_export.models.state_files import save_state
 from ldp_export.verification.verify import IMAGE, Report, _compare, _image_tolerance, require_verified, verify_bundle
 
 

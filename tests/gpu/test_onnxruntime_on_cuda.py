@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ldp_runtime import LatentDiscrepancy, Pipeline
-from ldp_runtime.bundle import Bundle
+from ldp_runtime.bundle.files import Bundle
 from samples import random_texts
 
 from ldp_export.verification.verify import verify_bundle

@@ -10,15 +10,15 @@ import pytest
 import torch
 from goldens import Golden
 from ldp_runtime import LatentDiscrepancy, Pipeline, open_bundle
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.engines.gpu import local_capability
-from ldp_runtime.engines.tensorrt_library import is_installed, load_library
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.engines.hardware import local_capability
+from ldp_runtime.engines.tensorrt.library import is_installed, load_library
 from ldp_runtime.errors import CapacityError, ConfigError
 from samples import random_texts, spec
 
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders.choice import BackendOptions, choose_builder
-from ldp_export.models.sources import Sources
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.choose_builder import BackendOptions, choose_builder
+from ldp_export.checkpoints.sources import Sources
 from ldp_export.verification.verify import verify_bundle
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from ldp_runtime import Pipeline, open_bundle
-from ldp_runtime.bundle import Bundle, LateEntry, LatePrecision, Precision
-from ldp_runtime.engines.torch_target import local_target
-from ldp_runtime.pruning.given import GivenShares
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.bundle.manifest import LateEntry, LatePrecision, Precision
+from ldp_runtime.engines.torch_compiled.target import local_target
+from ldp_runtime.pruning.controls import GivenShares
 from samples import TRANSFORMER, random_texts, spec, write_sources
 
-from ldp_export.build import BuildOptions, build, plan_build
-from ldp_export.builders.choice import LATE_SHARE
-from ldp_export.builders.torch_inductor import TorchBuilder
-from ldp_export.models.bsq_vae import VaeConfig
+from ldp_export.builders.torch_compiled.builder import TorchBuilder
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.choose_builder import LATE_SHARE
+from ldp_export.models.infinity_vae import VaeConfig
 from ldp_export.verification.verify import verify_bundle
 
 #: Precision of the graphs, and of blocks at late scales.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from goldens import RAW_LOGITS, Golden
-from ldp_runtime.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
-from ldp_runtime.engines.bindings import Binding
-from ldp_runtime.engines.eager import EagerEngine
-from ldp_runtime.engines.places import Places
-from ldp_runtime.engines.tensorrt_library import ALIGNMENT
-from ldp_runtime.finite import FiniteWatch
-from ldp_runtime.kv_cache import KVCache
+from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
+from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.tensorrt.addresses import Places
+from ldp_runtime.engines.tensorrt.bindings import Binding
+from ldp_runtime.engines.tensorrt.library import ALIGNMENT
+from ldp_runtime.numerics import FiniteWatch
 from ldp_runtime.schedule import rope_table
 
-from ldp_export.graphs.blocks import BlocksGraph
+from ldp_export.bench.worker.eager import EagerEngine
+from ldp_export.graphs.infinity import BlocksGraph
 
 
 def two_scales(golden: Golden, device: str) -> list[torch.Tensor]:

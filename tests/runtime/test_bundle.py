@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from ldp_runtime import Pipeline, open_bundle
-from ldp_runtime.bundle import CURRENT, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, report_path
+from ldp_runtime.bundle.files import CURRENT, MANIFEST, Bundle, report_path
+from ldp_runtime.bundle.manifest import SCHEMA_VERSION, Manifest
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 
 

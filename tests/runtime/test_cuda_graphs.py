@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from ldp_runtime.engines.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.graph_cache import GraphCounters
+from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
 
 
 class FakeStream:

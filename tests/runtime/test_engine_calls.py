@@ -13,13 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime import Pipeline, open_bundle
-from ldp_runtime.bundle import CURRENT, MANIFEST, Bundle, Manifest, TargetEntry, TensorEntry
-from ldp_runtime.engines.bindings import Binding, axis_sizes, input_bindings, output_bindings, spare_offsets
-from ldp_runtime.engines.gpu import check_capability, require_gpu
+from ldp_runtime.bundle.files import CURRENT, MANIFEST, Bundle
+from ldp_runtime.bundle.manifest import Manifest, TargetEntry, TensorEntry
 from ldp_runtime.engines.graph_cache import GraphCache
-from ldp_runtime.engines.places import Places
-from ldp_runtime.engines.tensorrt import check_aliases, check_size, check_target, keep_kernels
-from ldp_runtime.engines.tensorrt_library import ALIGNMENT, capability, load_library
+from ldp_runtime.engines.hardware import check_capability, require_gpu
+from ldp_runtime.engines.tensorrt.addresses import Places
+from ldp_runtime.engines.tensorrt.bindings import Binding, axis_sizes, input_bindings, output_bindings, spare_offsets
+from ldp_runtime.engines.tensorrt.engine import check_aliases, check_size, check_target, keep_kernels
+from ldp_runtime.engines.tensorrt.library import ALIGNMENT, capability, load_library
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ldp_runtime.exact_convolutions import exact_convolutions
+from ldp_runtime.numerics import exact_convolutions
 
 BACKENDS: Any = torch.backends
 CONVOLUTIONS = BACKENDS.cudnn.conv

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime.errors import NonFiniteError
-from ldp_runtime.finite import FiniteWatch, all_finite
+from ldp_runtime.numerics import FiniteWatch, all_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

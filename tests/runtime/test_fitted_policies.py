@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Policy, parse_policy
 from ldp_runtime.errors import ConfigError, IntegrityError
-from ldp_runtime.pruning import fills, guidance_recall, scores
+from ldp_runtime.pruning import fills, scores
+from ldp_runtime.pruning import recall as guidance_recall
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.policy import PictureSoFar
 from ldp_runtime.schedule import ScaleSchedule

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ldp_runtime.engines.kv_cache import KVCache
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.kv_cache import KVCache
 
 
 def filled(tokens: tuple[int, ...] = (1, 4), rows: int = 3) -> KVCache:

@@ -9,18 +9,18 @@ import torch
 from engine_runs import engines_of, run_loop
 from goldens import LATENT, RAW_LOGITS, Golden
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
-from ldp_runtime.kv_cache import KVCache
-from ldp_runtime.pipeline import GenerationResult
+from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.pipeline.pipeline import GenerationResult
+from ldp_runtime.pipeline.request import sizes
 from ldp_runtime.pruning.fills import Fill
-from ldp_runtime.pruning.names import describe
-from ldp_runtime.request import sizes
+from ldp_runtime.pruning.parse import describe
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 from naive import naive_run
 from torch.nn import functional as F
 
-from ldp_export.models.oracle import pruned_logits
-from ldp_export.models.reference import ReferenceSettings, generate
+from ldp_export.reference.infinity import ReferenceSettings, generate
+from ldp_export.reference.oracle import pruned_logits
 
 
 @dataclass(frozen=True)

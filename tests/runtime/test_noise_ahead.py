@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from ldp_runtime.bit_tokens import BitTokens
-from ldp_runtime.codebook_tokens import CodebookTokens
-from ldp_runtime.noise_ahead import NoiseAhead
-from ldp_runtime.residual import LatentLayout
+from ldp_runtime.families.base import TokenSpace
+from ldp_runtime.families.infinity import BitTokens
+from ldp_runtime.families.var import CodebookTokens
+from ldp_runtime.layout import LatentLayout
+from ldp_runtime.pipeline.noise_ahead import NoiseAhead
 from ldp_runtime.schedule import ScaleSchedule
-from ldp_runtime.token_space import TokenSpace
 
 
 def spaces() -> list[TokenSpace]:

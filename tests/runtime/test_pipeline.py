@@ -12,17 +12,17 @@ import pytest
 import torch
 from engine_runs import engines_of
 from ldp_runtime import Pipeline, ScaleEvent
-from ldp_runtime.blocks import Blocks
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.bundle_engines import Engines
-from ldp_runtime.capacity import estimate_memory
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.blocks import Blocks
 from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, LdpError, NonFiniteError
+from ldp_runtime.pipeline.memory import estimate_memory
+from ldp_runtime.pipeline.open_engines import Engines
 from PIL import Image
 from samples import random_texts, write_text_encoder
 
-from ldp_export.models.sources import Sources
-from ldp_export.models.text_encoder import load_text_encoder
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.t5 import load_text_encoder
 
 PROMPT = "a red circle"
 

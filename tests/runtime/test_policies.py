@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Policy, SkipLastScales, StopGuidanceAfter, parse_policy
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pruning.given import GivenShares
-from ldp_runtime.pruning.names import describe
+from ldp_runtime.pruning.controls import GivenShares
+from ldp_runtime.pruning.parse import describe
 from ldp_runtime.pruning.policy import PictureSoFar
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule

@@ -6,8 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ldp_runtime.residual import (
-    LatentLayout,
+from ldp_runtime.families.infinity import (
     accumulate,
     bits_to_codes,
     latent_to_tokens,
@@ -15,6 +14,7 @@ from ldp_runtime.residual import (
     resize,
     tokens_to_latent,
 )
+from ldp_runtime.layout import LatentLayout
 
 LAYOUTS = [LatentLayout(32), LatentLayout(14, 2), LatentLayout(3, 2)]
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.guidance import guide, last_guided_scale, per_scale
-from ldp_runtime.sampling import SamplingFilter, draw_noise, logit_difference, position_noise, sample_bits
+from ldp_runtime.noise import draw_noise, position_noise
+from ldp_runtime.sampling import SamplingFilter, logit_difference, sample_bits
 from ldp_runtime.schedule import ScaleSchedule
 
 

@@ -6,8 +6,7 @@ from itertools import count
 
 import pytest
 import torch
-from ldp_runtime.scale_clock import ScaleClock, ScaleMarks
-from ldp_runtime.trace import ScaleTrace
+from ldp_runtime.pipeline.trace import ScaleClock, ScaleMarks, ScaleTrace
 
 
 class FakeEvent:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from engine_runs import engines_of
 from ldp_runtime import Pipeline, Policy, ScaleEvent
-from ldp_runtime.bundle import Bundle
-from ldp_runtime.capacity import container_memory
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.graph_cache import GraphCounters
 from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.pipeline.memory import container_memory
 from ldp_runtime.schedule import ScaleSchedule
 
 PROMPTS = ["a red circle", "green star", "blue"]
@@ -155,7 +155,7 @@ class TestMemory:
         def exhaust(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("ldp_runtime.pipeline.open_engines", exhaust)
+        monkeypatch.setattr("ldp_runtime.pipeline.pipeline.open_engines", exhaust)
         with pytest.raises(CapacityError, match="out of memory while loading the engines"):
             Pipeline.load(small_bundle)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from ldp_runtime.errors import ConfigError, IntegrityError
-from ldp_runtime.text import PromptTokenizer
+from ldp_runtime.tokenizer import PromptTokenizer
 from samples import WORDS, write_text_encoder
 from tokenizers import Tokenizer
 

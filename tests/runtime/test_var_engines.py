@@ -12,16 +12,16 @@ from class_samples import CLASS_LOGITS, ClassGolden, build_class_bundle
 from engine_runs import engines_of
 from goldens import IMAGE, LATENT, SMOOTH
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
-from ldp_runtime.codebook_tokens import CodebookTokens
-from ldp_runtime.conditions import condition_rows
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.families import guidance_weights, placement
-from ldp_runtime.request import ImageRequest
+from ldp_runtime.families.choose import guidance_weights, placement
+from ldp_runtime.families.var import CodebookTokens
+from ldp_runtime.pipeline.conditions import condition_rows
+from ldp_runtime.pipeline.request import ImageRequest
+from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.sampling import SamplingFilter
-from ldp_runtime.scale_loop import ImageState, LoopSettings, run_scales
 
-from ldp_export.models.oracle import pruned_class_logits
-from ldp_export.models.var import VarSettings, generate
+from ldp_export.reference.oracle import pruned_class_logits
+from ldp_export.reference.var import VarSettings, generate
 
 RUNS = ("greedy", "sampled", "smooth", "nocfg")
 

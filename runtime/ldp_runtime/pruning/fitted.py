@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ldp_runtime.errors import ConfigError, IntegrityError
-from ldp_runtime.finite import all_finite
+from ldp_runtime.numerics import all_finite
 
 #: Written digits of a fitted number: far below its own uncertainty.
 _DIGITS = 6

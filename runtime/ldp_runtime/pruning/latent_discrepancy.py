@@ -16,15 +16,8 @@ from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning import lhep, sats, scores
 from ldp_runtime.pruning.fills import Fill, fill_residual
 from ldp_runtime.pruning.fitted import Fitted, check_fits
-from ldp_runtime.pruning.guidance_recall import AfterStop, missing_guidance, remember
-from ldp_runtime.pruning.policy import (
-    PictureSoFar,
-    Policy,
-    Selection,
-    check_choice,
-    check_number,
-    check_scales,
-)
+from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection, check_choice, check_number, check_scales
+from ldp_runtime.pruning.recall import AfterStop, missing_guidance, remember
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.pruning.scores import Score
 from ldp_runtime.schedule import Grid, ScaleSchedule

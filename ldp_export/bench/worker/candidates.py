@@ -1,0 +1,111 @@
+"""What is measured: eager PyTorch and the engines behind one question, "draw these prompts with these seeds"."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from ldp_calibration.cost import trace_flops
+from ldp_runtime.bundle.files import TOKENIZER, Bundle, open_bundle
+from ldp_runtime.bundle.manifest import GraphEntry, InfinityEntry, Manifest
+from ldp_runtime.pipeline.open_engines import open_engines
+from ldp_runtime.pipeline.pipeline import Pipeline
+from ldp_runtime.pipeline.trace import Trace
+from ldp_runtime.tokenizer import PromptTokenizer
+from torch import nn
+
+from ldp_export.bench.worker.eager import EagerEngine
+from ldp_export.bench.worker.messages import Job
+from ldp_export.bench.worker.timing import Drawing
+
+#: What images are drawn from: prompts, class labels, or text features [T, text_channels].
+Conditions = Sequence[str] | Sequence[int] | Sequence[torch.Tensor]
+
+
+class Subject(Protocol):
+    def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str) -> Drawing: ...
+
+
+def conditions_of(job: Job, manifest: Manifest) -> Conditions:
+    """The job's prompts or classes, or the seeded random features that stand in for prompts."""
+    if job.classes is not None:
+        return job.classes
+    if job.prompts is not None:
+        return job.prompts
+    assert isinstance(manifest.model, InfinityEntry)
+    generator = torch.Generator().manual_seed(job.embed_seed)
+    shape = (job.embed_tokens, manifest.model.text_channels)
+    return [torch.randn(shape, generator=generator) for _ in range(job.embed_count)]
+
+
+class EngineSubject:
+    """A bundle's engines, driven by the pipeline."""
+
+    def __init__(self, job: Job) -> None:
+        bundle = open_bundle(Path(job.bundle), integrity="sizes")
+        self.pipeline = self._open(bundle, job)
+        self.aspect_ratio = job.aspect_ratio
+        self.conditions = conditions_of(job, bundle.manifest)
+
+    def _open(self, bundle: Bundle, job: Job) -> Pipeline:
+        return Pipeline.load(bundle, device=job.device, threads=job.threads, max_batch=job.batch)
+
+    def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
+        conditions = [self.conditions[i] for i in prompts]
+        features = [each for each in conditions if isinstance(each, torch.Tensor)]
+        others = [each for each in conditions if not isinstance(each, torch.Tensor)]
+        options: dict[str, Any] = {"seed": list(seeds), "policy": policy, "output_type": "torch"}
+        options["aspect_ratio"] = self.aspect_ratio
+        pipe = self.pipeline
+        result = pipe(prompt_embeds=features, **options) if features else pipe.draw(others, **options)
+        traces = result.traces
+        return Drawing(
+            images=result.images,
+            text_s=traces[0].text_s,  # one stage for all images of a batch
+            blocks_s=sum(scale.blocks_s / scale.images_in_call for trace in traces for scale in trace.scales),
+            decode_s=sum(trace.decode_s for trace in traces),
+            tokens=tuple(trace.tokens for trace in traces),
+            row_tokens=tuple(trace.row_tokens for trace in traces),
+            tokens_full=traces[0].tokens_full,
+            scales=_scales(traces),
+            flops=sum(trace_flops(self.pipeline.manifest.model, trace) for trace in traces),
+        )
+
+
+def _scales(traces: Sequence[Trace]) -> tuple[tuple[float, float, float, float], ...]:
+    """What the images of a call spent at each scale, and their mean tokens and rows."""
+    n = len(traces)
+    return tuple(
+        (
+            sum(scale.blocks_s / scale.images_in_call for scale in same),
+            sum(scale.select_s / scale.images_in_call + scale.residual_s for scale in same),
+            sum(scale.tokens for scale in same) / n,
+            sum(scale.rows for scale in same) / n,
+        )
+        for same in ([t.scales[k] for t in traces if k < len(t.scales)] for k in range(traces[0].scales_full))
+        if same
+    )
+
+
+class HoistedSubject(EngineSubject, ABC):
+    """The bundle's loop and graphs, the graphs in eager PyTorch: what leaving the loop alone is worth by itself."""
+
+    def _open(self, bundle: Bundle, job: Job) -> Pipeline:
+        graph_of = self._graphs(job, bundle.manifest)
+
+        def open_eager(name: str, graph: GraphEntry) -> EagerEngine:
+            inputs, outputs = ([entry.name for entry in entries] for entries in (graph.inputs, graph.outputs))
+            return EagerEngine(name, graph_of(graph), inputs, outputs, job.device, job.threads)
+
+        engines = open_engines(bundle, torch.device(job.device), job.threads, open_eager)
+        tokenizer = None
+        if bundle.manifest.has_text_encoder:
+            tokenizer = PromptTokenizer(bundle.path(TOKENIZER), bundle.manifest.limits.text_tokens)
+        return Pipeline(bundle.manifest, engines, tokenizer, job.batch, bundle.root)
+
+    @abstractmethod
+    def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
+        """From a graph's entry to its module with loaded weights."""

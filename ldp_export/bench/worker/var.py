@@ -1,0 +1,83 @@
+"""The eager candidates of class-conditional models: VAR's original loop, and the bundle's graphs in eager PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from ldp_runtime.bundle.files import open_bundle
+from ldp_runtime.bundle.manifest import GraphEntry, Manifest
+from ldp_runtime.pixels import to_output
+from torch import nn
+
+from ldp_export.bench.worker.candidates import HoistedSubject
+from ldp_export.bench.worker.messages import Job
+from ldp_export.bench.worker.timing import Drawing, Stopwatch
+from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.graphs.graph import convert_weights
+from ldp_export.graphs.var import ClassBlocksGraph, ClassPromptGraph, VqDecoderGraph
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.var_vae import VqVae
+from ldp_export.reference.var import VarSettings, generate
+
+
+class EagerVar:
+    """VAR's original generation loop in eager PyTorch, with its VAE decoder."""
+
+    def __init__(self, job: Job) -> None:
+        assert job.classes is not None
+        self.manifest = open_bundle(Path(job.bundle), integrity="sizes").manifest
+        self.classes = job.classes
+        transformer, vae = _load_modules(job, self.manifest)
+        self.model, self.vae = transformer.to(job.device), vae.to(job.device)
+        self.watch = Stopwatch(torch.device(job.device))
+        self.watch.put_on(self.model.class_emb, "text", "forward")
+        self.watch.put_on(self.model, "blocks", "shared_modulation", "start_tokens", "logits")
+        self.watch.put_on(self.model.word_embed, "blocks", "forward")
+        for block in self.model.layers:
+            self.watch.put_on(block, "blocks", "modulation", "forward")  # the original projects AdaLN at every scale
+        self.watch.put_on(self.vae, "decode", "decode")
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
+        """The whole batch shares the noise stream of its first seed, as in the original loop."""
+        defaults = self.manifest.defaults
+        settings = VarSettings(
+            defaults.guidance, defaults.top_k, defaults.top_p, seeds[0], temperature=defaults.temperature
+        )
+        labels, laps = [self.classes[i] for i in prompts], self.watch.start()
+        laps.end_scale(-1)  # the scales begin
+        run = generate(self.model, self.vae, labels, settings, keep_trace=False, on_scale=laps.end_scale)
+        images = to_output(self.vae.decode(run.latent), "torch")
+        schedule = self.manifest.schedule()  # VAR draws squares
+        return laps.drawing(images, self.manifest, schedule, rows=2)  # also where guidance is off
+
+
+class HoistedVar(HoistedSubject):
+    """See `HoistedSubject`."""
+
+    def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
+        transformer, vae = _load_modules(job, manifest)
+        precision = manifest.precision
+
+        def graph_of(graph: GraphEntry) -> nn.Module:
+            if graph.kind == "prompt":
+                return ClassPromptGraph(transformer, precision=precision)
+            if graph.kind == "decoder":
+                return VqDecoderGraph(vae, precision)
+            return ClassBlocksGraph(transformer, graph.first, graph.last, precision)
+
+        return graph_of
+
+
+def _load_modules(job: Job, manifest: Manifest) -> tuple[VarTransformer, VqVae]:
+    """The checkpoint's modules, weights in the types that the bundle holds them in, as Infinity's are."""
+    assert job.weights is not None
+    assert job.vae is not None
+    transformer, vae = load_var(job.weights), load_vq_vae(job.vae)
+    if manifest.precision != "float32":
+        for graph in (ClassPromptGraph, ClassBlocksGraph):
+            convert_weights(graph(transformer, precision=manifest.precision))
+        convert_weights(VqDecoderGraph(vae, manifest.precision))
+    return transformer, vae

@@ -1,0 +1,80 @@
+"""Which precision runs on which GPU, by which library: refused before a build that could not succeed.
+
+Sources: the libraries' own enumeration of targets, and the errors they give (each is reproduced by a test).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ldp_runtime.engines.tensorrt.library import Flavour, capability
+from ldp_runtime.errors import ConfigError
+
+#: First compute capability that serves a graph of each precision. Graphs keep float32 islands with matrix products in
+#: them (the head), which TensorRT-RTX does not have on 7.5.
+_SINCE: dict[Flavour, dict[str, tuple[int, int]]] = {
+    "tensorrt": {"float32": (7, 5), "float16": (7, 5), "bfloat16": (8, 0)},
+    "tensorrt-rtx": {"float32": (8, 0), "float16": (8, 0), "bfloat16": (8, 0)},
+}
+
+
+#: Data centre GPUs of the architectures whose consumer members TensorRT-RTX serves.
+_DATA_CENTRE = {(9, 0): "H100, H200", (10, 0): "B200", (10, 3): "B300"}
+
+
+def parse_capabilities(text: str) -> tuple[str, ...]:
+    """ "8.6,8.9" as ("8.6", "8.9"), in ascending order, each once.
+
+    Raises:
+        ConfigError: something between the commas is no compute capability.
+    """
+    found = {capability(part) for part in text.split(",")}
+    return tuple(f"{major}.{minor}" for major, minor in sorted(found))
+
+
+def check_targets(flavour: Flavour, wanted: Sequence[str], offered: Sequence[str], precision: str) -> None:
+    """Refuses GPUs that the library cannot build for, and precisions that they cannot compute in.
+
+    Args:
+        wanted: compute capabilities to build for.
+        offered: those that the library can build for.
+        precision: "float32", "float16" or "bfloat16".
+
+    Raises:
+        ConfigError: which GPU, why, and what to do instead.
+    """
+    if not wanted:
+        raise ConfigError(
+            f"{flavour} builds for named GPUs; none was named",
+            hint="for example --compute-capability 8.6,8.9,12.0 (GeForce RTX 30, 40, 50)",
+        )
+    for name in wanted:
+        if name not in offered:
+            raise ConfigError(_not_offered(flavour, name, offered), hint=_instead(name))
+        check_precision(flavour, name, precision)
+
+
+def check_precision(flavour: Flavour, name: str, precision: str) -> None:
+    """Refuses a precision that `flavour` does not compute in on GPUs of compute capability `name`."""
+    known = _SINCE[flavour]
+    if precision not in known:
+        raise ConfigError(f"{flavour} engines are built in {', '.join(sorted(known))}, not in {precision!r}")
+    if capability(name) < known[precision]:
+        others = [other for other, since in known.items() if since <= capability(name)]
+        raise ConfigError(
+            f"{flavour} serves {precision} graphs from compute capability {'.'.join(map(str, known[precision]))} on, "
+            f"not on {name}",
+            hint=f"--precision {others[-1]}" if others else "leave that GPU out, or run ONNX Runtime on it",
+        )
+
+
+def _not_offered(flavour: str, name: str, offered: Sequence[str]) -> str:
+    known = _DATA_CENTRE.get(capability(name))
+    what = f"{name} ({known})" if known else name
+    return f"{flavour} cannot build for compute capability {what}; it can for {', '.join(offered)}"
+
+
+def _instead(name: str) -> str:
+    if capability(name) in _DATA_CENTRE:
+        return "on that GPU, build with --backend tensorrt"
+    return "leave that GPU out, or use --backend tensorrt on it"

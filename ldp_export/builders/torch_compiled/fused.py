@@ -1,0 +1,77 @@
+"""From the `blocks` graph of an Infinity model to the weights of fused blocks, which the runtime compiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, LatePrecision
+from ldp_runtime.engines.torch_compiled.fused.pieces import EPS, BlockWeights
+from ldp_runtime.engines.torch_compiled.fused.products import KINDS, Matrix
+from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, in_8_bits, named_tensors
+from ldp_runtime.errors import EngineBuildError
+from torch import nn
+
+from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
+from ldp_export.graphs.infinity import BlocksGraph
+from ldp_export.graphs.signature import GraphSignature
+from ldp_export.models.infinity import Block
+from ldp_export.models.layers import Linear
+
+
+def is_fusible(signature: GraphSignature) -> bool:
+    """Whether a graph is blocks of Infinity: the fused pieces share one modulation and attend to a text."""
+    names = signature.input_names
+    return "modulation" in names and "text_mask" in names
+
+
+def fused_weights(graph: BlocksGraph) -> FusedWeights:
+    """The graph's weights, in the types that it has them in; matrices are not copied.
+
+    Raises:
+        EngineBuildError: an architecture that the fused pieces do not compute.
+    """
+    if graph.eps != EPS:
+        raise EngineBuildError(
+            f"the fused blocks normalise with an epsilon of {EPS}, this model with {graph.eps}",
+            hint="build with --backend onnxruntime",
+        )
+    return FusedWeights(
+        [block_weights(block) for block in graph.layers],
+        graph.word_embed.weight.detach() if graph.first == 0 else None,
+        matrix(graph.head) if graph.last_is_head else None,
+    )
+
+
+def block_weights(block: Block) -> BlockWeights:
+    """Of one block; what does not depend on the call is joined or converted."""
+    sa, ca, ffn = block.sa, block.ca, block.ffn
+    bias = torch.cat((sa.q_bias, torch.zeros_like(sa.q_bias), sa.v_bias))
+    return BlockWeights(
+        modulation=block.ada_gss[0].detach().float(),
+        qkv=Matrix(sa.mat_qkv.weight.detach(), bias.detach(), bias.new_empty(0)),
+        temperature=sa.scale_mul_1H11.detach().float().clamp(max=sa.MAX_LOG_SCALE).exp().view(-1, 1),
+        out=matrix(sa.proj),
+        norm=block.ca_norm.weight.detach().float(),
+        norm_bias=block.ca_norm.bias.detach().float(),
+        query=matrix(ca.mat_q),
+        text_out=matrix(ca.proj),
+        up=matrix(ffn.fc1),
+        down=matrix(ffn.fc2),
+    )
+
+
+def matrix(layer: Linear | nn.Linear) -> Matrix:
+    return Matrix(layer.weight.detach(), layer.bias.detach(), layer.bias.detach().new_empty(0))
+
+
+def write_fused(graph: BlocksGraph, folder: Path, bits: LatePrecision | None = None) -> None:
+    """Writes the engine's file into `folder`, matrices of the blocks in 8 `bits` where that is asked for.
+
+    Raises EngineBuildError as `fused_weights`.
+    """
+    weights = fused_weights(graph)
+    if bits is not None:
+        weights = in_8_bits(weights, KINDS[bits])
+    sources = [TensorSource.of(name, tensor) for name, tensor in named_tensors(weights)]
+    write_tensors(sources, folder / FUSED_WEIGHTS)

@@ -1,0 +1,1 @@
+"""Building: a plan, resumable stages, and a published bundle."""

@@ -1,0 +1,110 @@
+"""Building a bundle: resumable stages, verification, and an atomic publication."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ldp_runtime.bundle.files import REPORTS, VERSIONS, Bundle, read_state
+from ldp_runtime.disk import exclusive, remove_leftovers
+from ldp_runtime.errors import EngineBuildError
+from safetensors import SafetensorError
+
+from ldp_export.building.cache import run_stages
+from ldp_export.building.estimate import require_capacity
+from ldp_export.building.plan import BuildOptions, BuildPlan, plan_build
+from ldp_export.building.publish import assemble_version, make_current, seal, write_report
+from ldp_export.building.stages import Work
+from ldp_export.progress import Progress, ProgressEvent, silent
+from ldp_export.verification.verify import Report, require_verified, verify_bundle
+
+__all__ = ["BuildOptions", "BuildPlan", "build", "plan_build"]
+
+
+def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report | None]:
+    """Builds, verifies and publishes a bundle; the previous version serves until the new one is verified.
+
+    Engines that cannot run on this machine are published unverified, without a report: `verify` on their target is
+    what proves them.
+
+    Raises:
+        CapacityError: memory or disk is too small; nothing was done.
+        CheckpointError, ExportError, EngineBuildError: a stage failed; finished stages are kept for the next try.
+        VerificationError: the engines are wrong; they are kept as a rejected version, CURRENT is unchanged.
+    """
+    require_capacity(plan)
+    root, device = plan.options.output, plan.options.builder.verified_on
+    with _disk_errors(root), exclusive(root / ".lock", f"build is writing to {root}"):
+        for folder in (root, root / "stages", root / VERSIONS, root / REPORTS):
+            remove_leftovers(folder)
+        if plan.options.force:
+            shutil.rmtree(root / "stages", ignore_errors=True)
+        work = Work(plan)
+        stages = work.stages()
+        count = len(stages) + (device is not None)
+        renumbered = _within(progress, count)
+        folders = run_stages(stages, root / "stages", renumbered)
+        manifest, files = seal(plan, work.hashes, folders)
+        folder = assemble_version(root, manifest, files)
+        report = None
+        if device is not None:
+            report = _verify(Bundle(manifest, folder, root, "unverified"), root, device, count, progress)
+        make_current(root, manifest)
+        _forget_old_stages(root / "stages", folders)
+    return Bundle(manifest, folder, root, read_state(root, manifest)), report
+
+
+def _verify(bundle: Bundle, root: Path, device: str, count: int, progress: Progress) -> Report:
+    """Checks the bundle as the last of `count` steps, and keeps the report beside it."""
+    progress(ProgressEvent("verify", count - 1, count, "started"))
+    report = verify_bundle(
+        bundle,
+        device=device,
+        on_check=lambda check: progress(ProgressEvent("verify", count - 1, count, "advanced", check.name)),
+    )
+    write_report(root, bundle.manifest, report.to_json())
+    require_verified(report, bundle)
+    progress(ProgressEvent("verify", count - 1, count, "finished"))
+    return report
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Generator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise EngineBuildError(
+                f"the disk of {root} is full", hint="free some space and run the command again: it resumes"
+            ) from error
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise EngineBuildError(f"cannot write to {root}: {error}") from error
+        raise
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The system's error number; safetensors has it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def _within(progress: Progress, count: int) -> Progress:
+    def report(event: ProgressEvent) -> None:
+        progress(ProgressEvent(event.stage, event.index, count, event.state, event.detail, event.seconds))
+
+    return report
+
+
+def _forget_old_stages(cache: Path, used: dict[str, Path]) -> None:
+    """Keeps the stages of this build and drops those of earlier ones: the cache does not grow without bound."""
+    keep = {folder.name for folder in used.values()}
+    for folder in cache.iterdir():
+        if folder.is_dir() and folder.name not in keep:
+            shutil.rmtree(folder, ignore_errors=True)

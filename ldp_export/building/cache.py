@@ -1,0 +1,117 @@
+"""Stages of a build, cached by content: a stage whose inputs have not changed is not done again.
+
+    OUTPUT/stages/NAME-KEY/   files of the stage, and stage.json: its inputs and the hashes of its files
+
+A stage is written beside its place and renamed into it when complete, so a killed build leaves no half stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldp_runtime.bundle.files import describe_files, hash_file
+from ldp_runtime.bundle.manifest import FileEntry
+from ldp_runtime.disk import SCRATCH
+
+from ldp_export.builders.base import STAGE_FILE
+from ldp_export.progress import Progress, ProgressEvent
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a build.
+
+    Attributes:
+        name: also the folder of its files in the bundle.
+        inputs: everything its result depends on, as plain JSON; changing any value changes the key.
+        run: writes the stage's files into the folder it is given; may say in words how far it is.
+        spent: a folder that nobody needs once this stage is complete; it is deleted then.
+    """
+
+    name: str
+    inputs: Mapping[str, Any]
+    run: Callable[[Path, Callable[[str], None]], None]
+    spent: Path | None = None
+
+    @property
+    def key(self) -> str:
+        canonical = json.dumps(self.inputs, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(f"{self.name}:{canonical}".encode()).hexdigest()[:16]
+
+    def place(self, cache: Path) -> Path:
+        """Where its files lie once it has run."""
+        return cache / f"{self.name}-{self.key}"
+
+
+def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str, Path]:
+    """Runs what is not cached; returns the folder of each stage's files."""
+    cache.mkdir(parents=True, exist_ok=True)
+    folders = {}
+    for index, stage in enumerate(stages):
+        place = stage.place(cache)
+        if is_complete(place):
+            progress(ProgressEvent(stage.name, index, len(stages), "reused"))
+        else:
+            _run(stage, place, cache, index, len(stages), progress)
+        if stage.spent is not None:
+            shutil.rmtree(stage.spent, ignore_errors=True)
+        folders[stage.name] = place
+    return folders
+
+
+def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progress: Progress) -> None:
+    started = time.perf_counter()
+    progress(ProgressEvent(stage.name, index, count, "started", what_changed(stage, cache)))
+    scratch = cache / f"{SCRATCH}{uuid.uuid4().hex}"
+    scratch.mkdir()
+    try:
+        stage.run(scratch, lambda detail: progress(ProgressEvent(stage.name, index, count, "advanced", detail)))
+        names = [str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file()]
+        files = {name: entry.model_dump() for name, entry in describe_files(scratch, names).items()}
+        record = {"name": stage.name, "inputs": dict(stage.inputs), "files": files}
+        (scratch / STAGE_FILE).write_text(json.dumps(record, indent=1))
+        shutil.rmtree(place, ignore_errors=True)
+        scratch.rename(place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    progress(ProgressEvent(stage.name, index, count, "finished", seconds=time.perf_counter() - started))
+
+
+def is_complete(place: Path) -> bool:
+    """Whether the stage is there and its files are the ones it wrote."""
+    try:
+        return all(hash_file(place / name) == entry.sha256 for name, entry in files_of(place).items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def files_of(place: Path) -> dict[str, FileEntry]:
+    """Sizes and hashes of a stage's files, as it noted them when it wrote them."""
+    noted = json.loads((place / STAGE_FILE).read_text())["files"]
+    return {name: FileEntry.model_validate(entry) for name, entry in noted.items()}
+
+
+def what_changed(stage: Stage, cache: Path) -> str:
+    """In words, which inputs differ from the newest earlier run of this stage ("" when there is none)."""
+    earlier = sorted(cache.glob(f"{stage.name}-*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime)
+    for record in reversed(earlier):
+        try:
+            known = json.loads(record.read_text())["inputs"]
+        except (OSError, ValueError, KeyError):
+            continue
+        changed = sorted(
+            k for k in {*known, *stage.inputs} if known.get(k) != json.loads(json.dumps(stage.inputs.get(k)))
+        )
+        return f"changed: {', '.join(changed)}" if changed else "its files were damaged"
+    return ""

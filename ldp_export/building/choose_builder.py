@@ -1,0 +1,203 @@
+"""From what the user asks for to a builder; everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import platformdirs
+import torch
+from ldp_runtime.bundle.manifest import Backend, LateEntry, LatePrecision, Precision
+from ldp_runtime.engines.hardware import instructions, local_capability, multiplies_bfloat16
+from ldp_runtime.engines.onnxruntime import check_provider
+from ldp_runtime.engines.tensorrt.library import capability, load_library
+from ldp_runtime.engines.torch_compiled.compiler import check_compilers
+from ldp_runtime.errors import ConfigError, IncompatibleBundleError
+
+from ldp_export.builders.base import Builder
+from ldp_export.builders.onnxruntime import Int8Builder, OnnxRuntimeBuilder
+from ldp_export.builders.tensorrt.builder import TensorRtBuilder, check_polygraphy
+from ldp_export.builders.tensorrt.optimization_profiles import all_schedules, buckets_of
+from ldp_export.builders.tensorrt.targets import check_precision, check_targets, parse_capabilities
+from ldp_export.builders.torch_compiled.builder import TorchBuilder
+from ldp_export.models.registry import ModelSpec, VarSpec
+
+#: Buckets of scales: early, middle, late. Thirteen, one a scale, cost ten times the build time of one.
+PROFILES = 3
+
+
+#: Images of one call that engines with fixed limits are built for.
+MAX_BATCH = 4
+
+
+#: Share of the tokens that `--late-precision` is for: scales 9 to 12 of the 13 of a 1M square image.
+LATE_SHARE = 0.85
+
+
+#: First compute capability that multiplies 8-bit floats.
+_FLOAT8_SINCE = (8, 9)
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What to build engines with, as the user says it; None where they do not say.
+
+    Attributes:
+        capabilities: compute capabilities as "8.6,8.9"; profiles: buckets of scales; max_batch: images of one call;
+            int8_decoder: whether the decoder multiplies 8-bit integers, in ONNX Runtime on a CPU.
+        late_precision, late_share: see `LateEntry`.
+    """
+
+    backend: Backend = "onnxruntime"
+    capabilities: str | None = None
+    profiles: int | None = None
+    max_batch: int | None = None
+    int8_decoder: bool = False
+    late_precision: LatePrecision | None = None
+    late_share: float | None = None
+
+
+def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str, precision: str) -> Builder:
+    """The builder for a model.
+
+    Args:
+        size: name of the scale schedule that is built for.
+        precision: of the graphs.
+
+    Raises:
+        ConfigError: options that the backend does not have, or GPUs that it or the precision does not serve.
+        EngineBuildError, IncompatibleBundleError: the compiler, the library or the GPU that building takes is not here.
+    """
+    on_gpu = local_capability() is not None
+    if options.int8_decoder and (options.backend.startswith("tensorrt") or (options.backend == "torch" and on_gpu)):
+        raise ConfigError(
+            f"{options.backend} on a GPU has no decoder in 8-bit integers: ONNX Runtime multiplies them on a CPU",
+            hint="leave --int8-decoder out",
+        )
+    late = _late(options, spec, precision)
+    if options.backend == "onnxruntime":
+        _refuse_options(options)
+        check_provider(torch.device("cpu"))  # it verifies what it builds
+        return (
+            Int8Builder(decoder=options.int8_decoder, late=late)
+            if options.int8_decoder or late
+            else OnnxRuntimeBuilder()
+        )
+    if options.backend == "torch":
+        _refuse_options(options)
+        check_compilers(on_gpu)
+        if on_gpu:
+            return TorchBuilder("cuda", fused=True, late=late)
+        if precision == "bfloat16" and not multiplies_bfloat16():
+            raise ConfigError(
+                f"this processor ({instructions()}) has no bfloat16; emulated, it took four times as long as float32",
+                hint="leave --precision out",
+            )
+        if options.int8_decoder:
+            check_provider(torch.device("cpu"))
+        return TorchBuilder(int8=Int8Builder(decoder=True) if options.int8_decoder else None)
+    profiles = PROFILES if options.profiles is None else options.profiles
+    batch = MAX_BATCH if options.max_batch is None else options.max_batch
+    schedules = all_schedules(size) if isinstance(spec, ModelSpec) else spec.schedules
+    buckets_of(len(schedules[0]), profiles)
+    if batch < 1:
+        raise ConfigError(f"--max-batch must be at least 1, got {batch}")
+    check_polygraphy()
+    capabilities = (
+        _rtx_targets(options, precision) if options.backend == "tensorrt-rtx" else _own_gpu(options, precision)
+    )
+    return TensorRtBuilder(
+        flavour=options.backend,
+        capabilities=capabilities,
+        schedules=schedules,
+        layout=spec.layout,
+        buckets=profiles,
+        max_rows=2 * batch,
+        text_tokens=spec.transformer.text_tokens if isinstance(spec, ModelSpec) else 0,
+        local=local_capability() in capabilities,
+        timing_cache=platformdirs.user_cache_path("ldp-export") / "timing" / f"{'-'.join(capabilities)}.cache",
+    )
+
+
+def default_precision(backend: Backend) -> Precision:
+    """Of the graphs where the user names none: what the backend's usual machine computes fastest."""
+    on_gpu = backend.startswith("tensorrt") or (backend == "torch" and local_capability() is not None)
+    return "bfloat16" if on_gpu else "float32"
+
+
+def _late(options: BackendOptions, spec: ModelSpec | VarSpec, precision: str) -> LateEntry | None:
+    """What is asked for. Raises ConfigError for what the backend, the model or this machine's GPU does not have."""
+    bits, share, here = options.late_precision, options.late_share, local_capability()
+    if bits is None:
+        if share is not None:
+            raise ConfigError("--late-share says where --late-precision begins", hint="add --late-precision int8")
+        return None
+    share = LATE_SHARE if share is None else share
+    if not 0 < share < 1:
+        raise ConfigError(f"--late-share is a share of the tokens between 0 and 1, got {share:g}")
+    if options.backend == "onnxruntime":
+        if bits != "int8":
+            raise ConfigError("ONNX Runtime multiplies 8-bit integers, no 8-bit floats", hint="--late-precision int8")
+        if precision != "float32":
+            raise ConfigError(
+                f"ONNX Runtime rounds to 8 bits from float32, not from {precision}",
+                hint="leave --precision out, or --late-precision",
+            )
+    elif options.backend != "torch" or here is None:
+        where = " on a CPU" if options.backend == "torch" else ""
+        raise ConfigError(
+            f"{options.backend}{where} has no blocks in 8 bits",
+            hint="leave --late-precision out; --backend onnxruntime has them on a CPU, torch on a GPU",
+        )
+    elif not isinstance(spec, ModelSpec):
+        raise ConfigError("on a GPU, torch has Infinity's blocks in 8 bits only", hint="leave --late-precision out")
+    elif bits == "float8" and capability(here) < _FLOAT8_SINCE:
+        raise ConfigError(
+            f"this GPU (compute capability {here}) multiplies no 8-bit floats", hint="--late-precision int8"
+        )
+    elif bits == "float8" and precision == "float32":
+        raise ConfigError(
+            "on most GPUs products of 8-bit floats are bfloat16 or float16, not float32",
+            hint="leave --precision out, or --late-precision int8",
+        )
+    return LateEntry(precision=bits, share=share)
+
+
+def _refuse_options(options: BackendOptions) -> None:
+    given = {
+        "--compute-capability": options.capabilities,
+        "--profiles": options.profiles,
+        "--max-batch": options.max_batch,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} belongs to TensorRT engines; those of {options.backend} take any size",
+                hint="add --backend tensorrt-rtx (or tensorrt), or leave it out",
+            )
+
+
+def _rtx_targets(options: BackendOptions, precision: str) -> tuple[str, ...]:
+    """The GPUs that were named, or this machine's own."""
+    library, here = load_library("tensorrt-rtx"), local_capability()
+    wanted = parse_capabilities(options.capabilities) if options.capabilities else tuple(filter(None, [here]))
+    check_targets("tensorrt-rtx", wanted, library.targets, precision)
+    return wanted
+
+
+def _own_gpu(options: BackendOptions, precision: str) -> tuple[str, ...]:
+    """TensorRT measures kernels on the GPU that will run them, so it builds for this machine's only."""
+    here = local_capability()
+    if here is None:
+        raise IncompatibleBundleError(
+            "TensorRT builds on the kind of GPU that will run the engines, and this machine has none",
+            hint="build there; or build here for GeForce and RTX cards: "
+            "--backend tensorrt-rtx --compute-capability 8.6,8.9,12.0",
+        )
+    if options.capabilities is not None and parse_capabilities(options.capabilities) != (here,):
+        raise ConfigError(
+            f"TensorRT builds for this machine's GPU (compute capability {here}) only, not for {options.capabilities}",
+            hint="leave --compute-capability out, or use --backend tensorrt-rtx",
+        )
+    load_library("tensorrt")
+    check_precision("tensorrt", here, precision)
+    return (here,)

@@ -1,0 +1,142 @@
+"""Publishing a bundle: its sealed manifest, a version that appears whole or not at all, one atomic replacement."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from ldp_runtime.bundle.files import CURRENT, MANIFEST, REPORTS, VERSIONS, check_files, read_manifest, report_path
+from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest
+from ldp_runtime.disk import SCRATCH, write_durably
+from ldp_runtime.errors import LdpError
+
+from ldp_export.builders.base import is_quantized, late_entry
+from ldp_export.building.cache import files_of
+from ldp_export.building.plan import BuildPlan
+from ldp_export.building.stages import ENGINE, toolchain
+from ldp_export.families.base import graph_blocks, graph_kind
+from ldp_export.graphs.signature import LATE, tensor_entries
+
+
+def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> tuple[Manifest, dict[str, Path]]:
+    """The manifest, and where each of the version's files lies now.
+
+    Args:
+        hashes: of the sources. folders: of each stage.
+    """
+    builder, model = plan.options.builder, plan.recipe.entry
+    places, files = _files(folders)
+    schedules = [model.schedule(ratio) for ratio in model.aspect_ratios]
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=model,
+        defaults=plan.spec.defaults,
+        limits=Limits(
+            rows=builder.max_rows,
+            text_tokens=plan.recipe.text_tokens,
+            tokens=max(max(s.tokens) for s in schedules),
+            past=max(s.offsets[-2] for s in schedules),
+        ),
+        backend=builder.backend,
+        target=builder.target(),
+        precision=plan.options.precision,
+        late=late_entry(builder),
+        graphs={name: _graph(plan, name) for graph in plan.graph_names for name in plan.engine_names(graph)},
+        files=files,
+        sources=hashes,
+        toolchain=toolchain(),
+        has_text_encoder=plan.sources.text_encoder is not None,
+    ).sealed()
+    return manifest, places
+
+
+def _files(folders: dict[str, Path]) -> tuple[dict[str, Path], dict[str, FileEntry]]:
+    """Where the version's files lie, and their sizes and hashes, as the stages noted them."""
+    places: dict[str, Path] = {}
+    entries: dict[str, FileEntry] = {}
+    for stage, folder in folders.items():
+        if stage + ENGINE in folders:
+            continue  # the engine is what ships, not the graph it was made of
+        prefix = "" if stage == "constants" else stage.removesuffix(ENGINE) + "/"
+        for inside, entry in files_of(folder).items():
+            places[prefix + inside] = folder / inside
+            entries[prefix + inside] = entry
+    return places, dict(sorted(entries.items()))
+
+
+def _graph(plan: BuildPlan, name: str) -> GraphEntry:
+    builder, signature = plan.options.builder, plan.signature(name.removeprefix(LATE))
+    first, last = graph_blocks(name, plan.spec.transformer.depth)
+    return GraphEntry(
+        kind=graph_kind(name),
+        file=f"{name}/{builder.engine_file(signature)}",
+        inputs=tensor_entries(signature.inputs),
+        outputs=tensor_entries(signature.outputs),
+        first=first,
+        last=last,
+        profiles=builder.profiles(signature),
+        quantized=is_quantized(builder, name),
+    )
+
+
+def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> Path:
+    """Puts a version's files (bundle name -> where they lie) under `root/versions`; returns its folder.
+
+    Files are linked where the file system can, so stages and versions share their disk space.
+    """
+    place = root / VERSIONS / manifest.version
+    if _is_whole(place, manifest):
+        return place  # content-addressed: the same files are already there
+    scratch, damaged = (root / VERSIONS / f"{SCRATCH}{uuid.uuid4().hex}" for _ in range(2))
+    try:
+        for name, source in files.items():
+            target = scratch / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(source, target)
+        write_durably(scratch / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        if place.exists():
+            place.rename(damaged)
+        scratch.rename(place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(damaged, ignore_errors=True)
+    return place
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether the version lies in `folder` with all its files as they were built."""
+    try:
+        check_files(folder, read_manifest(folder).files, "full")
+    except LdpError:
+        return False
+    return read_manifest(folder).digest == manifest.digest
+
+
+def _link(source: Path, target: Path) -> None:
+    source.chmod(0o644)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def make_current(root: Path, manifest: Manifest) -> None:
+    """Points CURRENT at a version, atomically; the version it named before is kept, older ones are removed."""
+    pointer = root / CURRENT
+    before = pointer.read_text().strip() if pointer.is_file() else ""
+    write_durably(pointer, f"{manifest.version}\n".encode())
+    for folder in (root / VERSIONS).iterdir():
+        if folder.is_dir() and folder.name not in (manifest.version, before):
+            shutil.rmtree(folder, ignore_errors=True)
+            (root / REPORTS / f"{folder.name}.json").unlink(missing_ok=True)
+
+
+def write_report(root: Path, manifest: Manifest, report: dict) -> Path:
+    """Saves what verification found beside the version it speaks of."""
+    path = report_path(root, manifest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, json.dumps(report, indent=1).encode())
+    return path

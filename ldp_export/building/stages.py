@@ -1,0 +1,125 @@
+"""The stages of a build: export of each graph, its engine where the backend compiles, constants, reference runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ldp_runtime.bundle.files import CONSTANTS, REFERENCE, TOKENIZER
+from safetensors.torch import save_file
+
+from ldp_export import __version__
+from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, late_entry
+from ldp_export.building.cache import Stage, is_complete
+from ldp_export.building.plan import BuildPlan
+from ldp_export.families.base import graph_kind, graph_part, loaded_graph
+from ldp_export.graphs.graph import OPSET
+from ldp_export.graphs.key_values import IN_PLACE_OPSET
+from ldp_export.graphs.onnx import FORMAT, check_twin, export_graph
+from ldp_export.versions import TOOLCHAIN
+
+#: Ends the name of a stage that compiles the graph whose name comes before it.
+ENGINE = ".engine"
+
+
+class Work:
+    """The stages of a plan; the recipe opens models when the first stage that is not cached asks for them."""
+
+    def __init__(self, plan: BuildPlan) -> None:
+        self.plan, self.recipe = plan, plan.recipe
+        self.hashes = plan.sources.hashes()
+        self.cache = plan.options.output / "stages"
+
+    def stages(self) -> list[Stage]:
+        """In the order in which they run."""
+        stages = [stage for name in self.plan.graph_names for stage in self._graph_stages(name)]
+        stages.append(Stage("constants", self._inputs(), self._write_constants))
+        # Ranges for a decoder in 8 bits are taken from the recorded runs.
+        first = is_quantized(self.plan.options.builder, "decoder")
+        stages.insert(0 if first else len(stages), self._reference_stage())
+        return stages
+
+    def _inputs(self) -> dict[str, Any]:
+        """What depends on the whole model depends on."""
+        return {"sources": self.hashes, "toolchain": toolchain(), "spec": asdict(self.plan.spec)}
+
+    def _reference_stage(self) -> Stage:
+        recorded = {
+            "size": self.recipe.entry.size,
+            "precision": self.plan.options.precision,
+            "coverage": self.recipe.coverage,
+        }
+        if late := late_entry(self.plan.options.builder):
+            recorded["late"] = late.precision
+        return Stage(REFERENCE, self._inputs() | recorded, self._record)
+
+    def _graph_stages(self, name: str) -> list[Stage]:
+        """The export of a graph and, where the backend compiles, what is made of it."""
+        export, builder = self._export_stage(name), self.plan.options.builder
+        if not isinstance(builder, Compiler):
+            return [export]
+        discard, engines = self.plan.options.discard_graphs, self.plan.engine_names(name)
+        stages = [
+            self._engine_stage(engine, name, export, builder, discard and engine == engines[-1]) for engine in engines
+        ]
+        # The graph of engines that are there is not needed again.
+        done = discard and all(is_complete(stage.place(self.cache)) for stage in stages)
+        return stages if done else [export, *stages]
+
+    def _engine_stage(self, engine: str, graph: str, export: Stage, builder: Compiler, discard: bool) -> Stage:
+        """What is made of an exported graph, which is deleted after it where that is asked for."""
+        precision, signature = self.plan.precision(graph), self.plan.signature(graph)
+        signature, place = signature.late() if engine != graph else signature, export.place(self.cache)
+
+        def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
+            reference = self._reference_stage().place(self.cache)
+            exported = ExportedGraph(signature, place, lambda: loaded_graph(self.recipe, graph, precision), reference)
+            builder.build(exported, folder, say)
+
+        inputs = {"graph": export.key, **builder.key(signature)}
+        if engine == "decoder" and is_quantized(builder, engine):
+            inputs["reference"] = self._reference_stage().key  # the ranges of its activations are taken from there
+        return Stage(engine + ENGINE, inputs, compile_engine, spent=place if discard else None)
+
+    def _export_stage(self, name: str) -> Stage:
+        part, precision = graph_part(name), self.plan.precision(name)
+        inputs = {
+            "sources": {part: self.hashes[part]},
+            "architecture": asdict(self.plan.spec.vae if part == "vae" else self.plan.spec.transformer),
+            "opset": OPSET,
+            "format": FORMAT,
+            "precision": precision,
+            "toolchain": toolchain(),
+        }
+
+        if graph_kind(name) == "blocks" and self.plan.cache_tokens is not None:
+            inputs |= {"opset": IN_PLACE_OPSET, "cache_tokens": self.plan.cache_tokens}
+
+        def export(folder: Path, say: Callable[[str], None]) -> None:
+            graph = self.plan.graph(name, precision)
+            export_graph(graph, folder, self.recipe.weights(name), say)
+            if precision != "float32":
+                say("comparing with the float32 graph")
+                check_twin(graph, self.plan.graph(name, "float32"))
+
+        return Stage(name, inputs, export)
+
+    def _write_constants(self, folder: Path, say: Callable[[str], None]) -> None:
+        save_file(self.recipe.constants(), folder / CONSTANTS)
+        if self.recipe.tokenizer is not None:
+            shutil.copyfile(self.recipe.tokenizer, folder / TOKENIZER)
+
+    def _record(self, folder: Path, say: Callable[[str], None]) -> None:
+        late = late_entry(self.plan.options.builder)
+        self.recipe.record(self.plan.options.precision, late and late.precision, say).save(folder)
+
+
+def toolchain() -> dict[str, str]:
+    """Versions that a graph depends on."""
+    versions = {name: importlib.metadata.version(name) for name in TOOLCHAIN}
+    return versions | {"ldp-export": __version__, "python": platform.python_version()}

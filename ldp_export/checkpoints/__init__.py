@@ -1,0 +1,1 @@
+"""Checkpoints: original file layouts in and out, strictly."""

@@ -1,0 +1,191 @@
+"""The original file layouts, in and out. Loading is strict: every key used, every weight filled.
+
+The released code loads with `strict=False` and ignores what does not fit; here a missing, extra or misshapen key is
+a `CheckpointError` that lists them. No pickled code runs: `.pth` is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from ldp_runtime.errors import CheckpointError, ConfigError
+
+from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
+from ldp_export.checkpoints.tensor_files import State, read_state
+from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.infinity_vae import BsqVae, VaeConfig
+
+#: Keys that the original files may hold and that carry nothing: recomputed, unused or all zeros.
+_IGNORED_TRANSFORMER = re.compile(
+    r"(.*\.zero_k_bias|lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen)$"
+)
+
+
+_IGNORED_VAE = re.compile(r"(quantizer|quantize)\.lfq\.mask$")
+
+
+_CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.*)")
+
+
+def flatten_blocks(state: State) -> State:
+    """`block_chunks.{i}.module.{j}.*` to `blocks.{k}.*`; keys that are already flat stay."""
+    places = [(m, key) for key in state if (m := _CHUNKED.match(key))]
+    if not places:
+        return dict(state)
+    per_chunk = 1 + max(int(m[2]) for m, _ in places)
+    flat = {key: value for key, value in state.items() if not _CHUNKED.match(key)}
+    for m, key in places:
+        flat[f"blocks.{int(m[1]) * per_chunk + int(m[2])}.{m[3]}"] = state[key]
+    return flat
+
+
+def infer_transformer_config(state: State) -> InfinityConfig:
+    """Sizes of an Infinity transformer from the shapes of its tensors (original or flat keys)."""
+    chunks = count_numbered(state, r"block_chunks\.(\d+)\.")
+    flat = flatten_blocks(state)
+    bits = shape_of(flat, "word_embed.weight", 2)[1]
+    text_tokens, text_channels = shape_of(flat, "cfg_uncond", 2)
+    if "blocks.0.sa.scale_mul_1H11" in flat:
+        heads = flat["blocks.0.sa.scale_mul_1H11"].numel()
+    elif "blocks.0.sa.scale_mul" in flat:
+        heads = flat["blocks.0.sa.scale_mul"].numel()
+    else:
+        raise CheckpointError("the checkpoint has no self-attention temperature (sa.scale_mul_1H11)")
+    try:
+        return InfinityConfig(
+            depth=count_numbered(flat, r"blocks\.(\d+)\."),
+            width=shape_of(flat, "pos_start", 3)[2],
+            heads=heads,
+            ffn=shape_of(flat, "blocks.0.ffn.fc1.weight", 2)[0],
+            bits=bits,
+            text_channels=text_channels,
+            text_tokens=text_tokens,
+            levels=shape_of(flat, "lvl_embed.weight", 2)[0],
+            pool_heads=shape_of(flat, "text_proj_for_sos.ca.mat_q", 3)[1],
+            chunks=max(chunks, 1),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's shapes make no model: {error.message}") from error
+
+
+def infer_vae_config(state: State) -> VaeConfig:
+    """Sizes of a BSQ VAE from the shapes of its tensors (wrapped or plain keys)."""
+    flat = unwrap_vae_keys(state)
+    widest, bits = shape_of(flat, "decoder.conv_in.weight", 4)[:2]
+    base = shape_of(flat, "encoder.conv_in.weight", 4)[0]
+    levels = count_numbered(flat, r"encoder\.down\.(\d+)\.")
+    widths = [shape_of(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
+    if not widths or widths[-1] != widest or any(width % base for width in widths):
+        raise CheckpointError(f"VAE level widths {widths} do not fit base width {base} and top width {widest}")
+    try:
+        return VaeConfig(
+            bits=bits,
+            base_channels=base,
+            channel_multipliers=tuple(width // base for width in widths),
+            res_blocks=count_numbered(flat, r"encoder\.down\.0\.block\.(\d+)\."),
+            stride=2 ** sum(f"encoder.down.{l}.downsample.conv.weight" in flat for l in range(levels)),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's shapes make no VAE: {error.message}") from error
+
+
+def unwrap_vae_keys(state: State) -> State:
+    """Takes off the `.conv.` and `.norm.` wrappers: `x.conv.weight` -> `x.weight` where x is itself a layer."""
+    wrapped = re.compile(r"(.*\.(?:conv\d?|conv_in|conv_out|nin_shortcut|norm\d?|norm_out))\.(?:conv|norm)\.(\w+)$")
+    flat: State = {}
+    for key, value in state.items():
+        m = wrapped.match(key)
+        flat[f"{m[1]}.{m[2]}" if m else key] = value
+    return flat
+
+
+def load_transformer(path: Path | str, config: InfinityConfig | None = None) -> InfinityTransformer:
+    """An Infinity transformer from its original files; sizes inferred unless given.
+
+    Raises:
+        CheckpointError: unreadable, or keys and shapes are not those of the architecture (all are listed).
+    """
+    state = read_state(path)
+    return build_transformer(state, config, origin=str(path))
+
+
+def map_transformer(path: Path | str, config: InfinityConfig) -> InfinityTransformer:
+    """As `load_transformer`, but every parameter is a view of its file, in the element type it has there.
+
+    Nothing is read until it is used, and nothing is converted: for export, and for models larger than memory.
+    """
+    return map_strictly(InfinityTransformer, config, _plain_transformer(read_state(path)), str(path))
+
+
+def build_transformer(
+    state: State, config: InfinityConfig | None = None, origin: str = "checkpoint"
+) -> InfinityTransformer:
+    config = config or infer_transformer_config(state)
+    return fill_strictly(InfinityTransformer, config, _plain_transformer(state), origin)
+
+
+def _plain_transformer(state: State) -> State:
+    """The original keys as the reference model names them, without what is recomputed."""
+    flat = {
+        key.replace("sa.scale_mul", "sa.scale_mul_1H11") if key.endswith("sa.scale_mul") else key: value
+        for key, value in flatten_blocks(state).items()
+        if not _IGNORED_TRANSFORMER.match(key)
+    }
+    for key, value in flat.items():
+        if key.endswith("sa.scale_mul_1H11"):  # FSDP-era files hold (1, 1, H, 1)
+            flat[key] = value.reshape(1, -1, 1, 1)
+    return flat
+
+
+def load_vae(path: Path | str, config: VaeConfig | None = None) -> BsqVae:
+    """A BSQ VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
+    return build_vae(read_state(path), config, origin=str(path))
+
+
+def map_vae(path: Path | str, config: VaeConfig) -> BsqVae:
+    """As `load_vae`, but every parameter is a view of its file; see `map_transformer`."""
+    return map_strictly(BsqVae, config, _plain_vae(read_state(path)), str(path))
+
+
+def build_vae(state: State, config: VaeConfig | None = None, origin: str = "checkpoint") -> BsqVae:
+    flat = _plain_vae(state)
+    return fill_strictly(BsqVae, config or infer_vae_config(flat), flat, origin)
+
+
+def _plain_vae(state: State) -> State:
+    return {k: v for k, v in unwrap_vae_keys(state).items() if not _IGNORED_VAE.match(k)}
+
+
+def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config: VaeConfig) -> None:
+    """Compares keys and shapes of both files with the architecture, before any long work. Raises `CheckpointError`."""
+    fitting_model(InfinityTransformer, config, _plain_transformer(read_state(transformer)), str(transformer))
+    fitting_model(BsqVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+
+
+def original_transformer_state(model: InfinityTransformer) -> State:
+    """The model's tensors under the original key names, block chunks and zero buffers included."""
+    config = model.config
+    per_chunk = config.depth // config.chunks
+    state: State = {}
+    for key, value in model.state_dict().items():
+        m = re.match(r"blocks\.(\d+)\.(.*)", key)
+        if m and config.chunks > 1:
+            index = int(m[1])
+            key = f"block_chunks.{index // per_chunk}.module.{index % per_chunk}.{m[2]}"
+        state[key] = value.detach().contiguous()
+        if key.endswith(".v_bias"):
+            state[key.removesuffix("v_bias") + "zero_k_bias"] = torch.zeros_like(value)
+    return state
+
+
+def original_vae_state(model: BsqVae) -> State:
+    """The VAE's tensors under the original, wrapped key names, with the unused bit-mask buffers."""
+    state: State = {}
+    for key, value in model.state_dict().items():
+        stem, _, kind = key.rpartition(".")
+        wrapper = "norm" if re.search(r"norm(\d|_out)?$", stem) else "conv"
+        state[f"{stem}.{wrapper}.{kind}"] = value.detach().contiguous()
+    mask = 2 ** torch.arange(model.config.bits - 1, -1, -1, dtype=torch.int64)
+    return state | {"quantizer.lfq.mask": mask, "quantize.lfq.mask": mask.clone()}

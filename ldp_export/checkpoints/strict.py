@@ -1,0 +1,79 @@
+"""Strict loading: every key used, every weight filled, every misfit named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from ldp_runtime.errors import CheckpointError
+from ldp_runtime.numerics import all_finite
+from torch import nn
+
+from ldp_export.checkpoints.tensor_files import State, listing
+from ldp_export.models.choose import Config
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
+    """Shape of a tensor that must be there with that many dimensions. Raises `CheckpointError`."""
+    if key not in state:
+        raise CheckpointError(
+            f"the checkpoint lacks {key!r}, from which its sizes are read",
+            hint="--weights takes a transformer of Infinity or VAR, --vae the BSQ VAE or VAR's, in the original layout",
+        )
+    shape = tuple(state[key].shape)
+    if len(shape) != dims:
+        raise CheckpointError(f"{key!r} has shape {shape}, expected {dims} dimensions")
+    return shape
+
+
+def count_numbered(keys: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that `pattern` finds in the keys."""
+    return 1 + max((int(m[1]) for key in keys if (m := re.match(pattern, key))), default=-1)
+
+
+def map_strictly(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
+    """A model whose parameters are the tensors of `state` themselves; strict as to keys and shapes."""
+    model = fitting_model(kind, config, state, origin)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def fill_strictly(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
+    """A model on the meta device filled with `state`, strictly, in float32."""
+    model = fitting_model(kind, config, state, origin)
+    weights = {key: value.to(torch.float32) for key, value in state.items()}
+    damaged = [key for key, value in weights.items() if not all_finite(value)]
+    if damaged:
+        raise CheckpointError(
+            f"{origin} holds NaN or infinity in {listing(damaged)}", hint="the file is damaged; fetch it again"
+        )
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def fitting_model(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
+    """The empty model of `config` on the meta device, after comparing its keys and shapes with `state`."""
+    with torch.device("meta"):
+        model = kind(config)
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {shape}"
+        for key, shape in expected.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    problems = {
+        "missing": sorted(set(expected) - set(state)),
+        "unexpected": sorted(set(state) - set(expected)),
+        "of the wrong shape": misshapen,
+    }
+    found = [f"{len(keys)} {what}: {listing(keys)}" for what, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(
+            f"{origin} does not fit {config}:\n  " + "\n  ".join(found),
+            hint="the file is of another model, or of another size than named",
+        )
+    return model

@@ -1,0 +1,135 @@
+"""VAR's original file layouts, as strictly as `checkpoints.py` reads Infinity's."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import torch
+from ldp_runtime.errors import CheckpointError, ConfigError
+
+from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
+from ldp_export.checkpoints.tensor_files import State, read_state
+from ldp_export.models.var import VarConfig, VarTransformer
+from ldp_export.models.var_vae import VqVae, VqVaeConfig
+
+#: Buffers that are recomputed or all zeros.
+_IGNORED = re.compile(r"(.*\.zero_k_bias|lvl_1L|attn_bias_for_masking)$")
+
+
+#: Counts of how often codes were used in training.
+_HITS = "quantize.ema_vocab_hit_SV"
+
+
+_PHIS = "quantize.quant_resi."
+
+
+def infer_var_config(state: State) -> VarConfig:
+    """Sizes of a VAR transformer from its tensors; the scales' sides from its level buffer `lvl_1L`.
+
+    Raises:
+        CheckpointError: tensors are missing, or their shapes make no such model.
+    """
+    classes, width = shape_of(state, "class_emb.weight", 2)
+    if "lvl_1L" not in state:
+        raise CheckpointError(
+            "the checkpoint lacks 'lvl_1L', from which its scales are read", hint="name the model with --model"
+        )
+    if "blocks.0.attn.scale_mul_1H11" not in state:
+        raise CheckpointError(
+            "the checkpoint has no attention temperature (blocks.0.attn.scale_mul_1H11)",
+            hint="models trained without attn_l2_norm are not supported; no released one is",
+        )
+    tokens = torch.bincount(state["lvl_1L"].flatten()).tolist()
+    grids = tuple(math.isqrt(count) for count in tokens)
+    if any(side * side != count or side == 0 for side, count in zip(grids, tokens, strict=True)):
+        raise CheckpointError(f"'lvl_1L' counts {tokens} tokens per scale, which are no square grids")
+    try:
+        return VarConfig(
+            depth=count_numbered(state, r"blocks\.(\d+)\."),
+            width=width,
+            heads=state["blocks.0.attn.scale_mul_1H11"].numel(),
+            ffn=shape_of(state, "blocks.0.ffn.fc1.weight", 2)[0],
+            codes=shape_of(state, "head.weight", 2)[0],
+            channels=shape_of(state, "word_embed.weight", 2)[1],
+            classes=classes - 1,
+            grids=grids,
+            shared_ada="shared_ada_lin.1.weight" in state,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's shapes make no model: {error.message}") from error
+
+
+def infer_vq_vae_config(state: State) -> VqVaeConfig:
+    """Sizes of VAR's VAE from its tensors. Raises `CheckpointError` as above."""
+    flat = _plain_vae(state)
+    codes, channels = shape_of(flat, "quantize.embedding.weight", 2)
+    base = shape_of(flat, "encoder.conv_in.weight", 4)[0]
+    levels = count_numbered(flat, r"encoder\.down\.(\d+)\.")
+    widths = [shape_of(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
+    phis = count_numbered(flat, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+    if not widths or any(width % base for width in widths):
+        raise CheckpointError(f"VAE level widths {widths} do not fit base width {base}")
+    if not phis:
+        raise CheckpointError("the VAE has no phi convolutions (quantize.quant_resi)")
+    return VqVaeConfig(
+        codes=codes,
+        channels=channels,
+        base_channels=base,
+        channel_multipliers=tuple(width // base for width in widths),
+        res_blocks=count_numbered(flat, r"encoder\.down\.0\.block\.(\d+)\."),
+        phis=phis,
+    )
+
+
+def load_var(path: Path | str, config: VarConfig | None = None) -> VarTransformer:
+    """A VAR transformer from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
+    state = read_state(path)
+    return fill_strictly(VarTransformer, config or infer_var_config(state), _plain_transformer(state), str(path))
+
+
+def load_vq_vae(path: Path | str, config: VqVaeConfig | None = None) -> VqVae:
+    """VAR's VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
+    state = read_state(path)
+    return fill_strictly(VqVae, config or infer_vq_vae_config(state), _plain_vae(state), str(path))
+
+
+def map_var(path: Path | str, config: VarConfig) -> VarTransformer:
+    """As `load_var`, but every parameter is a view of its file, in the element type it has there."""
+    return map_strictly(VarTransformer, config, _plain_transformer(read_state(path)), str(path))
+
+
+def map_vq_vae(path: Path | str, config: VqVaeConfig) -> VqVae:
+    """As `load_vq_vae`, but every parameter is a view of its file; see `map_var`."""
+    return map_strictly(VqVae, config, _plain_vae(read_state(path)), str(path))
+
+
+def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config: VqVaeConfig) -> None:
+    """Compares keys, shapes and scales of both files with the architecture, before any long work.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    state = read_state(transformer)
+    fitting_model(VarTransformer, config, _plain_transformer(state), str(transformer))
+    if "lvl_1L" in state:
+        found, expected = state["lvl_1L"].flatten().bincount().tolist(), list(config.schedule.tokens)
+        if found != expected:
+            raise CheckpointError(f"{transformer} has scales of {found} tokens, the model has {expected}")
+    fitting_model(VqVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+
+
+def _plain_transformer(state: State) -> State:
+    return {key: value for key, value in state.items() if not _IGNORED.match(key)}
+
+
+def _plain_vae(state: State) -> State:
+    """As the reference model names them: the original has other names where phis are one for all, or one a scale."""
+    flat = {key: value for key, value in state.items() if key != _HITS}
+    for key in list(flat):
+        rest = key.removeprefix(_PHIS)
+        if rest != key and not rest.startswith("qresi_ls."):
+            number = f"0.{rest.removeprefix('qresi.')}" if rest.startswith("qresi.") else rest
+            flat[f"{_PHIS}qresi_ls.{number}"] = flat.pop(key)
+    return flat

@@ -1,0 +1,1 @@
+"""What a build does differently for each family of models."""

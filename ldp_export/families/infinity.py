@@ -1,0 +1,208 @@
+"""Infinity: text to bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from ldp_runtime.bundle.manifest import InfinityEntry, LatePrecision, Precision
+from ldp_runtime.errors import CheckpointError, ConfigError
+from ldp_runtime.schedule import SCALES_OF_SIZE
+
+from ldp_export.checkpoints.infinity import check_files, load_transformer, load_vae, map_transformer, map_vae
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.t5 import TextEncoder, check_folder, encoder_skeleton, load_text_encoder, map_text_encoder
+from ldp_export.families.base import chunk_names, graph_blocks, graph_kind, loaded_graph
+from ldp_export.graphs.graph import Graph
+from ldp_export.graphs.infinity import (
+    BlocksGraph,
+    DecoderGraph,
+    PromptGraph,
+    blocks_signature,
+    decoder_signature,
+    level_offsets,
+    prompt_signature,
+)
+from ldp_export.graphs.signature import GraphSignature
+from ldp_export.graphs.t5 import TextEncoderGraph, text_encoder_signature
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.infinity_vae import BsqVae
+from ldp_export.models.registry import ModelSpec
+from ldp_export.reference.quantized import products_in_8_bits
+from ldp_export.reference.streamed import weights_in_turn
+from ldp_export.verification.cases import Case, ReferenceCases
+from ldp_export.verification.record_infinity import (
+    forced_logits,
+    record_cases,
+    record_first_scales,
+    recorded_bytes,
+    recording_memory,
+    scales_to_record,
+)
+from ldp_export.verification.rounding import measure_float32, measure_late, measure_rounding
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The parts of a model, or their shapes alone."""
+
+    transformer: InfinityTransformer
+    vae: BsqVae
+    text_encoder: torch.nn.Module | None
+
+
+class InfinityRecipe:
+    """See `Recipe`."""
+
+    def __init__(self, spec: ModelSpec, sources: Sources, size: str | None) -> None:
+        self.spec, self.sources, self.size = spec, sources, size or spec.size
+        if self.size not in SCALES_OF_SIZE:
+            raise ConfigError(f"unknown size {size!r}", hint=f"one of {', '.join(SCALES_OF_SIZE)}")
+        levels = SCALES_OF_SIZE[self.size]
+        if levels > spec.transformer.levels:
+            raise ConfigError(f"{spec.name} embeds {spec.transformer.levels} scales, {self.size} has {levels}")
+
+    @cached_property
+    def _shapes(self) -> _Models:
+        """On the meta device."""
+        folder = self.sources.text_encoder
+        with torch.device("meta"):
+            transformer, vae = InfinityTransformer(self.spec.transformer), BsqVae(self.spec.vae)
+        return _Models(transformer, vae, None if folder is None else encoder_skeleton(folder))
+
+    @cached_property
+    def _mapped(self) -> _Models:
+        """Views of the files."""
+        transformer = map_transformer(self.sources.transformer, self.spec.transformer)
+        encoder = self.text_encoder
+        return _Models(transformer, map_vae(self.sources.vae, self.spec.vae), encoder and encoder.module)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder | None:
+        folder = self.sources.text_encoder
+        if folder is None:
+            return None
+        encoder = map_text_encoder(folder)
+        wanted = self.spec.transformer.text_channels
+        if encoder.channels != wanted:
+            raise CheckpointError(f"the text encoder has {encoder.channels} channels, the transformer reads {wanted}")
+        return encoder
+
+    @property
+    def entry(self) -> InfinityEntry:
+        spec, t = self.spec, self.spec.transformer
+        return InfinityEntry(
+            name=spec.name,
+            size=self.size,
+            depth=t.depth,
+            width=t.width,
+            heads=t.heads,
+            ffn=t.ffn,
+            bits=t.bits,
+            text_channels=t.text_channels,
+            levels=t.levels,
+            latent_channels=spec.vae.bits,
+            patch=spec.patch,
+            vae_stride=spec.vae.stride,
+        )
+
+    @property
+    def text_tokens(self) -> int:
+        return self.spec.transformer.text_tokens
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return None if self.text_encoder is None else self.text_encoder.tokenizer
+
+    def check_files(self) -> None:
+        check_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
+        if self.sources.text_encoder is not None:
+            check_folder(self.sources.text_encoder)
+
+    def graph_names(self, chunk: int | None) -> list[str]:
+        depth = self.spec.transformer.depth
+        names = [*chunk_names("prompt", depth, chunk), *chunk_names("blocks", depth, chunk), "decoder"]
+        return names if self.sources.text_encoder is None else ["text_encoder", *names]
+
+    def signature(self, graph: str, precision: Precision) -> GraphSignature:
+        t, kind = self.spec.transformer, graph_kind(graph)
+        if kind == "text_encoder":
+            return text_encoder_signature(t.text_channels)
+        if kind == "decoder":
+            return decoder_signature(self.spec.vae)
+        of_blocks = prompt_signature if kind == "prompt" else blocks_signature
+        return of_blocks(t, *graph_blocks(graph, t.depth), precision)
+
+    def graph(self, graph: str, precision: Precision) -> Graph:
+        return self._graph(graph, self._shapes, precision)
+
+    def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
+        return self._graph(graph, self._mapped, "float32").state_dict()
+
+    def _graph(self, graph: str, models: _Models, precision: Precision) -> Graph:
+        kind = graph_kind(graph)
+        if kind == "text_encoder":
+            assert models.text_encoder is not None
+            return TextEncoderGraph(models.text_encoder, precision)
+        if kind == "decoder":
+            return DecoderGraph(models.vae, precision)
+        of_blocks = PromptGraph if kind == "prompt" else BlocksGraph
+        return of_blocks(models.transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        transformer = self._mapped.transformer
+        return {
+            "unconditional_text": transformer.cfg_uncond.detach().float().contiguous(),
+            "level_offsets": level_offsets(transformer).contiguous(),
+        }
+
+    @cached_property
+    def _recorded_scales(self) -> int | None:
+        return scales_to_record(self.entry, sum(p.numel() for p in self._shapes.transformer.parameters()))
+
+    @property
+    def coverage(self) -> str:
+        scales = self._recorded_scales
+        return "all scales" if scales is None else f"the first {scales} scales"
+
+    @property
+    def reference_bytes(self) -> int:
+        return recorded_bytes(self.entry, self._recorded_scales)
+
+    @property
+    def reference_memory(self) -> int:
+        if self._recorded_scales is None:
+            stored = sum(p.numel() * p.itemsize for p in self._mapped.transformer.parameters() if p.itemsize < 4)
+            return recording_memory(self.entry) + 2 * stored
+        block = sum(p.numel() for p in self._shapes.transformer.layers[0].parameters())
+        return 4 * block + 4 * sum(p.numel() for p in self._shapes.vae.parameters())
+
+    def record(self, precision: Precision, late: LatePrecision | None, say: Callable[[str], None]) -> ReferenceCases:
+        scales, folder = self._recorded_scales, self.sources.text_encoder
+        vae = load_vae(self.sources.vae, self.spec.vae)
+        encoder = None if folder is None else load_text_encoder(folder)
+        if scales is None:
+            transformer = load_transformer(self.sources.transformer, self.spec.transformer)
+            cases = record_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
+        else:
+            transformer = self._mapped.transformer
+            cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
+
+        def logits(case: Case) -> list[torch.Tensor]:
+            return forced_logits(transformer, cases, case, self.entry)
+
+        rounding: dict[str, float] = {}
+        say(f"rounding of {precision}")
+        with weights_in_turn(transformer, precision):
+            if precision != "float32":
+                rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
+            elif scales is None:  # else recorded from one call: there is no other way to compare it with
+                rounding = measure_float32(cases, logits)
+            if late is not None:
+                say(f"rounding of {late}")
+                with products_in_8_bits(transformer.blocks, late):
+                    rounding |= measure_late(cases, logits)
+        return replace(cases, rounding=rounding)

@@ -1,0 +1,240 @@
+"""The `prompt` graph: everything of a prompt that no scale changes, computed once.
+
+Hoisting it out of the scale loop takes the text projections (two matrix products a block and scale) with it.
+Rows of one call have the same text length, so no mask is needed. A large model's is split like its blocks: the first
+chunk also gives the projected text, from which the others compute the keys and values of their layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import nn
+
+from ldp_export.graphs.graph import Graph, Precision
+from ldp_export.graphs.key_values import Concatenated, InPlace, KeyValueForm, attention, in_place_signature
+from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
+from ldp_export.models.infinity import (
+    FLOAT32_ISLANDS,
+    Block,
+    InfinityConfig,
+    InfinityTransformer,
+    KeyValue,
+    Rope,
+    modulate,
+)
+from ldp_export.models.infinity_vae import BsqVae, VaeConfig
+from ldp_export.models.layers import linear
+
+
+def prompt_signature(
+    config: InfinityConfig, first: int = 0, last: int | None = None, precision: Precision = "float32"
+) -> GraphSignature:
+    """Inputs and outputs of the chunk that serves blocks [first, last)."""
+    last = config.depth if last is None else last
+    R, T, C, H, c = Axis.ROWS, Axis.TEXT, config.width, config.heads, config.head_dim
+    whole, text = (first, last) == (0, config.depth), TensorSpec("text", (R, T, C), precision)
+    outputs = []
+    if first == 0:
+        outputs += [
+            TensorSpec("start", (R, C)),
+            TensorSpec("modulation", (R, 6, C)),
+            TensorSpec("head_modulation", (R, 2, C)),
+        ]
+        outputs += [] if whole else [text]
+    for i in range(first, last):
+        outputs += [
+            TensorSpec(f"text_k_{i}", (R, H, T, c), precision),
+            TensorSpec(f"text_v_{i}", (R, H, T, c), precision),
+        ]
+    given = TensorSpec("features", (R, T, config.text_channels)) if first == 0 else text
+    return GraphSignature("prompt" if whole else f"prompt_{first}_{last}", (given,), tuple(outputs))
+
+
+class PromptGraph(Graph):
+    """Text features [R, T, Ct] to the start token with its scale embedding, AdaLN modulation, and text K/V."""
+
+    ISLANDS = re.compile(rf"model\.{FLOAT32_ISLANDS.pattern}")
+
+    def __init__(
+        self,
+        model: InfinityTransformer,
+        first: int = 0,
+        last: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(prompt_signature(model.config, first, last, precision), precision)
+        self.model = model
+        self.first, self.last = first, model.config.depth if last is None else last
+
+    def uses(self, name: str) -> bool:
+        block = re.match(r"model\.blocks\.(\d+)\.ca\.(mat_kv|v_bias)", name)
+        if block:
+            return self.first <= int(block[1]) < self.last
+        return self.first == 0 and re.match(r"model\.(blocks|head\.|word_embed|cfg_uncond)", name) is None
+
+    def forward(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs, text = [], given
+        if self.first == 0:
+            prompt = self.model.encode_prompt(given)
+            text = prompt.text
+            outputs = [self.model.start_token(prompt)[:, 0], prompt.modulation, prompt.head_modulation]
+            outputs += [text] if self.last < self.model.config.depth else []
+        for block in self.model.layers[self.first : self.last]:
+            outputs += [t.transpose(1, 2) for t in block.ca.text_kv(text)]
+        return tuple(outputs)
+
+
+def level_offsets(model: InfinityTransformer) -> torch.Tensor:
+    """What the `blocks` graph adds to every token of scale k >= 1: embedding bias plus scale embedding [levels, C]."""
+    return (model.word_embed.bias.float() + model.lvl_embed.weight.float()).detach()
+
+
+def blocks_signature(config: InfinityConfig, first: int, last: int, precision: Precision = "float32") -> GraphSignature:
+    """Inputs and outputs of blocks [first, last), in the graph's order; keys and values have the graph's precision."""
+    R, L, P, T = Axis.ROWS, Axis.TOKENS, Axis.PAST, Axis.TEXT
+    H, c, C = config.heads, config.head_dim, config.width
+    inputs = (
+        [TensorSpec("latents", (R, L, config.bits)), TensorSpec("offset", (R, C))]
+        if first == 0
+        else [TensorSpec("hidden", (R, L, C))]
+    )
+    inputs += [TensorSpec("cos", (L, c // 2)), TensorSpec("sin", (L, c // 2)), TensorSpec("modulation", (R, 6, C))]
+    if last == config.depth:
+        inputs.append(TensorSpec("head_modulation", (R, 2, C)))
+    inputs.append(TensorSpec("text_mask", (R, T), "bool"))
+    has_head = last == config.depth
+    outputs = [TensorSpec("logits", (R, L, 2 * config.bits)) if has_head else TensorSpec("hidden_out", (R, L, C))]
+    for i in range(first, last):
+        for kind in "kv":
+            inputs.append(TensorSpec(f"text_{kind}_{i}", (R, H, T, c), precision))
+        for kind in "kv":
+            inputs.append(TensorSpec(f"past_{kind}_{i}", (P, R, H, c), precision))
+            outputs.append(TensorSpec(f"new_{kind}_{i}", (L, R, H, c), precision))
+    name = "blocks" if (first, last) == (0, config.depth) else f"blocks_{first}_{last}"
+    return GraphSignature(name, tuple(inputs), tuple(outputs))
+
+
+class BlocksGraph(Graph):
+    """Blocks [first, last) of a transformer with the calling convention of `blocks_signature`.
+
+    Keys and values are sequence-major, [tokens, rows, heads, head_dim]: a prefix of a preallocated cache is then one
+    contiguous piece of memory and binds by pointer. The residual stream, normalisations, rotation, modulation and the
+    head are float32 in every precision, as in the original's inference; products and attention are in the graph's.
+    """
+
+    ISLANDS = FLOAT32_ISLANDS
+
+    def __init__(
+        self,
+        model: InfinityTransformer,
+        first: int = 0,
+        last: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        config = model.config
+        last = config.depth if last is None else last
+        super().__init__(blocks_signature(config, first, last, precision), precision)
+        self.first, self.last = first, last
+        self.eps = config.norm_eps
+        self.memory: KeyValueForm = Concatenated()
+        self.blocks = nn.ModuleList(model.layers[self.first : self.last])
+        if self.first == 0:
+            self.word_embed = model.word_embed
+        if self.last == config.depth:
+            self.head = model.head
+
+    def in_place(self, capacity: int) -> BlocksGraph:
+        """Turns the graph, which is given back, into the in-place form with a cache of `capacity` positions."""
+        self.memory = InPlace(capacity)
+        self.signature = in_place_signature(self.signature, capacity)
+        return self
+
+    @property
+    def opset(self) -> int:
+        return self.memory.opset
+
+    def uses(self, name: str) -> bool:
+        # The prompt graph holds what makes the text's keys and values, and the offsets the embedding's bias.
+        return not name.endswith(("ca.mat_kv.weight", "ca.v_bias", "word_embed.bias"))
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = dict(zip(self.signature.input_names, tensors, strict=True))
+        if self.first == 0:
+            # The bias of the embedding is part of `offset`, which differs for the start token (see prompt.py).
+            x = linear(given["latents"], self.word_embed.weight).float() + given["offset"][:, None]
+        else:
+            x = given["hidden"]
+        rope = (given["cos"], given["sin"])
+        text_mask = given["text_mask"][:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        caches: list[torch.Tensor] = []
+        for i, block in enumerate(self.layers, start=self.first):
+            text = (given[f"text_k_{i}"], given[f"text_v_{i}"])
+            attend = partial(self.memory.attend, given, i)
+            x, kept = self._block(block, x, given["modulation"], rope, text, text_mask, attend)
+            caches += kept
+        if self.last_is_head:
+            scale, shift = given["head_modulation"].split(1, dim=1)
+            x = self.head(modulate(x, scale, shift, self.eps))
+        return (x, *caches)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, typed."""
+        return cast(list[Block], list(self.blocks))
+
+    @property
+    def last_is_head(self) -> bool:
+        return hasattr(self, "head")
+
+    def _block(
+        self,
+        block: Block,
+        x: torch.Tensor,
+        modulation: torch.Tensor,
+        rope: Rope,
+        text: KeyValue,
+        text_mask: torch.Tensor,
+        attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, KeyValue]],
+    ) -> tuple[torch.Tensor, KeyValue]:
+        """As `Block.forward`, with the text K/V given; returns also what is to be remembered."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0].float() + modulation).split(1, dim=1)
+        q, k, v = block.sa.project(modulate(x, scale1, shift1, self.eps), None)  # [R, L, H, c]
+        q, k = _rotate(q, rope).to(v.dtype), _rotate(k, rope).to(v.dtype)
+        attended, kept = attend(q, k, v)
+        x = x + gate1 * block.sa.proj(attended).float()
+        q = block.ca.mat_q(block.ca_norm(x)).unflatten(-1, (block.ca.heads, -1))
+        x = x + block.ca.proj(attention(q, *text, q.shape[-1] ** -0.5, text_mask)).float()
+        x = x + gate2 * block.ffn(modulate(x, scale2, shift2, self.eps)).float()
+        return x, kept
+
+
+def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+    """`rotate` as the one ONNX operator that it is; x [R, L, H, c]."""
+    rows, tokens, heads, _ = x.shape
+    cos, sin = (t[None].expand(rows, tokens, -1) for t in rope)
+    flat = torch.onnx.ops.rotary_embedding(x.flatten(2), cos, sin, interleaved=True, num_heads=heads)
+    return flat.unflatten(-1, (heads, -1))
+
+
+def decoder_signature(config: VaeConfig) -> GraphSignature:
+    latent = TensorSpec("latent", (Axis.IMAGES, config.bits, Axis.HEIGHT, Axis.WIDTH))
+    # Pixel axes are `stride` times the latent's; they have no axis of their own.
+    return GraphSignature("decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3)),))
+
+
+class DecoderGraph(Graph):
+    """Latent [B, d, H, W] to an image [B, 3, H*stride, W*stride] in [-1, 1]; normalisations are float32."""
+
+    ISLANDS = re.compile(r".*\bnorm\w*\.(weight|bias)$")
+
+    def __init__(self, vae: BsqVae, precision: Precision = "float32") -> None:
+        super().__init__(decoder_signature(vae.config), precision)
+        self.decoder = vae.decoder
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.decoder(latent).float().clamp(-1, 1)

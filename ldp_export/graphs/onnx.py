@@ -1,0 +1,260 @@
+"""From a graph module to an ONNX file whose weights stay in safetensors.
+
+The module is traced on fake tensors, so its own weights are neither needed nor copied: it may lie on the meta device.
+The ONNX initializers then point into a safetensors file in the graph's folder, which is written as a stream. Runtimes
+refuse external data outside the model's own folder, so that file lies beside the graph. Precision is part of the graph:
+weights are stored in their element types, and a reduced graph must be its float32 twin but for casts.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from ldp_runtime.errors import ExportError
+from torch import nn
+
+from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
+from ldp_export.graphs.graph import Graph
+
+logger = logging.getLogger(__name__)
+
+
+#: Counts changes to what an export writes, so that graphs of earlier versions are not taken for this one's.
+FORMAT = 2
+
+
+MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
+
+
+#: Tensors above this many elements are never folded into new, anonymous constants: weights keep their names.
+_FOLD_LIMIT = 4096
+
+
+def export_graph(
+    graph: Graph,
+    folder: Path,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    say: Callable[[str], None] = lambda detail: None,
+) -> None:
+    """Writes `model.onnx` and `weights.safetensors` of a graph into `folder`.
+
+    Args:
+        weights: values of the graph's weights in any element type, such as views of a mapped checkpoint; None: its own.
+        say: told in words how far it is.
+
+    Raises:
+        ExportError: the module cannot be traced, does not use an input of its signature, or is in its precision another
+            graph than in float32.
+        CheckpointError: a weight is NaN or infinite, or becomes so in its element type.
+    """
+    weights = graph.state_dict() if weights is None else weights
+    folder.mkdir(parents=True, exist_ok=True)
+    say("tracing")
+    model = _traced(graph)
+    unused = {v.name for v in model.graph.inputs if not v.uses()}
+    if unused:
+        raise ExportError(f"the graph {graph.signature.name!r} does not use its inputs {sorted(unused)}")
+    transposed = _take_out_transposes(model)
+    _store_weights(model, graph, weights, transposed, folder, say)
+    say("writing the graph")
+    _write(model, folder / MODEL_FILE)
+
+
+def check_twin(graph: Graph, twin: Graph) -> None:
+    """Raises ExportError unless a graph is, but for casts, node by node the same as its float32 twin."""
+    found = differences(_traced(graph), _traced(twin))
+    if found:
+        raise ExportError(
+            f"the graph {graph.signature.name!r} in {graph.precision} is not its {twin.precision} twin but for casts: "
+            + "; ".join(found[:5])
+        )
+
+
+def _traced(graph: Graph) -> Any:
+    """The ONNX model of a graph, weights without values."""
+    try:
+        return _trace(graph.eval()).model
+    except Exception as error:  # torch.export raises many types
+        raise ExportError(f"could not export the graph {graph.signature.name!r}: {error}") from error
+
+
+def _trace(graph: Graph) -> Any:
+    """The ONNX program of the module, traced on fake tensors with every axis dynamic."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    signature = graph.signature
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, _fake_weights(graph), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "torch.export"):
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(
+            graph,
+            signature.examples(),
+            dynamo=True,
+            opset_version=graph.opset,
+            input_names=signature.input_names,
+            output_names=signature.output_names,
+            dynamic_shapes=signature.dynamic_shapes(),
+            optimize=False,
+            verbose=False,
+        )
+
+
+@contextmanager
+def _fake_weights(graph: Graph) -> Generator[None]:
+    """For the duration, every parameter is one without values, in the element type in which it will be stored."""
+    types = graph.weight_types()
+    fakes: dict[int, nn.Parameter] = {}
+    places = [
+        (module, name, parameter, f"{prefix}.{name}" if prefix else name)
+        for prefix, module in graph.named_modules(remove_duplicate=False)
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    ]
+    for module, name, parameter, full in places:
+        fake = torch.empty(parameter.shape, dtype=types[full])
+        setattr(module, name, fakes.setdefault(id(parameter), nn.Parameter(fake, requires_grad=False)))
+    try:
+        yield
+    finally:
+        for module, name, parameter, _ in places:
+            setattr(module, name, parameter)
+
+
+def _take_out_transposes(model: Any) -> set[str]:
+    """Names of matrices that the graph only uses transposed; it then takes them as they will be stored: transposed.
+
+    Engine builders and runtimes would do so at every load; TensorRT-RTX builds twice as fast without.
+    """
+    import onnx_ir as ir
+
+    names = set()
+    for name, value in model.graph.initializers.items():
+        nodes = [use.node for use in value.uses()]
+        if not nodes or value.shape is None or len(value.shape) != 2 or any(n.op_type != "Transpose" for n in nodes):
+            continue
+        for node in nodes:
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            model.graph.remove(node, safe=True)
+        value.shape = ir.Shape(tuple(reversed(value.shape)))
+        names.add(name)
+    return names
+
+
+def _store_weights(
+    model: Any,
+    graph: Graph,
+    weights: Mapping[str, torch.Tensor],
+    transposed: set[str],
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Streams the weights that the graph uses into its file and makes its initializers refer to it."""
+    import onnx_ir as ir
+
+    initializers, types = model.graph.initializers, graph.weight_types()
+    used = {name: weights[name] for name in initializers if name in weights}
+    sources = [
+        TensorSource.of(name, tensor.t() if name in transposed else tensor, types.get(name))
+        for name, tensor in used.items()
+    ]
+    places = write_tensors(sources, folder / WEIGHTS_FILE, lambda name: say(f"weights: {name}"))
+    for source in sources:
+        place = places[source.name]
+        initializers[source.name].const_value = ir.ExternalTensor(
+            WEIGHTS_FILE,
+            place.offset,
+            place.length,
+            ir.DataType[str(source.dtype).removeprefix("torch.").upper().replace("FLOAT32", "FLOAT")],
+            name=source.name,
+            shape=ir.Shape(source.shape),
+            base_dir=folder,
+        )
+
+
+def _write(model: Any, path: Path) -> None:
+    import onnx_ir as ir
+    from onnxscript import optimizer
+
+    def small(node: Any) -> bool:
+        sizes = (v.const_value.size for v in node.inputs if v is not None and v.const_value is not None)
+        return all(size <= _FOLD_LIMIT for size in sizes)
+
+    with _quiet("onnxscript", "onnx_ir"):
+        optimizer.optimize_ir(model, should_fold=small)
+    _strip_metadata(model)
+    ir.save(model, path)
+
+
+def _strip_metadata(model: Any) -> None:
+    """Takes out the tracer's notes (stack traces, file paths): they differ from machine to machine."""
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+class _quiet:  # noqa: N801
+    """Raises the level of chatty third-party loggers for the duration."""
+
+    def __init__(self, *names: str) -> None:
+        self.loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self.levels = [each.level for each in self.loggers]
+        for each in self.loggers:
+            each.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for each, level in zip(self.loggers, self.levels, strict=True):
+            each.setLevel(level)
+
+
+#: What a node takes: an input or initializer by its name, or an output of an earlier node by its number.
+Source = str | tuple[int, int] | None
+
+
+#: A node: its operator, what it takes, and its attributes but for values of constants.
+Described = tuple[str, tuple[Source, ...], tuple[str, ...]]
+
+
+def describe(model: Any) -> list[Described]:
+    """The nodes of an ONNX model in order, as if it had no casts."""
+    sources: dict[int, Source] = {id(v): v.name for v in (*model.graph.inputs, *model.graph.initializers.values())}
+    described: list[Described] = []
+    for node in model.graph:
+        taken = tuple(None if value is None else sources[id(value)] for value in node.inputs)
+        if node.op_type == "Cast":
+            sources[id(node.outputs[0])] = taken[0]
+            continue
+        for i, output in enumerate(node.outputs):
+            sources[id(output)] = (len(described), i)
+        described.append((node.op_type, taken, _attributes(node)))
+    described.append(("outputs", tuple(sources[id(value)] for value in model.graph.outputs), ()))
+    return described
+
+
+def _attributes(node: Any) -> tuple[str, ...]:
+    """Constants hold values in the graph's element type, which the twin holds in its own."""
+    if node.op_type == "Constant":
+        return ()
+    return tuple(f"{name}={attribute.value}" for name, attribute in sorted(node.attributes.items()))
+
+
+def differences(model: Any, twin: Any) -> list[str]:
+    """In words, where the two differ by more than casts."""
+    pairs = zip_longest(describe(model), describe(twin))
+    return [f"node {i} is {_say(a)}, its twin {_say(b)}" for i, (a, b) in enumerate(pairs) if a != b]
+
+
+def _say(node: Described | None) -> str:
+    return "absent" if node is None else f"{node[0]} of {list(node[1])} {' '.join(node[2])}".rstrip()

@@ -1,0 +1,115 @@
+"""From what a user names (a registry name, files, or both) to an architecture and its files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from ldp_runtime.errors import ConfigError
+
+from ldp_export.checkpoints.infer import check_name, infer_spec
+from ldp_export.checkpoints.sources import EMBEDDED, Sources
+from ldp_export.hub.fetch import FetchPlan, plan_fetch
+from ldp_export.hub.local import local_files
+from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, NamedModel, VarSpec, find_model
+
+
+def resolve_model(
+    name: str | None = None,
+    weights: Path | None = None,
+    vae: Path | None = None,
+    text_encoder: Path | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    local_dir: Path | None = None,
+) -> tuple[ModelSpec | VarSpec, Sources]:
+    """The model and its files, which are here; files without a name give a model whose sizes are read from them.
+
+    Raises:
+        ConfigError: unknown name, parts missing, or impossible defaults. CheckpointError: files that are no such model.
+    """
+    if name is None and (weights is not None or vae is not None):
+        sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder, local_dir)
+        spec = infer_spec(sources)
+    else:
+        spec = find_model(name or DEFAULT_MODEL)
+        sources = find_sources(spec, weights, vae, text_encoder, local_dir)
+        if not spec.embedded:
+            check_name(spec, sources)
+    return with_defaults(spec, guidance, temperature), sources
+
+
+def with_defaults(spec: ModelSpec | VarSpec, guidance: float | None, temperature: float | None) -> ModelSpec | VarSpec:
+    """The model with other defaults; what every request would refuse is refused here."""
+    if guidance is not None:
+        if not math.isfinite(guidance):
+            raise ConfigError(f"guidance must be finite, got {guidance}")
+        spec = replace(spec, guidance=guidance)
+    if temperature is not None:
+        if not 0 < temperature < math.inf:
+            raise ConfigError(f"temperature must be positive, got {temperature}")
+        spec = replace(spec, temperature=temperature)
+    return spec
+
+
+def pending_fetch(
+    name: str | None,
+    weights: Path | None = None,
+    vae: Path | None = None,
+    text_encoder: Path | None = None,
+    local_dir: Path | None = None,
+) -> FetchPlan | None:
+    """What would have to be downloaded before a build; None where everything is here.
+
+    Raises:
+        ConfigError: unknown name. HubError, CheckpointError, CapacityError: see `plan_fetch`.
+    """
+    spec = find_model(name or DEFAULT_MODEL)
+    if weights or vae or local_dir or spec.hub is None:
+        return None
+    if local_files(spec, text_encoder=text_encoder is None).state == "complete":
+        return None
+    return plan_fetch(spec, text_encoder=text_encoder is None)
+
+
+def find_sources(
+    spec: NamedModel,
+    weights: Path | None = None,
+    vae: Path | None = None,
+    text_encoder: Path | None = None,
+    local_dir: Path | None = None,
+) -> Sources:
+    """The parts of a model: paths that are given, else the package's own, else what was fetched. Downloads nothing.
+
+    Args:
+        local_dir: a folder that `ldp-export fetch --local-dir` wrote, instead of the hub's cache.
+
+    Raises:
+        ConfigError: a part is given and another cannot be found.
+        CheckpointError: a file does not exist.
+    """
+    if weights is not None or vae is not None:
+        if weights is None or vae is None:
+            raise ConfigError("give --weights and --vae together")
+        if local_dir is not None:
+            raise ConfigError("--weights and --vae are files of their own", hint="leave --local-dir out")
+        found = Sources(weights, vae, text_encoder)
+    elif spec.embedded:
+        if text_encoder is not None or local_dir is not None:
+            raise ConfigError(
+                f"{spec.name} brings its own files, text encoder included",
+                hint="leave --text-encoder and --local-dir out, or name another --model, or --weights and --vae",
+            )
+        folder = EMBEDDED / spec.name.replace("-", "_")
+        found = Sources(folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
+    elif spec.hub is not None:
+        from ldp_export.hub.fetch import fetched_sources
+
+        found = fetched_sources(spec, local_dir, text_encoder)
+    else:
+        raise ConfigError(
+            f"no weights of {spec.name} were ever released", hint="give your own with --weights and --vae"
+        )
+    found.check()
+    return found

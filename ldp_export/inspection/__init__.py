@@ -1,0 +1,1 @@
+"""Looking at machines and pictures: doctor, explanations of pruning, contact sheets."""

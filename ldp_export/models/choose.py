@@ -1,0 +1,35 @@
+"""Modules by configuration: an empty model of any family, and how many parameters it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.infinity_vae import BsqVae, VaeConfig
+from ldp_export.models.var import VarConfig, VarTransformer
+from ldp_export.models.var_vae import VqVae, VqVaeConfig
+
+Config = InfinityConfig | VaeConfig | VarConfig | VqVaeConfig
+
+
+@cache
+def empty_model(config: Config) -> nn.Module:
+    """The model of a configuration on the meta device."""
+    kinds: dict[type, Callable[[Any], nn.Module]] = {
+        InfinityConfig: InfinityTransformer,
+        VaeConfig: BsqVae,
+        VarConfig: VarTransformer,
+        VqVaeConfig: VqVae,
+    }
+    with torch.device("meta"):
+        return kinds[type(config)](config)
+
+
+def count_parameters(config: Config) -> int:
+    """Numbers that are parameters of the model: buffers of its files are not counted."""
+    return sum(p.numel() for p in empty_model(config).parameters())

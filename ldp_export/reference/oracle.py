@@ -1,0 +1,90 @@
+"""An independent way to the logits of a pruned run: the whole sequence at once, pruned tokens masked out.
+
+It shares neither cache, gathering, nor call structure with the scale loop: all scales go through the transformer in
+one call on full grids, and hidden tokens are invisible to every other token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from ldp_runtime.families.infinity import accumulate, bits_to_codes, next_input, tokens_to_latent
+from ldp_runtime.layout import LatentLayout
+from ldp_runtime.schedule import ScaleSchedule
+from torch.nn import functional as F
+
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.var_vae import VqVae
+
+
+@torch.no_grad()
+def pruned_logits(
+    model: InfinityTransformer,
+    rows: torch.Tensor,
+    bits: Sequence[torch.Tensor],
+    keep: Sequence[torch.Tensor | None],
+    schedule: ScaleSchedule,
+    layout: LatentLayout,
+) -> list[torch.Tensor]:
+    """Logits of the kept tokens, teacher-forced, with nothing (zero) in the residual where tokens are pruned.
+
+    Args:
+        rows: text features [R, T, Ct] of equally long rows.
+        bits: bits of the full grid of every scale [h*w, bits].
+        keep: kept indices of every scale, None for all.
+
+    Returns:
+        Logits [R, kept, 2 * bits] of every scale.
+    """
+    visible = []
+    latent = torch.zeros(1, layout.channels, *layout.latent_grid(schedule.final_grid))
+    inputs = []
+    for k, (h, w) in enumerate(schedule.grids):
+        mask = _mask(keep[k], h * w)
+        visible.append(mask)
+        codes = torch.where(mask[:, None], bits_to_codes(bits[k], layout), torch.tensor(0.0))
+        latent = accumulate(latent, tokens_to_latent(codes.view(1, h, w, -1), layout))
+        if k + 1 < len(schedule):
+            inputs.append(next_input(latent, schedule.grids[k + 1], layout))
+    sequence = torch.cat(inputs, dim=1).expand(len(rows), -1, -1)
+    logits = model(rows, None, sequence, schedule, torch.cat(visible))
+    per_scale = logits.split(schedule.tokens, dim=1)
+    return [part[:, mask] for part, mask in zip(per_scale, visible, strict=True)]
+
+
+@torch.no_grad()
+def pruned_class_logits(
+    model: VarTransformer,
+    vae: VqVae,
+    labels: torch.Tensor,
+    indices: Sequence[torch.Tensor],
+    keep: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor]:
+    """As `pruned_logits`, for classes and codebook indices: a pruned token's code is zero, which phi still convolves.
+
+    Args:
+        labels: classes of the rows [R].
+        indices: of the full grid of every scale [h*w].
+
+    Returns:
+        Logits [R, kept, codes] of every scale.
+    """
+    schedule = model.config.schedule
+    visible = [_mask(kept, count) for kept, count in zip(keep, schedule.tokens, strict=True)]
+    latent, inputs = torch.zeros(1, model.config.channels, *schedule.final_grid), []
+    for k, grid in enumerate(schedule.grids[:-1]):
+        codes = torch.where(visible[k][:, None], vae.codes(indices[k]), torch.tensor(0.0))
+        latent = latent + vae.residual(codes.T.view(1, -1, *grid), schedule.final_grid, k, len(schedule))
+        down = F.interpolate(latent, size=schedule.grids[k + 1], mode="area")
+        inputs.append(down.flatten(2).transpose(1, 2))
+    sequence = torch.cat(inputs, dim=1) if inputs else torch.zeros(1, 0, model.config.channels)
+    logits = model(labels, sequence.expand(len(labels), -1, -1), torch.cat(visible))
+    return [part[:, mask] for part, mask in zip(logits.split(schedule.tokens, dim=1), visible, strict=True)]
+
+
+def _mask(kept: torch.Tensor | None, tokens: int) -> torch.Tensor:
+    if kept is None:
+        return torch.ones(tokens, dtype=torch.bool)
+    return torch.zeros(tokens, dtype=torch.bool).index_fill_(0, kept, True)

@@ -1,0 +1,244 @@
+"""Recording Infinity: reference runs over all scales, or the first ones of models too large for whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from ldp_runtime.bundle.manifest import Defaults, InfinityEntry
+from ldp_runtime.families.infinity import accumulate, bits_to_codes, tokens_to_latent
+from ldp_runtime.layout import LatentLayout
+from ldp_runtime.sampling import SamplingFilter, logit_difference
+from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.tokenizer import PromptTokenizer
+
+from ldp_export.checkpoints.t5 import TextEncoder
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.infinity_vae import BsqVae
+from ldp_export.reference.infinity import ReferenceRun, ReferenceSettings, generate
+from ldp_export.reference.oracle import pruned_logits
+from ldp_export.reference.streamed import weights_in_turn
+from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
+
+PROMPTS = ("a red circle", "a small blue square to the left of a large yellow star on a plain background")
+
+
+#: Aspect ratios that are verified: square, and the most elongated one, whose grids are odd and whose past is long.
+_RATIOS = (1.0, 3.0)
+
+
+_TEXT_TOKENS = 12
+
+
+#: Rows whose logits are saved: two guided runs and an unguided one in full, the pruned one's computed tokens.
+_ROWS, _PRUNED_ROWS = 5, 1
+
+
+@torch.no_grad()
+def record_cases(
+    transformer: InfinityTransformer,
+    vae: BsqVae,
+    encoder: TextEncoder | None,
+    model: InfinityEntry,
+    defaults: Defaults,
+    on_case: Callable[[str], None] = lambda name: None,
+) -> ReferenceCases:
+    """Runs the reference model: guided, unguided, elongated, pruned, and one prompt end to end."""
+    tensors: dict[str, torch.Tensor] = {}
+    cases: list[Case] = []
+    texts = reference_texts(transformer, encoder, tensors)
+
+    def add(case: Case, run: ReferenceRun | None) -> None:
+        cases.append(case)
+        if run is not None:
+            _store(case.name, run, tensors)
+
+    for i, ratio in enumerate(_RATIOS):
+        schedule = ScaleSchedule.of_size(model.size, ratio)
+        for guidance in (defaults.guidance, 1.0) if i == 0 else (defaults.guidance,):
+            name = f"ratio{ratio:g}_guidance{guidance:g}"
+            on_case(name)
+            run, seed, margin = _clearest(transformer, texts[i], schedule, model.layout, defaults, guidance)
+            add(Case(name, ratio, guidance, prompt=_prompt(encoder, i), seed=seed, margin=margin), run)
+            tensors[f"{name}.features"] = texts[i]
+            if i == 0:
+                tensors[f"{name}.image"] = vae.decode(run.latent)[0]
+            if (ratio, guidance) == (_RATIOS[0], defaults.guidance):
+                pruned = Case(f"{name}_pruned", ratio, guidance, pruned=True)
+                _store_pruned(pruned.name, transformer, texts[i], run, schedule, model.layout, tensors)
+                add(pruned, None)
+    return ReferenceCases(tuple(cases), tensors)
+
+
+def _prompt(encoder: TextEncoder | None, index: int) -> str | None:
+    return None if encoder is None else PROMPTS[index]
+
+
+def reference_texts(
+    transformer: InfinityTransformer, encoder: TextEncoder | None, tensors: dict[str, torch.Tensor]
+) -> list[torch.Tensor]:
+    """Features of the prompts, or seeded stand-ins where the bundle has no text encoder."""
+    if encoder is None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (_TEXT_TOKENS, transformer.config.text_channels)
+        return [torch.randn(shape, generator=generator) for _ in PROMPTS]
+    tokenizer = PromptTokenizer(encoder.tokenizer, transformer.config.text_tokens)
+    texts = []
+    for i, prompt in enumerate(PROMPTS):
+        ids = tokenizer(prompt)
+        features = encoder.module(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).last_hidden_state[0]
+        tensors[f"text{i}.ids"], tensors[f"text{i}.features"] = ids, features
+        texts.append(features)
+    return texts
+
+
+def _clearest(
+    transformer: InfinityTransformer,
+    text: torch.Tensor,
+    schedule: ScaleSchedule,
+    layout: LatentLayout,
+    defaults: Defaults,
+    guidance: float,
+) -> tuple[ReferenceRun, int, float]:
+    """Of a few seeds, the run whose closest decision is the clearest: rounding must not decide an end image."""
+    runs = []
+    for seed in range(3):
+        rule = SamplingFilter(defaults.top_k, defaults.top_p)
+        settings = ReferenceSettings(guidance, defaults.temperature, rule, seed)
+        run = generate(transformer, [text], schedule, layout, settings)
+        runs.append((run, seed, closest_decision(run, schedule, layout, seed, rule)))
+    return max(runs, key=lambda entry: entry[2])
+
+
+def closest_decision(
+    run: ReferenceRun, schedule: ScaleSchedule, layout: LatentLayout, seed: int, rule: SamplingFilter
+) -> float:
+    """Smallest distance of any sampled bit's logit difference from the value at which the bit would flip."""
+    from ldp_runtime.noise import position_noise
+
+    closest = float("inf")
+    for logits, noise in zip(run.guided, position_noise(seed, schedule, layout.bits), strict=True):
+        difference = logit_difference(logits)[0]
+        undecided = difference.abs() < rule.decided_at
+        to_noise = torch.where(undecided, (difference - noise).abs(), torch.tensor(float("inf")))
+        to_limit = (difference.abs() - rule.decided_at).abs()
+        closest = min(closest, float(to_noise.min()), float(to_limit.min()))
+    return closest
+
+
+def _store(name: str, run: ReferenceRun, tensors: dict[str, torch.Tensor]) -> None:
+    for k, (bits, logits) in enumerate(zip(run.bits, run.raw_logits, strict=True)):
+        tensors[f"{name}.bits_{k}"] = bits[0].to(torch.uint8)
+        tensors[f"{name}.logits_{k}"] = logits
+    tensors[f"{name}.latent"] = run.latent[0]
+
+
+def _store_pruned(
+    name: str,
+    transformer: InfinityTransformer,
+    text: torch.Tensor,
+    run: ReferenceRun,
+    schedule: ScaleSchedule,
+    layout: LatentLayout,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """The oracle's logits under `fixed_masks`."""
+    rows = torch.stack((text, transformer.unconditional_text(len(text))))
+    keep = fixed_masks(schedule)
+    logits = pruned_logits(transformer, rows, [bits[0] for bits in run.bits], keep, schedule, layout)
+    tensors[f"{name}.features"] = text
+    for k, bits in enumerate(run.bits):
+        tensors[f"{name}.bits_{k}"] = bits[0].to(torch.uint8)
+        tensors[f"{name}.logits_{k}"] = logits[k]
+        indices = keep[k]
+        if indices is not None:
+            tensors[f"{name}.keep_{k}"] = indices
+
+
+@torch.no_grad()
+def forced_logits(
+    transformer: InfinityTransformer, cases: ReferenceCases, case: Case, model: InfinityEntry
+) -> list[torch.Tensor]:
+    """Logits of a recorded case's scales on its own bits, in one call."""
+    schedule = case.of(ScaleSchedule.of_size(model.size, case.aspect_ratio))
+    text = cases.tensors[f"{case.name}.features"]
+    rows = [text] if case.guidance == 1 else [text, transformer.unconditional_text(len(text))]
+    bits = cases.tokens(case, len(schedule))
+    return pruned_logits(transformer, torch.stack(rows), bits, [None] * len(schedule), schedule, model.layout)
+
+
+def recorded_bytes(model: InfinityEntry, scales: int | None) -> int:
+    """Size of what is saved: logits of four runs (six rows in all), bits, latents, images; or of the first scales."""
+    if scales is not None:
+        first = ScaleSchedule.of_size(model.size)
+        pixels = first.tokens[scales - 1] * model.pixels_per_token**2
+        return 2 * first.offsets[scales] * model.logits * 4 + 12 * pixels + _TEXT_TOKENS * model.text_channels * 4
+    schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in _RATIOS]
+    tokens = max(schedule.total_tokens for schedule in schedules)
+    logits = (_ROWS + _PRUNED_ROWS) * tokens * model.logits * 4
+    pixels = schedules[0].tokens[-1] * model.pixels_per_token**2
+    return logits + 4 * tokens * model.bits + 24 * pixels + 3 * 4 * schedules[0].tokens[-1] * model.bits
+
+
+def recording_memory(model: InfinityEntry) -> int:
+    """Memory of the reference model's largest call: keys, values, attention scores and the widest layer of two rows."""
+    schedule = max((ScaleSchedule.of_size(model.size, ratio) for ratio in _RATIOS), key=lambda s: s.total_tokens)
+    tokens, total = max(schedule.tokens), schedule.total_tokens
+    cache = 4 * 2 * 2 * model.depth * total * model.width
+    scores = 4 * 2 * model.heads * total * total  # the masked oracle sees all scales at once
+    return cache + scores + 4 * 2 * tokens * (model.ffn + 4 * model.width)
+
+
+#: Arithmetic operations that recording may take: minutes on two cores.
+_WHOLE_RUNS, _ONE_CALL = 20e12, 4.5e12
+
+
+#: Rows that whole runs compute: see `record_cases`.
+_RUN_ROWS = 17
+
+
+def scales_to_record(model: InfinityEntry, parameters: int) -> int | None:
+    """How many first scales are recorded of a model with so many parameters; None: all, in whole runs."""
+    schedule = ScaleSchedule.of_size(model.size)
+    if 2 * parameters * _RUN_ROWS * schedule.total_tokens <= _WHOLE_RUNS:
+        return None
+    affordable = [k for k in range(2, len(schedule)) if 2 * parameters * 2 * schedule.offsets[k] <= _ONE_CALL]
+    return max(affordable, default=2)
+
+
+@torch.no_grad()
+def record_first_scales(
+    transformer: InfinityTransformer,
+    vae: BsqVae,
+    encoder: TextEncoder | None,
+    model: InfinityEntry,
+    defaults: Defaults,
+    scales: int,
+    on_case: Callable[[str], None] = lambda name: None,
+) -> ReferenceCases:
+    """Logits of the first scales, the latent they make, and its picture.
+
+    Args:
+        transformer: its weights may be views of files, in any element type.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    case = Case(f"first{scales}_guidance{defaults.guidance:g}", 1.0, defaults.guidance, scales=scales)
+    on_case(case.name)
+    schedule, layout = case.of(ScaleSchedule.of_size(model.size)), model.layout
+    text = reference_texts(transformer, encoder, tensors)[0]
+    generator = torch.Generator().manual_seed(2)
+    bits = [torch.rand(tokens, layout.bits, generator=generator) < 0.5 for tokens in schedule.tokens]
+    with weights_in_turn(transformer):
+        rows = torch.stack((text, transformer.unconditional_text(len(text)).float()))
+        logits = pruned_logits(transformer, rows, bits, [None] * scales, schedule, layout)
+    latent = torch.zeros(1, layout.channels, *layout.latent_grid(schedule.final_grid))
+    for (h, w), drawn in zip(schedule.grids, bits, strict=True):
+        latent = accumulate(latent, tokens_to_latent(bits_to_codes(drawn, layout).view(1, h, w, -1), layout))
+    tensors |= {f"{case.name}.bits_{k}": drawn.to(torch.uint8) for k, drawn in enumerate(bits)}
+    tensors |= {f"{case.name}.logits_{k}": value for k, value in enumerate(logits)}
+    tensors |= {
+        f"{case.name}.features": text,
+        f"{case.name}.latent": latent[0],
+        f"{case.name}.image": vae.decode(latent)[0],
+    }
+    return ReferenceCases((case,), tensors)

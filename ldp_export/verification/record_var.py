@@ -1,0 +1,131 @@
+"""What a class-conditional bundle is verified against: as `reference_cases.py`, with classes and codebook indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from ldp_runtime.bundle.manifest import Defaults, VarEntry
+from ldp_runtime.families.var import filter_logits
+from ldp_runtime.schedule import ScaleSchedule
+
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.var_vae import VqVae
+from ldp_export.reference.oracle import pruned_class_logits
+from ldp_export.reference.var import VarRun, VarSettings, generate
+from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
+
+_SEEDS = 3
+
+
+#: Room given to the limits of top-k and top-p when asking whether rounding could have changed a draw.
+_ROOM_K, _ROOM_P = 4, 1e-4
+
+
+@torch.no_grad()
+def record_class_cases(
+    transformer: VarTransformer, vae: VqVae, defaults: Defaults, on_case: Callable[[str], None] = lambda name: None
+) -> ReferenceCases:
+    """Runs the reference model: two classes with guidance, one without, and one with tokens masked out."""
+    tensors: dict[str, torch.Tensor] = {}
+    cases: list[Case] = []
+    last = transformer.config.classes - 1
+    for label, guidance in ((0, defaults.guidance), (0, 0.0), (last, defaults.guidance)):
+        name = f"class{label}_guidance{guidance:g}"
+        if any(case.name == name for case in cases):
+            continue
+        on_case(name)
+        run, seed, margin = _clearest(transformer, vae, label, guidance, defaults)
+        cases.append(Case(name, 1.0, guidance, seed=seed, margin=margin, label=label))
+        rows = 2 if _guided(guidance, transformer) else 1
+        for k, (indices, logits) in enumerate(zip(run.indices, run.raw_logits, strict=True)):
+            tensors[f"{name}.indices_{k}"], tensors[f"{name}.logits_{k}"] = indices[0], logits[:rows]
+        tensors[f"{name}.latent"] = run.accumulated[-1][0]
+        tensors[f"{name}.image"] = vae.decode(run.accumulated[-1])[0]
+        if len(cases) == 1:
+            pruned = Case(f"{name}_pruned", 1.0, guidance, pruned=True, label=label)
+            _store_pruned(pruned, transformer, vae, run, tensors)
+            cases.append(pruned)
+    return ReferenceCases(tuple(cases), tensors)
+
+
+def _guided(guidance: float, transformer: VarTransformer) -> bool:
+    """The ramp of guidance begins with none: a single scale has none."""
+    return guidance != 0 and len(transformer.config.grids) > 1
+
+
+def _clearest(
+    transformer: VarTransformer, vae: VqVae, label: int, guidance: float, defaults: Defaults
+) -> tuple[VarRun, int, float]:
+    """Of a few seeds, the run whose closest decision is the clearest: rounding must not decide an end image."""
+    runs = []
+    for seed in range(_SEEDS):
+        settings = VarSettings(guidance, defaults.top_k, defaults.top_p, seed, temperature=defaults.temperature)
+        run = generate(transformer, vae, [label], settings)
+        runs.append((run, seed, closest_decision(run, transformer.config.schedule, settings)))
+    return max(runs, key=lambda entry: entry[2])
+
+
+def closest_decision(run: VarRun, schedule: ScaleSchedule, settings: VarSettings) -> float:
+    """How far any drawn index of a run with one image is from being another one, in logits.
+
+    Each draw takes the largest of l - log E among the codes that top-k and top-p leave. Rounding moves their limits
+    too: codes just outside compete here as well, and a drawn code that is not safely inside counts as no distance.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    closest = float("inf")
+    for logits, indices, tokens in zip(run.guided, run.indices, schedule.tokens, strict=True):
+        noise = torch.empty(tokens, logits.shape[-1]).exponential_(1, generator=generator)
+        drawn = indices[0][:, None]
+        loose = _filtered(logits[0], settings, 1)
+        strict = _filtered(logits[0], settings, -1)
+        race = loose - (noise.log() if settings.top_k != 1 else 0)
+        lead = race.gather(1, drawn) - race.scatter(1, drawn, -torch.inf).amax(dim=1, keepdim=True)
+        safe = strict.gather(1, drawn).isfinite()
+        closest = min(closest, float(torch.where(safe, lead, 0).min()))
+    return closest
+
+
+def _filtered(logits: torch.Tensor, settings: VarSettings, side: int) -> torch.Tensor:
+    """Logits under limits that are a little wider (side 1) or narrower (side -1) than asked for."""
+    top_k, top_p = settings.top_k, settings.top_p
+    if top_k > 1:
+        top_k = max(1, top_k + side * _ROOM_K)
+    elif top_k == 1 and side == 1:
+        top_k = 2
+    if top_p > 0:
+        top_p = min(1.0, max(_ROOM_P, top_p + side * _ROOM_P))
+    return filter_logits(logits, top_k, top_p)
+
+
+def _store_pruned(
+    case: Case, transformer: VarTransformer, vae: VqVae, run: VarRun, tensors: dict[str, torch.Tensor]
+) -> None:
+    """The oracle's logits under `fixed_masks`."""
+    config = transformer.config
+    keep, indices = fixed_masks(config.schedule), [drawn[0] for drawn in run.indices]
+    labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
+    logits = pruned_class_logits(transformer, vae, labels, indices, keep)
+    for k, kept in enumerate(keep):
+        tensors[f"{case.name}.indices_{k}"], tensors[f"{case.name}.logits_{k}"] = indices[k], logits[k]
+        if kept is not None:
+            tensors[f"{case.name}.keep_{k}"] = kept
+
+
+@torch.no_grad()
+def forced_class_logits(
+    transformer: VarTransformer, vae: VqVae, cases: ReferenceCases, case: Case
+) -> list[torch.Tensor]:
+    """Logits of a recorded case's scales on its own indices, in one call."""
+    config = transformer.config
+    labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
+    count = len(config.grids)
+    return pruned_class_logits(transformer, vae, labels, cases.tokens(case, count), [None] * count)
+
+
+def recorded_class_bytes(model: VarEntry) -> int:
+    """Size of what `record_class_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
+    schedule = model.schedule()
+    h, w = schedule.final_grid
+    logits = 4 * 6 * schedule.total_tokens * model.codes
+    return logits + 4 * 8 * schedule.total_tokens + 3 * 4 * h * w * (model.latent_channels + 3 * model.vae_stride**2)

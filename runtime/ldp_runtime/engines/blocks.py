@@ -1,0 +1,195 @@
+"""Running the `blocks` graph: rows of prompts in, logits out, keys and values straight into the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.kv_cache import InPlaceKVCache, KVCache
+from ldp_runtime.numerics import FiniteWatch
+
+Cache = KVCache | InPlaceKVCache
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of the transformer that the runtime needs: see the bundle's manifest.
+
+    Attributes:
+        logits: of a token. cache: element type of keys and values.
+        cache_tokens: positions of a cache that engines write in place; None where they give new keys and values.
+        writes_all: engines write keys and values of the last scale too, which nobody reads.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    logits: int
+    cache: torch.dtype = torch.float32
+    cache_tokens: int | None = None
+    writes_all: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What tells the blocks where a token stands.
+
+    Attributes:
+        offsets: added to every embedded token of scale k >= 1 [scales, C]; for scale 0 see `PromptRows.start`.
+        tables: of each scale, the graph's inputs that hold a row per token of the full grid, [h*w, ...] each.
+    """
+
+    offsets: torch.Tensor
+    tables: tuple[Mapping[str, torch.Tensor], ...]
+
+    def at(self, scale: int, kept: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """The rows of the computed tokens (None: all)."""
+        tables = self.tables[scale].items()
+        return {name: table if kept is None else table.index_select(0, kept) for name, table in tables}
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """What the prompt graph computed, one row per branch of an image.
+
+    Attributes:
+        start: the token of scale 0 [R, C].
+        inputs: what the `blocks` graphs read of a prompt, by their names, [R, ...] each: AdaLN modulation, and for
+            models with text its mask [R, T] (True at real tokens) and each layer's keys and values [R, H, T, head_dim].
+    """
+
+    start: torch.Tensor
+    inputs: Mapping[str, torch.Tensor]
+
+    @property
+    def rows(self) -> int:
+        return self.start.shape[0]
+
+    def take(self, rows: Sequence[int]) -> PromptRows:
+        """These rows, in this order."""
+        if list(rows) == list(range(len(rows))):  # the first rows: views, which are contiguous
+            return PromptRows(self.start[: len(rows)], {name: t[: len(rows)] for name, t in self.inputs.items()})
+        index = torch.as_tensor(rows, device=self.start.device)
+        return PromptRows(self.start[index], {name: tensor[index] for name, tensor in self.inputs.items()})
+
+    @staticmethod
+    def stack(parts: Sequence[PromptRows]) -> PromptRows:
+        """All rows of several prompts; shorter texts are padded and masked."""
+        if len(parts) == 1:
+            return parts[0]
+        inputs = {name: _cat(name, [part.inputs[name] for part in parts]) for name in parts[0].inputs}
+        return PromptRows(torch.cat([part.start for part in parts]), inputs)
+
+
+def _cat(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of one input, zero-padded along its text axis where it has one."""
+    axis = 1 if name == "text_mask" else 2 if name.startswith("text_") else None
+    if axis is not None:
+        longest = max(tensor.shape[axis] for tensor in tensors)
+        behind = (0, 0) * (tensors[0].dim() - 1 - axis)
+        tensors = [F.pad(tensor, (*behind, 0, longest - tensor.shape[axis])) for tensor in tensors]
+    return torch.cat(tensors)
+
+
+@dataclass(frozen=True)
+class BlocksChunk:
+    """Blocks [first, last) as one engine; `inputs` are the names of what it reads."""
+
+    engine: Engine
+    first: int
+    last: int
+    inputs: frozenset[str]
+
+
+class Blocks:
+    """The chunks of a model, run one after the other as if they were one engine.
+
+    Args:
+        late: chunks that compute in 8 bits, for late scales; none where the bundle has none.
+    """
+
+    def __init__(self, chunks: Sequence[BlocksChunk], shape: ModelShape, late: Sequence[BlocksChunk] = ()) -> None:
+        self._chunks, self._late = tuple(chunks), tuple(late)
+        self.shape = shape
+        self.device = self._chunks[0].engine.device
+
+    def new_cache(self, capacity: int, rows: int, last: int) -> Cache:
+        """A cache for `capacity` tokens, and `last` of the last scale where engines want room for them; one that is
+        written in place has the size that the engines were built for."""
+        shape = self.shape
+        if shape.cache_tokens is not None:
+            sizes = (shape.depth, shape.cache_tokens, rows, shape.heads, shape.head_dim)
+            return InPlaceKVCache(*sizes, self.device, shape.cache)
+        sizes = (shape.depth, capacity, rows, shape.heads, shape.head_dim)
+        return KVCache(*sizes, self.device, shape.cache, spare=last if shape.writes_all else 0)
+
+    def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
+        """The same chunks with every engine in a wrapper, to watch their calls."""
+        exact, late = (
+            [replace(chunk, engine=wrap(chunk.engine)) for chunk in chunks] for chunks in (self._chunks, self._late)
+        )
+        return Blocks(exact, self.shape, late)
+
+    def close(self) -> None:
+        for chunk in (*self._chunks, *self._late):
+            chunk.engine.close()
+
+    def run(
+        self,
+        latents: torch.Tensor,
+        offset: torch.Tensor,
+        places: Mapping[str, torch.Tensor],
+        prompt: PromptRows,
+        cache: Cache,
+        *,
+        scale: int,
+        watch: FiniteWatch,
+        remember: bool = True,
+        late: bool = False,
+    ) -> torch.Tensor:
+        """One scale.
+
+        Args:
+            latents: inputs of the computed tokens [R, L, channels].
+            offset: added to every embedded token [R, C]: the start token at scale 0, else the scale's embedding.
+            places: see `Placement.at`.
+            scale: index, for error messages. watch: sees the logits.
+            remember: append keys and values to the cache; the last scale has no use for them.
+            late: run the chunks that compute in 8 bits.
+
+        Returns:
+            Logits [R, L, V].
+
+        Raises:
+            NonFiniteError: the logits hold NaN or infinity; on a GPU, the watch says so.
+        """
+        R, L, _ = latents.shape
+        logits = latents.new_empty(R, L, self.shape.logits)
+        given = {**places, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
+        reads, writes = cache.reads(), cache.writes(L, remember)
+        for chunk in self._late if late else self._chunks:
+            is_last = chunk.last == self.shape.depth
+            out = logits if is_last else latents.new_empty(R, L, self.shape.width)
+            inputs = {name: tensor for name, tensor in given.items() if name in chunk.inputs}
+            outputs = {"logits" if is_last else "hidden_out": out}
+            for layer in range(chunk.first, chunk.last):
+                inputs |= reads[layer]
+                outputs |= writes[layer]
+            chunk.engine.run(inputs, outputs)
+            given["hidden"] = out
+        if remember:
+            cache.advance(L)
+        watch.see(
+            logits,
+            f"the graph '{'late_' if late else ''}blocks' gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",
+            hint="the engine's precision does not hold this model; verify the bundle, or build it in float32",
+        )
+        return logits

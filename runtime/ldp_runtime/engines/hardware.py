@@ -1,0 +1,80 @@
+"""The GPU and the processor of this machine: what they are, and what they can compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ldp_runtime.errors import IncompatibleBundleError
+
+
+def local_capability(device: torch.device | None = None) -> str | None:
+    """Compute capability of a CUDA device, as "8.9"; None where PyTorch finds none."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}.{minor}"
+
+
+def require_gpu(backend: str, device: torch.device) -> str:
+    """The compute capability of `device`.
+
+    Raises:
+        IncompatibleBundleError: it is no CUDA device, or there is none: the message says what is missing.
+    """
+    if device.type != "cuda":
+        raise IncompatibleBundleError(
+            f"{backend} engines run on a GPU; the device asked for is {str(device)!r}",
+            hint="load with device='cuda' (--device cuda); for a CPU, build with --backend onnxruntime",
+        )
+    if torch.version.cuda is None:
+        raise IncompatibleBundleError(
+            f"{backend} engines need an NVIDIA GPU; this PyTorch ({torch.__version__}) was built without CUDA",
+            hint="on a machine with an NVIDIA GPU, install a CUDA build of PyTorch (https://pytorch.org); "
+            "for this one, build with --backend onnxruntime",
+        )
+    capability = local_capability(device)
+    if capability is None:
+        raise IncompatibleBundleError(
+            f"{backend} engines need an NVIDIA GPU; PyTorch finds no GPU or no driver on this machine",
+            hint="install the NVIDIA driver, or run them on the machine that they were built for; "
+            "for this one, build with --backend onnxruntime",
+        )
+    return capability
+
+
+def check_capability(backend: str, here: str, built_for: Sequence[str]) -> None:
+    """Raises IncompatibleBundleError when engines for `built_for` do not run on a GPU of capability `here`."""
+    if here not in built_for:
+        fix = f"--compute-capability {here}" if backend == "tensorrt-rtx" else "--backend tensorrt on this machine"
+        raise IncompatibleBundleError(
+            f"these engines were built for GPUs of compute capability {', '.join(built_for)}; this one has {here}",
+            hint=f"build the bundle for it: ldp-export build {fix}",
+        )
+
+
+#: What decides how fast matrices are multiplied, as parts of Linux's names of instruction set extensions.
+_DECISIVE = ("avx2", "avx512", "vnni", "bf16", "amx", "sve", "i8mm")
+
+
+def cpu_features() -> frozenset[str]:
+    """Instruction set extensions as Linux names them; empty on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(flags, []))
+
+
+def instructions() -> str:
+    """What decides how fast this processor multiplies, e.g. "avx2, avx512, vnni"; empty where nothing is known."""
+    features = cpu_features()
+    return ", ".join(kind for kind in _DECISIVE if any(kind in feature for feature in features))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether products in bfloat16 are the processor's own, or nothing is known; elsewhere they are emulated."""
+    return not cpu_features() or "bf16" in instructions()

@@ -1,0 +1,97 @@
+"""Engines that PyTorch compiled ahead of time (AOTInductor packages): a compiled engine wherever PyTorch runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldp_runtime.bundle.manifest import GraphEntry, TensorEntry
+from ldp_runtime.engines.out_of_memory import capacity_errors
+from ldp_runtime.engines.torch_compiled.threads import torch_threads
+from ldp_runtime.errors import ConfigError, IntegrityError, LdpError
+from ldp_runtime.numerics import exact_convolutions
+
+
+class TorchCompiledEngine:
+    """One `.pt2` package. Check its target first (`torch_target.check_target`): loading runs machine code.
+
+    On a GPU its calls are not captured as CUDA graphs: PyTorch 2.11's packages refuse that with their locks, and broke
+    down without them (`run_single_threaded`) on an H200.
+
+    Args:
+        graph: its inputs and outputs, in the order of its signature.
+        threads: of a CPU engine's calls; None takes PyTorch's number on the thread that opens it.
+
+    `run` raises ConfigError when a tensor does not fit the signature, and CapacityError when memory runs out.
+
+    Raises:
+        IntegrityError: the file is no package that PyTorch can load.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        graph: GraphEntry,
+        device: torch.device | str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self.name, self.device = name, torch.device(device)
+        self._inputs = graph.inputs
+        self._outputs = tuple(entry.name for entry in graph.outputs)
+        # The number of the calling thread will not do: between engine calls the pipeline sets it to one.
+        self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else None
+        self._call: Callable[..., Any] | None = _load(name, path, self.device)
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        if self._call is None:
+            raise LdpError(f"the engine {self.name!r} is closed")
+        given = [check_tensor(inputs[entry.name], entry, self.name) for entry in self._inputs]
+        with torch_threads(self._threads), exact_convolutions(self.device), named_failures(self.name, inputs):
+            results = self._call(*given)
+            results = (results,) if isinstance(results, torch.Tensor) else results
+            for name, result in zip(self._outputs, results, strict=True):
+                if name in outputs:
+                    outputs[name].copy_(result)
+
+    def close(self) -> None:
+        self._call = None
+
+
+@contextmanager
+def named_failures(graph: str, inputs: Mapping[str, torch.Tensor]) -> Generator[None]:
+    """Turns what PyTorch raises in a call into a CapacityError, or an LdpError that names the graph and its inputs."""
+    try:
+        with capacity_errors(f"running the graph {graph!r}"):
+            yield
+    except (RuntimeError, ValueError) as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
+        raise LdpError(f"the graph {graph!r} failed with inputs {shapes}: {error}") from error
+
+
+def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
+    """The tensor: compiled code reads memory as its signature says, whatever it is given."""
+    same_type = str(tensor.dtype) == f"torch.{entry.dtype}" and tensor.dim() == len(entry.shape)
+    if not same_type or any(a != b for a, b in zip(entry.shape, tensor.shape, strict=True) if isinstance(a, int)):
+        raise ConfigError(
+            f"{entry.name!r} of {graph!r} is {tensor.dtype} {tuple(tensor.shape)}; the engine takes {entry.dtype} "
+            f"{entry.shape}"
+        )
+    return tensor
+
+
+def _load(name: str, path: Path, device: torch.device) -> Callable[..., Any]:
+    from torch._inductor import aoti_load_package
+
+    try:
+        return aoti_load_package(path, device_index=device.index or 0 if device.type == "cuda" else -1)
+    except Exception as error:  # the loader raises many types
+        text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise IntegrityError(
+            f"PyTorch cannot load the compiled graph {name!r} from {path}: {text}", hint="rebuild the bundle here"
+        ) from error

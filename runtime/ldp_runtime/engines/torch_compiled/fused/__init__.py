@@ -1,0 +1,1 @@
+"""Fused blocks of Infinity: their pieces, products, weights and text."""

@@ -1,0 +1,133 @@
+"""VAR's tokens: one index into a codebook each; codes are resized bicubically and pass a `phi` convolution.
+
+Source: the VAR reference implementation (`VectorQuantizer2`, `autoregressive_infer_cfg`, `gumbel_softmax_with_rng`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ldp_runtime.numerics import exact_convolutions
+from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.schedule import Grid, ScaleSchedule
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookTokens:
+    """The `TokenSpace` of codebook indices; scores are the logits over the codebook.
+
+    Attributes:
+        codebook: [V, C].
+        phi_weight, phi_bias: the shared convolutions [K, C, C, 3, 3] and [K, C].
+        phi_share: w in phi(h) = (1 - w) h + w conv(h).
+        more_smooth: codes are Gumbel-softmax mixtures of the codebook, sharper with every scale, not single entries.
+    """
+
+    codebook: torch.Tensor
+    phi_weight: torch.Tensor
+    phi_bias: torch.Tensor
+    phi_share: float = 0.5
+    more_smooth: bool = False
+
+    @property
+    def channels(self) -> int:
+        return self.codebook.shape[1]
+
+    @property
+    def gap_terms(self) -> int:
+        return self.codebook.shape[0]
+
+    def empty_latent(self, schedule: ScaleSchedule) -> torch.Tensor:
+        return torch.zeros(self.channels, *schedule.final_grid)
+
+    def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
+        """Exponential variates [h*w, V]: those of the index, or with `more_smooth` those of the mixture.
+
+        The original draws an index also where it then mixes, so its variates are drawn and dropped.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(self.draw_noise(generator, tokens) for tokens in schedule.tokens)
+
+    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
+        """The next variates of the stream [tokens, V]."""
+        drawn = torch.empty(tokens, self.codebook.shape[0]).exponential_(1, generator=generator)
+        return drawn.exponential_(1, generator=generator) if self.more_smooth else drawn
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def gap(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+        """Mean over pairs of codes of the squared difference of the branches' logit differences: twice a variance."""
+        return 2 * (conditional - unconditional).var(dim=-1)
+
+    def draw(
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int
+    ) -> torch.Tensor:
+        allowed = filter_logits(scores, rule.top_k, rule.top_p)
+        if self.more_smooth:
+            return mixture_weights(allowed, noise, progress(scale, scales)) @ self.codebook
+        return self.codes(sample_index(allowed, noise))
+
+    def codes(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.codebook[tokens]
+
+    def accumulate(self, latent: torch.Tensor, codes: torch.Tensor, scale: int, scales: int) -> torch.Tensor:
+        size = (latent.shape[-2], latent.shape[-1])
+        resized = codes.permute(2, 0, 1)[None]
+        if tuple(codes.shape[:2]) != size:
+            resized = F.interpolate(resized, size=size, mode="bicubic", align_corners=False)
+        k, w = phi_index(scale, scales, len(self.phi_weight)), self.phi_share
+        return latent + (resized * (1 - w) + _convolve(resized, self.phi_weight[k], self.phi_bias[k]) * w)[0]
+
+    def next_input(self, latents: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return F.interpolate(latents, size=grid, mode="area").flatten(2).transpose(1, 2)
+
+
+def progress(scale: int, scales: int) -> float:
+    """How far a scale is between the first (0) and the last (1)."""
+    return scale / (scales - 1) if scales > 1 else 0.0
+
+
+def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Top-k, then top-p, over the last axis; what is filtered out becomes -inf. 0 switches either off."""
+    if top_k > 0:
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p > 0:
+        values, order = logits.sort(dim=-1)
+        drop = values.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        drop[..., -1] = False
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+    return logits
+
+
+def sample_index(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Filtered logits and exponential variates [L, V] to indices [L]: what `torch.multinomial` of one sample does."""
+    return (logits.softmax(dim=-1) / noise).argmax(dim=-1)
+
+
+def mixture_weights(logits: torch.Tensor, noise: torch.Tensor, share: float) -> torch.Tensor:
+    """Gumbel-softmax weights of `more_smooth` from filtered logits and exponential variates, [..., V] each."""
+    temperature = max(0.27 * (1 - share * 0.95), 0.005)
+    return ((logits * (1 + share) - noise.log()) / temperature).softmax(dim=-1)
+
+
+def phi_index(scale: int, scales: int, phis: int) -> int:
+    """Which of the shared convolutions a scale uses: the nearest of `phis` evenly spread ticks, the first on ties.
+
+    What look like exact ties (scales 2 and 7 of 10) are decided by rounding in float64, as in the original.
+    """
+    if scales == 1:
+        return 0
+    edge = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
+    ticks = np.linspace(edge, 1 - edge, phis)
+    return int(np.argmin(np.abs(ticks - scale / (scales - 1))))
+
+
+def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    with exact_convolutions(x.device):
+        return F.conv2d(x, weight, bias, padding=1)

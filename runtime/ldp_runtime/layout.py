@@ -1,0 +1,37 @@
+"""Token layout: how the bits or codes of a token lie on the latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ldp_runtime.schedule import Grid
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """How tokens map to latents.
+
+    Attributes:
+        channels: d, the VAE's bits per latent position.
+        patch: latents per token side (1, or 2 with patchify).
+    """
+
+    channels: int
+    patch: int = 1
+
+    @property
+    def bits(self) -> int:
+        """Bits per token: d * patch**2."""
+        return self.channels * self.patch**2
+
+    @cached_property
+    def code(self) -> float:
+        """1 / sqrt(d) as float32 division rounds it: the size of every entry of a token's codes."""
+        return float(torch.ones(()) / self.channels**0.5)
+
+    def latent_grid(self, grid: Grid) -> Grid:
+        """Latent grid (H, W) of a token grid (h, w)."""
+        return grid[0] * self.patch, grid[1] * self.patch

@@ -1,0 +1,24 @@
+"""Noise of sampling: variates that belong to positions, drawn from the seed of an image."""
+
+from __future__ import annotations
+
+import torch
+
+from ldp_runtime.schedule import ScaleSchedule
+
+
+def logistic_noise(draws: torch.Tensor) -> torch.Tensor:
+    """Pairs of exponential variates [..., 2] to log(E1 / E0) [...]."""
+    return draws[..., 1].log() - draws[..., 0].log()
+
+
+def position_noise(seed: int, schedule: ScaleSchedule, bits: int) -> tuple[torch.Tensor, ...]:
+    """Noise of one image for the full grid of every scale: a [h*w, bits] float32 tensor on the CPU per scale."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(draw_noise(generator, tokens, bits) for tokens in schedule.tokens)
+
+
+def draw_noise(generator: torch.Generator, tokens: int, bits: int) -> torch.Tensor:
+    """The next `tokens * bits` variates of the stream, in the originals' order (token, bit, outcome)."""
+    draws = torch.empty(tokens * bits, 2).exponential_(1, generator=generator)
+    return logistic_noise(draws).view(tokens, bits)

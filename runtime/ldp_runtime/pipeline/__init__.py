@@ -1,0 +1,1 @@
+"""Drawing: requests, the scale loop, and the pipeline that a service embeds."""

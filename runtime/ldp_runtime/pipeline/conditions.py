@@ -1,0 +1,109 @@
+"""What an image is drawn from, a text or a class, to the rows that the blocks read: one per branch of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from ldp_runtime.bundle.manifest import InfinityEntry, Manifest, VarEntry
+from ldp_runtime.engines.blocks import PromptRows
+from ldp_runtime.engines.prompt import PASSED_ON, dynamic_sizes, empty
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.numerics import check_finite
+from ldp_runtime.pipeline.open_engines import Engines
+from ldp_runtime.pipeline.request import ImageRequest, Text
+from ldp_runtime.tokenizer import PromptTokenizer
+
+if TYPE_CHECKING:
+    pass
+
+
+#: Rows of one condition: conditional, and unconditional where guidance is on.
+Branches = tuple[PromptRows, PromptRows | None]
+
+
+def condition_rows(
+    engines: Engines,
+    manifest: Manifest,
+    tokenizer: PromptTokenizer | None,
+    images: Sequence[ImageRequest],
+    guided: bool,
+) -> PromptRows:
+    """Rows [conditional of each image, unconditional of each image]; a text that images share is encoded once."""
+    encode = cache(partial(_features, engines, manifest, tokenizer))  # tensors are hashed by identity, here and below
+    if len(images) == 1:
+        return _image_rows(engines, manifest, encode, images[0], guided)
+    known: dict[tuple[Text | int, Text | None], Branches] = {}
+    pairs = []
+    for image in images:
+        key = (image.condition, image.negative)
+        if key not in known:
+            known[key] = _split(_image_rows(engines, manifest, encode, image, guided))
+        pairs.append(known[key])
+    conditional = [pair[0] for pair in pairs]
+    return PromptRows.stack(conditional + [pair[1] for pair in pairs if pair[1] is not None])
+
+
+def _image_rows(
+    engines: Engines, manifest: Manifest, encode: Callable[[Text], torch.Tensor], image: ImageRequest, guided: bool
+) -> PromptRows:
+    """Rows [conditional, unconditional] of one image; the first alone without guidance."""
+    if isinstance(image.condition, int):
+        return class_rows(engines, manifest, image.condition, guided)
+    features = encode(image.condition)
+    if not guided or image.negative is None:
+        return text_rows(engines, manifest, features, guided)
+    texts = (features, encode(image.negative))
+    return PromptRows.stack([run_prompt(engines, manifest, {"features": text[None]}) for text in texts])
+
+
+def text_rows(engines: Engines, manifest: Manifest, features: torch.Tensor, guided: bool) -> PromptRows:
+    """Rows of one text [T, text_channels]; the learned unconditional text is as long, so one call does both."""
+    rows = [features, engines.constants["unconditional_text"][: len(features)]] if guided else [features]
+    return run_prompt(engines, manifest, {"features": torch.stack(rows)})
+
+
+def class_rows(engines: Engines, manifest: Manifest, label: int, guided: bool) -> PromptRows:
+    """Rows of one class; the label behind the last class is the unconditional one."""
+    assert isinstance(manifest.model, VarEntry)
+    labels = [label, manifest.model.classes] if guided else [label]
+    return run_prompt(engines, manifest, {"labels": torch.tensor(labels, device=engines.prompt.device)})
+
+
+def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, text: Text) -> torch.Tensor:
+    """Text features [T, text_channels]; each prompt is encoded at its own length, so batch-mates cannot matter."""
+    assert isinstance(manifest.model, InfinityEntry)
+    if isinstance(text, torch.Tensor):
+        return text.to(engines.prompt.device)
+    if engines.text_encoder is None or tokenizer is None:
+        raise ConfigError("this bundle has no text encoder: pass prompt_embeds")
+    ids = tokenizer(text).to(engines.text_encoder.device)
+    features = torch.empty(1, len(ids), manifest.model.text_channels, device=ids.device)
+    engines.text_encoder.run({"ids": ids[None]}, {"features": features})
+    check_finite("text_encoder", features)
+    return features[0]
+
+
+def _split(rows: PromptRows) -> Branches:
+    return (rows, None) if rows.rows == 1 else (rows.take([0]), rows.take([1]))
+
+
+def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:
+    """The prompt graph: text features [R, T, text_channels] of equally long texts, or class labels [R]."""
+    graphs, device = manifest.chunks("prompt"), engines.prompt.device
+    sizes = dynamic_sizes(graphs[0], inputs)
+    outputs = {
+        tensor.name: empty(tensor, sizes, device)
+        for graph in graphs
+        for tensor in graph.outputs
+        if tensor.name != PASSED_ON
+    }
+    engines.prompt.run({name: tensor.contiguous() for name, tensor in inputs.items()}, outputs)
+    check_finite("prompt", *outputs.values())
+    start = outputs.pop("start")
+    if "text" in sizes:
+        outputs["text_mask"] = torch.ones(len(start), sizes["text"], dtype=torch.bool, device=device)
+    return PromptRows(start, outputs)

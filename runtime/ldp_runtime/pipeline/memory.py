@@ -1,0 +1,127 @@
+"""What a run will need, predicted before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from ldp_runtime.bundle.manifest import Manifest
+from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.torch_compiled.fused.text import padded
+from ldp_runtime.errors import CapacityError, ConfigError
+
+#: Channels of the decoders at full resolution (128 and 160 in the released models).
+_DECODER_WIDTH = 160
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a pipeline needs at most, on the device that runs the engines."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations
+
+    def __str__(self) -> str:
+        parts = (f"{name} {_gib(getattr(self, name))}" for name in ("weights", "kv_cache", "activations"))
+        return f"{_gib(self.total)} ({', '.join(parts)})"
+
+
+def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
+    """An upper bound for `max_batch` images with guidance, over all aspect ratios of the bundle's size.
+
+    Counts the weights twice (runtimes pack matrices into a layout of their own), the K/V arena twice for batches
+    (images move into arenas of their own at the first pruned scale), and for activations the widest layer of the
+    largest scale, its attention scores included, the decoder's widest feature map, and the noise.
+    """
+    model = manifest.model
+    schedules = manifest.schedules()
+    past = max(s.offsets[-2] for s in schedules)
+    tokens = max(max(s.tokens) for s in schedules)
+    rows = 2 * max_batch
+    held = manifest.cache_tokens or past
+    spare = tokens if manifest.has_fused_blocks else 0
+    arena = KVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_dtype.itemsize, spare)
+    widest = tokens * rows * (model.ffn + 4 * model.width) * 4
+    scores = rows * model.heads * tokens * (past + tokens) * 4
+    pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
+    decoder = pixels * _DECODER_WIDTH * 4 * 3
+    # Noise of every scale, and what sampling makes of the largest one's logits.
+    sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
+    if manifest.backend.startswith("tensorrt") and manifest.kv_form == "concat":
+        # The last scale's keys and values, which nobody wants, have a place too.
+        sampling += KVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
+    if manifest.has_fused_blocks:  # CUDA graphs find the text in a place of its own; those of late scales in another
+        places, length = 1 if manifest.late is None else 2, padded(manifest.limits.text_tokens)
+        sampling += places * KVCache.size_in_bytes(
+            model.depth, length, rows, model.width, manifest.cache_dtype.itemsize
+        )
+    return MemoryEstimate(
+        weights=2 * manifest.weight_bytes(),
+        kv_cache=arena * (2 if max_batch > 1 else 1),
+        activations=max(widest + scores, decoder) + sampling,
+    )
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes that can still be allocated on the device: of the host, no more than its container may take."""
+    if device.type == "cuda":
+        # What PyTorch holds and does not use, as after another pipeline was closed, is not free to others, but to us.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return min(psutil.virtual_memory().available, container_memory())
+
+
+def container_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that this container may still take; infinity where nothing limits it.
+
+    Args:
+        group: folder of the Linux control group (version 2) that the process is in.
+    """
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        rows = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        counts = {name: int(count) for name, count in rows}
+        # Pages of files that were read, such as the bundle's while it was hashed, count as used but give way.
+        return limit - used + counts["inactive_file"] + counts["active_file"]
+    except (OSError, ValueError, KeyError):  # no such group, or its limit is the word "max"
+        return math.inf
+
+
+def check_rows(manifest: Manifest, max_batch: int) -> None:
+    """Raises ConfigError where so many images with guidance are more rows than the engines take."""
+    most = manifest.limits.rows
+    if 2 * max_batch > most:
+        raise ConfigError(
+            f"max_batch={max_batch} takes {2 * max_batch} rows with guidance; these engines take {most}",
+            hint=f"at most {most // 2} images a call; longer requests are drawn in several",
+        )
+
+
+def check_capacity(
+    manifest: Manifest, max_batch: int, device: torch.device, memory_limit: int | None
+) -> MemoryEstimate:
+    """The estimate, or CapacityError when it exceeds `memory_limit` (bytes; None: what is available now)."""
+    estimate = estimate_memory(manifest, max_batch)
+    limit = available_memory(device) if memory_limit is None else memory_limit
+    if estimate.total > limit:
+        fitting = next((b for b in range(max_batch, 0, -1) if estimate_memory(manifest, b).total <= limit), 0)
+        hint = f"max_batch={fitting} fits" if fitting else "no batch size fits; use a larger machine or a smaller model"
+        raise CapacityError(
+            f"{manifest.model.name} with max_batch={max_batch} needs up to {estimate} on {device}; "
+            f"{_gib(limit)} is allowed",
+            hint=hint,
+        )
+    return estimate
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

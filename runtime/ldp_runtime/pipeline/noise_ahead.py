@@ -1,0 +1,47 @@
+"""The noise of an image, drawn by another thread while the text is read and earlier scales are computed on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from typing import overload
+
+import torch
+
+from ldp_runtime.families.base import TokenSpace
+from ldp_runtime.schedule import ScaleSchedule
+
+
+class NoiseAhead(Sequence[torch.Tensor]):
+    """What `TokenSpace.noise` gives, by scale: waits for a scale's variates when they are asked for, and takes them to
+    the GPU without waiting for it.
+
+    Args:
+        drawer: one thread, lest the scales' draws change their order.
+    """
+
+    def __init__(
+        self, seed: int, space: TokenSpace, schedule: ScaleSchedule, device: torch.device, drawer: Executor
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._drawn = [drawer.submit(space.draw_noise, generator, tokens) for tokens in schedule.tokens]
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[torch.Tensor]: ...
+    def __getitem__(self, index: int | slice) -> torch.Tensor | Sequence[torch.Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        noise = self._drawn[index].result()
+        if self._device.type != "cuda":
+            return noise
+        # Pinned here and not by the drawer: while a CUDA graph is captured, no other thread may allocate such memory.
+        return noise.pin_memory().to(self._device, non_blocking=True)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self[i] for i in range(len(self)))

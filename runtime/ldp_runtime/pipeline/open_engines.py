@@ -1,0 +1,201 @@
+"""The opened engines of a bundle, with the constants that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+
+from ldp_runtime.bundle.files import CONSTANTS, Bundle
+from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry, Manifest
+from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape
+from ldp_runtime.engines.prompt import chained
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.families.base import TokenSpace
+from ldp_runtime.families.choose import token_space
+
+if TYPE_CHECKING:
+    from ldp_runtime.engines.graph_cache import GraphCounters
+
+
+#: From a graph's name and entry to its engine.
+OpenGraph = Callable[[str, GraphEntry], Engine]
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The opened graphs of a bundle and the constants that belong to them.
+
+    Attributes:
+        text_encoder: None where the bundle expects text features.
+        space: the model's tokens.
+        constants: tensors of the bundle by name: `level_offsets` [levels, C], what `blocks` adds to every token of
+            scale k >= 1; Infinity: `unconditional_text` [text_tokens, text_channels]; VAR: `positions` [tokens, C],
+            and `codebook`, `phi_weight` and `phi_bias` (see `CodebookTokens`).
+        cuda_graphs: how often captured CUDA graphs served; None where the backend captures none.
+    """
+
+    text_encoder: Engine | None
+    prompt: Engine
+    blocks: Blocks
+    decoder: Engine
+    space: TokenSpace
+    constants: Mapping[str, torch.Tensor]
+    cuda_graphs: GraphCounters | None = None
+
+    def close(self) -> None:
+        for engine in (self.text_encoder, self.prompt, self.decoder):
+            if engine is not None:
+                engine.close()
+        self.blocks.close()
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of a name; "cuda" is the calling thread's GPU, for calls from other threads too.
+
+    Raises:
+        ConfigError: a name that PyTorch does not know.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}", hint="cpu or cuda") from error
+    if str(device) == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises ConfigError for fewer than one; None leaves the number to the engines."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
+
+
+def check_runnable(manifest: Manifest, device: torch.device) -> None:
+    """Whether the bundle's engines run on `device` of this machine, before anything is opened or allocated.
+
+    Raises:
+        IncompatibleBundleError: what is missing, or which GPU or version the engines are for.
+    """
+    from ldp_runtime.engines.onnxruntime import check_provider
+
+    if manifest.backend == "onnxruntime":
+        check_provider(device)
+        return
+    if manifest.backend == "torch":
+        from ldp_runtime.engines.torch_compiled.compiler import check_compiler
+        from ldp_runtime.engines.torch_compiled.target import check_target
+
+        check_target(manifest.target, device)
+        if manifest.has_fused_blocks:
+            check_compiler(device)
+        if any(graph.is_onnx for graph in manifest.graphs.values()):
+            check_provider(device)
+        return
+    from ldp_runtime.engines.tensorrt.engine import check_machine
+
+    check_machine(manifest, device)
+
+
+def open_engines(
+    bundle: Bundle, device: torch.device, threads: int | None = None, opener: OpenGraph | None = None
+) -> Engines:
+    """Opens all graphs of a bundle on a device; `opener` puts other engines in the place of the bundle's.
+
+    Raises:
+        IncompatibleBundleError: see `check_runnable`; or the library refuses an engine.
+        IntegrityError: an engine file is damaged.
+    """
+    manifest = bundle.manifest
+    if opener is None:
+        check_runnable(manifest, device)
+    open_graph, counters = _opener(bundle, device, threads) if opener is None else (opener, None)
+
+    def of_kind(kind: str) -> list[tuple[GraphEntry, Engine]]:
+        return [
+            (graph, open_graph(name, graph))
+            for name, graph in sorted(manifest.graphs.items(), key=lambda item: item[1].first)
+            if graph.kind == kind
+        ]
+
+    constants = load_file(bundle.path(CONSTANTS), device=str(device))
+    model = manifest.model
+    exact, late = (
+        [
+            BlocksChunk(engine, graph.first, graph.last, frozenset(tensor.name for tensor in graph.inputs))
+            for graph, engine in of_kind(kind)
+        ]
+        for kind in ("blocks", "late_blocks")
+    )
+    encoder = of_kind("text_encoder")
+    return Engines(
+        text_encoder=encoder[0][1] if encoder else None,
+        prompt=chained(of_kind("prompt")),
+        blocks=Blocks(
+            exact,
+            ModelShape(
+                model.depth,
+                model.width,
+                model.heads,
+                model.logits,
+                manifest.cache_dtype,
+                manifest.cache_tokens,
+                writes_all=opener is None and manifest.has_fused_blocks,
+            ),
+            late,
+        ),
+        decoder=of_kind("decoder")[0][1],
+        space=token_space(model, constants),
+        constants=constants,
+        cuda_graphs=counters,
+    )
+
+
+def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
+    """How the backend opens a graph, and its counters of CUDA graphs."""
+    if bundle.manifest.backend == "onnxruntime":
+        from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+        return lambda name, graph: OnnxRuntimeEngine(name, bundle.path(graph.file), device, threads), None
+    if bundle.manifest.backend == "torch":
+        return _torch_opener(bundle, device, threads)
+    from ldp_runtime.engines.tensorrt.engine import TensorRtEngine, TensorRtSession, kernels_folder
+
+    session = TensorRtSession(bundle.manifest, device, kernels=kernels_folder(bundle.manifest))
+    files = bundle.manifest.files
+
+    def open_there(name: str, graph: GraphEntry) -> Engine:
+        with torch.cuda.device(device):  # the library puts an engine on the calling thread's GPU
+            return TensorRtEngine(name, bundle.path(graph.file), graph, session, files[graph.file].size)
+
+    return open_there, session.counters
+
+
+def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
+    """Packages that were compiled ahead, fused blocks that are compiled now, and a decoder in 8-bit integers."""
+    from ldp_runtime.engines.graph_cache import GraphCounters
+    from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
+    from ldp_runtime.engines.torch_compiled.engine import TorchCompiledEngine
+    from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
+
+    captures = bundle.manifest.has_fused_blocks and device.type == "cuda"
+    counters = GraphCounters() if captures else None
+    limits = bundle.manifest.limits
+    sizes = {"tokens": limits.tokens, "text_tokens": limits.text_tokens}
+
+    def open_there(name: str, graph: GraphEntry) -> Engine:
+        path = bundle.path(graph.file)
+        if graph.is_onnx:
+            from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(name, path, device, threads)
+        if path.name != FUSED_WEIGHTS:
+            return TorchCompiledEngine(name, path, graph, device, threads)
+        graphs = None if counters is None else CudaGraphs(counters)
+        return FusedEngine.load(name, path, graph, device, **sizes, threads=threads, graphs=graphs)
+
+    return open_there, counters

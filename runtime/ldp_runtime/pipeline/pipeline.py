@@ -1,0 +1,427 @@
+"""The pipeline: what a service embeds. Load a bundle once, call it with prompts, from any thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ldp_runtime.bundle.files import TOKENIZER, Bundle, Integrity, open_bundle
+from ldp_runtime.bundle.manifest import Manifest, VarEntry
+from ldp_runtime.bundle.saved_policies import resolve_policy
+from ldp_runtime.engines.out_of_memory import capacity_errors
+from ldp_runtime.errors import Cancelled, ConfigError, IncompatibleBundleError, LdpError
+from ldp_runtime.families.base import TokenSpace
+from ldp_runtime.families.choose import placement
+from ldp_runtime.families.var import CodebookTokens
+from ldp_runtime.numerics import check_finite
+from ldp_runtime.pipeline.conditions import condition_rows
+from ldp_runtime.pipeline.memory import check_capacity, check_rows
+from ldp_runtime.pipeline.noise_ahead import NoiseAhead
+from ldp_runtime.pipeline.open_engines import Engines, check_runnable, check_threads, device_of, open_engines
+from ldp_runtime.pipeline.request import Request, check_output_type, make_request
+from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
+from ldp_runtime.pipeline.trace import ScaleTrace, Trace
+from ldp_runtime.pixels import to_output
+from ldp_runtime.pruning.parse import describe
+from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.tokenizer import PromptTokenizer
+
+if TYPE_CHECKING:
+    from ldp_runtime.engines.graph_cache import GraphCounters
+
+
+logger = logging.getLogger(__name__)
+
+
+#: Most pictures that `warmup` draws: the first launches kernels, the second captures graphs; the third replays them, or
+#: captures those whose memory has moved meanwhile.
+_WARM_UP_DRAWS = 5
+
+
+@dataclass(frozen=True)
+class ScaleEvent:
+    """Given to the callback after each scale of each engine call.
+
+    Attributes:
+        scale: index of the scale; scales: number of scales that will be run.
+        images: indices of the images in the call (within the request).
+        traces: what happened at this scale, one per image.
+        latents: F_k of each image [d, H, W]; residuals: R_k on the token grid [channels, h, w], fills included.
+    """
+
+    scale: int
+    scales: int
+    images: tuple[int, ...]
+    traces: tuple[ScaleTrace, ...]
+    latents: tuple[torch.Tensor, ...]
+    residuals: tuple[torch.Tensor, ...]
+    _preview: Callable[[int], Any]
+
+    def preview(self, index: int = 0) -> Any:
+        """The picture after this scale of `images[index]`, decoded now (a PIL image). Other threads than the one that
+        draws wait until its call has ended, as with any call."""
+        return self._preview(index)
+
+
+#: What an image is drawn from: a text, or a class.
+Condition = str | int
+
+
+#: Return False to stop the run, which then raises `Cancelled`.
+ScaleCallback = Callable[[ScaleEvent], bool | None]
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Images in the order of the request, prompt by prompt, with the seed and trace of each.
+
+    Attributes:
+        images: a list of PIL images; or an array [B, H, W, 3] ("numpy") or tensor [B, 3, H, W] ("torch"), float32 in
+            [0, 1]; or latents [B, d, h, w] ("latent").
+    """
+
+    images: Any
+    seeds: tuple[int, ...]
+    traces: tuple[Trace, ...]
+
+
+class Pipeline:
+    """Engines and the loop that drives them. Calls from several threads queue; a failed call leaves no trace."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: Engines,
+        tokenizer: PromptTokenizer | None,
+        max_batch: int,
+        root: Path | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.root = root  # where the bundle's policy profiles lie
+        self.max_batch = max_batch
+        self._engines: Engines | None = engines
+        self._tokenizer = tokenizer
+        self._placement = lru_cache(maxsize=4)(partial(placement, manifest.model, engines.constants))  # of a schedule
+        self._lock = threading.RLock()  # a callback may draw too
+        on_gpu = engines.blocks.device.type == "cuda"
+        self._drawer = ThreadPoolExecutor(1, "ldp-noise") if on_gpu else None
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str | Bundle,
+        *,
+        device: str | torch.device = "cpu",
+        threads: int | None = None,
+        max_batch: int = 4,
+        memory_limit: int | None = None,
+        integrity: Integrity = "full",
+        allow_rejected: bool = False,
+    ) -> Pipeline:
+        """Opens a bundle.
+
+        Args:
+            device: "cpu", or "cuda": for TensorRT bundles, for those that PyTorch built on a GPU (whose blocks are
+                compiled now, and kept for the next process), or where ONNX Runtime has its CUDA provider.
+            threads: of a CPU engine; None leaves it to ONNX Runtime, or takes the number that PyTorch has here.
+            max_batch: images drawn together; longer requests are drawn in several goes.
+            memory_limit: bytes the pipeline may need; None: what the device, or the container, has free.
+            integrity: "full" hashes every file of the bundle, "sizes" compares sizes only.
+            allow_rejected: load although verification failed.
+
+        Raises:
+            ConfigError: no bundle there, or senseless options.
+            IntegrityError, IncompatibleBundleError: see `open_bundle` and `check_runnable`.
+            CapacityError: predicted to need more memory than allowed; nothing was allocated.
+        """
+        if max_batch < 1:
+            raise ConfigError(f"max_batch must be at least 1, got {max_batch}")
+        check_threads(threads)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity)
+        check_rows(opened.manifest, max_batch)
+        _check_state(opened, allow_rejected)
+        target = device_of(device)
+        check_runnable(opened.manifest, target)
+        estimate = check_capacity(opened.manifest, max_batch, target, memory_limit)
+        logger.info("loading %s, needs up to %s", opened.manifest.model.name, estimate)
+        with capacity_errors("loading the engines"):
+            engines = open_engines(opened, target, threads)
+        manifest, tokenizer = opened.manifest, None
+        if manifest.has_text_encoder:
+            tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
+        return cls(manifest, engines, tokenizer, max_batch, opened.root)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        class_labels: int | Sequence[int] | None = None,
+        prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        policy: Policy | str | None = None,
+        aspect_ratio: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pil",
+        cfg_insertion_layer: Sequence[int] = (0,),
+        more_smooth: bool = False,
+        callback_on_scale: ScaleCallback | None = None,
+    ) -> GenerationResult:
+        """Draws images.
+
+        Args:
+            prompt: a text or several; or `prompt_embeds`, text features [T, text_channels] of each prompt.
+            class_labels: for class-conditional models (VAR), instead of prompts: a class or several.
+            negative_prompt: what to steer away from, one for all or one each; None uses the learned unconditional text.
+            guidance_scale: one weight per scale, 1 means no guidance; or a number: that weight at every scale for
+                text models, for class models the end of the original's ramp (scale k of S has 1 + g k / (S - 1)).
+            temperature: of the logits, one number or one per scale.
+            top_k: 1 draws the likeliest bits (codes); top_p: bits of probability <= 1 - top_p cannot be drawn, nor
+                the least likely codes that together have no more (0: off).
+            seed: of the first image (`seed + i` for the others), or one per image; None draws seeds and reports them.
+            policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4", "skip:count=1"); a profile's name.
+            aspect_ratio: height / width, nearest template; or `height` and `width` in pixels: a size that the bundle
+                draws, or one close to it, with a warning that says what is drawn.
+            output_type: "pil", "numpy", "torch" or "latent".
+            cfg_insertion_layer: where guidance is mixed; engines do it at the logits, so [0] is all they take.
+            more_smooth: VAR only: draw mixtures of codebook entries, as the original's option of that name.
+            callback_on_scale: sees a `ScaleEvent` after each scale; returns False to stop.
+
+        Raises:
+            ConfigError: the request cannot be served; no work was done.
+            Cancelled: the callback stopped the run.
+            NonFiniteError: an engine gave NaN or infinity; the message names graph and scale.
+            CapacityError: out of memory in mid-run. The pipeline can be used again after any of these.
+        """
+        request = make_request(
+            self.manifest,
+            prompt=prompt,
+            class_labels=class_labels,
+            prompt_embeds=prompt_embeds,
+            negative_prompt=negative_prompt,
+            negative_prompt_embeds=negative_prompt_embeds,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            num_images_per_prompt=num_images_per_prompt,
+            seed=seed,
+            policy=resolve_policy(policy, self.root, self.manifest),
+            aspect_ratio=aspect_ratio,
+            height=height,
+            width=width,
+            output_type=output_type,
+            cfg_insertion_layer=cfg_insertion_layer,
+            more_smooth=more_smooth,
+        )
+        count = len(request.images)
+        with self._running(f"drawing {count} images") as engines:
+            drawn: list[tuple[torch.Tensor, Trace]] = []
+            for first in range(0, count, self.max_batch):
+                part = replace(request, images=request.images[first : first + self.max_batch])
+                drawn += self._draw(engines, part, first, callback_on_scale)
+            seeds = tuple(image.seed for image in request.images)
+            if request.output_type == "latent":
+                return GenerationResult(torch.stack([latent for latent, _ in drawn]), seeds, tuple(t for _, t in drawn))
+            pixels, seconds = self._decode(engines, [latent for latent, _ in drawn])
+            traces = tuple(replace(t, decode_s=s) for (_, t), s in zip(drawn, seconds, strict=True))
+            return GenerationResult(to_output(pixels, request.output_type), seeds, traces)
+
+    def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
+        """Images of latents [B, d, h, w], such as `output_type="latent"` gives; output types as in `__call__`.
+
+        Raises:
+            ConfigError: latents of another model. NonFiniteError: the decoder gave NaN or infinity.
+            CapacityError: out of memory.
+        """
+        channels = self.manifest.model.latent_channels
+        if latents.dim() != 4 or latents.shape[1] != channels or not latents.numel():
+            raise ConfigError(
+                f"latents must be [images, {channels}, height, width] and not empty, got {list(latents.shape)}"
+            )
+        check_output_type(output_type)
+        if output_type == "latent":
+            return latents
+        with self._running(f"decoding {len(latents)} images") as engines:
+            pixels, _ = self._decode(engines, latents.to(engines.decoder.device, torch.float32).unbind())
+            return to_output(pixels, output_type)
+
+    def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
+        """As a call, for tools that serve every family: texts are prompts, whole numbers are class labels."""
+        listed = [conditions] if isinstance(conditions, str | int) else list(conditions)
+        if listed and all(isinstance(condition, int) for condition in listed):
+            return self(class_labels=listed, **options)  # pyright: ignore[reportArgumentType]
+        return self(listed, **options)  # pyright: ignore[reportArgumentType]
+
+    def warmup(self, batch: int = 1) -> None:
+        """Draws the bundle's square size and throws the pictures away: allocators and kernels are then as in service.
+
+        Where calls are captured as CUDA graphs, which they are when they come back, draws until none is captured.
+        """
+        captured: list[int] = []
+        for _ in range(_WARM_UP_DRAWS):
+            self._draw_anything(batch)
+            if self.cuda_graphs is None:
+                return
+            captured.append(self.cuda_graphs.captures)
+            if len(captured) > 2 and captured[-1] == captured[-2]:
+                return
+
+    def _draw_anything(self, batch: int) -> None:
+        if isinstance(self.manifest.model, VarEntry):
+            self(class_labels=[0] * batch, seed=0, output_type="torch")
+        elif self.manifest.has_text_encoder:
+            self(["a picture"] * batch, seed=0, output_type="torch")
+        else:
+            features = self._open_engines().constants["unconditional_text"][:8]
+            self(prompt_embeds=[features] * batch, seed=0, output_type="torch")
+
+    def close(self) -> None:
+        """Releases the engines' memory, after a running call has ended."""
+        with self._lock:
+            engines, self._engines = self._engines, None
+            if self._drawer is not None:
+                self._drawer.shutdown(cancel_futures=True)
+            self._placement.cache_clear()
+            if engines is not None:
+                engines.close()
+
+    @property
+    def cuda_graphs(self) -> GraphCounters | None:
+        """How often captured CUDA graphs served so far; None where the backend does not count them."""
+        return self._open_engines().cuda_graphs
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_engines(self) -> Engines:
+        if self._engines is None:
+            raise LdpError("this pipeline is closed", hint="load the bundle again")
+        return self._engines
+
+    @contextmanager
+    def _running(self, doing: str) -> Generator[Engines]:
+        """The engines, for one thread at a time."""
+        with self._lock:
+            engines = self._open_engines()
+            # Engines keep tensors from call to call, which a caller's inference mode would make its own for good.
+            lasting = torch.inference_mode(False), torch.no_grad()
+            with lasting[0], lasting[1], _one_torch_thread(engines.blocks.device), capacity_errors(doing):
+                yield engines
+
+    def _draw(
+        self, engines: Engines, request: Request, first: int, callback: ScaleCallback | None
+    ) -> list[tuple[torch.Tensor, Trace]]:
+        """Latent and trace of each image of one batch; `first` is the batch's place in the request."""
+        started = time.perf_counter()
+        schedule, space = request.schedule, engines.space
+        if request.more_smooth and isinstance(space, CodebookTokens):
+            space = replace(space, more_smooth=True)
+        guided = any(g != 1 for g in request.guidance)
+        device = engines.blocks.device
+        states = [self._new_state(image.seed, space, schedule, guided, device) for image in request.images]
+        prompt = condition_rows(engines, self.manifest, self._tokenizer, request.images, guided)
+        text_s = time.perf_counter() - started
+        where, heat = self._placement(schedule), request.temperature
+        late = self.manifest.late_scales(schedule)
+        settings = LoopSettings(schedule, space, request.guidance, heat, request.filter, request.policy, where, late)
+
+        def on_scale(k: int, images: Sequence[ImageState]) -> None:
+            if callback is None:
+                return
+            event = self._event(k, request, tuple(first + states.index(image) for image in images), images)
+            if callback(event) is False:
+                raise Cancelled(f"stopped by the callback after scale {k} of {event.scales}")
+
+        run_scales(engines.blocks, prompt, states, settings, on_scale)
+        words = describe(request.policy)
+        return [
+            (
+                state.latent,
+                Trace(state.seed, words, tuple(state.trace), len(schedule), schedule.total_tokens, text_s),
+            )
+            for state in states
+        ]
+
+    def _new_state(
+        self, seed: int, space: TokenSpace, schedule: ScaleSchedule, guided: bool, device: torch.device
+    ) -> ImageState:
+        """An image to be drawn. Where a GPU computes, a thread draws its noise meanwhile."""
+        noise = (
+            space.noise(seed, schedule)
+            if self._drawer is None
+            else NoiseAhead(seed, space, schedule, device, self._drawer)
+        )
+        return ImageState(seed, noise, space.empty_latent(schedule).to(device), unconditional=guided)
+
+    def _event(self, scale: int, request: Request, places: tuple[int, ...], images: Sequence[ImageState]) -> ScaleEvent:
+        """What the callback sees of images that are at these places of the request."""
+        latents = tuple(image.latent for image in images)
+        return ScaleEvent(
+            scale=scale,
+            scales=request.policy.scales_to_run(request.schedule),
+            images=places,
+            traces=tuple(image.trace[-1] for image in images),
+            latents=latents,
+            residuals=tuple(image.residual for image in images),
+            _preview=lambda i: self.decode(latents[i][None])[0],
+        )
+
+    def _decode(self, engines: Engines, latents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[float]]:
+        """Latents [d, h, w] of one size to images [B, 3, H, W] in [-1, 1], and the seconds that each of them took."""
+        (_, h, w), stride = latents[0].shape, self.manifest.model.vae_stride
+        images, seconds = latents[0].new_empty(len(latents), 3, h * stride, w * stride), []
+        for latent, image in zip(latents, images.split(1), strict=True):
+            started = time.perf_counter()
+            engines.decoder.run({"latent": latent[None].contiguous()}, {"image": image})
+            check_finite("decoder", image)
+            seconds.append(time.perf_counter() - started)
+        return images, seconds
+
+
+@contextmanager
+def _one_torch_thread(device: torch.device) -> Generator[None]:
+    """Keeps PyTorch's work between CPU engine calls on the calling thread.
+
+    It is far too small for a thread team, which would wait for cores that the engines or a neighbour hold. The number
+    of threads is a setting of the calling thread: others keep theirs, but one that uses PyTorch for the first time
+    meanwhile begins with one.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_state(bundle: Bundle, allow_rejected: bool) -> None:
+    verify = f"ldp-export verify {bundle.root or bundle.folder}"
+    if bundle.state == "rejected" and not allow_rejected:
+        raise IncompatibleBundleError(
+            f"the bundle {bundle.folder} failed verification", hint=f"see {verify}; allow_rejected=True loads it anyway"
+        )
+    if bundle.state != "verified":
+        logger.warning("the bundle %s is %s; run: %s", bundle.folder, bundle.state, verify)

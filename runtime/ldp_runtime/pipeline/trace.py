@@ -1,0 +1,189 @@
+"""Trace of one image: counts, times, energy, guidance gap and branches of each scale, and the clock that times them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ldp_runtime.schedule import Grid
+
+
+@dataclass(frozen=True)
+class ScaleTrace:
+    """One scale of one image.
+
+    Attributes:
+        scale: its index; grid: token grid (h, w).
+        tokens: tokens computed; tokens_full: tokens of the full grid.
+        rows: rows of the engine call that belong to this image (2 with the unconditional branch, 1 without).
+        guided: whether guidance mixed two branches at this scale.
+        images_in_call: images that shared the engine call.
+        gap: RMS guidance gap, where it was measured.
+        unconditional_stopped: the policy stopped the unconditional branch after this scale.
+        ended: the policy drew no further scale of this image.
+        select_s, blocks_s: seconds spent choosing tokens, and in the engine call: shared by all images of the call.
+        residual_s: seconds spent sampling and accumulating this image (its first image's: with what the call shares).
+            On a GPU all three are the device's when the run is over; a callback sees the host's, who runs ahead.
+        kept: indices of the computed tokens, on the engines' device, or None for all of them.
+        score: the map they were chosen by [h, w], on the engines' device, or None.
+    """
+
+    scale: int
+    grid: Grid
+    tokens: int
+    tokens_full: int
+    rows: int
+    guided: bool
+    images_in_call: int
+    gap: float | None
+    unconditional_stopped: bool
+    select_s: float = 0.0
+    blocks_s: float = 0.0
+    residual_s: float = 0.0
+    ended: bool = False
+    kept: torch.Tensor | None = field(default=None, repr=False)
+    score: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def kept_share(self) -> float:
+        return self.tokens / self.tokens_full
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and lists; the maps are left out, the kept indices are not."""
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("kept", "score")}
+        return plain | {
+            "grid": list(self.grid),
+            "kept_share": self.kept_share,
+            "kept": None if self.kept is None else self.kept.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One image.
+
+    Attributes:
+        seed: of the image; policy: its policy in words.
+        scales: one entry per scale that was run.
+        scales_full: number of scales of the schedule.
+        tokens_full: tokens of the whole schedule, skipped scales included.
+        text_s: seconds before the first scale: text and noise, shared by a batch.
+        decode_s: seconds of the decoder; 0 where latents were asked for.
+    """
+
+    seed: int
+    policy: str
+    scales: tuple[ScaleTrace, ...]
+    scales_full: int
+    tokens_full: int
+    text_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed, each counted once whatever the number of rows."""
+        return sum(scale.tokens for scale in self.scales)
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens times rows: what the blocks worked on."""
+        return sum(scale.tokens * scale.rows for scale in self.scales)
+
+    @property
+    def stopped_after(self) -> int | None:
+        """The scale after which the policy stopped the unconditional branch, if it did."""
+        return next((scale.scale for scale in self.scales if scale.unconditional_stopped), None)
+
+    @property
+    def ended_after(self) -> int | None:
+        """The scale after which the policy ended the picture, if it did so for this image."""
+        return self.scales[-1].scale if self.scales and self.scales[-1].ended else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "policy": self.policy,
+            "tokens": self.tokens,
+            "tokens_full": self.tokens_full,
+            "row_tokens": self.row_tokens,
+            "stopped_after": self.stopped_after,
+            "ended_after": self.ended_after,
+            "scales_full": self.scales_full,
+            "text_s": self.text_s,
+            "decode_s": self.decode_s,
+            "scales": [scale.to_json() for scale in self.scales],
+        }
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a run: seconds of the host's clock and, on a GPU, an event between what it was asked for."""
+
+    host: float
+    event: torch.cuda.Event | None
+
+
+#: Seconds from one mark to another.
+Between = Callable[[Mark, Mark], float]
+
+
+@dataclass(frozen=True)
+class ScaleMarks:
+    """Of one image at one scale: it began, tokens were chosen, blocks computed; this image's share began and ended."""
+
+    started: Mark
+    selected: Mark
+    computed: Mark
+    image_started: Mark
+    ended: Mark
+
+
+class ScaleClock:
+    """Marks points and turns them into the seconds of traces."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device if device.type == "cuda" else None
+        self._open: list[tuple[list[ScaleTrace], int, ScaleMarks]] = []
+
+    def mark(self) -> Mark:
+        event = None
+        if self._gpu is not None:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._gpu))
+        return Mark(time.perf_counter(), event)
+
+    def note(self, traces: list[ScaleTrace], trace: ScaleTrace, marks: ScaleMarks) -> None:
+        """Appends a scale's trace with the host's times, on a GPU to be replaced by `settle`."""
+        traces.append(replace(trace, **_seconds(marks, _host)))
+        if self._gpu is not None:
+            self._open.append((traces, len(traces) - 1, marks))
+
+    def settle(self) -> None:
+        """Puts the device's times into the traces; the run is over."""
+        if self._open:
+            torch.cuda.synchronize(self._gpu)
+        for traces, index, marks in self._open:
+            traces[index] = replace(traces[index], **_seconds(marks, _device))
+        self._open.clear()
+
+
+def _seconds(marks: ScaleMarks, between: Between) -> dict[str, float]:
+    return {
+        "select_s": between(marks.started, marks.selected),
+        "blocks_s": between(marks.selected, marks.computed),
+        "residual_s": between(marks.image_started, marks.ended),
+    }
+
+
+def _host(start: Mark, end: Mark) -> float:
+    return end.host - start.host
+
+
+def _device(start: Mark, end: Mark) -> float:
+    assert start.event is not None
+    assert end.event is not None
+    return start.event.elapsed_time(end.event) / 1e3

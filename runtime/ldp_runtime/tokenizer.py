@@ -1,0 +1,46 @@
+"""Prompts to token ids, by the rules the models were trained with."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from ldp_runtime.errors import ConfigError, IntegrityError
+
+logger = logging.getLogger(__name__)
+
+
+#: T5 ends every text with </s>.
+END_OF_TEXT = 1
+
+
+class PromptTokenizer:
+    """A `tokenizer.json` with T5's conventions: no cleaning, </s> (id 1) at the end, nothing padded."""
+
+    def __init__(self, path: Path, max_tokens: int) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise IntegrityError(f"cannot read the tokenizer {path}: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.max_tokens = max_tokens
+
+    def __call__(self, prompt: str) -> torch.Tensor:
+        """Token ids [T] (int64). A longer prompt than the model reads is cut, as in the originals, with a warning.
+
+        Raises:
+            ConfigError: the prompt is empty.
+        """
+        if not prompt.strip():
+            raise ConfigError("the prompt is empty", hint="describe the picture in a few words")
+        ids = self._tokenizer.encode(prompt).ids
+        if not ids or ids[-1] != END_OF_TEXT:
+            ids = [*ids, END_OF_TEXT]
+        if len(ids) > self.max_tokens:
+            logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
+            ids = [*ids[: self.max_tokens - 1], END_OF_TEXT]
+        return torch.tensor(ids, dtype=torch.int64)
