@@ -24,7 +24,7 @@ from ldp_calibration.fits import fit
 from ldp_calibration.report import save_fits
 from ldp_calibration.shapes import CATEGORIES, sample_prompt
 from ldp_runtime.bundle.files import open_bundle
-from ldp_runtime.bundle.saved_policies import FITTED, profile_folder
+from ldp_runtime.bundle.saved_policies import FITTED, saved_folder
 from ldp_runtime.pipeline.pipeline import Pipeline
 from paths import result_file
 
@@ -156,7 +156,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def fitted_file(pipe: Pipeline, count: int) -> Path:
     """What is fitted to the bundle; if nothing is, it is fitted now, on prompts and seeds that the study leaves out."""
     assert pipe.root is not None
-    path = profile_folder(pipe.root, pipe.manifest) / FITTED
+    path = saved_folder(pipe.root, pipe.manifest) / FITTED
     if not path.is_file():
         rng, categories = np.random.default_rng((0, 7)), list(CATEGORIES)
         prompts = [sample_prompt(categories[i % len(categories)], rng).text for i in range(count)]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 Candidate = dict[str, Any]
 PHASES = {"text": "tab:gray", "blocks": "tab:blue", "loop": "tab:red", "decode": "tab:green"}
-EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
+EAGER, EAGER_GRAPHS, UNPRUNED = "eager", "eager, hoisted", "engines"
 #: Words that tell engines apart, the first that is found counts: in words, and their colour. Last those of the bundle.
 KINDS = {
     "bfloat16": ("or: bfloat16 in PyTorch", "tab:orange"),
@@ -76,7 +76,7 @@ def steps(candidates: list[Candidate]) -> list[tuple[str, Candidate]]:
     others = {_kind(c["name"]): c["name"] for c in candidates if c["policy"] == policy}
     wanted = {
         "eager PyTorch": EAGER,
-        "work hoisted out of the scales": HOISTED,
+        "work hoisted out of the scales": EAGER_GRAPHS,
         "engines": UNPRUNED,
         f"pruned: {policy}": f"{UNPRUNED} + {policy}",
         **{_title(others[kind]): others[kind] for kind in reversed(KINDS) if kind and kind in others},

@@ -23,7 +23,7 @@ from ldp_runtime.bundle.files import TOKENIZER, open_bundle
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.pipeline.open_engines import open_engines
 from ldp_runtime.pipeline.pipeline import Pipeline
-from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import Grid, ScaleSchedule
 from ldp_runtime.tokenizer import PromptTokenizer
@@ -60,11 +60,11 @@ class Timed(Policy):
         self.scale = scale
         return self.policy.watches_guidance(scale, schedule)
 
-    def select(self, picture: PictureSoFar) -> Selection | None:
+    def select(self, picture: ScaleView) -> Selection | None:
         self.scale = picture.scale
         return self._timed("select", picture)
 
-    def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:
+    def fill_residual(self, picture: ScaleView) -> torch.Tensor:
         return self._timed("fill_residual", picture)
 
     def remember_guidance(

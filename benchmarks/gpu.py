@@ -43,7 +43,7 @@ from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.worker.roofline import measured_peak
 from ldp_export.bench.worker.timing import Clock
-from ldp_export.models.registry import ModelSpec
+from ldp_export.models.registry import InfinitySpec
 
 
 def timed(draw: Any, device: torch.device, warmup: int, repeats: int) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _line(entry: dict[str, Any], peak: float) -> str:
     )
 
 
-def _loaded(spec: ModelSpec, device: torch.device, record: Record) -> Bench:
+def _loaded(spec: InfinitySpec, device: torch.device, record: Record) -> Bench:
     with record.phase(f"{spec.name}: weights"):
         bench = Bench(random_model(spec, device))
     times = attention_times(spec.transformer, bench.model.schedule, device)

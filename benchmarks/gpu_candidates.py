@@ -11,10 +11,10 @@ import torch
 from gpu_draw import Eager, Toolkit
 from gpu_models import Model
 from ldp_calibration.cost import scale_flops
-from ldp_runtime.bundle.manifest import LateEntry, LatePrecision
+from ldp_runtime.bundle.manifest import QuantizedPrecision, QuantizedScales
 from ldp_runtime.pruning.policy import Policy
 
-from ldp_export.building.choose_builder import LATE_SHARE
+from ldp_export.building.choose_builder import QUANTIZED_SHARE
 from ldp_export.models.infinity import InfinityConfig
 
 
@@ -32,12 +32,12 @@ class Candidate:
     policy: Policy | None = None
     compiled: bool = True
     graphs: bool = True
-    late: LateEntry | None = None
+    quantized: QuantizedScales | None = None
     headline: bool = True
 
     @property
-    def technique(self) -> tuple[bool, bool, LateEntry | None]:
-        return self.compiled, self.graphs, self.late
+    def technique(self) -> tuple[bool, bool, QuantizedScales | None]:
+        return self.compiled, self.graphs, self.quantized
 
 
 def candidates(policies: Mapping[str, Policy], batch: int) -> list[Candidate]:
@@ -53,11 +53,13 @@ def candidates(policies: Mapping[str, Policy], batch: int) -> list[Candidate]:
     return [Candidate("eager"), *targets, *controls, *(steps if batch == 1 else [])]
 
 
-def late_candidates(policies: Mapping[str, Policy], precision: LatePrecision) -> list[Candidate]:
+def late_candidates(policies: Mapping[str, Policy], precision: QuantizedPrecision) -> list[Candidate]:
     """What has targets, its late scales in 8 bits."""
-    late = LateEntry(precision=precision, share=LATE_SHARE)
+    quantized = QuantizedScales(precision=precision, share=QUANTIZED_SHARE)
     chosen = {name: policy for name, policy in policies.items() if "control" not in name}
-    return [Candidate(f"{precision} late scales, {name}", policy, late=late) for name, policy in chosen.items()]
+    return [
+        Candidate(f"{precision} late scales, {name}", policy, quantized=quantized) for name, policy in chosen.items()
+    ]
 
 
 class Bench:
@@ -67,7 +69,7 @@ class Bench:
         self.model = model
         self._eager = Eager(model)
         self._toolkit: Toolkit | None = None
-        self._technique: tuple[bool, bool, LateEntry | None] | None = None
+        self._technique: tuple[bool, bool, QuantizedScales | None] | None = None
 
     def toolkit(self, candidate: Candidate) -> Toolkit:
         """The toolkit of a technique. There is one at a time: arenas, graphs and rounded weights are large."""
@@ -75,7 +77,10 @@ class Bench:
             self.clear()
             on_gpu, self._technique = self.model.device.type == "cuda", candidate.technique
             self._toolkit = Toolkit(
-                self.model, compiled=candidate.compiled, graphs=candidate.graphs and on_gpu, late=candidate.late
+                self.model,
+                compiled=candidate.compiled,
+                graphs=candidate.graphs and on_gpu,
+                quantized=candidate.quantized,
             )
         return self._toolkit
 

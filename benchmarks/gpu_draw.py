@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from gpu_models import Model
-from ldp_runtime.bundle.manifest import GraphEntry, LateEntry
+from ldp_runtime.bundle.manifest import GraphEntry, QuantizedScales
 from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape, Placement, PromptRows
 from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
 from ldp_runtime.engines.torch_compiled.fused.products import KINDS
 from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, in_8_bits
-from ldp_runtime.families.infinity import BitTokens
+from ldp_runtime.families.infinity import BitCodec
 from ldp_runtime.noise import logistic_noise
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
 from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, OnLogits, run_scales
@@ -22,17 +22,17 @@ from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import rope_table
 
 from ldp_export.builders.torch_compiled.fused import fused_weights
-from ldp_export.graphs.infinity import BlocksGraph, PromptGraph, level_offsets
+from ldp_export.graphs.infinity import InfinityBlocksGraph, InfinityPromptGraph, level_offsets
 from ldp_export.graphs.signature import tensor_entries
-from ldp_export.models.infinity_vae import BsqVae
-from ldp_export.reference.infinity import ReferenceRun, ReferenceSettings, generate
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
 
 
 def sampling_rule(model: Model) -> SamplingFilter:
     return SamplingFilter(model.spec.top_k, model.spec.top_p)
 
 
-def decode(vae: BsqVae, latents: torch.Tensor) -> torch.Tensor:
+def decode(vae: InfinityVae, latents: torch.Tensor) -> torch.Tensor:
     """Latents [B, d, H, W] to pixels, one at a time: a decoder's memory is the largest of all."""
     dtype = vae.decoder.conv_in.weight.dtype
     return torch.cat([vae.decode(latent[None].to(dtype)) for latent in latents])
@@ -52,10 +52,10 @@ class Eager:
     def draw(self, batch: int) -> torch.Tensor:
         return decode(self.model.vae, self.run(batch, keep_trace=False).latent)
 
-    def run(self, batch: int, *, keep_trace: bool) -> ReferenceRun:
+    def run(self, batch: int, *, keep_trace: bool) -> InfinityRun:
         """All scales; with a trace, what the blocks gave and what was drawn from it."""
         model, spec = self.model, self.model.spec
-        settings = ReferenceSettings(spec.guidance, spec.temperature, sampling_rule(model), seed=0)
+        settings = InfinitySettings(spec.guidance, spec.temperature, sampling_rule(model), seed=0)
         shapes = [(batch, tokens, spec.layout.bits, 2) for tokens in model.schedule.tokens]
         draws = (torch.empty(shape, device=model.device).exponential_(generator=self.generator) for shape in shapes)
         noise = [logistic_noise(each) for each in draws]
@@ -79,15 +79,15 @@ class Toolkit:
         late: from where on the blocks multiply 8-bit numbers.
     """
 
-    def __init__(self, model: Model, *, compiled: bool, graphs: bool, late: LateEntry | None = None) -> None:
-        self.model, self.late = model, late
-        self.prompt = PromptGraph(model.transformer, precision=model.precision)
+    def __init__(self, model: Model, *, compiled: bool, graphs: bool, quantized: QuantizedScales | None = None) -> None:
+        self.model, self.quantized = model, quantized
+        self.prompt = InfinityPromptGraph(model.transformer, precision=model.precision)
         self.graphs = CudaGraphs() if graphs else None
         self.prompt_graphs = CudaGraphs() if graphs else None
-        self.blocks = fused_blocks(model, compiled=compiled, graphs=self.graphs, late=late)
+        self.blocks = fused_blocks(model, compiled=compiled, graphs=self.graphs, quantized=quantized)
         self.decode = torch.compile(decode, dynamic=False) if compiled else decode
         self.drawer = ThreadPoolExecutor(max_workers=1)
-        self.space, self.rule = BitTokens(model.spec.layout), sampling_rule(model)
+        self.codec, self.rule = BitCodec(model.spec.layout), sampling_rule(model)
         tables = rope_table(model.schedule, model.spec.transformer.head_dim)
         placed = tuple({"cos": cos.to(model.device), "sin": sin.to(model.device)} for cos, sin in tables)
         self.placement = Placement(level_offsets(model.transformer).to(model.device), placed)
@@ -105,8 +105,8 @@ class Toolkit:
         return [
             ImageState(
                 seed=seed + i,
-                noise=NoiseAhead(seed + i, self.space, schedule, device, self.drawer),
-                latent=self.space.empty_latent(schedule).to(device),
+                noise=NoiseAhead(seed + i, self.codec, schedule, device, self.drawer),
+                latent=self.codec.empty_latent(schedule).to(device),
                 unconditional=True,
             )
             for i in range(batch)
@@ -118,13 +118,15 @@ class Toolkit:
         spec, schedule = self.model.spec, self.model.schedule
         settings = LoopSettings(
             schedule=schedule,
-            space=self.space,
+            codec=self.codec,
             guidance=(spec.guidance,) * len(schedule),
             temperature=(spec.temperature,) * len(schedule),
             filter=self.rule,
             policy=policy,
             placement=self.placement,
-            late=frozenset() if self.late is None else frozenset(schedule.detail_scales(self.late.share)),
+            quantized=frozenset()
+            if self.quantized is None
+            else frozenset(schedule.detail_scales(self.quantized.share)),
         )
         run_scales(self.blocks, self.rows(len(images)), images, settings, on_logits=on_logits)
         return images
@@ -148,9 +150,11 @@ class Toolkit:
             self.prompt_graphs.clear()
 
 
-def fused_blocks(model: Model, *, compiled: bool, graphs: CudaGraphs | None, late: LateEntry | None) -> Blocks:
+def fused_blocks(
+    model: Model, *, compiled: bool, graphs: CudaGraphs | None, quantized: QuantizedScales | None
+) -> Blocks:
     """All blocks as the runtime opens them of a bundle, from the weights that are here."""
-    config, graph = model.spec.transformer, BlocksGraph(model.transformer, precision=model.precision)
+    config, graph = model.spec.transformer, InfinityBlocksGraph(model.transformer, precision=model.precision)
     inputs, outputs = (tensor_entries(specs) for specs in (graph.signature.inputs, graph.signature.outputs))
     entry = GraphEntry(kind="blocks", file="", inputs=inputs, outputs=outputs, last=config.depth)
 
@@ -160,10 +164,10 @@ def fused_blocks(model: Model, *, compiled: bool, graphs: CudaGraphs | None, lat
         return BlocksChunk(engine, 0, config.depth, frozenset(graph.signature.input_names))
 
     weights = fused_weights(graph)
-    chunks, late_chunks = [chunk("blocks", weights, graphs)], []
-    if late is not None:
-        rounded = in_8_bits(weights, KINDS[late.precision])
-        late_chunks = [chunk("late_blocks", rounded, None if graphs is None else CudaGraphs(graphs.counters))]
+    chunks, quantized_chunks = [chunk("blocks", weights, graphs)], []
+    if quantized is not None:
+        rounded = in_8_bits(weights, KINDS[quantized.precision])
+        quantized_chunks = [chunk("late_blocks", rounded, None if graphs is None else CudaGraphs(graphs.counters))]
     cache: torch.dtype = getattr(torch, model.precision)
     shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits, cache, writes_all=True)
-    return Blocks(chunks, shape, late_chunks)
+    return Blocks(chunks, shape, quantized_chunks)

@@ -8,10 +8,10 @@ import torch
 from ldp_runtime.bundle.manifest import Precision
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.graphs.infinity import BlocksGraph, PromptGraph
+from ldp_export.graphs.infinity import InfinityBlocksGraph, InfinityPromptGraph
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae
-from ldp_export.models.registry import ModelSpec
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.models.registry import InfinitySpec
 
 TEXT_TOKENS = 32
 
@@ -20,9 +20,9 @@ TEXT_TOKENS = 32
 class Model:
     """Random weights, and random text features [T, text_channels]."""
 
-    spec: ModelSpec
+    spec: InfinitySpec
     transformer: InfinityTransformer
-    vae: BsqVae
+    vae: InfinityVae
     device: torch.device
     features: torch.Tensor
     precision: Precision
@@ -33,12 +33,15 @@ class Model:
 
 
 @torch.no_grad()
-def random_model(spec: ModelSpec, device: torch.device, precision: Precision = "bfloat16") -> Model:
+def random_model(spec: InfinitySpec, device: torch.device, precision: Precision = "bfloat16") -> Model:
     """Weights drawn on the device; matrices in the precision, the original's float32 islands in float32."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        transformer, vae = InfinityTransformer(spec.transformer), BsqVae(spec.vae)
-    for module in (BlocksGraph(transformer, precision=precision), PromptGraph(transformer, precision=precision)):
+        transformer, vae = InfinityTransformer(spec.transformer), InfinityVae(spec.vae)
+    for module in (
+        InfinityBlocksGraph(transformer, precision=precision),
+        InfinityPromptGraph(transformer, precision=precision),
+    ):
         types = module.weight_types()
         for name, parameter in module.named_parameters():
             parameter.data = parameter.data.to(types[name])

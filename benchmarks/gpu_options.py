@@ -17,28 +17,28 @@ from paths import result_file
 
 from ldp_export.bench.given_shares import Shares, calibrated, told
 from ldp_export.models.infinity import InfinityConfig
-from ldp_export.models.registry import ModelSpec, find_model
+from ldp_export.models.registry import InfinitySpec, find_model
 
 STUDY = Path(__file__).parent / "results" / "infinity-shapes-ablation.json"
 TINY = InfinityConfig(depth=2, width=64, heads=4, ffn=256, bits=8, text_channels=32, text_tokens=64, pool_heads=2)
 
 
-def shares(options: argparse.Namespace, spec: ModelSpec) -> Shares:
+def shares(options: argparse.Namespace, spec: InfinitySpec) -> Shares:
     """What pruned candidates keep, and where it comes from."""
     if options.keep is not None:
         return told(options.keep, options.stop_scale)
     return calibrated(options.keep_from, ScaleSchedule.of_size(spec.size))
 
 
-def specs(options: argparse.Namespace) -> list[ModelSpec]:
+def specs(options: argparse.Namespace) -> list[InfinitySpec]:
     """Raises ConfigError for a name that is no Infinity model's."""
     if not options.tiny:
         found = [find_model(name) for name in options.models]
-        if not all(isinstance(spec, ModelSpec) for spec in found):
+        if not all(isinstance(spec, InfinitySpec) for spec in found):
             raise ConfigError(f"this measures Infinity models, of {', '.join(options.models)} some are none")
-        return [spec for spec in found if isinstance(spec, ModelSpec)]
+        return [spec for spec in found if isinstance(spec, InfinitySpec)]
     small = find_model("infinity-shapes")
-    assert isinstance(small, ModelSpec)
+    assert isinstance(small, InfinitySpec)
     vae = replace(small.vae, bits=8, base_channels=32, channel_multipliers=(1, 1), stride=2)
     return [replace(small, name="tiny", transformer=TINY, vae=vae)]
 

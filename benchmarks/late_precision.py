@@ -22,7 +22,7 @@ import torch
 from gpu_draw import Toolkit
 from gpu_models import Model
 from ldp_calibration.fidelity import psnr_db
-from ldp_runtime.bundle.manifest import LateEntry, LatePrecision
+from ldp_runtime.bundle.manifest import QuantizedPrecision, QuantizedScales
 from ldp_runtime.guidance import guide
 from ldp_runtime.pipeline.scale_loop import ImageState
 from ldp_runtime.pruning.policy import Policy
@@ -32,12 +32,12 @@ from paths import result_file
 from rich.progress import track
 
 from ldp_export.bench.hardware import hardware, software
-from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.graphs.graph import convert_weights
-from ldp_export.graphs.infinity import BlocksGraph, PromptGraph
+from ldp_export.graphs.infinity import InfinityBlocksGraph, InfinityPromptGraph
 from ldp_export.hub.resolve import find_sources
-from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, find_model
+from ldp_export.models.registry import DEFAULT_MODEL, InfinitySpec, find_model
 
 HERE = Path(__file__).parent
 #: Of the tokens, counted from the last scale: two of seven scales, then three, then all.
@@ -66,31 +66,37 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def measure(prompts: Sequence[str], seeds: int) -> list[dict[str, Any]]:
     """Of each way to round: shares of flipped bits, and PSNR in dB."""
     exact, half = (Toolkit(trained(kind), compiled=False, graphs=False) for kind in ("float32", "bfloat16"))
-    pairs = [LateEntry(precision=precision, share=share) for precision in get_args(LatePrecision) for share in SHARES]
-    ways = {None: half} | {late: Toolkit(half.model, compiled=False, graphs=False, late=late) for late in pairs}
-    flips: dict[LateEntry | None, list[float]] = {late: [] for late in ways}
-    fidelity: dict[LateEntry | None, list[float]] = {late: [] for late in ways}
+    pairs = [
+        QuantizedScales(precision=precision, share=share)
+        for precision in get_args(QuantizedPrecision)
+        for share in SHARES
+    ]
+    ways = {None: half} | {
+        quantized: Toolkit(half.model, compiled=False, graphs=False, quantized=quantized) for quantized in pairs
+    }
+    flips: dict[QuantizedScales | None, list[float]] = {quantized: [] for quantized in ways}
+    fidelity: dict[QuantizedScales | None, list[float]] = {quantized: [] for quantized in ways}
     for features in track(features_of(exact.model.spec, prompts), "drawing"):
         for toolkit in (exact, *ways.values()):
             toolkit.model = replace(toolkit.model, features=features)
         for seed in range(seeds):
             picture, bits = draw(exact, seed)
-            for late, toolkit in ways.items():
+            for quantized, toolkit in ways.items():
                 _, theirs = draw(toolkit, seed, forced=bits)
-                flips[late].append(float((torch.cat(theirs) != torch.cat(bits)).float().mean()))
+                flips[quantized].append(float((torch.cat(theirs) != torch.cat(bits)).float().mean()))
                 free, _ = draw(toolkit, seed)
-                fidelity[late].append(psnr_db(decoded(exact, free), decoded(exact, picture)))
+                fidelity[quantized].append(psnr_db(decoded(exact, free), decoded(exact, picture)))
     schedule = exact.model.schedule
     return [
         {
-            "precision": "bfloat16" if late is None else late.precision,
-            "share": 1.0 if late is None else late.share,
-            "scales": len(schedule) if late is None else len(schedule.detail_scales(late.share)),
-            "flipped": mean(flips[late]),
-            "psnr_db": mean(fidelity[late]),
-            "worst_psnr_db": min(fidelity[late]),
+            "precision": "bfloat16" if quantized is None else quantized.precision,
+            "share": 1.0 if quantized is None else quantized.share,
+            "scales": len(schedule) if quantized is None else len(schedule.detail_scales(quantized.share)),
+            "flipped": mean(flips[quantized]),
+            "psnr_db": mean(fidelity[quantized]),
+            "worst_psnr_db": min(fidelity[quantized]),
         }
-        for late in ways
+        for quantized in ways
     ]
 
 
@@ -103,7 +109,7 @@ def draw(
     spec, bits = toolkit.model.spec, []
 
     def note(scale: int, logits: torch.Tensor) -> None:
-        scores = guide(*toolkit.space.scores(logits), spec.guidance) / spec.temperature
+        scores = guide(*toolkit.codec.scores(logits), spec.guidance) / spec.temperature
         bits.append(sample_bits(scores, image.noise[scale], toolkit.rule))
 
     toolkit.run([image], Policy(), on_logits=note)
@@ -113,15 +119,15 @@ def draw(
 def trained(precision: Any) -> Model:
     """The embedded model."""
     spec = find_model(DEFAULT_MODEL)
-    assert isinstance(spec, ModelSpec)
+    assert isinstance(spec, InfinitySpec)
     sources = find_sources(spec)
-    transformer, vae = load_transformer(sources.transformer).eval(), load_vae(sources.vae).eval()
-    for graph in (BlocksGraph, PromptGraph):
+    transformer, vae = load_infinity(sources.transformer).eval(), load_infinity_vae(sources.vae).eval()
+    for graph in (InfinityBlocksGraph, InfinityPromptGraph):
         convert_weights(graph(transformer, precision=precision))
     return Model(spec, transformer, vae, torch.device("cpu"), torch.empty(0), precision)
 
 
-def features_of(spec: ModelSpec, prompts: Sequence[str]) -> list[torch.Tensor]:
+def features_of(spec: InfinitySpec, prompts: Sequence[str]) -> list[torch.Tensor]:
     """Text features [T, text_channels] of each prompt."""
     sources = find_sources(spec)
     assert sources.text_encoder is not None

@@ -47,10 +47,10 @@ write_t5(FLAN_T5_XL, Path({str(checkpoint)!r}), decoder={decoder})
 """,
         "export": f"""
 from ldp_export.graphs.onnx_export import export_graph
-from ldp_export.graphs.text_encoder import TextEncoderGraph
+from ldp_export.graphs.text_encoder import T5EncoderGraph
 from ldp_export.models.text_encoder import load_text_encoder
 module = load_text_encoder(Path({str(checkpoint)!r})).module
-export_graph(TextEncoderGraph(module), Path({str(graph)!r}))
+export_graph(T5EncoderGraph(module), Path({str(graph)!r}))
 """,
         "run": f"""
 import onnxruntime

@@ -15,9 +15,9 @@ from ldp_runtime.bundle.files import Bundle
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.checkpoints.var import load_var, load_var_vae
 from ldp_export.models.var import VarConfig, VarTransformer
-from ldp_export.models.var_vae import VqVae, VqVaeConfig
+from ldp_export.models.var_vae import VarVae, VarVaeConfig
 from ldp_export.reference.var import VarSettings
 
 #: Two correct float32 implementations of the original differ by up to this in raw logits.
@@ -43,8 +43,8 @@ class ClassGolden:
         return load_var(self.sources.transformer)
 
     @cached_property
-    def vae(self) -> VqVae:
-        return load_vq_vae(self.sources.vae)
+    def vae(self) -> VarVae:
+        return load_var_vae(self.sources.vae)
 
     def arrays(self, name: str) -> dict[str, torch.Tensor]:
         with np.load(self.folder / f"{name}.npz") as file:
@@ -60,7 +60,7 @@ class Held:
     """A random checkpoint. `phi_names`: how the original names the convolutions ("shared", "one", "each")."""
 
     transformer: VarConfig
-    vae: VqVaeConfig
+    vae: VarVaeConfig
     seed: int
     phi_names: str = "shared"
 
@@ -76,7 +76,7 @@ class Held:
         transformer["lvl_1L"] = level[None]
         transformer["attn_bias_for_masking"] = torch.where(level[:, None] >= level, 0.0, -torch.inf)[None, None]
         transformer["head.weight"] *= 3
-        vae = _randomised(VqVae(self.vae), generator) | {"quantize.ema_vocab_hit_SV": torch.zeros(3, self.vae.codes)}
+        vae = _randomised(VarVae(self.vae), generator) | {"quantize.ema_vocab_hit_SV": torch.zeros(3, self.vae.codes)}
         names = {"shared": "qresi_ls.{}", "one": "qresi", "each": "{}"}[self.phi_names]
         for key in [key for key in vae if ".qresi_ls." in key]:
             stem, _, rest = key.partition("qresi_ls.")
@@ -91,18 +91,18 @@ class Held:
 CLASS_MODELS = {
     "one AdaLN for all blocks": Held(
         VarConfig(3, 48, 3, 64, codes=40, channels=6, classes=5, grids=(1, 2, 4, 7), shared_ada=True),
-        VqVaeConfig(codes=40, channels=6, base_channels=32, channel_multipliers=(1, 2), res_blocks=2),
+        VarVaeConfig(codes=40, channels=6, base_channels=32, channel_multipliers=(1, 2), res_blocks=2),
         seed=4,
     ),
     "one phi, three scales": Held(
         VarConfig(2, 64, 1, 96, codes=100, channels=12, classes=3, grids=(1, 3, 6)),
-        VqVaeConfig(codes=100, channels=12, base_channels=24, channel_multipliers=(1, 1, 2), res_blocks=1, phis=1),
+        VarVaeConfig(codes=100, channels=12, base_channels=24, channel_multipliers=(1, 1, 2), res_blocks=1, phis=1),
         seed=5,
         phi_names="one",
     ),
     "a phi each, one block": Held(
         VarConfig(1, 40, 5, 80, codes=17, channels=4, classes=2, grids=(1, 2, 3, 4, 5)),
-        VqVaeConfig(codes=17, channels=4, base_channels=32, channel_multipliers=(1,), res_blocks=1, phis=5),
+        VarVaeConfig(codes=17, channels=4, base_channels=32, channel_multipliers=(1,), res_blocks=1, phis=5),
         seed=6,
         phi_names="each",
     ),

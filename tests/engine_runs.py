@@ -44,24 +44,24 @@ def run_loop(
     policy: Policy | None = None,
     bits: Sequence[torch.Tensor] | None = None,
     keep: Sequence[torch.Tensor | None] | None = None,
-    late: frozenset[int] = frozenset(),
+    quantized: frozenset[int] = frozenset(),
 ) -> LoopRun:
     """One image, with guidance by the learned unconditional text; `bits` and `keep` force the run, `late` scales
     run blocks in 8 bits."""
     engines, model = engines_of(pipe), pipe.manifest.model
     schedule = schedule or pipe.manifest.schedule()
-    S, space = len(schedule), engines.space
+    S, codec = len(schedule), engines.codec
     prompt = text_rows(engines, pipe.manifest, text, guided=True)
-    image = ImageState(seed, space.noise(seed, schedule), space.empty_latent(schedule), True, bits, keep)
+    image = ImageState(seed, codec.noise(seed, schedule), codec.empty_latent(schedule), True, bits, keep)
     settings = LoopSettings(
         schedule,
-        space,
+        codec,
         guidance_weights(model, guidance, S),
         per_scale(temperature, S, "temperature"),
         rule or SamplingFilter(900, 0.97),
         policy or Policy(),
         placement(model, engines.constants, schedule),
-        late,
+        quantized,
     )
     run = LoopRun(image)
     run_scales(engines.blocks, prompt, [image], settings, None, lambda k, logits: run.logits.update({k: logits}))

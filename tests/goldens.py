@@ -13,10 +13,10 @@ from ldp_runtime.layout import LatentLayout
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae
-from ldp_export.reference.infinity import ReferenceSettings
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.reference.infinity import InfinitySettings
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = ("infinity_2blike", "infinity_8blike")
@@ -52,11 +52,11 @@ class Golden:
 
     @cached_property
     def transformer(self) -> InfinityTransformer:
-        return load_transformer(self.folder / "transformer.safetensors")
+        return load_infinity(self.folder / "transformer.safetensors")
 
     @cached_property
-    def vae(self) -> BsqVae:
-        return load_vae(self.folder / "vae.safetensors")
+    def vae(self) -> InfinityVae:
+        return load_infinity_vae(self.folder / "vae.safetensors")
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         with np.load(self.folder / f"{name}.npz") as file:
@@ -70,9 +70,9 @@ class Golden:
         lengths = inputs[f"{which}_lens"].tolist()
         return list(torch.from_numpy(inputs[f"{which}_feat"]).split(lengths))
 
-    def settings(self, name: str) -> ReferenceSettings:
+    def settings(self, name: str) -> InfinitySettings:
         run = self.config["runs"][name]
-        return ReferenceSettings(
+        return InfinitySettings(
             guidance=run["cfg_list"],
             temperature=run["tau_list"],
             filter=SamplingFilter(run["top_k"], run["top_p"]),

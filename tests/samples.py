@@ -10,17 +10,17 @@ from ldp_runtime.bundle.files import Bundle
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
-from ldp_export.checkpoints.infinity import original_transformer_state, original_vae_state
+from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae, VaeConfig
-from ldp_export.models.registry import ModelSpec
+from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
+from ldp_export.models.registry import InfinitySpec
 
 TRANSFORMER = InfinityConfig(
     depth=2, width=64, heads=4, ffn=256, bits=8, text_channels=32, text_tokens=16, pool_heads=2, chunks=2
 )
-VAE = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1, 1), res_blocks=1, stride=4)
+VAE = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1, 1), res_blocks=1, stride=4)
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "star", "small", "large", "on", "left", "of"]
 
 
@@ -38,23 +38,23 @@ def random_transformer(config: InfinityConfig = TRANSFORMER, seed: int = 0) -> I
 
 
 @torch.no_grad()
-def random_vae(config: VaeConfig = VAE, seed: int = 0) -> BsqVae:
+def random_vae(config: InfinityVaeConfig = VAE, seed: int = 0) -> InfinityVae:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return BsqVae(config).eval().requires_grad_(False)
+        return InfinityVae(config).eval().requires_grad_(False)
 
 
 def write_sources(
     folder: Path,
     transformer: InfinityConfig = TRANSFORMER,
-    vae: VaeConfig = VAE,
+    vae: InfinityVaeConfig = VAE,
     text_encoder: bool = False,
     seed: int = 0,
 ) -> Sources:
     """Random checkpoints in the original key layout."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_state(original_transformer_state(random_transformer(transformer, seed)), folder / "transformer.safetensors")
-    save_state(original_vae_state(random_vae(vae, seed)), folder / "vae.safetensors")
+    save_state(original_infinity_state(random_transformer(transformer, seed)), folder / "transformer.safetensors")
+    save_state(original_infinity_vae_state(random_vae(vae, seed)), folder / "vae.safetensors")
     encoder = write_text_encoder(folder / "text_encoder", transformer.text_channels) if text_encoder else None
     return Sources(folder / "transformer.safetensors", folder / "vae.safetensors", encoder)
 
@@ -80,22 +80,22 @@ def write_text_encoder(folder: Path, channels: int) -> Path:
 
 def spec(
     transformer: InfinityConfig = TRANSFORMER,
-    vae: VaeConfig = VAE,
+    vae: InfinityVaeConfig = VAE,
     size: str = "0.06M",
     guidance: float = 3.0,
     temperature: float = 0.5,
-) -> ModelSpec:
+) -> InfinitySpec:
     patch = 2 if transformer.bits == 4 * vae.bits else 1
-    return ModelSpec(
+    return InfinitySpec(
         "sample", "a random model", transformer, vae, patch, size, guidance, temperature, top_k=900, top_p=0.97
     )
 
 
-def plan(sources: Sources, output: Path, model: ModelSpec | None = None, chunk: int | None = None) -> BuildPlan:
+def plan(sources: Sources, output: Path, model: InfinitySpec | None = None, chunk: int | None = None) -> BuildPlan:
     return plan_build(model or spec(), sources, BuildOptions(output, chunk=chunk))
 
 
-def build_bundle(sources: Sources, output: Path, model: ModelSpec | None = None, chunk: int | None = None) -> Bundle:
+def build_bundle(sources: Sources, output: Path, model: InfinitySpec | None = None, chunk: int | None = None) -> Bundle:
     """A verified bundle (graphs exported, everything checked)."""
     return build(plan(sources, output, model, chunk))[0]
 

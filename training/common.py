@@ -15,12 +15,12 @@ from ldp_runtime.schedule import ScaleSchedule
 from torch import nn
 
 from ldp_export.checkpoints import infinity as checkpoints
-from ldp_export.models.infinity_vae import BsqVae, VaeConfig
+from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
 
 SIDE = 128
 SCHEDULE = ScaleSchedule.of_size("0.06M")  # 1, 2, 4, 6, 8, 12, 16 squared: 521 tokens
 # 48: group norms of 24 groups then hold two channels each; with one (at 24 or 32) the absolute colours are lost.
-VAE_CONFIG = VaeConfig(bits=16, base_channels=48, channel_multipliers=(1, 1, 1, 2), res_blocks=1, stride=8)
+VAE_CONFIG = InfinityVaeConfig(bits=16, base_channels=48, channel_multipliers=(1, 1, 1, 2), res_blocks=1, stride=8)
 LAYOUT = LatentLayout(channels=VAE_CONFIG.bits)
 HELD_OUT = 1 << 30  # scene numbers from here on are never trained on
 
@@ -98,14 +98,14 @@ def load_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any] | None:
     return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
 
 
-def load_vae(path: Path, device: str = "cpu") -> BsqVae:
+def load_infinity_vae(path: Path, device: str = "cpu") -> InfinityVae:
     """The averaged weights of a VAE checkpoint written by train_vae, or an exported VAE (safetensors)."""
     if path.suffix == ".safetensors":
-        return checkpoints.load_vae(path).to(device)
+        return checkpoints.load_infinity_vae(path).to(device)
     state = load_checkpoint(path, device)
     if state is None:
         raise FileNotFoundError(f"no VAE checkpoint at {path}: run train_vae first")
-    vae = BsqVae(VAE_CONFIG)
+    vae = InfinityVae(VAE_CONFIG)
     vae.load_state_dict(state["average"])
     return vae.to(device).eval().requires_grad_(False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import SIDE, VAE_CONFIG, default_folder, load_vae, scene_at, to_pixels
+from common import SIDE, VAE_CONFIG, default_folder, load_infinity_vae, scene_at, to_pixels
 from ldp_calibration.shapes import draw
 from torch.utils.data import DataLoader, Dataset
 
@@ -51,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # denormal numbers halve the speed of CPUs
     options.data.mkdir(parents=True, exist_ok=True)
-    vae = load_vae(options.vae, options.device)
+    vae = load_infinity_vae(options.vae, options.device)
     # `latents.npy` is complete up to the number in `encoded.txt`: training may begin while this still runs.
     file, ready = options.data / "latents.npy", options.data / "encoded.txt"
     side = SIDE // VAE_CONFIG.stride

@@ -19,9 +19,9 @@ from ldp_calibration.shapes import CATEGORIES, Prompt, Score, draw, judge, sampl
 from sampling import draw_prompts
 from tokenizers import Tokenizer
 
-from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.t5 import load_text_encoder
-from ldp_export.models.infinity_vae import BsqVae, quantize
+from ldp_export.models.infinity_vae import InfinityVae, quantize
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     options.out.mkdir(parents=True, exist_ok=True)
-    transformer = load_transformer(options.weights / "transformer.safetensors").to(options.device)
-    vae = load_vae(options.weights / "vae.safetensors").to(options.device)
+    transformer = load_infinity(options.weights / "transformer.safetensors").to(options.device)
+    vae = load_infinity_vae(options.weights / "vae.safetensors").to(options.device)
     text = load_text_encoder(options.weights / "text_encoder")
     tokenizer = Tokenizer.from_file(str(text.tokenizer))
     encoder = text.module.to(options.device)
@@ -80,7 +80,7 @@ def summary(result: Score) -> dict[str, float]:
 
 
 @torch.no_grad()
-def vae_quality(vae: BsqVae, device: str, scenes: int = 128) -> dict[str, float]:
+def vae_quality(vae: InfinityVae, device: str, scenes: int = 128) -> dict[str, float]:
     """Reconstruction of held-out scenes: mean PSNR over images in dB, and its standard error."""
     values = []
     for number in range(scenes):

@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 
 import torch
-from common import load_checkpoint, load_vae
+from common import load_checkpoint, load_infinity_vae
 from safetensors.torch import load_file, save_file
 from text import TRAIN_TOKENS, make_encoder, save_text_encoder
 from tokenizers import Tokenizer
 from train_transformer import CONFIG
 
-from ldp_export.checkpoints.infinity import original_transformer_state, original_vae_state
+from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.models.infinity import InfinityTransformer
 
@@ -38,8 +38,10 @@ def main() -> None:
     encoder.load_state_dict(part_of(state["average"], "text."))
     # No caption was longer than TRAIN_TOKENS: longer prompts take the mean of the rows that were trained.
     transformer.cfg_uncond.data[TRAIN_TOKENS:] = transformer.cfg_uncond.data[4:TRAIN_TOKENS].mean(0)
-    save_state(original_transformer_state(transformer), options.out / "transformer.safetensors", torch.float16)
-    save_state(original_vae_state(load_vae(options.vae)), options.out / "vae.safetensors", torch.float16)
+    save_state(original_infinity_state(transformer), options.out / "transformer.safetensors", torch.float16)
+    save_state(
+        original_infinity_vae_state(load_infinity_vae(options.vae)), options.out / "vae.safetensors", torch.float16
+    )
     save_text_encoder(options.out / "text_encoder", encoder.half(), tokenizer)
     widen_config(options.out / "text_encoder")
     for file in options.out.rglob("*.safetensors"):

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from transformers import T5EncoderModel
 
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae
-from ldp_export.reference.infinity import ReferenceSettings, generate
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.reference.infinity import InfinitySettings, generate
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def draw_prompts(
     transformer: InfinityTransformer,
     encoder: T5EncoderModel,
     tokenizer: Tokenizer,
-    vae: BsqVae,
+    vae: InfinityVae,
     texts: Sequence[str],
     *,
     guidance: float | Sequence[float] = 3.0,
@@ -37,7 +37,7 @@ def draw_prompts(
         width = int(mask.sum(1).max())
         features = encode(encoder, ids[:, :width], mask[:, :width]).float()
         rows = [row[: int(length)] for row, length in zip(features, mask.sum(1), strict=True)]
-        settings = ReferenceSettings(guidance, temperature, SamplingFilter(top_p=top_p), seed + start)
+        settings = InfinitySettings(guidance, temperature, SamplingFilter(top_p=top_p), seed + start)
         run = generate(transformer, rows, SCHEDULE, LAYOUT, settings, keep_trace=False)
         images.append(to_images(vae.decode(run.latent)))
     return np.concatenate(images)

@@ -33,8 +33,8 @@ def noun_tags(words: Sequence[str]) -> list[tuple[int, int, int]]:
     relations = [NO_RELATION] * len(nouns)
     if found and len(nouns) == 2:
         # "A above B" and "B with A above it" say the same.
-        subject = 1 if "with" in words else 0
-        relations[subject], relations[1 - subject] = found[0], INVERSE[found[0]]
+        candidate = 1 if "with" in words else 0
+        relations[candidate], relations[1 - candidate] = found[0], INVERSE[found[0]]
     names = list(COLOURS)
     colours = [names.index(words[i - 1]) if i and words[i - 1] in names else NO_COLOUR for i in nouns]
     return list(zip(nouns, colours, relations, strict=True))

@@ -11,7 +11,7 @@ import torch
 from ldp_runtime.schedule import ScaleSchedule, rope_table
 from torch.nn import functional as F
 
-from ldp_export.models.infinity import Block, InfinityTransformer, Prompt, modulate
+from ldp_export.models.infinity import InfinityBlock, InfinityPrompt, InfinityTransformer, modulate
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def teacher_logits(
 
 
 def run_block(
-    block: Block,
+    block: InfinityBlock,
     x: torch.Tensor,  # [B, L, C]
-    prompt: Prompt,
+    prompt: InfinityPrompt,
     text_bias: torch.Tensor,  # [B, 1, 1, T]
     rope: tuple[torch.Tensor, torch.Tensor],
     counts: tuple[int, ...],

@@ -30,7 +30,7 @@ from common import (
     default_folder,
     learning_rate,
     load_checkpoint,
-    load_vae,
+    load_infinity_vae,
     save_checkpoint,
     save_picture,
 )
@@ -43,7 +43,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
-from ldp_export.checkpoints.infinity import load_transformer
+from ldp_export.checkpoints.infinity import load_infinity
 from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 
@@ -131,7 +131,7 @@ def make_model(tokenizer: Tokenizer, options: argparse.Namespace) -> nn.ModuleDi
     transformer = InfinityTransformer(CONFIG)
     initialise(transformer)
     if options.start is not None:
-        transformer.load_state_dict(load_transformer(options.start / "transformer.safetensors").state_dict())
+        transformer.load_state_dict(load_infinity(options.start / "transformer.safetensors").state_dict())
         encoder.load_state_dict(load_text_encoder(options.start / "text_encoder").module.state_dict())
     warm = load_checkpoint(options.text / "last.pt")
     if warm:
@@ -175,7 +175,7 @@ def train(
     state: dict | None,
 ) -> None:
     first = state["step"] if state else 0
-    vae = load_vae(options.vae, options.device)
+    vae = load_infinity_vae(options.vae, options.device)
     batches = Batches(options, tokenizer)
     curve = Curve(options.out / "curve.csv", fresh=first == 0)
     clock, spent, images = time.monotonic(), state["seconds"] if state else 0.0, state["images"] if state else 0

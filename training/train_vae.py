@@ -36,7 +36,7 @@ from muon import Muon
 from residual_bits import quantize_noisily
 from torch.nn import functional as F
 
-from ldp_export.models.infinity_vae import BsqVae, quantize
+from ldp_export.models.infinity_vae import InfinityVae, quantize
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_flush_denormal(True)  # denormal numbers halve the speed of CPUs
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
-    vae = BsqVae(VAE_CONFIG).to(options.device)
+    vae = InfinityVae(VAE_CONFIG).to(options.device)
     average = Average(vae, 0.99)
     state = load_checkpoint(options.out / "last.pt", options.device)
     if state:
@@ -62,7 +62,7 @@ def main() -> None:
     train(options, vae, average, optimizers, first, phase_start)
 
 
-def make_optimizers(vae: BsqVae, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
+def make_optimizers(vae: InfinityVae, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """Muon for convolutions, AdamW for norms and biases."""
     weights = [weight for weight in vae.parameters() if weight.requires_grad]
     matrices = [weight for weight in weights if weight.ndim > 1]
@@ -90,7 +90,7 @@ def parse_options() -> argparse.Namespace:
 
 def train(
     options: argparse.Namespace,
-    vae: BsqVae,
+    vae: InfinityVae,
     average: Average,
     optimizers: list[torch.optim.Optimizer],
     first: int,
@@ -133,7 +133,7 @@ def train(
             save_picture(options.out / "reconstructions.png", to_images(pairs), 12)
 
 
-def losses(vae: BsqVae, pixels: torch.Tensor, options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(vae: InfinityVae, pixels: torch.Tensor, options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixel and commitment loss of a batch [B, 3, H, W]."""
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=options.bf16):
         latent = vae.encode(pixels).float()  # [B, d, h, w]
@@ -148,7 +148,7 @@ def losses(vae: BsqVae, pixels: torch.Tensor, options: argparse.Namespace) -> tu
 
 @torch.no_grad()
 def reconstruct(
-    vae: BsqVae, pixels: torch.Tensor, options: argparse.Namespace
+    vae: InfinityVae, pixels: torch.Tensor, options: argparse.Namespace
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The images as the decoder returns them from their codes, and the bits of every scale."""
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=options.bf16):

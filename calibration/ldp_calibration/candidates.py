@@ -59,12 +59,12 @@ def _after_stop() -> tuple[str, ...]:
 
 def _controls(scales: int) -> list[str]:
     """Skipping, stopping, both, and fixed shares."""
-    late = [k for k in (scales - 3, scales - 4) if k >= 0]
+    quantized = [k for k in (scales - 3, scales - 4) if k >= 0]
     skips = [f"skip:count={n}" for n in (1, 2) if n < scales]
     fixed = [f"fixed:keep={keep},score={score},fill=zero" for score in ("distance", "random") for keep in (0.6, 0.4)]
     return [
         *skips,
-        *(f"stop-guidance:scale={k}" for k in late),
-        *(f"{control},stop_after={k}" for control in (*skips, *fixed) for k in late[:1]),
+        *(f"stop-guidance:scale={k}" for k in quantized),
+        *(f"{control},stop_after={k}" for control in (*skips, *fixed) for k in quantized[:1]),
         *fixed,
     ]

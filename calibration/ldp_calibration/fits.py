@@ -16,7 +16,7 @@ from ldp_runtime.pipeline.pipeline import Condition, Pipeline, ScaleEvent
 from ldp_runtime.pruning.fills import predictors
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
-from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
 from ldp_runtime.pruning.recall import recall, remember
 from ldp_runtime.pruning.scores import FEATURES, score_map
 from ldp_runtime.schedule import Grid, ScaleSchedule
@@ -42,7 +42,7 @@ class Seen(Policy):
         conditionals: what the conditional branch says at every scale [L, n]; differences: less the other [n, h, w].
     """
 
-    pictures: list[PictureSoFar] = field(default_factory=list)
+    pictures: list[ScaleView] = field(default_factory=list)
     residuals: list[torch.Tensor] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
     conditionals: list[torch.Tensor] = field(default_factory=list)
@@ -51,8 +51,8 @@ class Seen(Policy):
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         return tuple(range(1, len(schedule)))
 
-    def select(self, picture: PictureSoFar) -> Selection | None:
-        self.pictures.append(picture)
+    def select(self, view: ScaleView) -> Selection | None:
+        self.pictures.append(view)
         return None
 
     def remember_guidance(
@@ -144,10 +144,10 @@ def guidance_equations(seen: Seen, source: int, scale: int) -> tuple[torch.Tenso
 
 def error_equations(pipe: Pipeline, seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Feature maps of `score=error` and a one [L, features + 1], and the pixel change that each token made [L]."""
-    picture, grid = seen.pictures[scale - 1], seen.pictures[scale - 1].schedule.grids[scale]
+    view, grid = seen.pictures[scale - 1], seen.pictures[scale - 1].schedule.grids[scale]
     before, after = pipe.decode(torch.stack((seen.latents[scale - 1], seen.latents[scale])), "torch")
     change = F.adaptive_avg_pool2d((after - before).square().sum(dim=0)[None], grid)[0].cpu()
-    maps = [score_map(feature, picture).flatten().cpu() for feature in FEATURES]
+    maps = [score_map(feature, view).flatten().cpu() for feature in FEATURES]
     return torch.stack((*maps, torch.ones_like(maps[0])), dim=1), change.flatten()
 
 

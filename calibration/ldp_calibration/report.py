@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from ldp_runtime.bundle.manifest import Manifest
-from ldp_runtime.bundle.saved_policies import FITTED, FittedFile, PolicyProfile, profile_folder
+from ldp_runtime.bundle.saved_policies import FITTED, FittedFile, SavedPolicy, saved_folder
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.parse import parse_policy
 
@@ -22,7 +22,7 @@ from ldp_calibration.measure import Point, prompts_hash
 from ldp_calibration.search import Calibration
 
 
-def make_profile(name: str, manifest: Manifest, calibration: Calibration) -> PolicyProfile:
+def make_saved(name: str, manifest: Manifest, calibration: Calibration) -> SavedPolicy:
     """The profile that `generate --policy NAME` uses, with its evidence."""
     chosen, timed = calibration.chosen, calibration.timed
     evidence: dict[str, Any] = {
@@ -44,7 +44,7 @@ def make_profile(name: str, manifest: Manifest, calibration: Calibration) -> Pol
         "precision": manifest.precision,
         "backend": manifest.backend,
     }
-    return PolicyProfile(
+    return SavedPolicy(
         name=name,
         policy=chosen.policy,
         digest=manifest.digest,
@@ -54,9 +54,9 @@ def make_profile(name: str, manifest: Manifest, calibration: Calibration) -> Pol
     )
 
 
-def save_profile(root: Path, manifest: Manifest, profile: PolicyProfile) -> Path:
+def save_policy(root: Path, manifest: Manifest, profile: SavedPolicy) -> Path:
     """Writes the profile beside the bundle's content, whole or not at all."""
-    return _write(profile_folder(root, manifest) / f"{profile.name}.json", profile.model_dump_json())
+    return _write(saved_folder(root, manifest) / f"{profile.name}.json", profile.model_dump_json())
 
 
 def save_fits(root: Path, manifest: Manifest, fitted: Fitted, prompts: Sequence[str | int]) -> Path:
@@ -64,7 +64,7 @@ def save_fits(root: Path, manifest: Manifest, fitted: Fitted, prompts: Sequence[
     content = FittedFile(
         digest=manifest.digest, prompts_sha256=prompts_hash(prompts), prompts=len(prompts), fitted=fitted.to_json()
     )
-    return _write(profile_folder(root, manifest) / FITTED, content.model_dump_json())
+    return _write(saved_folder(root, manifest) / FITTED, content.model_dump_json())
 
 
 def _write(path: Path, text: str) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldp_runtime.bundle.parsing import complaint
-from ldp_runtime.bundle.saved_policies import PolicyProfile
+from ldp_runtime.bundle.saved_policies import SavedPolicy
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
 from ldp_runtime.pruning.parse import parse_policy
@@ -86,7 +86,7 @@ def _read(path: Path) -> tuple[str, str, str, list[float], float]:
         if "policies" in found:
             row = found["policies"]["ld"]
             return f"the study {path.name}", found["model"], "ld", row["kept"], row["stop_rate"]
-        profile = PolicyProfile.model_validate(found)
+        profile = SavedPolicy.model_validate(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a policy profile: {complaint(error)}", hint="ldp-export calibrate makes them"

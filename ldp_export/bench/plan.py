@@ -31,7 +31,7 @@ DEFAULT_PROMPTS = (
     "a small white triangle to the left of a large purple circle",
 )
 DEFAULT_POLICIES = ("ld", "ld-skip-2")
-EAGER, HOISTED, UNPRUNED = "eager", "eager, hoisted", "engines"
+EAGER, EAGER_GRAPHS, UNPRUNED = "eager", "eager, hoisted", "engines"
 #: Between the engines and the policy in a candidate's name.
 _PRUNED = " + "
 #: Random features that stand in for prompts, and how many of them where weights are random too: all then cost the same.
@@ -143,13 +143,13 @@ class BenchPlan:
             vae=str(self.sources.vae),
             text_encoder=None if encoder is None else str(encoder),
         )
-        if self.bundle.manifest.kv_form == "in-place":  # its graphs are of engines, eager PyTorch has none of them
+        if self.bundle.manifest.kv_cache == "static":  # its graphs are of engines, eager PyTorch has none of them
             return {EAGER: eager} | jobs
-        return {EAGER: eager, HOISTED: replace(eager, kind="hoisted")} | jobs
+        return {EAGER: eager, EAGER_GRAPHS: replace(eager, kind="hoisted")} | jobs
 
     def unpruned(self, name: str) -> str:
         """The candidate that prunes nothing and is otherwise the same: what pruning is compared with."""
-        return UNPRUNED if name in (EAGER, HOISTED) else name.partition(_PRUNED)[0]
+        return UNPRUNED if name in (EAGER, EAGER_GRAPHS) else name.partition(_PRUNED)[0]
 
     def policy(self, name: str) -> str:
         """A candidate's policy, in the caller's words."""

@@ -25,7 +25,7 @@ from ldp_export.building.plan import check_options
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.models.infinity import ffn_width
-from ldp_export.models.registry import ModelSpec, VarSpec, find_model
+from ldp_export.models.registry import InfinitySpec, VarSpec, find_model
 from ldp_export.models.var import VarConfig
 from ldp_export.progress import Progress, silent
 
@@ -33,7 +33,7 @@ from ldp_export.progress import Progress, silent
 _VAE_STEP = 32
 
 
-Spec = TypeVar("Spec", bound=ModelSpec | VarSpec)
+Spec = TypeVar("Spec", bound=InfinitySpec | VarSpec)
 
 
 def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
@@ -87,7 +87,7 @@ def check_servable(model: str, batch: Sequence[int], device: str, classes: Seque
     """
     spec, most = find_model(model), OnnxRuntimeBuilder().max_rows
     check_provider(torch.device(device))
-    if classes and isinstance(spec, ModelSpec):
+    if classes and isinstance(spec, InfinitySpec):
         raise ConfigError(f"{spec.name} draws texts, not classes", hint="leave --class out")
     if 2 * max(batch) > most:
         raise ConfigError(
@@ -114,7 +114,7 @@ def random_bundles(
     """
     spec, named = smaller(find_model(model), depth, width), {"float32": BackendOptions()}
     if int8:
-        named["int8"] = BackendOptions(late_precision="int8")
+        named["int8"] = BackendOptions(quantize="int8")
     options = [
         BuildOptions(folder / name, size, builder=choose_builder(wanted, spec, size or spec.size, "float32"))
         for name, wanted in named.items()

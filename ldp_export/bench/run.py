@@ -14,7 +14,7 @@ from ldp_calibration.fidelity import PSNR_CAP
 from ldp_export.bench import quality, stats
 from ldp_export.bench.hardware import hardware, software
 from ldp_export.bench.measure import Measured, measure, measure_peak, settling_calls, steps
-from ldp_export.bench.plan import DEFAULT_POLICIES, EAGER, HOISTED, UNPRUNED, BenchPlan, Options, plan_bench
+from ldp_export.bench.plan import DEFAULT_POLICIES, EAGER, EAGER_GRAPHS, UNPRUNED, BenchPlan, Options, plan_bench
 from ldp_export.bench.result import (
     BenchResult,
     CandidateResult,
@@ -158,7 +158,7 @@ def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
 
 def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: BenchPlan, peak: float) -> CandidateResult:
     base = plan.unpruned(m.name)
-    prunes = m.name not in (EAGER, HOISTED, base) and not plan.random_weights
+    prunes = m.name not in (EAGER, EAGER_GRAPHS, base) and not plan.random_weights
     drawn, calls = list(m.drawn.values()), m.samples
     scopes = {scope: _scope(m, measured, plan, scope) for scope in get_args(Scope)}
     chosen = scopes[plan.scope]

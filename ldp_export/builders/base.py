@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ldp_runtime.bundle.manifest import Backend, LateEntry, TargetEntry
+from ldp_runtime.bundle.manifest import Backend, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from torch import nn
 
@@ -85,7 +85,7 @@ class Quantizer(Compiler, Protocol):
     """A compiler that can make engines that compute in 8 bits, where it is asked for them."""
 
     @property
-    def late(self) -> LateEntry | None:
+    def quantized(self) -> QuantizedScales | None:
         """Scales for which a second engine is made of each `blocks` graph; None: of none."""
         ...
 
@@ -98,8 +98,8 @@ def is_quantized(builder: Builder, name: str) -> bool:
     return isinstance(builder, Quantizer) and builder.quantizes(name)
 
 
-def late_entry(builder: Builder) -> LateEntry | None:
-    return builder.late if isinstance(builder, Quantizer) else None
+def quantized_scales(builder: Builder) -> QuantizedScales | None:
+    return builder.quantized if isinstance(builder, Quantizer) else None
 
 
 STAGE_FILE = "stage.json"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.bundle.manifest import Backend, LateEntry, TargetEntry
+from ldp_runtime.bundle.manifest import Backend, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.disk import SCRATCH
 from ldp_runtime.errors import EngineBuildError
@@ -20,7 +20,7 @@ from ldp_runtime.errors import EngineBuildError
 from ldp_export.builders.base import STAGE_FILE, ExportedGraph
 from ldp_export.builders.quantize import NOISY, SPREAD, latents_of, quantize_convolutions, quantize_products
 from ldp_export.graphs.onnx import MODEL_FILE
-from ldp_export.graphs.signature import LATE, GraphSignature
+from ldp_export.graphs.signature import QUANTIZED, GraphSignature
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Int8Builder(OnnxRuntimeBuilder):
     """
 
     decoder: bool = False
-    late: LateEntry | None = None
+    quantized: QuantizedScales | None = None
 
     def quantizes(self, name: str) -> bool:
-        return name.startswith(LATE) or (name == DECODER and self.decoder)
+        return name.startswith(QUANTIZED) or (name == DECODER and self.decoder)
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
         if not self.quantizes(signature.name):

@@ -18,7 +18,7 @@ from ldp_export.building.cache import run_stages
 from ldp_export.building.estimate import require_capacity
 from ldp_export.building.plan import BuildOptions, BuildPlan, plan_build
 from ldp_export.building.publish import assemble_version, make_current, seal, write_report
-from ldp_export.building.stages import Work
+from ldp_export.building.stages import BuildStages
 from ldp_export.progress import Progress, ProgressEvent, silent
 from ldp_export.verification.verify import Report, require_verified, verify_bundle
 
@@ -43,7 +43,7 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report 
             remove_leftovers(folder)
         if plan.options.force:
             shutil.rmtree(root / "stages", ignore_errors=True)
-        work = Work(plan)
+        work = BuildStages(plan)
         stages = work.stages()
         count = len(stages) + (device is not None)
         renumbered = _within(progress, count)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import platformdirs
 import torch
-from ldp_runtime.bundle.manifest import Backend, LateEntry, LatePrecision, Precision
+from ldp_runtime.bundle.manifest import Backend, Precision, QuantizedPrecision, QuantizedScales
 from ldp_runtime.engines.hardware import instructions, local_capability, multiplies_bfloat16
 from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.tensorrt.library import capability, load_library
@@ -19,7 +19,7 @@ from ldp_export.builders.tensorrt.builder import TensorRtBuilder, check_polygrap
 from ldp_export.builders.tensorrt.optimization_profiles import all_schedules, buckets_of
 from ldp_export.builders.tensorrt.targets import check_precision, check_targets, parse_capabilities
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
-from ldp_export.models.registry import ModelSpec, VarSpec
+from ldp_export.models.registry import InfinitySpec, VarSpec
 
 #: Buckets of scales: early, middle, late. Thirteen, one a scale, cost ten times the build time of one.
 PROFILES = 3
@@ -30,7 +30,7 @@ MAX_BATCH = 4
 
 
 #: Share of the tokens that `--late-precision` is for: scales 9 to 12 of the 13 of a 1M square image.
-LATE_SHARE = 0.85
+QUANTIZED_SHARE = 0.85
 
 
 #: First compute capability that multiplies 8-bit floats.
@@ -44,7 +44,7 @@ class BackendOptions:
     Attributes:
         capabilities: compute capabilities as "8.6,8.9"; profiles: buckets of scales; max_batch: images of one call;
             int8_decoder: whether the decoder multiplies 8-bit integers, in ONNX Runtime on a CPU.
-        late_precision, late_share: see `LateEntry`.
+        quantize, quantize_share: see `QuantizedScales`.
     """
 
     backend: Backend = "onnxruntime"
@@ -52,11 +52,11 @@ class BackendOptions:
     profiles: int | None = None
     max_batch: int | None = None
     int8_decoder: bool = False
-    late_precision: LatePrecision | None = None
-    late_share: float | None = None
+    quantize: QuantizedPrecision | None = None
+    quantize_share: float | None = None
 
 
-def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str, precision: str) -> Builder:
+def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: str, precision: str) -> Builder:
     """The builder for a model.
 
     Args:
@@ -73,20 +73,20 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
             f"{options.backend} on a GPU has no decoder in 8-bit integers: ONNX Runtime multiplies them on a CPU",
             hint="leave --int8-decoder out",
         )
-    late = _late(options, spec, precision)
+    quantized = _quantized(options, spec, precision)
     if options.backend == "onnxruntime":
         _refuse_options(options)
         check_provider(torch.device("cpu"))  # it verifies what it builds
         return (
-            Int8Builder(decoder=options.int8_decoder, late=late)
-            if options.int8_decoder or late
+            Int8Builder(decoder=options.int8_decoder, quantized=quantized)
+            if options.int8_decoder or quantized
             else OnnxRuntimeBuilder()
         )
     if options.backend == "torch":
         _refuse_options(options)
         check_compilers(on_gpu)
         if on_gpu:
-            return TorchBuilder("cuda", fused=True, late=late)
+            return TorchBuilder("cuda", fused=True, quantized=quantized)
         if precision == "bfloat16" and not multiplies_bfloat16():
             raise ConfigError(
                 f"this processor ({instructions()}) has no bfloat16; emulated, it took four times as long as float32",
@@ -97,7 +97,7 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
         return TorchBuilder(int8=Int8Builder(decoder=True) if options.int8_decoder else None)
     profiles = PROFILES if options.profiles is None else options.profiles
     batch = MAX_BATCH if options.max_batch is None else options.max_batch
-    schedules = all_schedules(size) if isinstance(spec, ModelSpec) else spec.schedules
+    schedules = all_schedules(size) if isinstance(spec, InfinitySpec) else spec.schedules
     buckets_of(len(schedules[0]), profiles)
     if batch < 1:
         raise ConfigError(f"--max-batch must be at least 1, got {batch}")
@@ -112,7 +112,7 @@ def choose_builder(options: BackendOptions, spec: ModelSpec | VarSpec, size: str
         layout=spec.layout,
         buckets=profiles,
         max_rows=2 * batch,
-        text_tokens=spec.transformer.text_tokens if isinstance(spec, ModelSpec) else 0,
+        text_tokens=spec.transformer.text_tokens if isinstance(spec, InfinitySpec) else 0,
         local=local_capability() in capabilities,
         timing_cache=platformdirs.user_cache_path("ldp-export") / "timing" / f"{'-'.join(capabilities)}.cache",
     )
@@ -124,14 +124,14 @@ def default_precision(backend: Backend) -> Precision:
     return "bfloat16" if on_gpu else "float32"
 
 
-def _late(options: BackendOptions, spec: ModelSpec | VarSpec, precision: str) -> LateEntry | None:
+def _quantized(options: BackendOptions, spec: InfinitySpec | VarSpec, precision: str) -> QuantizedScales | None:
     """What is asked for. Raises ConfigError for what the backend, the model or this machine's GPU does not have."""
-    bits, share, here = options.late_precision, options.late_share, local_capability()
+    bits, share, here = options.quantize, options.quantize_share, local_capability()
     if bits is None:
         if share is not None:
             raise ConfigError("--late-share says where --late-precision begins", hint="add --late-precision int8")
         return None
-    share = LATE_SHARE if share is None else share
+    share = QUANTIZED_SHARE if share is None else share
     if not 0 < share < 1:
         raise ConfigError(f"--late-share is a share of the tokens between 0 and 1, got {share:g}")
     if options.backend == "onnxruntime":
@@ -148,7 +148,7 @@ def _late(options: BackendOptions, spec: ModelSpec | VarSpec, precision: str) ->
             f"{options.backend}{where} has no blocks in 8 bits",
             hint="leave --late-precision out; --backend onnxruntime has them on a CPU, torch on a GPU",
         )
-    elif not isinstance(spec, ModelSpec):
+    elif not isinstance(spec, InfinitySpec):
         raise ConfigError("on a GPU, torch has Infinity's blocks in 8 bits only", hint="leave --late-precision out")
     elif bits == "float8" and capability(here) < _FLOAT8_SINCE:
         raise ConfigError(
@@ -159,7 +159,7 @@ def _late(options: BackendOptions, spec: ModelSpec | VarSpec, precision: str) ->
             "on most GPUs products of 8-bit floats are bfloat16 or float16, not float32",
             hint="leave --precision out, or --late-precision int8",
         )
-    return LateEntry(precision=bits, share=share)
+    return QuantizedScales(precision=bits, share=share)
 
 
 def _refuse_options(options: BackendOptions) -> None:

@@ -17,8 +17,8 @@ import torch
 from ldp_runtime.disk import existing_parent, gigabytes
 from ldp_runtime.errors import CapacityError
 
-from ldp_export.builders.base import Compiler, is_quantized, late_entry
-from ldp_export.building.stages import Work
+from ldp_export.builders.base import Compiler, is_quantized, quantized_scales
+from ldp_export.building.stages import BuildStages
 from ldp_export.graphs.onnx import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class _Sizes:
     def graphs(self) -> list[int]:
         """Bytes of weights of each graph."""
         plan = self.plan
-        return [plan.recipe.graph(name, plan.precision(name)).weight_bytes() for name in plan.graph_names]
+        return [plan.family.graph(name, plan.precision(name)).weight_bytes() for name in plan.graph_names]
 
     @cached_property
     def engines(self) -> list[int]:
@@ -111,14 +111,14 @@ class _Sizes:
         builder, found = self.options.builder, [0]
         for name, size in zip(self.plan.graph_names, self.graphs, strict=True):
             for engine in self.plan.engine_names(name):
-                signature = self.plan.signature(name) if engine == name else self.plan.signature(name).late()
+                signature = self.plan.signature(name) if engine == name else self.plan.signature(name).quantized()
                 if is_quantized(builder, engine) and builder.engine_file(signature) == MODEL_FILE:
                     found.append(size)
         return max(found)
 
     @property
     def reference(self) -> int:
-        return self.plan.recipe.reference_bytes
+        return self.plan.family.reference_bytes
 
 
 def estimate_build(plan: BuildPlan) -> BuildEstimate:
@@ -139,10 +139,10 @@ def estimate_build(plan: BuildPlan) -> BuildEstimate:
 
 def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
     """The largest of the stages: they run one after the other."""
-    stages = [plan.recipe.reference_memory]
+    stages = [plan.family.reference_memory]
     if sizes.engines:
         stages.append(int(_COMPILER_BASE + _COMPILER_FACTOR * max(sizes.graphs)))
-    if late_entry(plan.options.builder) and plan.options.builder.backend == "onnxruntime":
+    if quantized_scales(plan.options.builder) and plan.options.builder.backend == "onnxruntime":
         named = zip(plan.graph_names, sizes.graphs, strict=True)
         stages.append(int(_QUANTIZER_FACTOR * max(size for name, size in named if len(plan.engine_names(name)) > 1)))
     if plan.options.builder.verified_on == "cpu":
@@ -176,7 +176,7 @@ def _finished_bytes(plan: BuildPlan) -> int:
     """Of this very build's stages. Telling them from those of other builds takes the hashes of all sources."""
     if plan.options.force or not (plan.options.output / "stages").is_dir():
         return 0
-    work = Work(plan)
+    work = BuildStages(plan)
     places = [stage.place(work.cache) for stage in work.stages()]
     return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
 

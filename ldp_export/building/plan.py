@@ -7,19 +7,19 @@ from functools import cached_property
 from pathlib import Path
 
 from ldp_runtime.bundle.files import VERSIONS
-from ldp_runtime.bundle.manifest import InfinityEntry, KvForm, Precision
+from ldp_runtime.bundle.manifest import InfinityEntry, KvCacheKind, Precision
 from ldp_runtime.disk import SCRATCH, existing_parent
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.builders.base import Builder, is_quantized, late_entry
+from ldp_export.builders.base import Builder, is_quantized, quantized_scales
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.families.base import Recipe, graph_kind
-from ldp_export.families.choose import recipe_for
+from ldp_export.families.base import Family, graph_kind
+from ldp_export.families.choose import choose_family
 from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.infinity import BlocksGraph
-from ldp_export.graphs.key_values import in_place_signature
-from ldp_export.graphs.signature import LATE, GraphSignature
+from ldp_export.graphs.infinity import InfinityBlocksGraph
+from ldp_export.graphs.key_values import static_signature
+from ldp_export.graphs.signature import QUANTIZED, GraphSignature
 from ldp_export.models.registry import NamedModel
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
@@ -36,7 +36,7 @@ class BuildOptions:
         force: build every stage anew.
         builder: the backend.
         precision: of the graphs.
-        kv_form: how `blocks` graphs remember keys and values; see `graphs/key_values.py`.
+        kv_cache: how `blocks` graphs remember keys and values; see `graphs/key_values.py`.
         discard_graphs: delete an exported graph once its engine is built: half the disk, and another export next time.
     """
 
@@ -47,7 +47,7 @@ class BuildOptions:
     builder: Builder = field(default_factory=OnnxRuntimeBuilder)
     precision: Precision = "float32"
     discard_graphs: bool = False
-    kv_form: KvForm = "concat"
+    kv_cache: KvCacheKind = "dynamic"
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,24 @@ class BuildPlan:
     options: BuildOptions
 
     @cached_property
-    def recipe(self) -> Recipe:
-        return recipe_for(self.spec, self.sources, self.options.size)
+    def family(self) -> Family:
+        return choose_family(self.spec, self.sources, self.options.size)
 
     @cached_property
     def graph_names(self) -> list[str]:
-        return self.recipe.graph_names(self.options.chunk)
+        return self.family.graph_names(self.options.chunk)
 
     def engine_names(self, graph: str) -> list[str]:
         """Of what is made of a graph: its engine and, where late scales compute in 8 bits, that of its blocks."""
-        late = graph_kind(graph) == "blocks" and late_entry(self.options.builder) is not None
-        return [graph, LATE + graph] if late else [graph]
+        quantized = graph_kind(graph) == "blocks" and quantized_scales(self.options.builder) is not None
+        return [graph, QUANTIZED + graph] if quantized else [graph]
 
     @cached_property
     def cache_tokens(self) -> int | None:
         """Positions of a cache that is written in place: all tokens of the largest image. None for the other form."""
-        if self.options.kv_form == "concat":
+        if self.options.kv_cache == "dynamic":
             return None
-        model = self.recipe.entry
+        model = self.family.entry
         return max(model.schedule(ratio).total_tokens for ratio in model.aspect_ratios)
 
     def precision(self, name: str) -> Precision:
@@ -85,29 +85,33 @@ class BuildPlan:
 
     def signature(self, name: str) -> GraphSignature:
         """Inputs and outputs of a graph, in the form and precision that are built."""
-        signature = self.recipe.signature(name, self.precision(name))
-        return signature if self.cache_tokens is None else in_place_signature(signature, self.cache_tokens)
+        signature = self.family.signature(name, self.precision(name))
+        return signature if self.cache_tokens is None else static_signature(signature, self.cache_tokens)
 
     def graph(self, name: str, precision: Precision) -> Graph:
         """The graph to export, in the form that is built; see `Recipe.graph`."""
-        graph = self.recipe.graph(name, precision)
-        if self.cache_tokens is None or not isinstance(graph, BlocksGraph):
+        graph = self.family.graph(name, precision)
+        if self.cache_tokens is None or not isinstance(graph, InfinityBlocksGraph):
             return graph
-        return graph.in_place(self.cache_tokens)
+        return graph.with_static_cache(self.cache_tokens)
 
     def to_json(self) -> dict[str, object]:
-        late = late_entry(self.options.builder)
+        quantized = quantized_scales(self.options.builder)
         return {
             "model": self.spec.name,
-            "size": self.recipe.entry.size,
+            "size": self.family.entry.size,
             "sources": {part: str(path) for part, path in self.sources.items()},
             "output": str(self.options.output),
             "graphs": self.graph_names,
             "backend": self.options.builder.backend,
             "precision": self.options.precision,
-            "kv_form": self.options.kv_form,
-            "reference": self.recipe.coverage,
-            **({} if late is None else {"late": f"{late.precision}, the last {late.share:.0%} of the tokens"}),
+            "kv_cache": self.options.kv_cache,
+            "reference": self.family.coverage,
+            **(
+                {}
+                if quantized is None
+                else {"late": f"{quantized.precision}, the last {quantized.share:.0%} of the tokens"}
+            ),
         }
 
 
@@ -121,13 +125,13 @@ def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> Bui
     """
     plan = BuildPlan(spec, sources, options)
     check_options(plan)
-    plan.recipe.check_files()
+    plan.family.check_files()
     return plan
 
 
 def check_options(plan: BuildPlan) -> None:
     """Checks what needs no file of the model: its sources may not be there yet. Raises ConfigError as `plan_build`."""
-    options, recipe = plan.options, plan.recipe  # a recipe refuses a size that its model does not draw
+    options, family = plan.options, plan.family  # a recipe refuses a size that its model does not draw
     if options.chunk is not None and options.chunk < 1:
         raise ConfigError(f"a chunk needs at least one block, got {options.chunk}")
     if options.precision not in PRECISIONS:
@@ -137,17 +141,17 @@ def check_options(plan: BuildPlan) -> None:
             "ONNX Runtime has no bfloat16 matrix products on the CPU, where a build verifies its engines",
             hint="build with --precision float32 or float16, or with --backend tensorrt-rtx",
         )
-    _check_kv_form(options, recipe)
+    _check_kv_cache(options, family)
     check_output(options.output)
 
 
-def _check_kv_form(options: BuildOptions, recipe: Recipe) -> None:
-    if options.kv_form == "concat":
+def _check_kv_cache(options: BuildOptions, family: Family) -> None:
+    if options.kv_cache == "dynamic":
         return
-    if not isinstance(recipe.entry, InfinityEntry):
-        raise ConfigError("class-conditional models have no in-place cache", hint="leave --kv-form out")
+    if not isinstance(family.entry, InfinityEntry):
+        raise ConfigError("class-conditional models have no static cache", hint="leave --kv-form out")
     if options.builder.backend == "torch":
-        raise ConfigError("the torch backend has no in-place cache", hint="leave --kv-form out")
+        raise ConfigError("the torch backend has no static cache", hint="leave --kv-form out")
 
 
 def check_output(output: Path) -> None:

@@ -13,12 +13,12 @@ from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, L
 from ldp_runtime.disk import SCRATCH, write_durably
 from ldp_runtime.errors import LdpError
 
-from ldp_export.builders.base import is_quantized, late_entry
+from ldp_export.builders.base import is_quantized, quantized_scales
 from ldp_export.building.cache import files_of
 from ldp_export.building.plan import BuildPlan
 from ldp_export.building.stages import ENGINE, toolchain
 from ldp_export.families.base import graph_blocks, graph_kind
-from ldp_export.graphs.signature import LATE, tensor_entries
+from ldp_export.graphs.signature import QUANTIZED, tensor_entries
 
 
 def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> tuple[Manifest, dict[str, Path]]:
@@ -27,7 +27,7 @@ def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> t
     Args:
         hashes: of the sources. folders: of each stage.
     """
-    builder, model = plan.options.builder, plan.recipe.entry
+    builder, model = plan.options.builder, plan.family.entry
     places, files = _files(folders)
     schedules = [model.schedule(ratio) for ratio in model.aspect_ratios]
     manifest = Manifest(
@@ -36,14 +36,14 @@ def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> t
         defaults=plan.spec.defaults,
         limits=Limits(
             rows=builder.max_rows,
-            text_tokens=plan.recipe.text_tokens,
+            text_tokens=plan.family.text_tokens,
             tokens=max(max(s.tokens) for s in schedules),
             past=max(s.offsets[-2] for s in schedules),
         ),
         backend=builder.backend,
         target=builder.target(),
         precision=plan.options.precision,
-        late=late_entry(builder),
+        late=quantized_scales(builder),
         graphs={name: _graph(plan, name) for graph in plan.graph_names for name in plan.engine_names(graph)},
         files=files,
         sources=hashes,
@@ -68,7 +68,7 @@ def _files(folders: dict[str, Path]) -> tuple[dict[str, Path], dict[str, FileEnt
 
 
 def _graph(plan: BuildPlan, name: str) -> GraphEntry:
-    builder, signature = plan.options.builder, plan.signature(name.removeprefix(LATE))
+    builder, signature = plan.options.builder, plan.signature(name.removeprefix(QUANTIZED))
     first, last = graph_blocks(name, plan.spec.transformer.depth)
     return GraphEntry(
         kind=graph_kind(name),

@@ -14,12 +14,12 @@ from ldp_runtime.bundle.files import CONSTANTS, REFERENCE, TOKENIZER
 from safetensors.torch import save_file
 
 from ldp_export import __version__
-from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, late_entry
+from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, quantized_scales
 from ldp_export.building.cache import Stage, is_complete
 from ldp_export.building.plan import BuildPlan
 from ldp_export.families.base import graph_kind, graph_part, loaded_graph
 from ldp_export.graphs.graph import OPSET
-from ldp_export.graphs.key_values import IN_PLACE_OPSET
+from ldp_export.graphs.key_values import STATIC_OPSET
 from ldp_export.graphs.onnx import FORMAT, check_twin, export_graph
 from ldp_export.versions import TOOLCHAIN
 
@@ -27,11 +27,11 @@ from ldp_export.versions import TOOLCHAIN
 ENGINE = ".engine"
 
 
-class Work:
+class BuildStages:
     """The stages of a plan; the recipe opens models when the first stage that is not cached asks for them."""
 
     def __init__(self, plan: BuildPlan) -> None:
-        self.plan, self.recipe = plan, plan.recipe
+        self.plan, self.family = plan, plan.family
         self.hashes = plan.sources.hashes()
         self.cache = plan.options.output / "stages"
 
@@ -50,12 +50,12 @@ class Work:
 
     def _reference_stage(self) -> Stage:
         recorded = {
-            "size": self.recipe.entry.size,
+            "size": self.family.entry.size,
             "precision": self.plan.options.precision,
-            "coverage": self.recipe.coverage,
+            "coverage": self.family.coverage,
         }
-        if late := late_entry(self.plan.options.builder):
-            recorded["late"] = late.precision
+        if quantized := quantized_scales(self.plan.options.builder):
+            recorded["late"] = quantized.precision
         return Stage(REFERENCE, self._inputs() | recorded, self._record)
 
     def _graph_stages(self, name: str) -> list[Stage]:
@@ -74,11 +74,11 @@ class Work:
     def _engine_stage(self, engine: str, graph: str, export: Stage, builder: Compiler, discard: bool) -> Stage:
         """What is made of an exported graph, which is deleted after it where that is asked for."""
         precision, signature = self.plan.precision(graph), self.plan.signature(graph)
-        signature, place = signature.late() if engine != graph else signature, export.place(self.cache)
+        signature, place = signature.quantized() if engine != graph else signature, export.place(self.cache)
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
             reference = self._reference_stage().place(self.cache)
-            exported = ExportedGraph(signature, place, lambda: loaded_graph(self.recipe, graph, precision), reference)
+            exported = ExportedGraph(signature, place, lambda: loaded_graph(self.family, graph, precision), reference)
             builder.build(exported, folder, say)
 
         inputs = {"graph": export.key, **builder.key(signature)}
@@ -98,11 +98,11 @@ class Work:
         }
 
         if graph_kind(name) == "blocks" and self.plan.cache_tokens is not None:
-            inputs |= {"opset": IN_PLACE_OPSET, "cache_tokens": self.plan.cache_tokens}
+            inputs |= {"opset": STATIC_OPSET, "cache_tokens": self.plan.cache_tokens}
 
         def export(folder: Path, say: Callable[[str], None]) -> None:
             graph = self.plan.graph(name, precision)
-            export_graph(graph, folder, self.recipe.weights(name), say)
+            export_graph(graph, folder, self.family.weights(name), say)
             if precision != "float32":
                 say("comparing with the float32 graph")
                 check_twin(graph, self.plan.graph(name, "float32"))
@@ -110,13 +110,13 @@ class Work:
         return Stage(name, inputs, export)
 
     def _write_constants(self, folder: Path, say: Callable[[str], None]) -> None:
-        save_file(self.recipe.constants(), folder / CONSTANTS)
-        if self.recipe.tokenizer is not None:
-            shutil.copyfile(self.recipe.tokenizer, folder / TOKENIZER)
+        save_file(self.family.constants(), folder / CONSTANTS)
+        if self.family.tokenizer is not None:
+            shutil.copyfile(self.family.tokenizer, folder / TOKENIZER)
 
     def _record(self, folder: Path, say: Callable[[str], None]) -> None:
-        late = late_entry(self.plan.options.builder)
-        self.recipe.record(self.plan.options.precision, late and late.precision, say).save(folder)
+        quantized = quantized_scales(self.plan.options.builder)
+        self.family.record(self.plan.options.precision, quantized and quantized.precision, say).save(folder)
 
 
 def toolchain() -> dict[str, str]:

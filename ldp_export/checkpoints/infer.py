@@ -8,20 +8,20 @@ from typing import TypeVar
 
 from ldp_runtime.errors import CheckpointError
 
-from ldp_export.checkpoints.infinity import infer_transformer_config, infer_vae_config
+from ldp_export.checkpoints.infinity import infer_infinity_config, infer_infinity_vae_config
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_files import State, read_state
-from ldp_export.checkpoints.var import infer_var_config, infer_vq_vae_config
+from ldp_export.checkpoints.var import infer_var_config, infer_var_vae_config
 from ldp_export.models.infinity import InfinityConfig
-from ldp_export.models.infinity_vae import VaeConfig
-from ldp_export.models.registry import MODELS, ModelSpec, VarSpec
+from ldp_export.models.infinity_vae import InfinityVaeConfig
+from ldp_export.models.registry import MODELS, InfinitySpec, VarSpec
 from ldp_export.models.var import VarConfig
-from ldp_export.models.var_vae import VqVaeConfig
+from ldp_export.models.var_vae import VarVaeConfig
 
 Config = TypeVar("Config")
 
 
-def check_name(spec: ModelSpec | VarSpec, sources: Sources) -> None:
+def check_name(spec: InfinitySpec | VarSpec, sources: Sources) -> None:
     """Compares the sizes in a checkpoint's headers with those of its name, before any work.
 
     Raises:
@@ -48,10 +48,10 @@ def _sizes(config: InfinityConfig | VarConfig) -> str:
 
 def _config(state: State) -> InfinityConfig | VarConfig:
     """Sizes of a transformer of either family, told apart by their tables of classes or of unconditional text."""
-    return infer_var_config(state) if "class_emb.weight" in state else infer_transformer_config(state)
+    return infer_var_config(state) if "class_emb.weight" in state else infer_infinity_config(state)
 
 
-def infer_spec(sources: Sources, name: str = "custom") -> ModelSpec | VarSpec:
+def infer_spec(sources: Sources, name: str = "custom") -> InfinitySpec | VarSpec:
     """Family and architecture from the files alone.
 
     Raises:
@@ -59,8 +59,8 @@ def infer_spec(sources: Sources, name: str = "custom") -> ModelSpec | VarSpec:
     """
     found, title = _sizes_in(sources.transformer, _config), f"from {sources.transformer.name}"
     if isinstance(found, VarConfig):
-        return _class_spec(name, title, found, _sizes_in(sources.vae, infer_vq_vae_config))
-    return _text_spec(name, title, found, _sizes_in(sources.vae, infer_vae_config))
+        return _var_spec(name, title, found, _sizes_in(sources.vae, infer_var_vae_config))
+    return _infinity_spec(name, title, found, _sizes_in(sources.vae, infer_infinity_vae_config))
 
 
 def _sizes_in(path: Path, infer: Callable[[State], Config]) -> Config:
@@ -72,7 +72,7 @@ def _sizes_in(path: Path, infer: Callable[[State], Config]) -> Config:
         raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
 
 
-def _class_spec(name: str, title: str, transformer: VarConfig, vae: VqVaeConfig) -> VarSpec:
+def _var_spec(name: str, title: str, transformer: VarConfig, vae: VarVaeConfig) -> VarSpec:
     ours, theirs = ((c.codes, c.channels) for c in (transformer, vae))
     if ours != theirs:
         raise CheckpointError(
@@ -83,7 +83,7 @@ def _class_spec(name: str, title: str, transformer: VarConfig, vae: VqVaeConfig)
     return VarSpec(name, title, transformer, vae, size=size, top_p=0.95, licence="not stated")
 
 
-def _text_spec(name: str, title: str, transformer: InfinityConfig, vae: VaeConfig) -> ModelSpec:
+def _infinity_spec(name: str, title: str, transformer: InfinityConfig, vae: InfinityVaeConfig) -> InfinitySpec:
     """Patchify is on where a token has four times the VAE's bits."""
     patches = {vae.bits: 1, 4 * vae.bits: 2}
     if transformer.bits not in patches:
@@ -93,4 +93,4 @@ def _text_spec(name: str, title: str, transformer: InfinityConfig, vae: VaeConfi
             hint="give the VAE that belongs to the transformer",
         )
     patch = patches[transformer.bits]
-    return ModelSpec(name, title, transformer, vae, patch, licence="not stated")
+    return InfinitySpec(name, title, transformer, vae, patch, licence="not stated")

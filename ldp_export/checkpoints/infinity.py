@@ -15,7 +15,7 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
 from ldp_export.checkpoints.tensor_files import State, read_state
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae, VaeConfig
+from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
 
 #: Keys that the original files may hold and that carry nothing: recomputed, unused or all zeros.
 _IGNORED_TRANSFORMER = re.compile(
@@ -41,7 +41,7 @@ def flatten_blocks(state: State) -> State:
     return flat
 
 
-def infer_transformer_config(state: State) -> InfinityConfig:
+def infer_infinity_config(state: State) -> InfinityConfig:
     """Sizes of an Infinity transformer from the shapes of its tensors (original or flat keys)."""
     chunks = count_numbered(state, r"block_chunks\.(\d+)\.")
     flat = flatten_blocks(state)
@@ -70,7 +70,7 @@ def infer_transformer_config(state: State) -> InfinityConfig:
         raise CheckpointError(f"the checkpoint's shapes make no model: {error.message}") from error
 
 
-def infer_vae_config(state: State) -> VaeConfig:
+def infer_infinity_vae_config(state: State) -> InfinityVaeConfig:
     """Sizes of a BSQ VAE from the shapes of its tensors (wrapped or plain keys)."""
     flat = unwrap_vae_keys(state)
     widest, bits = shape_of(flat, "decoder.conv_in.weight", 4)[:2]
@@ -80,7 +80,7 @@ def infer_vae_config(state: State) -> VaeConfig:
     if not widths or widths[-1] != widest or any(width % base for width in widths):
         raise CheckpointError(f"VAE level widths {widths} do not fit base width {base} and top width {widest}")
     try:
-        return VaeConfig(
+        return InfinityVaeConfig(
             bits=bits,
             base_channels=base,
             channel_multipliers=tuple(width // base for width in widths),
@@ -101,28 +101,28 @@ def unwrap_vae_keys(state: State) -> State:
     return flat
 
 
-def load_transformer(path: Path | str, config: InfinityConfig | None = None) -> InfinityTransformer:
+def load_infinity(path: Path | str, config: InfinityConfig | None = None) -> InfinityTransformer:
     """An Infinity transformer from its original files; sizes inferred unless given.
 
     Raises:
         CheckpointError: unreadable, or keys and shapes are not those of the architecture (all are listed).
     """
     state = read_state(path)
-    return build_transformer(state, config, origin=str(path))
+    return build_infinity(state, config, origin=str(path))
 
 
-def map_transformer(path: Path | str, config: InfinityConfig) -> InfinityTransformer:
-    """As `load_transformer`, but every parameter is a view of its file, in the element type it has there.
+def map_infinity(path: Path | str, config: InfinityConfig) -> InfinityTransformer:
+    """As `load_infinity`, but every parameter is a view of its file, in the element type it has there.
 
     Nothing is read until it is used, and nothing is converted: for export, and for models larger than memory.
     """
     return map_strictly(InfinityTransformer, config, _plain_transformer(read_state(path)), str(path))
 
 
-def build_transformer(
+def build_infinity(
     state: State, config: InfinityConfig | None = None, origin: str = "checkpoint"
 ) -> InfinityTransformer:
-    config = config or infer_transformer_config(state)
+    config = config or infer_infinity_config(state)
     return fill_strictly(InfinityTransformer, config, _plain_transformer(state), origin)
 
 
@@ -139,32 +139,34 @@ def _plain_transformer(state: State) -> State:
     return flat
 
 
-def load_vae(path: Path | str, config: VaeConfig | None = None) -> BsqVae:
+def load_infinity_vae(path: Path | str, config: InfinityVaeConfig | None = None) -> InfinityVae:
     """A BSQ VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
-    return build_vae(read_state(path), config, origin=str(path))
+    return build_infinity_vae(read_state(path), config, origin=str(path))
 
 
-def map_vae(path: Path | str, config: VaeConfig) -> BsqVae:
-    """As `load_vae`, but every parameter is a view of its file; see `map_transformer`."""
-    return map_strictly(BsqVae, config, _plain_vae(read_state(path)), str(path))
+def map_infinity_vae(path: Path | str, config: InfinityVaeConfig) -> InfinityVae:
+    """As `load_infinity_vae`, but every parameter is a view of its file; see `map_infinity`."""
+    return map_strictly(InfinityVae, config, _plain_vae(read_state(path)), str(path))
 
 
-def build_vae(state: State, config: VaeConfig | None = None, origin: str = "checkpoint") -> BsqVae:
+def build_infinity_vae(
+    state: State, config: InfinityVaeConfig | None = None, origin: str = "checkpoint"
+) -> InfinityVae:
     flat = _plain_vae(state)
-    return fill_strictly(BsqVae, config or infer_vae_config(flat), flat, origin)
+    return fill_strictly(InfinityVae, config or infer_infinity_vae_config(flat), flat, origin)
 
 
 def _plain_vae(state: State) -> State:
     return {k: v for k, v in unwrap_vae_keys(state).items() if not _IGNORED_VAE.match(k)}
 
 
-def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config: VaeConfig) -> None:
+def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config: InfinityVaeConfig) -> None:
     """Compares keys and shapes of both files with the architecture, before any long work. Raises `CheckpointError`."""
     fitting_model(InfinityTransformer, config, _plain_transformer(read_state(transformer)), str(transformer))
-    fitting_model(BsqVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+    fitting_model(InfinityVae, vae_config, _plain_vae(read_state(vae)), str(vae))
 
 
-def original_transformer_state(model: InfinityTransformer) -> State:
+def original_infinity_state(model: InfinityTransformer) -> State:
     """The model's tensors under the original key names, block chunks and zero buffers included."""
     config = model.config
     per_chunk = config.depth // config.chunks
@@ -180,7 +182,7 @@ def original_transformer_state(model: InfinityTransformer) -> State:
     return state
 
 
-def original_vae_state(model: BsqVae) -> State:
+def original_infinity_vae_state(model: InfinityVae) -> State:
     """The VAE's tensors under the original, wrapped key names, with the unused bit-mask buffers."""
     state: State = {}
     for key, value in model.state_dict().items():

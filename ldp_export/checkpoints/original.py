@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ldp_export.checkpoints.infinity import original_transformer_state, original_vae_state
+from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.tensor_files import State
 from ldp_export.models.choose import Config, empty_model
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae
+from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.registry import NamedModel
 from ldp_export.models.var import VarConfig, VarTransformer
 
@@ -24,9 +24,9 @@ def original_state(config: Config) -> State:
     model = empty_model(config)
     with torch.device("meta"):
         if isinstance(model, InfinityTransformer):
-            return original_transformer_state(model)
-        if isinstance(model, BsqVae):
-            return original_vae_state(model)
+            return original_infinity_state(model)
+        if isinstance(model, InfinityVae):
+            return original_infinity_vae_state(model)
         if isinstance(model, VarTransformer):
             return _var_state(model)
         hits = torch.empty(len(VarConfig(1, 1, 1, 1).grids), model.get_parameter("quantize.embedding.weight").shape[0])

@@ -12,7 +12,7 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
 from ldp_export.checkpoints.tensor_files import State, read_state
 from ldp_export.models.var import VarConfig, VarTransformer
-from ldp_export.models.var_vae import VqVae, VqVaeConfig
+from ldp_export.models.var_vae import VarVae, VarVaeConfig
 
 #: Buffers that are recomputed or all zeros.
 _IGNORED = re.compile(r"(.*\.zero_k_bias|lvl_1L|attn_bias_for_masking)$")
@@ -61,7 +61,7 @@ def infer_var_config(state: State) -> VarConfig:
         raise CheckpointError(f"the checkpoint's shapes make no model: {error.message}") from error
 
 
-def infer_vq_vae_config(state: State) -> VqVaeConfig:
+def infer_var_vae_config(state: State) -> VarVaeConfig:
     """Sizes of VAR's VAE from its tensors. Raises `CheckpointError` as above."""
     flat = _plain_vae(state)
     codes, channels = shape_of(flat, "quantize.embedding.weight", 2)
@@ -73,7 +73,7 @@ def infer_vq_vae_config(state: State) -> VqVaeConfig:
         raise CheckpointError(f"VAE level widths {widths} do not fit base width {base}")
     if not phis:
         raise CheckpointError("the VAE has no phi convolutions (quantize.quant_resi)")
-    return VqVaeConfig(
+    return VarVaeConfig(
         codes=codes,
         channels=channels,
         base_channels=base,
@@ -89,10 +89,10 @@ def load_var(path: Path | str, config: VarConfig | None = None) -> VarTransforme
     return fill_strictly(VarTransformer, config or infer_var_config(state), _plain_transformer(state), str(path))
 
 
-def load_vq_vae(path: Path | str, config: VqVaeConfig | None = None) -> VqVae:
+def load_var_vae(path: Path | str, config: VarVaeConfig | None = None) -> VarVae:
     """VAR's VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
     state = read_state(path)
-    return fill_strictly(VqVae, config or infer_vq_vae_config(state), _plain_vae(state), str(path))
+    return fill_strictly(VarVae, config or infer_var_vae_config(state), _plain_vae(state), str(path))
 
 
 def map_var(path: Path | str, config: VarConfig) -> VarTransformer:
@@ -100,12 +100,12 @@ def map_var(path: Path | str, config: VarConfig) -> VarTransformer:
     return map_strictly(VarTransformer, config, _plain_transformer(read_state(path)), str(path))
 
 
-def map_vq_vae(path: Path | str, config: VqVaeConfig) -> VqVae:
-    """As `load_vq_vae`, but every parameter is a view of its file; see `map_var`."""
-    return map_strictly(VqVae, config, _plain_vae(read_state(path)), str(path))
+def map_var_vae(path: Path | str, config: VarVaeConfig) -> VarVae:
+    """As `load_var_vae`, but every parameter is a view of its file; see `map_var`."""
+    return map_strictly(VarVae, config, _plain_vae(read_state(path)), str(path))
 
 
-def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config: VqVaeConfig) -> None:
+def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config: VarVaeConfig) -> None:
     """Compares keys, shapes and scales of both files with the architecture, before any long work.
 
     Raises:
@@ -117,7 +117,7 @@ def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config:
         found, expected = state["lvl_1L"].flatten().bincount().tolist(), list(config.schedule.tokens)
         if found != expected:
             raise CheckpointError(f"{transformer} has scales of {found} tokens, the model has {expected}")
-    fitting_model(VqVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+    fitting_model(VarVae, vae_config, _plain_vae(read_state(vae)), str(vae))
 
 
 def _plain_transformer(state: State) -> State:

@@ -19,11 +19,15 @@ from ldp_export.cli.options import (
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import Bundle
-    from ldp_runtime.bundle.manifest import Backend, KvForm, LatePrecision, Precision
+    from ldp_runtime.bundle.manifest import Backend, KvCacheKind, Precision, QuantizedPrecision
 
     from ldp_export.building.plan import BuildOptions, BuildPlan
-    from ldp_export.models.registry import ModelSpec, VarSpec
+    from ldp_export.models.registry import InfinitySpec, VarSpec
     from ldp_export.verification.verify import Report
+
+
+#: What the options call the two kinds of caches.
+_KV_CACHES: dict[str, KvCacheKind] = {"concat": "dynamic", "in-place": "static"}
 
 
 @click.command(
@@ -84,12 +88,12 @@ def command(
     profiles: int | None,
     max_batch: int | None,
     int8_decoder: bool,
-    late_precision: LatePrecision | None,
-    late_share: float | None,
+    quantize: QuantizedPrecision | None,
+    quantize_share: float | None,
     guidance: float | None,
     temperature: float | None,
     precision: Precision | None,
-    kv_form: KvForm,
+    kv_form: str,
     discard_graphs: bool,
     force: bool,
     dry_run: bool,
@@ -110,12 +114,14 @@ def command(
     from ldp_export.hub.resolve import pending_fetch, resolve_model, with_defaults
     from ldp_export.models.registry import find_model
 
-    chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder, late_precision, late_share)
+    chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder, quantize, quantize_share)
     precision = precision or default_precision(backend)
 
-    def options_for(spec: ModelSpec | VarSpec) -> BuildOptions:
+    def options_for(spec: InfinitySpec | VarSpec) -> BuildOptions:
         builder, place = choose_builder(chosen, spec, size or spec.size, precision), Path("bundles") / spec.name
-        return BuildOptions(output or place, size, chunk, force, builder, precision, discard_graphs, kv_form)
+        return BuildOptions(
+            output or place, size, chunk, force, builder, precision, discard_graphs, _KV_CACHES[kv_form]
+        )
 
     if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):
         # What would be refused after hours of downloading is refused before.

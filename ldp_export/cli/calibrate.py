@@ -81,10 +81,10 @@ def command(
     from ldp_calibration.drawing import pyplot
     from ldp_calibration.fits import fit
     from ldp_calibration.measure import measurement_key
-    from ldp_calibration.report import calibration_json, draw_front, make_profile, save_fits, save_profile
+    from ldp_calibration.report import calibration_json, draw_front, make_saved, save_fits, save_policy
     from ldp_calibration.search import calibrate
     from ldp_runtime.bundle.files import open_bundle
-    from ldp_runtime.bundle.saved_policies import check_profile_name, profile_folder
+    from ldp_runtime.bundle.saved_policies import check_saved_name, saved_folder
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline.pipeline import Pipeline
 
@@ -100,11 +100,11 @@ def command(
         check_file(chart, ".png", ".pdf", ".svg")
         pyplot()  # where it is missing, no search begins
     wanted = None if budget is None else Budget.parse(budget)
-    check_profile_name(name)
+    check_saved_name(name)
     opened = open_bundle(bundle)
     if opened.root is None:
         raise ConfigError(f"{bundle} is a single version: profiles lie beside a bundle", hint="name the bundle's path")
-    folder = profile_folder(opened.root, opened.manifest)
+    folder = saved_folder(opened.root, opened.manifest)
     check_folder(folder)
     texts = _prompts(prompts_file, count, seed, opened.manifest.model)
     with Pipeline.load(opened, device=device, threads=threads) as pipe, shown_progress(as_json) as progress:
@@ -119,8 +119,8 @@ def command(
             _say_fits(path, as_json)
             return
         found = calibrate(pipe, texts, wanted, work, seed=seed, report=report)
-    profile = make_profile(name, opened.manifest, found)
-    path = save_profile(opened.root, opened.manifest, profile)
+    profile = make_saved(name, opened.manifest, found)
+    path = save_policy(opened.root, opened.manifest, profile)
     path.with_suffix(".search").write_text(calibration_json(found))
     save_fits(opened.root, opened.manifest, found.fitted, texts)
     if chart is not None:

@@ -156,8 +156,8 @@ def _cost(trace: Trace) -> dict[str, Any]:
 
 
 def _write_sheet(path: Path, prompts: Sequence[str], images: Sequence[Image]) -> None:
-    from ldp_export.inspection.contact_sheet import Block, contact_sheet
+    from ldp_export.inspection.contact_sheet import Panel, contact_sheet
 
     each = len(images) // len(prompts)
-    blocks = [Block(prompt, images[i * each : (i + 1) * each]) for i, prompt in enumerate(prompts)]
+    blocks = [Panel(prompt, images[i * each : (i + 1) * each]) for i, prompt in enumerate(prompts)]
     contact_sheet(blocks).save(folder_of(path))

@@ -66,8 +66,8 @@ def _print(bundle: Bundle) -> None:
     console.print(graphs)
     _print_target(console, manifest)
     scales = Table(title=f"scales at 1:1 ({schedule.total_tokens} tokens); * where LD-Pruning thins out by default")
-    late = manifest.late_scales(schedule)
-    for title in ("scale", "grid", "tokens", "past", *(["blocks"] if late else [])):
+    quantized = manifest.quantized_scales(schedule)
+    for title in ("scale", "grid", "tokens", "past", *(["blocks"] if quantized else [])):
         scales.add_column(title, justify="right")
     pruned = schedule.detail_scales()
     for k, (h, w) in enumerate(schedule.grids):
@@ -76,22 +76,22 @@ def _print(bundle: Bundle) -> None:
             f"{h}x{w}",
             str(h * w),
             str(schedule.offsets[k]),
-            *_bits(manifest, late, k),
+            *_bits(manifest, quantized, k),
         )
     console.print(scales)
 
 
-def _bits(manifest: Manifest, late: frozenset[int], scale: int) -> list[str]:
+def _bits(manifest: Manifest, quantized: frozenset[int], scale: int) -> list[str]:
     """The precision of a scale's blocks, where they differ."""
     if manifest.late is None:
         return []
-    return [manifest.late.precision if scale in late else manifest.precision]
+    return [manifest.late.precision if scale in quantized else manifest.precision]
 
 
 def _cache(manifest: Manifest) -> str:
     if manifest.cache_tokens is None:
-        return "concat, a past of any length"
-    return f"in-place, a cache of {manifest.cache_tokens} positions"
+        return "dynamic, a past of any length"
+    return f"static, a cache of {manifest.cache_tokens} positions"
 
 
 def _print_target(console: Console, manifest: Manifest) -> None:

@@ -67,11 +67,13 @@ def backend_options(function: Any) -> Any:
     for option in (
         click.option(
             "--late-share",
+            "quantize_share",
             type=float,
             help="With --late-precision: the share of an image's tokens, counted from the last scale.  [default: 0.85]",
         ),
         click.option(
             "--late-precision",
+            "quantize",
             type=click.Choice(["int8", "float8"]),
             help="Blocks multiply 8-bit numbers at the last scales, which cost most and decide least: int8 with "
             "onnxruntime on a CPU; int8 or float8 with torch on a GPU.",

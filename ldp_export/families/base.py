@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import torch
-from ldp_runtime.bundle.manifest import LatePrecision, ModelEntry, Precision
+from ldp_runtime.bundle.manifest import ModelEntry, Precision, QuantizedPrecision
 
 from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.signature import LATE, GraphSignature
+from ldp_export.graphs.signature import QUANTIZED, GraphSignature
 from ldp_export.verification.cases import ReferenceCases
 
 GraphKind = Literal["text_encoder", "prompt", "blocks", "late_blocks", "decoder"]
 
 
-class Recipe(Protocol):
+class Family(Protocol):
     """One family. A graph is known by its name: its kind and, for chunks, `_FIRST_LAST` of the blocks it serves."""
 
     @property
@@ -77,17 +77,19 @@ class Recipe(Protocol):
         """Tensors that the runtime uses between engine calls, in float32; see `ldp_runtime.families.choose`."""
         ...
 
-    def record(self, precision: Precision, late: LatePrecision | None, say: Callable[[str], None]) -> ReferenceCases:
+    def record(
+        self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
+    ) -> ReferenceCases:
         """Runs of the reference model, and what rounding to the precision, and to that of late scales, does to them; to
         verify engines against."""
         ...
 
 
-def loaded_graph(recipe: Recipe, name: str, precision: Precision = "float32") -> Graph:
+def loaded_graph(family: Family, name: str, precision: Precision = "float32") -> Graph:
     """A graph that can be run: its weights are in memory, in the element types of the precision."""
-    graph = recipe.graph(name, precision)
+    graph = family.graph(name, precision)
     types = graph.weight_types()
-    state = {key: value.to(types.get(key, value.dtype)) for key, value in recipe.weights(name).items()}
+    state = {key: value.to(types.get(key, value.dtype)) for key, value in family.weights(name).items()}
     graph.load_state_dict(state, assign=True)
     return graph.eval().requires_grad_(False)
 
@@ -101,14 +103,14 @@ def chunk_names(kind: GraphKind, depth: int, chunk: int | None) -> list[str]:
 
 def graph_kind(graph: str) -> GraphKind:
     """Also of an engine's name, which may be a late one's."""
-    if graph.startswith(LATE):
+    if graph.startswith(QUANTIZED):
         return "late_blocks"
     return "text_encoder" if graph == "text_encoder" else cast(GraphKind, graph.split("_")[0])
 
 
 def graph_blocks(graph: str, depth: int) -> tuple[int, int]:
     """First and last block that a graph or engine serves; the text encoder and the decoder serve none."""
-    graph = graph.removeprefix(LATE)
+    graph = graph.removeprefix(QUANTIZED)
     kind = graph_kind(graph)
     if kind in ("text_encoder", "decoder"):
         return 0, 0

@@ -8,41 +8,47 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle.manifest import InfinityEntry, LatePrecision, Precision
+from ldp_runtime.bundle.manifest import InfinityEntry, Precision, QuantizedPrecision
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.schedule import SCALES_OF_SIZE
 
-from ldp_export.checkpoints.infinity import check_files, load_transformer, load_vae, map_transformer, map_vae
+from ldp_export.checkpoints.infinity import (
+    check_files,
+    load_infinity,
+    load_infinity_vae,
+    map_infinity,
+    map_infinity_vae,
+)
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.t5 import TextEncoder, check_folder, encoder_skeleton, load_text_encoder, map_text_encoder
 from ldp_export.families.base import chunk_names, graph_blocks, graph_kind, loaded_graph
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.infinity import (
-    BlocksGraph,
-    DecoderGraph,
-    PromptGraph,
-    blocks_signature,
-    decoder_signature,
+    InfinityBlocksGraph,
+    InfinityDecoderGraph,
+    InfinityPromptGraph,
+    infinity_blocks_signature,
+    infinity_decoder_signature,
+    infinity_prompt_signature,
     level_offsets,
-    prompt_signature,
 )
 from ldp_export.graphs.signature import GraphSignature
-from ldp_export.graphs.t5 import TextEncoderGraph, text_encoder_signature
+from ldp_export.graphs.t5 import T5EncoderGraph, t5_signature
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae
-from ldp_export.models.registry import ModelSpec
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.models.registry import InfinitySpec
 from ldp_export.reference.quantized import products_in_8_bits
-from ldp_export.reference.streamed import weights_in_turn
+from ldp_export.reference.streamed import streamed_weights
 from ldp_export.verification.cases import Case, ReferenceCases
 from ldp_export.verification.record_infinity import (
-    forced_logits,
-    record_cases,
+    forced_infinity_logits,
     record_first_scales,
-    recorded_bytes,
+    record_infinity_cases,
+    recorded_infinity_bytes,
     recording_memory,
     scales_to_record,
 )
-from ldp_export.verification.rounding import measure_float32, measure_late, measure_rounding
+from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,14 @@ class _Models:
     """The parts of a model, or their shapes alone."""
 
     transformer: InfinityTransformer
-    vae: BsqVae
+    vae: InfinityVae
     text_encoder: torch.nn.Module | None
 
 
-class InfinityRecipe:
+class InfinityFamily:
     """See `Recipe`."""
 
-    def __init__(self, spec: ModelSpec, sources: Sources, size: str | None) -> None:
+    def __init__(self, spec: InfinitySpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources, self.size = spec, sources, size or spec.size
         if self.size not in SCALES_OF_SIZE:
             raise ConfigError(f"unknown size {size!r}", hint=f"one of {', '.join(SCALES_OF_SIZE)}")
@@ -70,15 +76,15 @@ class InfinityRecipe:
         """On the meta device."""
         folder = self.sources.text_encoder
         with torch.device("meta"):
-            transformer, vae = InfinityTransformer(self.spec.transformer), BsqVae(self.spec.vae)
+            transformer, vae = InfinityTransformer(self.spec.transformer), InfinityVae(self.spec.vae)
         return _Models(transformer, vae, None if folder is None else encoder_skeleton(folder))
 
     @cached_property
     def _mapped(self) -> _Models:
         """Views of the files."""
-        transformer = map_transformer(self.sources.transformer, self.spec.transformer)
+        transformer = map_infinity(self.sources.transformer, self.spec.transformer)
         encoder = self.text_encoder
-        return _Models(transformer, map_vae(self.sources.vae, self.spec.vae), encoder and encoder.module)
+        return _Models(transformer, map_infinity_vae(self.sources.vae, self.spec.vae), encoder and encoder.module)
 
     @cached_property
     def text_encoder(self) -> TextEncoder | None:
@@ -130,10 +136,10 @@ class InfinityRecipe:
     def signature(self, graph: str, precision: Precision) -> GraphSignature:
         t, kind = self.spec.transformer, graph_kind(graph)
         if kind == "text_encoder":
-            return text_encoder_signature(t.text_channels)
+            return t5_signature(t.text_channels)
         if kind == "decoder":
-            return decoder_signature(self.spec.vae)
-        of_blocks = prompt_signature if kind == "prompt" else blocks_signature
+            return infinity_decoder_signature(self.spec.vae)
+        of_blocks = infinity_prompt_signature if kind == "prompt" else infinity_blocks_signature
         return of_blocks(t, *graph_blocks(graph, t.depth), precision)
 
     def graph(self, graph: str, precision: Precision) -> Graph:
@@ -146,10 +152,10 @@ class InfinityRecipe:
         kind = graph_kind(graph)
         if kind == "text_encoder":
             assert models.text_encoder is not None
-            return TextEncoderGraph(models.text_encoder, precision)
+            return T5EncoderGraph(models.text_encoder, precision)
         if kind == "decoder":
-            return DecoderGraph(models.vae, precision)
-        of_blocks = PromptGraph if kind == "prompt" else BlocksGraph
+            return InfinityDecoderGraph(models.vae, precision)
+        of_blocks = InfinityPromptGraph if kind == "prompt" else InfinityBlocksGraph
         return of_blocks(models.transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
 
     def constants(self) -> dict[str, torch.Tensor]:
@@ -170,7 +176,7 @@ class InfinityRecipe:
 
     @property
     def reference_bytes(self) -> int:
-        return recorded_bytes(self.entry, self._recorded_scales)
+        return recorded_infinity_bytes(self.entry, self._recorded_scales)
 
     @property
     def reference_memory(self) -> int:
@@ -180,29 +186,31 @@ class InfinityRecipe:
         block = sum(p.numel() for p in self._shapes.transformer.layers[0].parameters())
         return 4 * block + 4 * sum(p.numel() for p in self._shapes.vae.parameters())
 
-    def record(self, precision: Precision, late: LatePrecision | None, say: Callable[[str], None]) -> ReferenceCases:
+    def record(
+        self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
+    ) -> ReferenceCases:
         scales, folder = self._recorded_scales, self.sources.text_encoder
-        vae = load_vae(self.sources.vae, self.spec.vae)
+        vae = load_infinity_vae(self.sources.vae, self.spec.vae)
         encoder = None if folder is None else load_text_encoder(folder)
         if scales is None:
-            transformer = load_transformer(self.sources.transformer, self.spec.transformer)
-            cases = record_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
+            transformer = load_infinity(self.sources.transformer, self.spec.transformer)
+            cases = record_infinity_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
         else:
             transformer = self._mapped.transformer
             cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
 
         def logits(case: Case) -> list[torch.Tensor]:
-            return forced_logits(transformer, cases, case, self.entry)
+            return forced_infinity_logits(transformer, cases, case, self.entry)
 
         rounding: dict[str, float] = {}
         say(f"rounding of {precision}")
-        with weights_in_turn(transformer, precision):
+        with streamed_weights(transformer, precision):
             if precision != "float32":
                 rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
             elif scales is None:  # else recorded from one call: there is no other way to compare it with
                 rounding = measure_float32(cases, logits)
-            if late is not None:
-                say(f"rounding of {late}")
-                with products_in_8_bits(transformer.blocks, late):
-                    rounding |= measure_late(cases, logits)
+            if quantized is not None:
+                say(f"rounding of {quantized}")
+                with products_in_8_bits(transformer.blocks, quantized):
+                    rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)

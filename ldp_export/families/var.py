@@ -8,33 +8,33 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle.manifest import LatePrecision, Precision, VarEntry
+from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision, VarEntry
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.var import check_var_files, load_var, load_vq_vae, map_var, map_vq_vae
+from ldp_export.checkpoints.var import check_var_files, load_var, load_var_vae, map_var, map_var_vae
 from ldp_export.families.base import chunk_names, graph_blocks, loaded_graph
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.signature import GraphSignature
 from ldp_export.graphs.var import (
-    ClassBlocksGraph,
-    ClassPromptGraph,
-    VqDecoderGraph,
-    class_blocks_signature,
-    class_placement,
-    class_prompt_signature,
-    vq_decoder_signature,
+    VarBlocksGraph,
+    VarDecoderGraph,
+    VarPromptGraph,
+    var_blocks_signature,
+    var_decoder_signature,
+    var_placement,
+    var_prompt_signature,
 )
 from ldp_export.models.registry import VarSpec
 from ldp_export.models.var import FLOAT32_ISLANDS, VarTransformer
-from ldp_export.models.var_vae import VqVae
+from ldp_export.models.var_vae import VarVae
 from ldp_export.reference.quantized import products_in_8_bits
 from ldp_export.verification.cases import Case, ReferenceCases
-from ldp_export.verification.record_var import forced_class_logits, record_class_cases, recorded_class_bytes
-from ldp_export.verification.rounding import measure_float32, measure_late, measure_rounding
+from ldp_export.verification.record_var import forced_var_logits, record_var_cases, recorded_var_bytes
+from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
 
 
-class VarRecipe:
+class VarFamily:
     """See `Recipe`."""
 
     text_tokens = 0
@@ -50,16 +50,16 @@ class VarRecipe:
             raise ConfigError(f"{spec.name} draws classes and reads no text", hint="leave the text encoder out")
 
     @cached_property
-    def _shapes(self) -> tuple[VarTransformer, VqVae]:
+    def _shapes(self) -> tuple[VarTransformer, VarVae]:
         """On the meta device."""
         with torch.device("meta"):
-            return VarTransformer(self.spec.transformer), VqVae(self.spec.vae)
+            return VarTransformer(self.spec.transformer), VarVae(self.spec.vae)
 
     @cached_property
-    def _mapped(self) -> tuple[VarTransformer, VqVae]:
+    def _mapped(self) -> tuple[VarTransformer, VarVae]:
         """Views of the files."""
         transformer = map_var(self.sources.transformer, self.spec.transformer)
-        return transformer, map_vq_vae(self.sources.vae, self.spec.vae)
+        return transformer, map_var_vae(self.sources.vae, self.spec.vae)
 
     @property
     def entry(self) -> VarEntry:
@@ -87,10 +87,10 @@ class VarRecipe:
     def signature(self, graph: str, precision: Precision) -> GraphSignature:
         t = self.spec.transformer
         if graph == "prompt":
-            return class_prompt_signature(t)
+            return var_prompt_signature(t)
         if graph == "decoder":
-            return vq_decoder_signature(self.spec.vae)
-        return class_blocks_signature(t, *graph_blocks(graph, t.depth), precision)
+            return var_decoder_signature(self.spec.vae)
+        return var_blocks_signature(t, *graph_blocks(graph, t.depth), precision)
 
     def graph(self, graph: str, precision: Precision) -> Graph:
         return self._graph(graph, self._shapes, precision)
@@ -98,18 +98,18 @@ class VarRecipe:
     def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
         return self._graph(graph, self._mapped, "float32").state_dict()
 
-    def _graph(self, graph: str, models: tuple[VarTransformer, VqVae], precision: Precision) -> Graph:
+    def _graph(self, graph: str, models: tuple[VarTransformer, VarVae], precision: Precision) -> Graph:
         transformer, vae = models
         if graph == "prompt":
-            return ClassPromptGraph(transformer, precision)
+            return VarPromptGraph(transformer, precision)
         if graph == "decoder":
-            return VqDecoderGraph(vae, precision)
-        return ClassBlocksGraph(transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
+            return VarDecoderGraph(vae, precision)
+        return VarBlocksGraph(transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
 
     def constants(self) -> dict[str, torch.Tensor]:
         transformer, vae = self._mapped
         phis = vae.phis
-        tensors = class_placement(transformer) | {
+        tensors = var_placement(transformer) | {
             "codebook": vae.quantize.embedding.weight.detach(),
             "phi_weight": torch.stack([phi.weight.detach() for phi in phis]),
             "phi_bias": torch.stack([phi.bias.detach() for phi in phis if phi.bias is not None]),
@@ -120,7 +120,7 @@ class VarRecipe:
 
     @property
     def reference_bytes(self) -> int:
-        return recorded_class_bytes(self.entry)
+        return recorded_var_bytes(self.entry)
 
     @property
     def reference_memory(self) -> int:
@@ -129,14 +129,16 @@ class VarRecipe:
         stored = sum(p.numel() * p.itemsize for p in self._mapped[0].parameters() if p.itemsize < 4)
         return 2 * stored + 4 * 2 * t.heads * t.schedule.total_tokens**2
 
-    def record(self, precision: Precision, late: LatePrecision | None, say: Callable[[str], None]) -> ReferenceCases:
+    def record(
+        self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
+    ) -> ReferenceCases:
         transformer = load_var(self.sources.transformer, self.spec.transformer)
-        vae = load_vq_vae(self.sources.vae, self.spec.vae)
-        cases = record_class_cases(transformer, vae, self.spec.defaults, say)
+        vae = load_var_vae(self.sources.vae, self.spec.vae)
+        cases = record_var_cases(transformer, vae, self.spec.defaults, say)
         say(f"rounding of {precision}")
 
         def logits(case: Case) -> list[torch.Tensor]:
-            return forced_class_logits(transformer, vae, cases, case)
+            return forced_var_logits(transformer, vae, cases, case)
 
         if precision == "float32":
             rounding = measure_float32(cases, logits)
@@ -145,8 +147,8 @@ class VarRecipe:
                 stays = FLOAT32_ISLANDS.match(name) is not None
                 parameter.data = parameter.data.to(torch.float32 if stays else getattr(torch, precision))
             rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-        if late is not None:
-            say(f"rounding of {late}")
-            with products_in_8_bits(transformer.blocks, late):
-                rounding |= measure_late(cases, logits)
+        if quantized is not None:
+            say(f"rounding of {quantized}")
+            with products_in_8_bits(transformer.blocks, quantized):
+                rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)

@@ -16,22 +16,22 @@ import torch
 from torch import nn
 
 from ldp_export.graphs.graph import Graph, Precision
-from ldp_export.graphs.key_values import Concatenated, InPlace, KeyValueForm, attention, in_place_signature
+from ldp_export.graphs.key_values import DynamicKeyValues, KeyValues, StaticKeyValues, attention, static_signature
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity import (
     FLOAT32_ISLANDS,
-    Block,
+    InfinityBlock,
     InfinityConfig,
     InfinityTransformer,
     KeyValue,
     Rope,
     modulate,
 )
-from ldp_export.models.infinity_vae import BsqVae, VaeConfig
+from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
 from ldp_export.models.layers import linear
 
 
-def prompt_signature(
+def infinity_prompt_signature(
     config: InfinityConfig, first: int = 0, last: int | None = None, precision: Precision = "float32"
 ) -> GraphSignature:
     """Inputs and outputs of the chunk that serves blocks [first, last)."""
@@ -55,7 +55,7 @@ def prompt_signature(
     return GraphSignature("prompt" if whole else f"prompt_{first}_{last}", (given,), tuple(outputs))
 
 
-class PromptGraph(Graph):
+class InfinityPromptGraph(Graph):
     """Text features [R, T, Ct] to the start token with its scale embedding, AdaLN modulation, and text K/V."""
 
     ISLANDS = re.compile(rf"model\.{FLOAT32_ISLANDS.pattern}")
@@ -67,7 +67,7 @@ class PromptGraph(Graph):
         last: int | None = None,
         precision: Precision = "float32",
     ) -> None:
-        super().__init__(prompt_signature(model.config, first, last, precision), precision)
+        super().__init__(infinity_prompt_signature(model.config, first, last, precision), precision)
         self.model = model
         self.first, self.last = first, model.config.depth if last is None else last
 
@@ -94,7 +94,9 @@ def level_offsets(model: InfinityTransformer) -> torch.Tensor:
     return (model.word_embed.bias.float() + model.lvl_embed.weight.float()).detach()
 
 
-def blocks_signature(config: InfinityConfig, first: int, last: int, precision: Precision = "float32") -> GraphSignature:
+def infinity_blocks_signature(
+    config: InfinityConfig, first: int, last: int, precision: Precision = "float32"
+) -> GraphSignature:
     """Inputs and outputs of blocks [first, last), in the graph's order; keys and values have the graph's precision."""
     R, L, P, T = Axis.ROWS, Axis.TOKENS, Axis.PAST, Axis.TEXT
     H, c, C = config.heads, config.head_dim, config.width
@@ -119,8 +121,8 @@ def blocks_signature(config: InfinityConfig, first: int, last: int, precision: P
     return GraphSignature(name, tuple(inputs), tuple(outputs))
 
 
-class BlocksGraph(Graph):
-    """Blocks [first, last) of a transformer with the calling convention of `blocks_signature`.
+class InfinityBlocksGraph(Graph):
+    """Blocks [first, last) of a transformer with the calling convention of `infinity_blocks_signature`.
 
     Keys and values are sequence-major, [tokens, rows, heads, head_dim]: a prefix of a preallocated cache is then one
     contiguous piece of memory and binds by pointer. The residual stream, normalisations, rotation, modulation and the
@@ -138,20 +140,20 @@ class BlocksGraph(Graph):
     ) -> None:
         config = model.config
         last = config.depth if last is None else last
-        super().__init__(blocks_signature(config, first, last, precision), precision)
+        super().__init__(infinity_blocks_signature(config, first, last, precision), precision)
         self.first, self.last = first, last
         self.eps = config.norm_eps
-        self.memory: KeyValueForm = Concatenated()
+        self.memory: KeyValues = DynamicKeyValues()
         self.blocks = nn.ModuleList(model.layers[self.first : self.last])
         if self.first == 0:
             self.word_embed = model.word_embed
         if self.last == config.depth:
             self.head = model.head
 
-    def in_place(self, capacity: int) -> BlocksGraph:
+    def with_static_cache(self, capacity: int) -> InfinityBlocksGraph:
         """Turns the graph, which is given back, into the in-place form with a cache of `capacity` positions."""
-        self.memory = InPlace(capacity)
-        self.signature = in_place_signature(self.signature, capacity)
+        self.memory = StaticKeyValues(capacity)
+        self.signature = static_signature(self.signature, capacity)
         return self
 
     @property
@@ -183,9 +185,9 @@ class BlocksGraph(Graph):
         return (x, *caches)
 
     @property
-    def layers(self) -> list[Block]:
+    def layers(self) -> list[InfinityBlock]:
         """The blocks, typed."""
-        return cast(list[Block], list(self.blocks))
+        return cast(list[InfinityBlock], list(self.blocks))
 
     @property
     def last_is_head(self) -> bool:
@@ -193,7 +195,7 @@ class BlocksGraph(Graph):
 
     def _block(
         self,
-        block: Block,
+        block: InfinityBlock,
         x: torch.Tensor,
         modulation: torch.Tensor,
         rope: Rope,
@@ -221,19 +223,19 @@ def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     return flat.unflatten(-1, (heads, -1))
 
 
-def decoder_signature(config: VaeConfig) -> GraphSignature:
+def infinity_decoder_signature(config: InfinityVaeConfig) -> GraphSignature:
     latent = TensorSpec("latent", (Axis.IMAGES, config.bits, Axis.HEIGHT, Axis.WIDTH))
     # Pixel axes are `stride` times the latent's; they have no axis of their own.
     return GraphSignature("decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3)),))
 
 
-class DecoderGraph(Graph):
+class InfinityDecoderGraph(Graph):
     """Latent [B, d, H, W] to an image [B, 3, H*stride, W*stride] in [-1, 1]; normalisations are float32."""
 
     ISLANDS = re.compile(r".*\bnorm\w*\.(weight|bias)$")
 
-    def __init__(self, vae: BsqVae, precision: Precision = "float32") -> None:
-        super().__init__(decoder_signature(vae.config), precision)
+    def __init__(self, vae: InfinityVae, precision: Precision = "float32") -> None:
+        super().__init__(infinity_decoder_signature(vae.config), precision)
         self.decoder = vae.decoder
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:

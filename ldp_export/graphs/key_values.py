@@ -1,8 +1,10 @@
-"""How a `blocks` graph remembers keys and values between calls: two forms of one cache.
+"""Keys and values between the calls of a `blocks` graph: two kinds of one cache, which compute the same.
 
-`Concatenated` joins the past that it is given with its own and gives back its own: sequence-major, any length, on every
-backend. `InPlace` writes its own into a cache of a fixed number of positions, which is input and output at once, and
-attends up to a length that each call says. Both compute the same.
+`DynamicKeyValues` joins the past that it is given with its own, and gives back its own. It is sequence-major, of any
+length, and runs on every backend.
+
+`StaticKeyValues` writes its own into a cache of a fixed number of positions, which is input and output at once. It
+attends up to a length that each call says.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from ldp_export.models.infinity import KeyValue
 WRITTEN, LENGTHS = "written", "lengths"
 
 #: The first opset with TensorScatter, and with lengths of keys and values in Attention.
-IN_PLACE_OPSET = 24
+STATIC_OPSET = 24
 
 
-class KeyValueForm(Protocol):
+class KeyValues(Protocol):
     @property
     def opset(self) -> int:
         """Of ONNX, that the form needs."""
@@ -46,7 +48,7 @@ class KeyValueForm(Protocol):
 
 
 @dataclass(frozen=True)
-class Concatenated:
+class DynamicKeyValues:
     """Reads `past_k_I`, `past_v_I` [P, R, H, c]; gives `new_k_I`, `new_v_I` [L, R, H, c]."""
 
     opset: int = OPSET
@@ -60,7 +62,7 @@ class Concatenated:
 
 
 @dataclass(frozen=True)
-class InPlace:
+class StaticKeyValues:
     """Reads `cache_k_I`, `cache_v_I` and gives `present_k_I`, `present_v_I`, all [R, H, M, c] with a fixed M.
 
     Its operators have no PyTorch kernels: the graph can be exported, not run.
@@ -70,7 +72,7 @@ class InPlace:
     """
 
     capacity: int
-    opset: int = IN_PLACE_OPSET
+    opset: int = STATIC_OPSET
 
     def attend(
         self, given: Mapping[str, torch.Tensor], layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -86,13 +88,13 @@ class InPlace:
             {"scale": 1.0},
             dtype=q.dtype,
             shape=q.shape,
-            version=IN_PLACE_OPSET,
+            version=STATIC_OPSET,
         )
         return out.transpose(1, 2).flatten(2), present
 
 
-def in_place_signature(signature: GraphSignature, capacity: int) -> GraphSignature:
-    """The signature of a graph whose form is `InPlace`, from that of its concatenated form; others are unchanged."""
+def static_signature(signature: GraphSignature, capacity: int) -> GraphSignature:
+    """Signature of a graph with a static cache, from that with a dynamic one; graphs without a cache are unchanged."""
     if not any(spec.name.startswith("past_") for spec in signature.inputs):
         return signature
     shared = (TensorSpec(WRITTEN, (Axis.ROWS,), "int64"), TensorSpec(LENGTHS, (Axis.ROWS,), "int64"))
@@ -116,7 +118,7 @@ def _scattered(cache: torch.Tensor, new: torch.Tensor, written: torch.Tensor) ->
         {"axis": 2, "mode": "linear"},
         dtype=cache.dtype,
         shape=cache.shape,
-        version=IN_PLACE_OPSET,
+        version=STATIC_OPSET,
     )
 
 

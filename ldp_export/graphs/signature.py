@@ -25,7 +25,7 @@ class Axis(StrEnum):
 Dim = Axis | int
 
 #: Begins the name of an engine that is made of the `blocks` graph whose name follows, and computes in 8 bits.
-LATE = "late_"
+QUANTIZED = "late_"
 
 #: Sizes used while tracing: all different and none 0 or 1, lest torch.export takes a size for a constant.
 _EXAMPLE = {Axis.ROWS: 2, Axis.TOKENS: 6, Axis.PAST: 10, Axis.TEXT: 7, Axis.IMAGES: 2, Axis.HEIGHT: 5, Axis.WIDTH: 9}
@@ -53,9 +53,9 @@ class GraphSignature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def late(self) -> GraphSignature:
+    def quantized(self) -> GraphSignature:
         """Of the engine in 8 bits that is made of this graph."""
-        return replace(self, name=LATE + self.name)
+        return replace(self, name=QUANTIZED + self.name)
 
     @property
     def input_names(self) -> list[str]:

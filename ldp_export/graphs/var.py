@@ -17,10 +17,10 @@ from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity import KeyValue, attend, modulate
 from ldp_export.models.layers import linear
 from ldp_export.models.var import VarBlock, VarConfig, VarTransformer
-from ldp_export.models.var_vae import VqVae, VqVaeConfig
+from ldp_export.models.var_vae import VarVae, VarVaeConfig
 
 
-def class_prompt_signature(config: VarConfig) -> GraphSignature:
+def var_prompt_signature(config: VarConfig) -> GraphSignature:
     R, C = Axis.ROWS, config.width
     outputs = [TensorSpec("start", (R, C))]
     outputs += [TensorSpec(f"modulation_{i}", (R, 6, C)) for i in range(config.depth)]
@@ -28,7 +28,7 @@ def class_prompt_signature(config: VarConfig) -> GraphSignature:
     return GraphSignature("prompt", (TensorSpec("labels", (R,), "int64"),), tuple(outputs))
 
 
-class ClassPromptGraph(Graph):
+class VarPromptGraph(Graph):
     """Class labels [R] to the start token with its scale embedding (its position is added with those of all tokens),
     and the modulation of each block and of the head. The AdaLN projections are in the graph's precision, as in the
     original's inference."""
@@ -36,7 +36,7 @@ class ClassPromptGraph(Graph):
     ISLANDS = re.compile(r"model\.((class_emb|pos_start|lvl_embed)\b|blocks\.\d+\.ada_gss$)")
 
     def __init__(self, model: VarTransformer, precision: Precision = "float32") -> None:
-        super().__init__(class_prompt_signature(model.config), precision)
+        super().__init__(var_prompt_signature(model.config), precision)
         self.model = model
 
     def uses(self, name: str) -> bool:
@@ -48,15 +48,13 @@ class ClassPromptGraph(Graph):
         return start, *model.modulations(condition), model.head_modulation(condition)
 
 
-def class_placement(model: VarTransformer) -> dict[str, torch.Tensor]:
+def var_placement(model: VarTransformer) -> dict[str, torch.Tensor]:
     """What `blocks` adds to tokens: embedding bias plus scale embedding [scales, C], and positions [tokens, C]."""
     offsets = (model.word_embed.bias.float() + model.lvl_embed.weight.float()).detach()
     return {"level_offsets": offsets, "positions": model.pos_1LC[0].detach().float()}
 
 
-def class_blocks_signature(
-    config: VarConfig, first: int, last: int, precision: Precision = "float32"
-) -> GraphSignature:
+def var_blocks_signature(config: VarConfig, first: int, last: int, precision: Precision = "float32") -> GraphSignature:
     """Inputs and outputs of blocks [first, last), in the graph's order; keys and values have the graph's precision."""
     R, L, P = Axis.ROWS, Axis.TOKENS, Axis.PAST
     H, c, C = config.heads, config.head_dim, config.width
@@ -78,8 +76,8 @@ def class_blocks_signature(
     return GraphSignature(name, tuple(inputs), tuple(outputs))
 
 
-class ClassBlocksGraph(Graph):
-    """Blocks [first, last) with the calling convention of `class_blocks_signature`.
+class VarBlocksGraph(Graph):
+    """Blocks [first, last) with the calling convention of `var_blocks_signature`.
 
     The residual stream, normalisations, modulation, attention's temperatures and the head are float32 in every
     precision.
@@ -92,7 +90,7 @@ class ClassBlocksGraph(Graph):
     ) -> None:
         config = model.config
         last = config.depth if last is None else last
-        super().__init__(class_blocks_signature(config, first, last, precision), precision)
+        super().__init__(var_blocks_signature(config, first, last, precision), precision)
         self.first, self.last, self.eps = first, last, config.norm_eps
         self.blocks = nn.ModuleList(model.layers[first:last])
         if first == 0:
@@ -135,18 +133,18 @@ class ClassBlocksGraph(Graph):
         return x + gate2 * block.ffn(modulate(x, scale2, shift2, self.eps)).float(), new_k, new_v
 
 
-def vq_decoder_signature(config: VqVaeConfig) -> GraphSignature:
+def var_decoder_signature(config: VarVaeConfig) -> GraphSignature:
     latent = TensorSpec("latent", (Axis.IMAGES, config.channels, Axis.HEIGHT, Axis.WIDTH))
     return GraphSignature("decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3)),))
 
 
-class VqDecoderGraph(Graph):
+class VarDecoderGraph(Graph):
     """Latent [B, C, H, W] to an image [B, 3, H*stride, W*stride] in [-1, 1]; normalisations are float32."""
 
     ISLANDS = re.compile(r".*\bnorm\w*\.(weight|bias)$")
 
-    def __init__(self, vae: VqVae, precision: Precision = "float32") -> None:
-        super().__init__(vq_decoder_signature(vae.config), precision)
+    def __init__(self, vae: VarVae, precision: Precision = "float32") -> None:
+        super().__init__(var_decoder_signature(vae.config), precision)
         self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from ldp_export.checkpoints.infer import check_name, infer_spec
 from ldp_export.checkpoints.sources import EMBEDDED, Sources
 from ldp_export.hub.fetch import FetchPlan, plan_fetch
 from ldp_export.hub.local import local_files
-from ldp_export.models.registry import DEFAULT_MODEL, ModelSpec, NamedModel, VarSpec, find_model
+from ldp_export.models.registry import DEFAULT_MODEL, InfinitySpec, NamedModel, VarSpec, find_model
 
 
 def resolve_model(
@@ -23,7 +23,7 @@ def resolve_model(
     guidance: float | None = None,
     temperature: float | None = None,
     local_dir: Path | None = None,
-) -> tuple[ModelSpec | VarSpec, Sources]:
+) -> tuple[InfinitySpec | VarSpec, Sources]:
     """The model and its files, which are here; files without a name give a model whose sizes are read from them.
 
     Raises:
@@ -40,7 +40,9 @@ def resolve_model(
     return with_defaults(spec, guidance, temperature), sources
 
 
-def with_defaults(spec: ModelSpec | VarSpec, guidance: float | None, temperature: float | None) -> ModelSpec | VarSpec:
+def with_defaults(
+    spec: InfinitySpec | VarSpec, guidance: float | None, temperature: float | None
+) -> InfinitySpec | VarSpec:
     """The model with other defaults; what every request would refuse is refused here."""
     if guidance is not None:
         if not math.isfinite(guidance):

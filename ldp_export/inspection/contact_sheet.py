@@ -19,14 +19,14 @@ _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
 
 @dataclass(frozen=True)
-class Block:
+class Panel:
     """One prompt and the images drawn for it."""
 
     title: str
     images: Sequence[Image]
 
 
-def contact_sheet(blocks: Sequence[Block], columns: int = 2, side: int = 128) -> Image:
+def contact_sheet(blocks: Sequence[Panel], columns: int = 2, side: int = 128) -> Image:
     """All blocks, `columns` side by side in reading order; images are shown `side` pixels high.
 
     Raises:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae, VaeConfig
+from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
 from ldp_export.models.var import VarConfig, VarTransformer
-from ldp_export.models.var_vae import VqVae, VqVaeConfig
+from ldp_export.models.var_vae import VarVae, VarVaeConfig
 
-Config = InfinityConfig | VaeConfig | VarConfig | VqVaeConfig
+Config = InfinityConfig | InfinityVaeConfig | VarConfig | VarVaeConfig
 
 
 @cache
@@ -22,9 +22,9 @@ def empty_model(config: Config) -> nn.Module:
     """The model of a configuration on the meta device."""
     kinds: dict[type, Callable[[Any], nn.Module]] = {
         InfinityConfig: InfinityTransformer,
-        VaeConfig: BsqVae,
+        InfinityVaeConfig: InfinityVae,
         VarConfig: VarTransformer,
-        VqVaeConfig: VqVae,
+        VarVaeConfig: VarVae,
     }
     with torch.device("meta"):
         return kinds[type(config)](config)

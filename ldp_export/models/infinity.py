@@ -179,7 +179,7 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-class Block(nn.Module):
+class InfinityBlock(nn.Module):
     """Self-attention and feed-forward under AdaLN with gates, cross-attention to the text between them."""
 
     def __init__(self, config: InfinityConfig) -> None:
@@ -250,7 +250,7 @@ class _HeadNorm(nn.Module):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class InfinityPrompt:
     """What a prompt contributes, computed once: nothing here depends on the scale.
 
     Attributes:
@@ -289,21 +289,21 @@ class InfinityTransformer(nn.Module):
         self.shared_ada_lin = nn.Sequential(nn.SiLU(), Linear(C, 6 * C))
         self.lvl_embed = nn.Embedding(config.levels, C)
         self.word_embed = Linear(config.bits, C)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(InfinityBlock(config) for _ in range(config.depth))
         self.head_nm = _HeadNorm(config)
         self.head = Linear(C, 2 * config.bits)
 
     @property
-    def layers(self) -> list[Block]:
+    def layers(self) -> list[InfinityBlock]:
         """The blocks, typed."""
-        return cast(list[Block], list(self.blocks))
+        return cast(list[InfinityBlock], list(self.blocks))
 
-    def encode_prompt(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> Prompt:
+    def encode_prompt(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> InfinityPrompt:
         """Text features [R, T, Ct] (mask [R, T], True at real tokens) to everything the scales need."""
         text = self.text_norm(features)
         pooled_mask = None if mask is None else mask[:, None, None, :]
         condition = self.text_proj_for_sos.ca(text, pooled_mask).float()  # [R, C]
-        return Prompt(
+        return InfinityPrompt(
             condition=condition,
             start=condition + self.pos_start[0],
             modulation=self.shared_ada_lin(condition).unflatten(-1, (6, -1)),
@@ -320,11 +320,11 @@ class InfinityTransformer(nn.Module):
         """Down-sampled latents [R, L, bits] of a scale >= 1 to tokens [R, L, C]."""
         return self.word_embed(latents) + self.lvl_embed.weight[scale]
 
-    def start_token(self, prompt: Prompt) -> torch.Tensor:
+    def start_token(self, prompt: InfinityPrompt) -> torch.Tensor:
         """The only token of scale 0: [R, 1, C]."""
         return prompt.start[:, None] + self.lvl_embed.weight[0]
 
-    def logits(self, hidden: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, prompt: InfinityPrompt) -> torch.Tensor:
         """Hidden tokens [R, L, C] to logit pairs [R, L, 2 * bits]; columns 2j, 2j+1 are bit j = 0, 1."""
         scale, shift = prompt.head_modulation.split(1, dim=1)
         return self.head(modulate(hidden.float(), scale, shift, self.config.norm_eps))

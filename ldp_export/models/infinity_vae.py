@@ -19,7 +19,7 @@ from ldp_export.models.layers import Conv2d, GroupNorm
 
 
 @dataclass(frozen=True)
-class VaeConfig:
+class InfinityVaeConfig:
     """Sizes of the VAE.
 
     Attributes:
@@ -131,7 +131,7 @@ class _Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: InfinityVaeConfig) -> None:
         super().__init__()
         widths = config.widths
         self.conv_in = Conv2d(3, config.base_channels, 3, padding=1)
@@ -152,7 +152,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: InfinityVaeConfig) -> None:
         super().__init__()
         widths = config.widths
         self.conv_in = Conv2d(config.bits, widths[-1], 3, padding=1)
@@ -174,10 +174,10 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class BsqVae(nn.Module):
+class InfinityVae(nn.Module):
     """Encoder and decoder; quantisation is `quantize`, a pure function."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: InfinityVaeConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)

@@ -12,10 +12,10 @@ from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
 from ldp_export.models.infinity import InfinityConfig, ffn_width
-from ldp_export.models.infinity_vae import VaeConfig
+from ldp_export.models.infinity_vae import InfinityVaeConfig
 from ldp_export.models.t5 import FLAN_T5_XL, T5Sizes
 from ldp_export.models.var import VarConfig
-from ldp_export.models.var_vae import VqVaeConfig
+from ldp_export.models.var_vae import VarVaeConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class NamedModel:
     name: str
     title: str
     transformer: InfinityConfig | VarConfig
-    vae: VaeConfig | VqVaeConfig
+    vae: InfinityVaeConfig | VarVaeConfig
     patch: int = 1
     size: str = "1M"
     guidance: float = 4.0
@@ -106,11 +106,11 @@ class NamedModel:
 
 
 @dataclass(frozen=True)
-class ModelSpec(NamedModel):
+class InfinitySpec(NamedModel):
     """A model of the Infinity family: text to bits."""
 
     transformer: InfinityConfig
-    vae: VaeConfig
+    vae: InfinityVaeConfig
     family: ClassVar[str] = "infinity"
 
     @property
@@ -123,7 +123,7 @@ class VarSpec(NamedModel):
     """A model of the VAR family: classes to codebook indices; its one schedule is part of its architecture."""
 
     transformer: VarConfig
-    vae: VqVaeConfig
+    vae: VarVaeConfig
     family: ClassVar[str] = "var"
 
     @property
@@ -152,10 +152,10 @@ def _infinity(depth: int, width: int, heads: int, bits: int, chunks: int) -> Inf
 
 
 _STRIDE_16 = (1, 2, 4, 4, 4)
-_VAE_D16 = VaeConfig(bits=16, channel_multipliers=_STRIDE_16)
-_VAE_D32 = VaeConfig(bits=32, channel_multipliers=_STRIDE_16)
-_VAE_D56 = VaeConfig(bits=14, channel_multipliers=(1, 2, 4, 4), stride=8)
-_VAR_VAE = VqVaeConfig()
+_VAE_D16 = InfinityVaeConfig(bits=16, channel_multipliers=_STRIDE_16)
+_VAE_D32 = InfinityVaeConfig(bits=32, channel_multipliers=_STRIDE_16)
+_VAE_D56 = InfinityVaeConfig(bits=14, channel_multipliers=(1, 2, 4, 4), stride=8)
+_VAR_VAE = VarVaeConfig()
 _HUB = "FoundationVision/Infinity"
 #: The BSQ VAE files hold 440 MB of VAE; the rest of their size belongs to its training.
 _VAE_FILE = 1_560_000_000
@@ -179,19 +179,19 @@ def _var(depth: int, pixels: int = 256, revision: str = "6d0ee6598a42f75079aa79e
     )
 
 
-def _unreleased(name: str, depth: int, width: int, heads: int, chunks: int = 4) -> ModelSpec:
+def _unreleased(name: str, depth: int, width: int, heads: int, chunks: int = 4) -> InfinitySpec:
     title = f"Infinity, {depth} blocks of width {width} (configuration of the original code, never released)"
-    return ModelSpec(name, title, _infinity(depth, width, heads, 32, chunks), _VAE_D32)
+    return InfinitySpec(name, title, _infinity(depth, width, heads, 32, chunks), _VAE_D32)
 
 
 _SPECS = (
-    ModelSpec(
+    InfinitySpec(
         "infinity-shapes",
         "coloured shapes at 128x128: small, trained by this project, part of the package",
         InfinityConfig(
             depth=6, width=256, heads=4, ffn=1024, bits=16, text_channels=256, pool_heads=2, text_tokens=512, chunks=2
         ),
-        VaeConfig(bits=16, base_channels=48, channel_multipliers=(1, 1, 1, 2), res_blocks=1, stride=8),
+        InfinityVaeConfig(bits=16, base_channels=48, channel_multipliers=(1, 1, 1, 2), res_blocks=1, stride=8),
         size="0.06M",
         guidance=2.0,
         temperature=0.7,
@@ -200,7 +200,7 @@ _SPECS = (
         licence="Apache-2.0",
         embedded=True,
     ),
-    ModelSpec(
+    InfinitySpec(
         "infinity-2b",
         "Infinity-2B, 1024x1024",
         _infinity(32, 2048, 16, 32, 8),
@@ -209,7 +209,7 @@ _SPECS = (
         temperature=0.5,
         hub=HubFiles(_HUB, "infinity_2b_reg.pth", "infinity_vae_d32reg.pth", vae_bytes=_VAE_FILE),
     ),
-    ModelSpec(
+    InfinitySpec(
         "infinity-8b",
         "Infinity-8B, 1024x1024",
         _infinity(40, 3584, 28, 56, 8),
@@ -218,7 +218,7 @@ _SPECS = (
         guidance=3.0,
         hub=HubFiles(_HUB, "infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth", vae_bytes=_VAE_FILE),
     ),
-    ModelSpec(
+    InfinitySpec(
         "infinity-8b-512",
         "Infinity-8B, 512x512",
         _infinity(40, 3584, 28, 56, 8),
@@ -228,7 +228,7 @@ _SPECS = (
         guidance=3.0,
         hub=HubFiles(_HUB, "infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify.pth", vae_bytes=_VAE_FILE),
     ),
-    ModelSpec(
+    InfinitySpec(
         "infinity-125m",
         "Infinity-125M, 256x256",
         _infinity(12, 768, 8, 16, 4),
@@ -254,11 +254,11 @@ _SPECS = (
     _unreleased("infinity-20b", 58, 4608, 36, chunks=2),
 )
 
-MODELS: dict[str, ModelSpec | VarSpec] = {spec.name: spec for spec in _SPECS}
+MODELS: dict[str, InfinitySpec | VarSpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_MODEL = "infinity-shapes"
 
 
-def find_model(name: str) -> ModelSpec | VarSpec:
+def find_model(name: str) -> InfinitySpec | VarSpec:
     """A model by its name. Raises ConfigError that names the nearest ones."""
     if name in MODELS:
         return MODELS[name]

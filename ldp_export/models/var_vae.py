@@ -19,7 +19,7 @@ from ldp_export.models.layers import Conv2d
 
 
 @dataclass(frozen=True)
-class VqVaeConfig:
+class VarVaeConfig:
     """Sizes of the VAE.
 
     Attributes:
@@ -97,7 +97,7 @@ class _Middle(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, config: VqVaeConfig) -> None:
+    def __init__(self, config: VarVaeConfig) -> None:
         super().__init__()
         widths, last = config.widths, len(config.widths) - 1
         self.conv_in = Conv2d(3, config.base_channels, 3, padding=1)
@@ -123,7 +123,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, config: VqVaeConfig) -> None:
+    def __init__(self, config: VarVaeConfig) -> None:
         super().__init__()
         widths, last = config.widths, len(config.widths) - 1
         self.conv_in = Conv2d(config.channels, widths[-1], 3, padding=1)
@@ -149,23 +149,23 @@ class _Decoder(nn.Module):
 
 
 class _Phis(nn.Module):
-    def __init__(self, config: VqVaeConfig) -> None:
+    def __init__(self, config: VarVaeConfig) -> None:
         super().__init__()
         convolutions = (Conv2d(config.channels, config.channels, 3, padding=1) for _ in range(config.phis))
         self.qresi_ls = nn.ModuleList(convolutions)
 
 
 class _Quantizer(nn.Module):
-    def __init__(self, config: VqVaeConfig) -> None:
+    def __init__(self, config: VarVaeConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.codes, config.channels)
         self.quant_resi = _Phis(config)
 
 
-class VqVae(nn.Module):
+class VarVae(nn.Module):
     """Encoder, codebook with its phi convolutions, and decoder."""
 
-    def __init__(self, config: VqVaeConfig) -> None:
+    def __init__(self, config: VarVaeConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder, self.decoder = _Encoder(config), _Decoder(config)
@@ -199,7 +199,7 @@ class VqVae(nn.Module):
         return codes * (1 - w) + convolution(codes) * w
 
 
-def quantize(vae: VqVae, latent: torch.Tensor, schedule: ScaleSchedule) -> tuple[list[torch.Tensor], torch.Tensor]:
+def quantize(vae: VarVae, latent: torch.Tensor, schedule: ScaleSchedule) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Multi-scale residual quantisation of an encoded image: indices [B, h*w] of every scale, and the accumulation."""
     full = (latent.shape[-2], latent.shape[-1])
     rest, total, indices = latent, torch.zeros_like(latent), []

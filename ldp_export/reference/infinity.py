@@ -18,14 +18,14 @@ from ldp_runtime.noise import draw_noise
 from ldp_runtime.sampling import SamplingFilter, logit_difference, sample_bits
 from ldp_runtime.schedule import ScaleSchedule, rope_table
 
-from ldp_export.models.infinity import InfinityTransformer, KeyValue, Prompt, Rope
+from ldp_export.models.infinity import InfinityPrompt, InfinityTransformer, KeyValue, Rope
 
 #: Mix guidance at the logits (0), or in the hidden states after block depth + n (n < 0).
 AT_LOGITS = (0,)
 
 
 @dataclass(frozen=True)
-class ReferenceSettings:
+class InfinitySettings:
     """How to run the loop. Guidance and temperature: a number, or one per scale."""
 
     guidance: float | Sequence[float] = 3.0
@@ -43,7 +43,7 @@ class ReferenceSettings:
 
 
 @dataclass
-class ReferenceRun:
+class InfinityRun:
     """Everything the loop produced; lists are indexed by scale.
 
     Attributes:
@@ -91,14 +91,14 @@ def generate(
     texts: Sequence[torch.Tensor],
     schedule: ScaleSchedule,
     layout: LatentLayout,
-    settings: ReferenceSettings,
+    settings: InfinitySettings,
     *,
     negatives: Sequence[torch.Tensor] | None = None,
     forced_bits: Sequence[torch.Tensor] | None = None,
     noise: Sequence[torch.Tensor] | None = None,
     keep_trace: bool = True,
     on_scale: Callable[[int], None] | None = None,
-) -> ReferenceRun:
+) -> InfinityRun:
     """Draw one latent per text.
 
     Args:
@@ -117,7 +117,7 @@ def generate(
     generator = torch.Generator().manual_seed(settings.seed)
     caches: list[KeyValue | None] = [None] * model.config.depth
     latent = torch.zeros(B, layout.channels, *layout.latent_grid(schedule.final_grid), device=device)
-    x, run = model.start_token(prompt), ReferenceRun()
+    x, run = model.start_token(prompt), InfinityRun()
     for k, (h, w) in enumerate(schedule.grids):
         hidden = _run_blocks(model, x, prompt, ropes[k], caches, guidance[k], settings.insertion)
         raw = model.logits(hidden, prompt)
@@ -159,7 +159,7 @@ def _ropes(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> tupl
 def _run_blocks(
     model: InfinityTransformer,
     x: torch.Tensor,
-    prompt: Prompt,
+    prompt: InfinityPrompt,
     rope: Rope,
     caches: list[KeyValue | None],
     guidance: float,

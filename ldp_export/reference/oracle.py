@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.var import VarTransformer
-from ldp_export.models.var_vae import VqVae
+from ldp_export.models.var_vae import VarVae
 
 
 @torch.no_grad()
-def pruned_logits(
+def pruned_infinity_logits(
     model: InfinityTransformer,
     rows: torch.Tensor,
     bits: Sequence[torch.Tensor],
@@ -55,14 +55,16 @@ def pruned_logits(
 
 
 @torch.no_grad()
-def pruned_class_logits(
+def pruned_var_logits(
     model: VarTransformer,
-    vae: VqVae,
+    vae: VarVae,
     labels: torch.Tensor,
     indices: Sequence[torch.Tensor],
     keep: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor]:
-    """As `pruned_logits`, for classes and codebook indices: a pruned token's code is zero, which phi still convolves.
+    """Logits as in `pruned_infinity_logits`, for classes and codebook indices.
+
+    A pruned token's code is zero, which phi still convolves.
 
     Args:
         labels: classes of the rows [R].

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from ldp_runtime.bundle.manifest import LatePrecision
+from ldp_runtime.bundle.manifest import QuantizedPrecision
 from ldp_runtime.engines.torch_compiled.fused.products import KINDS, Matrix, product, rounded
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ _OF_THE_PROMPT = ("mat_kv", "ada_lin.1")
 
 
 @contextmanager
-def products_in_8_bits(blocks: nn.Module, precision: LatePrecision) -> Generator[None]:
+def products_in_8_bits(blocks: nn.Module, precision: QuantizedPrecision) -> Generator[None]:
     """For the duration, the linear layers of `blocks` round both sides of their products to 8 bits, row by row."""
     weights = {
         id(layer.weight)

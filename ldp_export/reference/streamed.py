@@ -13,7 +13,7 @@ from ldp_export.models.infinity import FLOAT32_ISLANDS, InfinityTransformer
 
 
 @contextmanager
-def weights_in_turn(model: InfinityTransformer, precision: Precision = "float32") -> Generator[None]:
+def streamed_weights(model: InfinityTransformer, precision: Precision = "float32") -> Generator[None]:
     """For the duration, a mapped transformer computes in a precision, whatever its files hold.
 
     Each block's weights are converted when its turn comes and dropped after it; those outside the blocks stay.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ldp_export.models.infinity import KeyValue
 from ldp_export.models.var import VarTransformer
-from ldp_export.models.var_vae import VqVae
+from ldp_export.models.var_vae import VarVae
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class VarRun:
 @torch.no_grad()
 def generate(
     model: VarTransformer,
-    vae: VqVae,
+    vae: VarVae,
     labels: Sequence[int],
     settings: VarSettings,
     *,

@@ -14,10 +14,10 @@ from ldp_runtime.tokenizer import PromptTokenizer
 
 from ldp_export.checkpoints.t5 import TextEncoder
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae
-from ldp_export.reference.infinity import ReferenceRun, ReferenceSettings, generate
-from ldp_export.reference.oracle import pruned_logits
-from ldp_export.reference.streamed import weights_in_turn
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
+from ldp_export.reference.oracle import pruned_infinity_logits
+from ldp_export.reference.streamed import streamed_weights
 from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
 
 PROMPTS = ("a red circle", "a small blue square to the left of a large yellow star on a plain background")
@@ -35,9 +35,9 @@ _ROWS, _PRUNED_ROWS = 5, 1
 
 
 @torch.no_grad()
-def record_cases(
+def record_infinity_cases(
     transformer: InfinityTransformer,
-    vae: BsqVae,
+    vae: InfinityVae,
     encoder: TextEncoder | None,
     model: InfinityEntry,
     defaults: Defaults,
@@ -48,7 +48,7 @@ def record_cases(
     cases: list[Case] = []
     texts = reference_texts(transformer, encoder, tensors)
 
-    def add(case: Case, run: ReferenceRun | None) -> None:
+    def add(case: Case, run: InfinityRun | None) -> None:
         cases.append(case)
         if run is not None:
             _store(case.name, run, tensors)
@@ -99,19 +99,19 @@ def _clearest(
     layout: LatentLayout,
     defaults: Defaults,
     guidance: float,
-) -> tuple[ReferenceRun, int, float]:
+) -> tuple[InfinityRun, int, float]:
     """Of a few seeds, the run whose closest decision is the clearest: rounding must not decide an end image."""
     runs = []
     for seed in range(3):
         rule = SamplingFilter(defaults.top_k, defaults.top_p)
-        settings = ReferenceSettings(guidance, defaults.temperature, rule, seed)
+        settings = InfinitySettings(guidance, defaults.temperature, rule, seed)
         run = generate(transformer, [text], schedule, layout, settings)
         runs.append((run, seed, closest_decision(run, schedule, layout, seed, rule)))
     return max(runs, key=lambda entry: entry[2])
 
 
 def closest_decision(
-    run: ReferenceRun, schedule: ScaleSchedule, layout: LatentLayout, seed: int, rule: SamplingFilter
+    run: InfinityRun, schedule: ScaleSchedule, layout: LatentLayout, seed: int, rule: SamplingFilter
 ) -> float:
     """Smallest distance of any sampled bit's logit difference from the value at which the bit would flip."""
     from ldp_runtime.noise import position_noise
@@ -126,7 +126,7 @@ def closest_decision(
     return closest
 
 
-def _store(name: str, run: ReferenceRun, tensors: dict[str, torch.Tensor]) -> None:
+def _store(name: str, run: InfinityRun, tensors: dict[str, torch.Tensor]) -> None:
     for k, (bits, logits) in enumerate(zip(run.bits, run.raw_logits, strict=True)):
         tensors[f"{name}.bits_{k}"] = bits[0].to(torch.uint8)
         tensors[f"{name}.logits_{k}"] = logits
@@ -137,7 +137,7 @@ def _store_pruned(
     name: str,
     transformer: InfinityTransformer,
     text: torch.Tensor,
-    run: ReferenceRun,
+    run: InfinityRun,
     schedule: ScaleSchedule,
     layout: LatentLayout,
     tensors: dict[str, torch.Tensor],
@@ -145,7 +145,7 @@ def _store_pruned(
     """The oracle's logits under `fixed_masks`."""
     rows = torch.stack((text, transformer.unconditional_text(len(text))))
     keep = fixed_masks(schedule)
-    logits = pruned_logits(transformer, rows, [bits[0] for bits in run.bits], keep, schedule, layout)
+    logits = pruned_infinity_logits(transformer, rows, [bits[0] for bits in run.bits], keep, schedule, layout)
     tensors[f"{name}.features"] = text
     for k, bits in enumerate(run.bits):
         tensors[f"{name}.bits_{k}"] = bits[0].to(torch.uint8)
@@ -156,7 +156,7 @@ def _store_pruned(
 
 
 @torch.no_grad()
-def forced_logits(
+def forced_infinity_logits(
     transformer: InfinityTransformer, cases: ReferenceCases, case: Case, model: InfinityEntry
 ) -> list[torch.Tensor]:
     """Logits of a recorded case's scales on its own bits, in one call."""
@@ -164,10 +164,10 @@ def forced_logits(
     text = cases.tensors[f"{case.name}.features"]
     rows = [text] if case.guidance == 1 else [text, transformer.unconditional_text(len(text))]
     bits = cases.tokens(case, len(schedule))
-    return pruned_logits(transformer, torch.stack(rows), bits, [None] * len(schedule), schedule, model.layout)
+    return pruned_infinity_logits(transformer, torch.stack(rows), bits, [None] * len(schedule), schedule, model.layout)
 
 
-def recorded_bytes(model: InfinityEntry, scales: int | None) -> int:
+def recorded_infinity_bytes(model: InfinityEntry, scales: int | None) -> int:
     """Size of what is saved: logits of four runs (six rows in all), bits, latents, images; or of the first scales."""
     if scales is not None:
         first = ScaleSchedule.of_size(model.size)
@@ -193,7 +193,7 @@ def recording_memory(model: InfinityEntry) -> int:
 _WHOLE_RUNS, _ONE_CALL = 20e12, 4.5e12
 
 
-#: Rows that whole runs compute: see `record_cases`.
+#: Rows that whole runs compute: see `record_infinity_cases`.
 _RUN_ROWS = 17
 
 
@@ -209,7 +209,7 @@ def scales_to_record(model: InfinityEntry, parameters: int) -> int | None:
 @torch.no_grad()
 def record_first_scales(
     transformer: InfinityTransformer,
-    vae: BsqVae,
+    vae: InfinityVae,
     encoder: TextEncoder | None,
     model: InfinityEntry,
     defaults: Defaults,
@@ -228,9 +228,9 @@ def record_first_scales(
     text = reference_texts(transformer, encoder, tensors)[0]
     generator = torch.Generator().manual_seed(2)
     bits = [torch.rand(tokens, layout.bits, generator=generator) < 0.5 for tokens in schedule.tokens]
-    with weights_in_turn(transformer):
+    with streamed_weights(transformer):
         rows = torch.stack((text, transformer.unconditional_text(len(text)).float()))
-        logits = pruned_logits(transformer, rows, bits, [None] * scales, schedule, layout)
+        logits = pruned_infinity_logits(transformer, rows, bits, [None] * scales, schedule, layout)
     latent = torch.zeros(1, layout.channels, *layout.latent_grid(schedule.final_grid))
     for (h, w), drawn in zip(schedule.grids, bits, strict=True):
         latent = accumulate(latent, tokens_to_latent(bits_to_codes(drawn, layout).view(1, h, w, -1), layout))

@@ -10,8 +10,8 @@ from ldp_runtime.families.var import filter_logits
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.models.var import VarTransformer
-from ldp_export.models.var_vae import VqVae
-from ldp_export.reference.oracle import pruned_class_logits
+from ldp_export.models.var_vae import VarVae
+from ldp_export.reference.oracle import pruned_var_logits
 from ldp_export.reference.var import VarRun, VarSettings, generate
 from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
 
@@ -23,8 +23,8 @@ _ROOM_K, _ROOM_P = 4, 1e-4
 
 
 @torch.no_grad()
-def record_class_cases(
-    transformer: VarTransformer, vae: VqVae, defaults: Defaults, on_case: Callable[[str], None] = lambda name: None
+def record_var_cases(
+    transformer: VarTransformer, vae: VarVae, defaults: Defaults, on_case: Callable[[str], None] = lambda name: None
 ) -> ReferenceCases:
     """Runs the reference model: two classes with guidance, one without, and one with tokens masked out."""
     tensors: dict[str, torch.Tensor] = {}
@@ -55,7 +55,7 @@ def _guided(guidance: float, transformer: VarTransformer) -> bool:
 
 
 def _clearest(
-    transformer: VarTransformer, vae: VqVae, label: int, guidance: float, defaults: Defaults
+    transformer: VarTransformer, vae: VarVae, label: int, guidance: float, defaults: Defaults
 ) -> tuple[VarRun, int, float]:
     """Of a few seeds, the run whose closest decision is the clearest: rounding must not decide an end image."""
     runs = []
@@ -99,13 +99,13 @@ def _filtered(logits: torch.Tensor, settings: VarSettings, side: int) -> torch.T
 
 
 def _store_pruned(
-    case: Case, transformer: VarTransformer, vae: VqVae, run: VarRun, tensors: dict[str, torch.Tensor]
+    case: Case, transformer: VarTransformer, vae: VarVae, run: VarRun, tensors: dict[str, torch.Tensor]
 ) -> None:
     """The oracle's logits under `fixed_masks`."""
     config = transformer.config
     keep, indices = fixed_masks(config.schedule), [drawn[0] for drawn in run.indices]
     labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
-    logits = pruned_class_logits(transformer, vae, labels, indices, keep)
+    logits = pruned_var_logits(transformer, vae, labels, indices, keep)
     for k, kept in enumerate(keep):
         tensors[f"{case.name}.indices_{k}"], tensors[f"{case.name}.logits_{k}"] = indices[k], logits[k]
         if kept is not None:
@@ -113,18 +113,18 @@ def _store_pruned(
 
 
 @torch.no_grad()
-def forced_class_logits(
-    transformer: VarTransformer, vae: VqVae, cases: ReferenceCases, case: Case
+def forced_var_logits(
+    transformer: VarTransformer, vae: VarVae, cases: ReferenceCases, case: Case
 ) -> list[torch.Tensor]:
     """Logits of a recorded case's scales on its own indices, in one call."""
     config = transformer.config
     labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
     count = len(config.grids)
-    return pruned_class_logits(transformer, vae, labels, cases.tokens(case, count), [None] * count)
+    return pruned_var_logits(transformer, vae, labels, cases.tokens(case, count), [None] * count)
 
 
-def recorded_class_bytes(model: VarEntry) -> int:
-    """Size of what `record_class_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
+def recorded_var_bytes(model: VarEntry) -> int:
+    """Size of what `record_var_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
     schedule = model.schedule()
     h, w = schedule.final_grid
     logits = 4 * 6 * schedule.total_tokens * model.codes

@@ -81,8 +81,8 @@ def measure_float32(cases: ReferenceCases, logits: Callable[[Case], Sequence[tor
     return {"logits": found}
 
 
-def measure_late(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> dict[str, float]:
-    """Largest RMS error of each scale's logits, in units of their own RMS, by the name that `late_rounding` gives it.
+def measure_quantized(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> dict[str, float]:
+    """Largest RMS error of each scale's logits, in units of their own RMS, named by `quantized_rounding`.
 
     Args:
         logits: of every scale of a case, teacher-forced, by blocks that multiply 8-bit numbers.
@@ -92,12 +92,12 @@ def measure_late(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.
         for k, got in enumerate(logits(case)):
             expected = cases.tensors[f"{case.name}.logits_{k}"].double()
             error = float((got.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-            name = late_rounding(k)
+            name = quantized_rounding(k)
             worst[name] = max(worst.get(name, 0.0), error) if math.isfinite(error) else math.inf
     return worst
 
 
-def late_rounding(scale: int) -> str:
+def quantized_rounding(scale: int) -> str:
     """Name of what 8-bit numbers do to a scale's logits, among the errors that are recorded."""
     return f"late_logits_{scale}"
 

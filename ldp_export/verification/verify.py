@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from ldp_runtime.bundle.files import REFERENCE, Bundle
-from ldp_runtime.bundle.manifest import LateEntry, LatePrecision
+from ldp_runtime.bundle.manifest import QuantizedPrecision, QuantizedScales
 from ldp_runtime.engines.blocks import PromptRows
 from ldp_runtime.errors import NonFiniteError, VerificationError
 from ldp_runtime.families.choose import guidance_weights, placement
@@ -27,7 +27,7 @@ from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.verification.cases import Case, ReferenceCases
-from ldp_export.verification.rounding import late_rounding
+from ldp_export.verification.rounding import quantized_rounding
 from ldp_export.versions import installed
 
 #: Largest absolute error, per unit of the reference output's root mean square where that exceeds `UNIT`. Two correct
@@ -44,7 +44,7 @@ UNIT = 2.5
 QUANTIZED_IMAGE = 0.05
 #: Largest RMS error of logits from blocks that multiply 8-bit numbers, in units of the logits' own RMS, however the
 #: reference model rounds: a trained one by 0.02 to 0.04 in integers, by 0.05 to 0.1 in floats of 4 significant bits.
-QUANTIZED_LOGITS: dict[LatePrecision, float] = {"int8": 0.1, "float8": 0.25}
+QUANTIZED_LOGITS: dict[QuantizedPrecision, float] = {"int8": 0.1, "float8": 0.25}
 #: Engines of a reduced precision may err by this many times the error that PyTorch makes in it: they add in another
 #: order, and round in other places.
 ROUNDING_SLACK = 3.0
@@ -110,7 +110,7 @@ def verify_bundle(
             with _bad_numbers_fail(case.name, add):
                 _check_case(bundle, engines, reference, case, target, add)
         with _bad_numbers_fail("late blocks", add):
-            _check_late_blocks(bundle, engines, reference, target, add)
+            _check_quantized_blocks(bundle, engines, reference, target, add)
         with _bad_numbers_fail("identical rows", add):
             _check_identical_rows(bundle, engines, reference, target, add)
     finally:
@@ -204,7 +204,7 @@ def _check_case(
 ) -> None:
     """A teacher-forced run through prompt, blocks and decoder, scale by scale; then a free run, where seeds say so."""
     schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
-    S, late = len(schedule), _late_scales(bundle, case)
+    S, quantized = len(schedule), _quantized_scales(bundle, case)
     tokens = [t.to(device) for t in reference.tokens(case, S)]
     keep = [None if i is None else i.to(device) for i in reference.keep(case, S)] if case.pruned else None
     seen: dict[int, torch.Tensor] = {}
@@ -214,7 +214,7 @@ def _check_case(
     )
     for k in range(S):
         expected = reference.tensors[f"{case.name}.logits_{k}"]
-        if bundle.manifest.late is not None and k in late:
+        if bundle.manifest.late is not None and k in quantized:
             allowed = _allowed_in_8_bits(bundle.manifest.late, reference, k)
             add(_compare_8_bits(f"{case.name}, scale {k}", seen[k], expected, allowed))
             continue
@@ -226,17 +226,17 @@ def _check_case(
     add(_compare(f"{case.name}, latent", state.latent, latent, LATENT))
     if f"{case.name}.image" in reference.tensors:
         _check_image(bundle, engines, reference, case, add)
-    if case.margin is not None and case.margin > _clear_margin(bundle, reference, case) and not late:
+    if case.margin is not None and case.margin > _clear_margin(bundle, reference, case) and not quantized:
         free = run_case(bundle, engines, prompt, schedule, case, None, None, None)
         add(_compare(f"{case.name}, latent drawn freely", free.latent, latent, LATENT))
 
 
-def _late_scales(bundle: Bundle, case: Case) -> frozenset[int]:
+def _quantized_scales(bundle: Bundle, case: Case) -> frozenset[int]:
     """The scales of an image of the case that run blocks in 8 bits, recorded ones or not."""
-    return bundle.manifest.late_scales(bundle.manifest.schedule(case.aspect_ratio))
+    return bundle.manifest.quantized_scales(bundle.manifest.schedule(case.aspect_ratio))
 
 
-def _check_late_blocks(
+def _check_quantized_blocks(
     bundle: Bundle, engines: Engines, reference: ReferenceCases, device: torch.device, add: Callable[[Check], None]
 ) -> None:
     """Blocks in 8 bits at the scales that were recorded, where these end before the scales that they are for."""
@@ -244,7 +244,7 @@ def _check_late_blocks(
     schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
     recorded = frozenset(range(len(schedule)))
     entry = bundle.manifest.late
-    if entry is None or _late_scales(bundle, case) & recorded:
+    if entry is None or _quantized_scales(bundle, case) & recorded:
         return
 
     def compare(k: int, logits: torch.Tensor) -> None:
@@ -253,12 +253,12 @@ def _check_late_blocks(
 
     prompt = case_rows(bundle, engines, reference, case)
     tokens = [t.to(device) for t in reference.tokens(case, len(schedule))]
-    run_case(bundle, engines, prompt, schedule, case, tokens, None, compare, late=recorded)
+    run_case(bundle, engines, prompt, schedule, case, tokens, None, compare, quantized=recorded)
 
 
-def _allowed_in_8_bits(late: LateEntry, reference: ReferenceCases, scale: int) -> float:
+def _allowed_in_8_bits(quantized: QuantizedScales, reference: ReferenceCases, scale: int) -> float:
     """What rounding explains of a scale's logits, as measured when the bundle was built: a share of their RMS."""
-    return min(QUANTIZED_LOGITS[late.precision], ROUNDING_SLACK * reference.rounding[late_rounding(scale)])
+    return min(QUANTIZED_LOGITS[quantized.precision], ROUNDING_SLACK * reference.rounding[quantized_rounding(scale)])
 
 
 def _compare_8_bits(where: str, got: torch.Tensor, expected: torch.Tensor, allowed: float) -> Check:
@@ -309,7 +309,7 @@ def run_case(
     tokens: Sequence[torch.Tensor] | None,
     keep: Sequence[torch.Tensor | None] | None,
     on_logits: Callable[[int, torch.Tensor], Any] | None,
-    late: frozenset[int] | None = None,
+    quantized: frozenset[int] | None = None,
 ) -> ImageState:
     """One image through the runtime's loop, teacher-forced where `tokens` are given.
 
@@ -317,26 +317,26 @@ def run_case(
         late: scales that run blocks in 8 bits; None: those of the bundle.
     """
     manifest = bundle.manifest
-    space, S = engines.space, len(schedule)
+    codec, S = engines.codec, len(schedule)
     device, defaults = engines.blocks.device, manifest.defaults
     guidance = guidance_weights(manifest.model, case.guidance, S)
     state = ImageState(
         seed=case.seed or 0,
-        noise=tuple(n.to(device) for n in space.noise(case.seed or 0, schedule)),
-        latent=space.empty_latent(schedule).to(device),
+        noise=tuple(n.to(device) for n in codec.noise(case.seed or 0, schedule)),
+        latent=codec.empty_latent(schedule).to(device),
         unconditional=any(g != 1 for g in guidance),
         forced_tokens=tokens,
         forced_keep=keep,
     )
     settings = LoopSettings(
         schedule,
-        space,
+        codec,
         guidance,
         per_scale(defaults.temperature, S, "temperature"),
         SamplingFilter(defaults.top_k, defaults.top_p),
         Policy(),
         placement(manifest.model, engines.constants, schedule),
-        _late_scales(bundle, case) if late is None else late,
+        _quantized_scales(bundle, case) if quantized is None else quantized,
     )
     run_scales(engines.blocks, prompt, [state], settings, None, on_logits)
     return state

@@ -10,7 +10,7 @@ import torch
 from ldp_calibration import fits
 from ldp_calibration.report import save_fits
 from ldp_runtime import LatentDiscrepancy, Pipeline
-from ldp_runtime.bundle.saved_policies import FITTED, bundle_fits, list_profiles, profile_folder, resolve_policy
+from ldp_runtime.bundle.saved_policies import FITTED, bundle_fits, list_saved, resolve_policy, saved_folder
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.pruning import fills
 from ldp_runtime.pruning.fitted import Fitted
@@ -106,7 +106,7 @@ def test_a_bundle_with_fits_serves_policies_that_need_them(
     with pytest.raises(ConfigError, match="--fit-only"):
         small_pipe(PROMPTS[0], seed=1, policy=policy)
     save_fits(tmp_path, manifest, fitted, PROMPTS)
-    assert list_profiles(tmp_path, manifest) == []
+    assert list_saved(tmp_path, manifest) == []
     result = small_pipe(PROMPTS[0], seed=1, policy=resolve_policy(policy, tmp_path, manifest), output_type="latent")
     assert result.images.isfinite().all()
     assert result.traces[0].tokens < result.traces[0].tokens_full
@@ -128,7 +128,7 @@ def test_fits_of_another_bundle_or_broken_ones_are_refused(
     path.write_text("{}")
     with pytest.raises(IntegrityError):
         resolve_policy(needy, tmp_path, manifest)
-    assert profile_folder(tmp_path, manifest) / FITTED == path
+    assert saved_folder(tmp_path, manifest) / FITTED == path
     assert resolve_policy(Policy(), tmp_path, manifest) is not None  # asks for none
 
 

@@ -16,11 +16,11 @@ from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.cost import full_flops, scale_flops, trace_flops
 from ldp_calibration.fidelity import PSNR_CAP, bound, lpips, psnr_db, ssim
 from ldp_calibration.measure import Bench, Measured, point
-from ldp_calibration.report import draw_front, make_profile, save_profile
+from ldp_calibration.report import draw_front, make_saved, save_policy
 from ldp_calibration.search import Calibration, _prove, calibrate, pareto, remembered_fit
 from ldp_runtime import LatentDiscrepancy, Pipeline, parse_policy
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.bundle.saved_policies import list_profiles, profile_folder, resolve_policy
+from ldp_runtime.bundle.saved_policies import list_saved, resolve_policy, saved_folder
 from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.parse import describe
@@ -214,8 +214,8 @@ def test_a_profile_serves_its_own_bundle_only(
 ) -> None:
     calibration, _ = found
     manifest = small_bundle.manifest
-    path = save_profile(tmp_path, manifest, make_profile("careful", manifest, calibration))
-    assert list_profiles(tmp_path, manifest) == ["careful"]
+    path = save_policy(tmp_path, manifest, make_saved("careful", manifest, calibration))
+    assert list_saved(tmp_path, manifest) == ["careful"]
     for text, root in (("careful", tmp_path), (str(path), None)):
         policy = resolve_policy(text, root, manifest)
         assert policy is not None
@@ -251,7 +251,7 @@ def test_the_command_line(small_bundle: Bundle, tmp_path: Path, monkeypatch: pyt
     arguments = ["calibrate", str(root), "--budget", "psnr>=5", "--prompts-file", str(prompts), "--name", "mine"]
     result = runner.invoke(main, [*arguments, "--threads", "1"])
     assert result.exit_code == 0, result.output
-    folder = profile_folder(root, small_bundle.manifest)
+    folder = saved_folder(root, small_bundle.manifest)
     assert json.loads((folder / "mine.json").read_text())["budget"] == "psnr>=5"
     drawn = runner.invoke(
         main, ["generate", str(root), "a red circle", "--policy", "mine", "--output", str(tmp_path / "a.png")]

@@ -215,7 +215,7 @@ def test_graphs_that_only_engines_have(small_bundle: Bundle, small_sources: Sour
     """Keys and values written in place: eager PyTorch's own graphs have no such form."""
     plan = plan_bench(small_bundle.folder, Options(**eager_files(small_sources), policies=[]))
     assert list(plan.jobs(1)) == ["eager", "eager, hoisted", "engines"]
-    monkeypatch.setattr(Manifest, "kv_form", "in-place")
+    monkeypatch.setattr(Manifest, "kv_cache", "static")
     assert list(plan.jobs(1)) == ["eager", "engines"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from ldp_runtime.bundle.saved_policies import PolicyProfile
+from ldp_runtime.bundle.saved_policies import SavedPolicy
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.controls import GivenShares
 from ldp_runtime.pruning.parse import describe, parse_policy
@@ -15,14 +15,14 @@ from ldp_export.bench.given_shares import calibrated, told
 from ldp_export.bench.random_weights import given_policies, random_bundles, smaller
 from ldp_export.cli import main
 from ldp_export.cli.bench import command
-from ldp_export.models.registry import ModelSpec, find_model
+from ldp_export.models.registry import InfinitySpec, find_model
 
 SCHEDULE = ScaleSchedule.of_size("1M")
 
 
 def test_smaller_model_keeps_its_proportions():
     spec = smaller(find_model("infinity-2b"), 2, 512)
-    assert isinstance(spec, ModelSpec)
+    assert isinstance(spec, InfinitySpec)
     assert (spec.transformer.depth, spec.transformer.heads, spec.transformer.ffn) == (2, 4, 2048)
     assert spec.transformer.head_dim == find_model("infinity-2b").transformer.head_dim
     assert (spec.vae.base_channels, spec.vae.bits) == (32, 32)
@@ -108,7 +108,7 @@ def test_senseless_combinations(arguments: list[str]):
 def profile(tmp_path: Path, policy: str, kept: list[float], stop_rate: float = 1.0) -> Path:
     evidence = {"kept_share_per_scale": kept, "stop_rate": stop_rate, "model": "m", "held_out_prompts": 8}
     path = tmp_path / "profile.json"
-    path.write_text(PolicyProfile(name="p", policy=policy, digest="0", budget="", evidence=evidence).model_dump_json())
+    path.write_text(SavedPolicy(name="p", policy=policy, digest="0", budget="", evidence=evidence).model_dump_json())
     return path
 
 

@@ -36,7 +36,7 @@ from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
 from ldp_export.building.cache import Stage, run_stages
 from ldp_export.building.estimate import estimate_build
-from ldp_export.building.stages import Work
+from ldp_export.building.stages import BuildStages
 from ldp_export.checkpoints.sources import Sources, hash_tree
 from ldp_export.families.base import graph_blocks, graph_kind
 from ldp_export.models.infinity import InfinityConfig
@@ -420,7 +420,7 @@ class TestKeys:
         assert not set(self.keys(sources, output, TRANSFORMER).values()) & set(before.values())
 
     def keys(self, sources: Sources, output: Path, config: InfinityConfig) -> dict[str, str]:
-        work = Work(BuildPlan(spec(config), sources, BuildOptions(output)))
+        work = BuildStages(BuildPlan(spec(config), sources, BuildOptions(output)))
         return {stage.name: stage.key for stage in work.stages()}
 
     def test_hash_of_a_folder_sees_names_and_contents(self, tmp_path: Path) -> None:

@@ -12,16 +12,16 @@ from class_samples import Held, build_class_bundle
 from click.testing import CliRunner
 from ldp_calibration.budget import Budget
 from ldp_calibration.fidelity import PSNR_CAP, psnr_db
-from ldp_calibration.report import make_profile, save_profile
+from ldp_calibration.report import make_saved, save_policy
 from ldp_calibration.search import calibrate
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.bundle.saved_policies import profile_folder, resolve_policy
+from ldp_runtime.bundle.saved_policies import resolve_policy, saved_folder
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.plan import Options, plan_bench
 from ldp_export.bench.random_weights import smaller
-from ldp_export.bench.worker.choose import load_subject
+from ldp_export.bench.worker.choose import load_candidate
 from ldp_export.bench.worker.var import EagerVar
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.infer import infer_spec
@@ -30,11 +30,11 @@ from ldp_export.cli import main
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import find_model
 from ldp_export.models.var import VarConfig
-from ldp_export.models.var_vae import VqVaeConfig
+from ldp_export.models.var_vae import VarVaeConfig
 
 HELD = Held(
     VarConfig(2, 64, 2, 96, codes=60, channels=8, classes=9, grids=(1, 2, 4, 6)),
-    VqVaeConfig(codes=60, channels=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1),
+    VarVaeConfig(codes=60, channels=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1),
     seed=9,
 )
 
@@ -83,7 +83,7 @@ def test_baselines_hold_weights_as_the_bundle_does(sources: Sources, tmp_path: P
     jobs = plan.jobs(1)
     model = EagerVar(jobs["eager"]).model
     assert torch.float16 in {p.dtype for p in model.layers[0].parameters()}  # beside those that stay in float32
-    eager, hoisted = (load_subject(jobs[name]).draw([0], [3], "none").images for name in ("eager", "eager, hoisted"))
+    eager, hoisted = (load_candidate(jobs[name]).draw([0], [3], "none").images for name in ("eager", "eager, hoisted"))
     assert psnr_db(eager[0].permute(1, 2, 0).numpy(), hoisted[0].permute(1, 2, 0).numpy()) > 40
 
 
@@ -121,7 +121,7 @@ def test_thresholds_are_calibrated_on_classes(bundle: Bundle, tmp_path: Path) ->
         assert (found.search_prompts, found.held_out_prompts) == (5, 4)
         assert [point.policy for point in found.searched if point.policy.startswith("skip")]
         root = tmp_path / "bundle"
-        save_profile(root, bundle.manifest, make_profile("careful", bundle.manifest, found))
+        save_policy(root, bundle.manifest, make_saved("careful", bundle.manifest, found))
         policy = resolve_policy("careful", root, bundle.manifest)
         assert policy is not None
         result = pipe(class_labels=[8], seed=1, policy=policy, output_type="latent")
@@ -137,7 +137,7 @@ def test_classes_that_the_model_has_not_are_refused_before_calibrating(bundle: B
         assert done.exit_code == ConfigError.exit_code
         assert words in done.output
     assert bundle.root is not None
-    assert not profile_folder(bundle.root, bundle.manifest).exists()
+    assert not saved_folder(bundle.root, bundle.manifest).exists()
 
 
 def test_smaller_model_with_random_weights_keeps_its_proportions() -> None:

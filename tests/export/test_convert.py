@@ -26,22 +26,22 @@ from ldp_export.checkpoints.convert import PARTIAL, convert, plan_conversion
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import (
     State,
-    load_transformer,
-    load_vae,
-    original_transformer_state,
-    original_vae_state,
+    load_infinity,
+    load_infinity_vae,
+    original_infinity_state,
+    original_infinity_vae_state,
 )
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.checkpoints.tensor_files import read_state, save_state
-from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.checkpoints.var import load_var, load_var_vae
 from ldp_export.cli import main
 
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    return original_transformer_state(random_transformer())
+    return original_infinity_state(random_transformer())
 
 
 @pytest.fixture
@@ -65,24 +65,24 @@ def test_matrices_of_blocks_are_rounded_and_nothing_else(
         assert torch.equal(converted[name], value.to(dtype) if in_block else value), name
         rounded += in_block
     assert rounded > 10
-    assert load_transformer(target).config == TRANSFORMER
+    assert load_infinity(target).config == TRANSFORMER
 
 
 def test_shards_become_fewer_shards(tmp_path: Path) -> None:
     source = write_checkpoint(spec(), tmp_path / "published", shard_bytes=100_000).transformer
     target = convert(plan_conversion(source, tmp_path / "out", "bfloat16"))
     assert [path.name for path in target.iterdir()] == ["model.safetensors"]
-    before, after = load_transformer(source).state_dict(), load_transformer(target).state_dict()
+    before, after = load_infinity(source).state_dict(), load_infinity(target).state_dict()
     for name, value in before.items():
         assert torch.allclose(after[name], value, rtol=2**-8, atol=1e-30), name
 
 
 def test_a_vae_keeps_its_precision_and_loses_what_is_no_vae(tmp_path: Path) -> None:
-    original = original_vae_state(random_vae())
+    original = original_infinity_vae_state(random_vae())
     torch.save({"vae": original, "ema": {"x": torch.ones(3)}, "step": 7}, tmp_path / "vae.pth")
     target = convert(plan_conversion(tmp_path / "vae.pth", tmp_path / "vae.safetensors", "bfloat16"))
     assert read_state(target).keys() == original.keys()
-    assert torch.equal(load_vae(target).decoder.conv_in.weight, random_vae().decoder.conv_in.weight)
+    assert torch.equal(load_infinity_vae(target).decoder.conv_in.weight, random_vae().decoder.conv_in.weight)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -104,7 +104,7 @@ def test_files_of_var_as_released(held: Held, precision: str, tmp_path: Path) ->
     spec = infer_spec(Sources(target, vae))
     assert (spec.transformer, spec.vae) == (held.transformer, held.vae)
     assert load_var(target).word_embed.weight.equal(original["word_embed.weight"])
-    assert load_vq_vae(vae).phis[-1].weight.equal(load_vq_vae(sources.vae).phis[-1].weight)
+    assert load_var_vae(vae).phis[-1].weight.equal(load_var_vae(sources.vae).phis[-1].weight)
 
 
 def test_of_a_text_encoder_only_the_encoder_is_kept(tmp_path: Path) -> None:

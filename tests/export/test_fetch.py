@@ -18,7 +18,7 @@ from hub_server import COMMIT, Hub, serving
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, HubError, IntegrityError
 from samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
 
-from ldp_export.checkpoints.infinity import original_transformer_state, original_vae_state
+from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.checkpoints.tensor_files import read_state
 from ldp_export.cli import main
@@ -29,7 +29,7 @@ from ldp_export.hub.fetch import fetch, plan_fetch
 from ldp_export.hub.local import local_files
 from ldp_export.hub.resolve import find_sources, resolve_model
 from ldp_export.models import registry
-from ldp_export.models.registry import HubFiles, ModelSpec
+from ldp_export.models.registry import HubFiles, InfinitySpec
 from ldp_export.progress import ProgressEvent
 
 NAME = "infinity-tiny"
@@ -42,9 +42,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("published")
     model = root / "model"
     model.mkdir()
-    transformer = original_transformer_state(random_transformer())
+    transformer = original_infinity_state(random_transformer())
     torch.save(transformer, model / "tiny_reg.pth")
-    torch.save({"vae": original_vae_state(random_vae())}, model / "tiny_vae.pth")
+    torch.save({"vae": original_infinity_vae_state(random_vae())}, model / "tiny_vae.pth")
     sharded = write_checkpoint(spec(), root / "sharded", shard_bytes=150_000)
     shutil.copytree(sharded.transformer, model / "tiny_weights")
     (model / "README.md").write_text("not wanted")
@@ -61,7 +61,7 @@ def hub(published: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         yield server
 
 
-def tiny(transformer: str = "tiny_reg.pth", repository: str = "acme/tiny", revision: str = "main") -> ModelSpec:
+def tiny(transformer: str = "tiny_reg.pth", repository: str = "acme/tiny", revision: str = "main") -> InfinitySpec:
     files = HubFiles(
         repository,
         transformer,
@@ -83,7 +83,7 @@ class TestDownloads:
         model = tiny(name)
         assert local_files(model).state == "absent"
         found = fetch(plan_fetch(model))
-        assert read_state(found.transformer).keys() == original_transformer_state(random_transformer()).keys()
+        assert read_state(found.transformer).keys() == original_infinity_state(random_transformer()).keys()
         assert read_state(found.vae)
         assert found.text_encoder is not None
         assert (found.text_encoder / "tokenizer.json").is_file()

@@ -15,7 +15,7 @@ from engine_runs import check_draws_without_exporter, engines_of
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry
-from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.torch_compiled.compiler import check_compiler
 from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
@@ -29,10 +29,10 @@ from ldp_export.bench.worker.eager import EagerEngine
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.builders.torch_compiled.fused import fused_weights, is_fusible, write_fused
 from ldp_export.building.build import BuildOptions, build, plan_build
-from ldp_export.families.choose import recipe_for
-from ldp_export.graphs.infinity import BlocksGraph
+from ldp_export.families.choose import choose_family
+from ldp_export.graphs.infinity import InfinityBlocksGraph
 from ldp_export.graphs.signature import tensor_entries
-from ldp_export.models.infinity_vae import VaeConfig
+from ldp_export.models.infinity_vae import InfinityVaeConfig
 from ldp_export.models.registry import find_model
 
 needs_compiler = pytest.mark.skipif(
@@ -45,31 +45,31 @@ Tensors = dict[str, torch.Tensor]
 SIZES = {"tokens": 16, "text_tokens": 2 * padded(1)}
 
 
-def graph_entry(graph: BlocksGraph) -> GraphEntry:
+def graph_entry(graph: InfinityBlocksGraph) -> GraphEntry:
     inputs, outputs = (tensor_entries(specs) for specs in (graph.signature.inputs, graph.signature.outputs))
     return GraphEntry(kind="blocks", file="", inputs=inputs, outputs=outputs, first=graph.first, last=graph.last)
 
 
-def fused(graph: BlocksGraph, **options: Any) -> FusedEngine:
+def fused(graph: InfinityBlocksGraph, **options: Any) -> FusedEngine:
     return FusedEngine("blocks", fused_weights(graph), graph_entry(graph), **SIZES, **{"compiled": False, **options})
 
 
-def eager(graph: BlocksGraph) -> EagerEngine:
+def eager(graph: InfinityBlocksGraph) -> EagerEngine:
     return EagerEngine("blocks", graph, graph.signature.input_names, graph.signature.output_names)
 
 
 def call_of(
-    graph: BlocksGraph,
+    graph: InfinityBlocksGraph,
     rows: int = 2,
     tokens: int = 6,
     past: int = 5,
     lengths: Sequence[int] = (),
     seed: int = 0,
-    cache: KVCache | None = None,
+    cache: DynamicKVCache | None = None,
 ) -> tuple[Tensors, Tensors]:
     """Random inputs, keys and values of the past in a cache; outputs behind them. Texts of these lengths, padded."""
     generator, text = torch.Generator().manual_seed(seed), max(lengths, default=7)
-    cache = cache or KVCache(TRANSFORMER.depth, past + tokens, rows, TRANSFORMER.heads, TRANSFORMER.head_dim)
+    cache = cache or DynamicKVCache(TRANSFORMER.depth, past + tokens, rows, TRANSFORMER.heads, TRANSFORMER.head_dim)
     cache.length = 0
     for pair in cache.slots(past):
         for slot in pair:
@@ -100,13 +100,15 @@ def computed(engine: FusedEngine | EagerEngine, inputs: Tensors, outputs: Tensor
 
 
 @pytest.fixture(scope="module")
-def blocks() -> BlocksGraph:
-    return BlocksGraph(random_transformer())
+def blocks() -> InfinityBlocksGraph:
+    return InfinityBlocksGraph(random_transformer())
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize(("tokens", "past"), [(1, 0), (4, 1), (6, 5)])
-def test_computes_what_the_exported_graph_computes(blocks: BlocksGraph, rows: int, tokens: int, past: int) -> None:
+def test_computes_what_the_exported_graph_computes(
+    blocks: InfinityBlocksGraph, rows: int, tokens: int, past: int
+) -> None:
     inputs, outputs = call_of(blocks, rows, tokens, past)
     expected = computed(eager(blocks), inputs, outputs)
     for tensor in outputs.values():
@@ -116,7 +118,7 @@ def test_computes_what_the_exported_graph_computes(blocks: BlocksGraph, rows: in
         torch.testing.assert_close(found[name], tensor, **SAME)
 
 
-def test_texts_of_several_lengths_are_masked(blocks: BlocksGraph) -> None:
+def test_texts_of_several_lengths_are_masked(blocks: InfinityBlocksGraph) -> None:
     engine = fused(blocks)
     for lengths in ((7, 3), (5, 5), (2, 6)):
         inputs, outputs = call_of(blocks, lengths=lengths)
@@ -124,7 +126,7 @@ def test_texts_of_several_lengths_are_masked(blocks: BlocksGraph) -> None:
         torch.testing.assert_close(computed(engine, inputs, outputs)["logits"], expected, **SAME)
 
 
-def test_keys_and_values_may_go_elsewhere_or_nowhere(blocks: BlocksGraph) -> None:
+def test_keys_and_values_may_go_elsewhere_or_nowhere(blocks: InfinityBlocksGraph) -> None:
     inputs, outputs = call_of(blocks)
     expected = computed(fused(blocks), inputs, outputs)
     elsewhere = {name: torch.full_like(tensor, torch.nan) for name, tensor in outputs.items()}
@@ -134,17 +136,17 @@ def test_keys_and_values_may_go_elsewhere_or_nowhere(blocks: BlocksGraph) -> Non
     torch.testing.assert_close(computed(fused(blocks), inputs, nowhere)["logits"], expected["logits"], **SAME)
 
 
-def test_the_past_is_left_alone(blocks: BlocksGraph) -> None:
+def test_the_past_is_left_alone(blocks: InfinityBlocksGraph) -> None:
     inputs, outputs = call_of(blocks)
     before = {name: tensor.clone() for name, tensor in inputs.items()}
     fused(blocks).run(inputs, outputs)
     assert all(torch.equal(inputs[name], tensor) for name, tensor in before.items())
 
 
-def test_chunks_follow_each_other(blocks: BlocksGraph) -> None:
+def test_chunks_follow_each_other(blocks: InfinityBlocksGraph) -> None:
     inputs, outputs = call_of(blocks)
     whole = computed(fused(blocks), inputs, outputs)["logits"]
-    first, second = (BlocksGraph(random_transformer(), i, i + 1) for i in range(2))
+    first, second = (InfinityBlocksGraph(random_transformer(), i, i + 1) for i in range(2))
     hidden = torch.empty(2, 6, TRANSFORMER.width)
     for graph, given, result in ((first, {}, {"hidden_out": hidden}), (second, {"hidden": hidden}, outputs)):
         there = {**inputs, **given}
@@ -157,7 +159,7 @@ def test_chunks_follow_each_other(blocks: BlocksGraph) -> None:
 def test_in_bfloat16_it_rounds_as_the_graph_does() -> None:
     from ldp_export.graphs.graph import convert_weights
 
-    half = BlocksGraph(random_transformer(), precision="bfloat16")
+    half = InfinityBlocksGraph(random_transformer(), precision="bfloat16")
     convert_weights(half)
     inputs, outputs = call_of(half)
     types = {entry.name: entry.torch_dtype for entry in (*half.signature.inputs, *half.signature.outputs)}
@@ -181,11 +183,11 @@ class Replayed(CudaGraphs):
         return call(*(tensor.clone() for tensor in inputs))
 
 
-def test_graphs_serve_texts_of_about_a_length(blocks: BlocksGraph) -> None:
+def test_graphs_serve_texts_of_about_a_length(blocks: InfinityBlocksGraph) -> None:
     """They are padded and masked; each text is read anew, from the same places."""
     graphs = Replayed()
     engine = fused(blocks, graphs=graphs)
-    cache = KVCache(TRANSFORMER.depth, 11, 2, TRANSFORMER.heads, TRANSFORMER.head_dim)
+    cache = DynamicKVCache(TRANSFORMER.depth, 11, 2, TRANSFORMER.heads, TRANSFORMER.head_dim)
     for seed, text in ((0, 3), (1, 9), (2, 3), (3, padded(1))):
         inputs, outputs = call_of(blocks, lengths=(text, text), seed=seed, cache=cache)
         expected = computed(eager(blocks), inputs, outputs)["logits"]
@@ -195,11 +197,11 @@ def test_graphs_serve_texts_of_about_a_length(blocks: BlocksGraph) -> None:
     assert len(graphs.calls) == 8
 
 
-def test_longer_texts_leave_the_graphs_of_shorter_ones(blocks: BlocksGraph) -> None:
+def test_longer_texts_leave_the_graphs_of_shorter_ones(blocks: InfinityBlocksGraph) -> None:
     """Whose addresses stay: room for the longest text is made at once."""
     graphs = Replayed()
     engine = fused(blocks, graphs=graphs)
-    cache = KVCache(TRANSFORMER.depth, 11, 2, TRANSFORMER.heads, TRANSFORMER.head_dim)
+    cache = DynamicKVCache(TRANSFORMER.depth, 11, 2, TRANSFORMER.heads, TRANSFORMER.head_dim)
     for seed, text in enumerate((3, padded(1) + 1, 3, 2 * padded(1))):
         inputs, outputs = call_of(blocks, lengths=(text, 2), seed=seed, cache=cache)
         expected = computed(eager(blocks), inputs, outputs)["logits"]
@@ -209,7 +211,9 @@ def test_longer_texts_leave_the_graphs_of_shorter_ones(blocks: BlocksGraph) -> N
     assert long == longest != short
 
 
-def test_large_calls_and_other_places_are_no_same_graph(blocks: BlocksGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_calls_and_other_places_are_no_same_graph(
+    blocks: InfinityBlocksGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graphs = Replayed()
     engine = fused(blocks, graphs=graphs)
     for rows, tokens, past in ((2, 6, 5), (1, 6, 5), (2, 6, 4), (2, 6, 5)):
@@ -224,7 +228,7 @@ def test_large_calls_and_other_places_are_no_same_graph(blocks: BlocksGraph, mon
     assert not graphs.calls
 
 
-def test_more_rows_take_a_larger_place_for_the_text(blocks: BlocksGraph) -> None:
+def test_more_rows_take_a_larger_place_for_the_text(blocks: InfinityBlocksGraph) -> None:
     graphs = Replayed()
     engine = fused(blocks, graphs=graphs)
     for rows in (1, 3, 2):
@@ -262,7 +266,7 @@ def test_rows_in_8_bits_do_not_depend_on_each_other() -> None:
         torch.testing.assert_close(product(loud, matrix)[:6], product(x, matrix), atol=1e-6, rtol=1e-6)
 
 
-def test_file_of_weights(blocks: BlocksGraph, tmp_path: Path) -> None:
+def test_file_of_weights(blocks: InfinityBlocksGraph, tmp_path: Path) -> None:
     write_fused(blocks, tmp_path)
     entry, path = graph_entry(blocks), tmp_path / FUSED_WEIGHTS
     engine = FusedEngine.load("blocks", path, entry, torch.device("cpu"), **SIZES, compiled=False)
@@ -275,20 +279,20 @@ def test_file_of_weights(blocks: BlocksGraph, tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_refused() -> None:
-    graph = BlocksGraph(random_transformer(replace(TRANSFORMER, norm_eps=1e-5)))
+    graph = InfinityBlocksGraph(random_transformer(replace(TRANSFORMER, norm_eps=1e-5)))
     with pytest.raises(EngineBuildError, match="epsilon of 1e-06, this model with 1e-05"):
         fused_weights(graph)
 
 
 def test_only_blocks_that_read_a_text_are_fused(tmp_path: Path) -> None:
-    recipe = recipe_for(spec(), write_sources(tmp_path), None)
-    assert [name for name in recipe.graph_names(None) if is_fusible(recipe.signature(name, "float32"))] == ["blocks"]
+    family = choose_family(spec(), write_sources(tmp_path), None)
+    assert [name for name in family.graph_names(None) if is_fusible(family.signature(name, "float32"))] == ["blocks"]
     model = find_model("var-d16")
-    recipe = recipe_for(model, write_sources(tmp_path), None)
-    assert not any(is_fusible(recipe.signature(name, "float32")) for name in recipe.graph_names(None))
+    family = choose_family(model, write_sources(tmp_path), None)
+    assert not any(is_fusible(family.signature(name, "float32")) for name in family.graph_names(None))
 
 
-def test_wrong_inputs_and_closed_engine(blocks: BlocksGraph) -> None:
+def test_wrong_inputs_and_closed_engine(blocks: InfinityBlocksGraph) -> None:
     engine, (inputs, outputs) = fused(blocks), call_of(blocks)
     with pytest.raises(ConfigError, match=r"'cos' of 'blocks' is torch\.float32"):
         engine.run({**inputs, "cos": torch.zeros(6, 3)}, outputs)
@@ -307,7 +311,7 @@ def test_what_compiling_takes_is_asked_for() -> None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
     """A model in two chunks: fused and compiled here, and as ONNX Runtime runs it."""
     folder = tmp_path_factory.mktemp("fused")
-    vae = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
+    vae = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
     transformer = replace(TRANSFORMER, chunks=1)
     sources, model = write_sources(folder, transformer, vae), spec(transformer, vae)
     options = BuildOptions(folder / "fused", builder=TorchBuilder(fused=True), chunk=1)
@@ -335,14 +339,14 @@ class TestBundle:
 
     def test_last_scale_has_room_once(self, pair: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
         """Its keys and values are written, where no copy of the past is needed, and nothing is allocated for them."""
-        made: list[KVCache] = []
-        init = KVCache.__init__
+        made: list[DynamicKVCache] = []
+        init = DynamicKVCache.__init__
 
-        def note(cache: KVCache, *arguments: Any, **options: Any) -> None:
+        def note(cache: DynamicKVCache, *arguments: Any, **options: Any) -> None:
             init(cache, *arguments, **options)
             made.append(cache)
 
-        monkeypatch.setattr(KVCache, "__init__", note)
+        monkeypatch.setattr(DynamicKVCache, "__init__", note)
         monkeypatch.setattr(torch.Tensor, "new_empty", _refuse_past(torch.Tensor.new_empty))
         with Pipeline.load(pair[0], threads=1) as pipe:
             made.clear()

@@ -11,9 +11,9 @@ import torch
 from goldens import FOLDER, IMAGE, LATENT, SMOOTH
 from ldp_runtime.families.var import phi_index
 
-from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.checkpoints.var import load_var, load_var_vae
 from ldp_export.models.var import VarTransformer
-from ldp_export.models.var_vae import VqVae, quantize
+from ldp_export.models.var_vae import VarVae, quantize
 from ldp_export.reference.var import VarSettings, generate
 
 CASE = FOLDER / "var_d16like"
@@ -31,8 +31,8 @@ class Golden:
         return load_var(CASE / "var.safetensors")
 
     @cached_property
-    def vae(self) -> VqVae:
-        return load_vq_vae(CASE / "vae.safetensors")
+    def vae(self) -> VarVae:
+        return load_var_vae(CASE / "vae.safetensors")
 
     def arrays(self, name: str) -> dict[str, torch.Tensor]:
         with np.load(CASE / f"{name}.npz") as file:

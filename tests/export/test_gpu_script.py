@@ -29,8 +29,8 @@ from ldp_runtime.pruning.policy import Policy
 
 from ldp_export.bench.worker.eager import EagerEngine
 from ldp_export.builders.torch_compiled.fused import block_weights
-from ldp_export.graphs.infinity import BlocksGraph
-from ldp_export.reference.infinity import ReferenceSettings, generate
+from ldp_export.graphs.infinity import InfinityBlocksGraph
+from ldp_export.reference.infinity import InfinitySettings, generate
 
 ROOT = Path(__file__).parents[2]
 CPU = ["--device", "cpu", "--tiny"]
@@ -67,7 +67,7 @@ def tiny() -> gpu_models.Model:
 def concatenating(toolkit: gpu_draw.Toolkit) -> Blocks:
     """The blocks as they are exported: keys and values concatenated, a mask over the text."""
     model = toolkit.model
-    config, graph = model.spec.transformer, BlocksGraph(model.transformer)
+    config, graph = model.spec.transformer, InfinityBlocksGraph(model.transformer)
     names = graph.signature.input_names
     engine = EagerEngine("blocks", graph, names, graph.signature.output_names)
     shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits)
@@ -85,7 +85,7 @@ def images_and_logits(
 def test_full_model_is_the_original_loop(tiny: gpu_models.Model) -> None:
     (latent,), logits = images_and_logits(gpu_draw.Toolkit(tiny, compiled=False, graphs=False), 1, Policy())
     spec = tiny.spec
-    settings = ReferenceSettings(spec.guidance, spec.temperature, gpu_draw.sampling_rule(tiny), seed=0)
+    settings = InfinitySettings(spec.guidance, spec.temperature, gpu_draw.sampling_rule(tiny), seed=0)
     run = generate(tiny.transformer, [tiny.features], tiny.schedule, spec.layout, settings)
     torch.testing.assert_close(latent, run.latent[0], rtol=0, atol=0)
     for mine, raw in zip(logits, run.raw_logits, strict=True):
@@ -111,7 +111,7 @@ def test_rounded_weights_stay_near(tiny: gpu_models.Model) -> None:
     half = gpu_models.random_model(tiny.spec, torch.device("cpu"))
     _, logits = images_and_logits(gpu_draw.Toolkit(half, compiled=False, graphs=False), 1, Policy())
     spec = half.spec
-    settings = ReferenceSettings(spec.guidance, spec.temperature, gpu_draw.sampling_rule(half), seed=0)
+    settings = InfinitySettings(spec.guidance, spec.temperature, gpu_draw.sampling_rule(half), seed=0)
     run = generate(half.transformer, [half.features], half.schedule, spec.layout, settings)
     first = (logits[0] - run.raw_logits[0]).norm() / run.raw_logits[0].norm()
     assert first < 1e-2

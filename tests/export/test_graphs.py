@@ -14,10 +14,15 @@ from samples import TRANSFORMER, VAE
 from torch import nn
 
 from ldp_export.bench.worker.eager import EagerEngine
-from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.infinity import BlocksGraph, DecoderGraph, PromptGraph, blocks_signature
+from ldp_export.graphs.infinity import (
+    InfinityBlocksGraph,
+    InfinityDecoderGraph,
+    InfinityPromptGraph,
+    infinity_blocks_signature,
+)
 from ldp_export.graphs.onnx import export_graph
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 
@@ -58,20 +63,20 @@ def compare(engine: Engine, module: nn.Module, signature: GraphSignature, sizes:
     [(1, 1, 0, 1), (2, 1, 0, 16), (1, 4, 1, 3), (3, 7, 5, 9), (2, 256, 265, 16), (8, 36, 21, 2), (1, 2, 600, 5)],
 )
 def test_blocks(engines: dict[str, Engine], small_sources: Sources, sizes: tuple[int, int, int, int]) -> None:
-    graph = BlocksGraph(load_transformer(small_sources.transformer))
+    graph = InfinityBlocksGraph(load_infinity(small_sources.transformer))
     axes = dict(zip((Axis.ROWS, Axis.TOKENS, Axis.PAST, Axis.TEXT), sizes, strict=True))
     compare(engines["blocks"], graph, graph.signature, axes)
 
 
 @pytest.mark.parametrize(("rows", "text"), [(1, 1), (2, 16), (7, 5)])
 def test_prompt(engines: dict[str, Engine], small_sources: Sources, rows: int, text: int) -> None:
-    graph = PromptGraph(load_transformer(small_sources.transformer))
+    graph = InfinityPromptGraph(load_infinity(small_sources.transformer))
     compare(engines["prompt"], graph, graph.signature, {Axis.ROWS: rows, Axis.TEXT: text})
 
 
 def test_masked_text_is_not_seen(engines: dict[str, Engine]) -> None:
     """Padding keys and values under a False mask change nothing, whatever they hold."""
-    signature = blocks_signature(TRANSFORMER, 0, TRANSFORMER.depth)
+    signature = infinity_blocks_signature(TRANSFORMER, 0, TRANSFORMER.depth)
     inputs = random_inputs(signature, {Axis.ROWS: 2, Axis.TOKENS: 3, Axis.PAST: 4, Axis.TEXT: 6})
     inputs["text_mask"][:] = True
     inputs["text_mask"][1, 4:] = False
@@ -87,7 +92,7 @@ def test_masked_text_is_not_seen(engines: dict[str, Engine]) -> None:
 
 
 def test_outputs_without_a_place_are_not_computed(engines: dict[str, Engine]) -> None:
-    signature = blocks_signature(TRANSFORMER, 0, TRANSFORMER.depth)
+    signature = infinity_blocks_signature(TRANSFORMER, 0, TRANSFORMER.depth)
     inputs = random_inputs(signature, {Axis.ROWS: 1, Axis.TOKENS: 3, Axis.PAST: 4, Axis.TEXT: 6})
     alone, new_k = torch.empty(1, 3, 2 * TRANSFORMER.bits), torch.empty(3, 1, 4, 16)
     engines["blocks"].run(inputs, {"logits": alone})
@@ -98,7 +103,7 @@ def test_outputs_without_a_place_are_not_computed(engines: dict[str, Engine]) ->
 
 def test_manifest_states_the_signatures(small_bundle: Bundle) -> None:
     entry = small_bundle.manifest.graphs["blocks"]
-    signature = blocks_signature(TRANSFORMER, 0, TRANSFORMER.depth)
+    signature = infinity_blocks_signature(TRANSFORMER, 0, TRANSFORMER.depth)
     assert [tensor.name for tensor in entry.inputs] == signature.input_names
     assert entry.inputs[0].shape == ("rows", "tokens", TRANSFORMER.bits)
 
@@ -170,12 +175,12 @@ def test_exported_weights_stay_beside_the_graph(small_bundle: Bundle, small_sour
         assert set(outside) <= set(file.keys())
     assert {entry["location"] for entry in outside.values()} == {"weights.safetensors"}
     assert path.stat().st_size < 200_000
-    module = DecoderGraph(load_vae(small_sources.vae))
+    module = InfinityDecoderGraph(load_infinity_vae(small_sources.vae))
     assert module.signature.inputs[0].shape[1] == VAE.bits
 
 
 def test_chunks_pass_hidden_states_on() -> None:
-    first, last = blocks_signature(TRANSFORMER, 0, 1), blocks_signature(TRANSFORMER, 1, 2)
+    first, last = infinity_blocks_signature(TRANSFORMER, 0, 1), infinity_blocks_signature(TRANSFORMER, 1, 2)
     assert {"latents", "offset"} <= set(first.input_names)
     assert "hidden_out" in first.output_names
     assert "hidden" in last.input_names

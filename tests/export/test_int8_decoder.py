@@ -21,9 +21,9 @@ from ldp_export.builders.onnxruntime import Int8Builder
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
-from ldp_export.building.stages import Work
+from ldp_export.building.stages import BuildStages
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.models.infinity_vae import VaeConfig
+from ldp_export.models.infinity_vae import InfinityVaeConfig
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_ranges_are_those_of_the_bundle_s_own_runs(small_sources: Sources, tmp_p
     for temperature in (1.0, 0.5):
         model = replace(spec(), temperature=temperature)
         plans.append(plan_build(model, sources, BuildOptions(tmp_path, builder=Int8Builder(decoder=True))))
-    first, second = ({s.name: s.key for s in Work(plan).stages()} for plan in plans)
+    first, second = ({s.name: s.key for s in BuildStages(plan).stages()} for plan in plans)
     assert first["decoder"] == second["decoder"]
     assert first["reference"] != second["reference"]
     assert first["decoder.engine"] != second["decoder.engine"]
@@ -104,7 +104,7 @@ def test_precision_where_none_is_named(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
 def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
     """The decoder is quantised from float32, whatever the precision of the other graphs."""
-    vae = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
+    vae = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
     transformer = replace(TRANSFORMER, depth=1, chunks=1)
     sources = write_sources(tmp_path, transformer, vae)
     builder = TorchBuilder(int8=Int8Builder(decoder=True))

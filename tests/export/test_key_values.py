@@ -11,7 +11,7 @@ import torch
 from class_samples import ClassGolden
 from ldp_runtime import LatentDiscrepancy, Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.engines.kv_cache import InPlaceKVCache
+from ldp_runtime.engines.kv_cache import StaticKVCache
 from ldp_runtime.errors import ConfigError
 from samples import random_texts, spec
 
@@ -28,7 +28,7 @@ def in_place_bundle(small_bundle: Bundle, small_sources: Sources, tmp_path_facto
     """The small model again, one block a graph, beside the stages that do not differ."""
     output = tmp_path_factory.mktemp("in-place") / "bundle"
     shutil.copytree(small_bundle.folder.parents[1], output)
-    bundle, report = build(plan_build(spec(), small_sources, BuildOptions(output, chunk=1, kv_form="in-place")))
+    bundle, report = build(plan_build(spec(), small_sources, BuildOptions(output, chunk=1, kv_cache="static")))
     assert report is not None  # the build has compared it with the reference runs
     return bundle
 
@@ -56,33 +56,33 @@ def test_the_same_pictures(policy: Policy | None, in_place: Pipeline, small_pipe
 def test_the_form_is_in_the_manifest(in_place_bundle: Bundle, small_bundle: Bundle) -> None:
     manifest = in_place_bundle.manifest
     largest = max(manifest.schedule(ratio).total_tokens for ratio in manifest.model.aspect_ratios)
-    assert (manifest.kv_form, manifest.cache_tokens) == ("in-place", largest)
-    assert (small_bundle.manifest.kv_form, small_bundle.manifest.cache_tokens) == ("concat", None)
+    assert (manifest.kv_cache, manifest.cache_tokens) == ("static", largest)
+    assert (small_bundle.manifest.kv_cache, small_bundle.manifest.cache_tokens) == ("dynamic", None)
 
 
 def test_a_request_beyond_the_cache(in_place: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     larger = in_place.manifest.model.model_copy(update={"size": "0.25M"})
     monkeypatch.setattr(in_place, "manifest", in_place.manifest.model_copy(update={"model": larger}))
-    with pytest.raises(ConfigError, match=r"may compute \d+ tokens; the in-place cache of this bundle holds \d+"):
+    with pytest.raises(ConfigError, match=r"may compute \d+ tokens; the static cache of this bundle holds \d+"):
         in_place(prompt_embeds=random_texts([5])[0])
 
 
 class TestRefusals:
     def test_torch(self, small_sources: Sources, tmp_path: Path) -> None:
-        options = BuildOptions(tmp_path / "bundle", builder=TorchBuilder(), kv_form="in-place")
-        with pytest.raises(ConfigError, match="the torch backend has no in-place cache"):
+        options = BuildOptions(tmp_path / "bundle", builder=TorchBuilder(), kv_cache="static")
+        with pytest.raises(ConfigError, match="the torch backend has no static cache"):
             plan_build(spec(), small_sources, options)
 
     def test_var(self, tmp_path: Path) -> None:
         sources = ClassGolden.sources
-        with pytest.raises(ConfigError, match="class-conditional models have no in-place cache"):
-            plan_build(infer_spec(sources), sources, BuildOptions(tmp_path / "bundle", kv_form="in-place"))
+        with pytest.raises(ConfigError, match="class-conditional models have no static cache"):
+            plan_build(infer_spec(sources), sources, BuildOptions(tmp_path / "bundle", kv_cache="static"))
 
 
 class TestCache:
     @staticmethod
-    def cache() -> InPlaceKVCache:
-        cache = InPlaceKVCache(layers=2, capacity=8, rows=3, heads=2, head_dim=4)
+    def cache() -> StaticKVCache:
+        cache = StaticKVCache(layers=2, capacity=8, rows=3, heads=2, head_dim=4)
         for tensors in cache.reads():
             for tensor in tensors.values():
                 assert not tensor.any()  # memory with NaN would pass through weights of zero

@@ -16,7 +16,7 @@ from class_samples import CLASS_MODELS
 from engine_runs import run_loop
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import REFERENCE, Bundle
-from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, FileEntry, GraphEntry, LateEntry, LatePrecision
+from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, FileEntry, GraphEntry, QuantizedPrecision, QuantizedScales
 from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
 from ldp_runtime.engines.torch_compiled.fused.products import KINDS
 from ldp_runtime.engines.torch_compiled.fused.weights import in_8_bits, named_tensors, read_weights
@@ -31,21 +31,21 @@ from ldp_export.builders.onnxruntime import Int8Builder, OnnxRuntimeBuilder
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.builders.torch_compiled.fused import fused_weights
 from ldp_export.building.build import BuildOptions, build, plan_build
-from ldp_export.building.choose_builder import LATE_SHARE, BackendOptions, choose_builder
+from ldp_export.building.choose_builder import QUANTIZED_SHARE, BackendOptions, choose_builder
 from ldp_export.building.estimate import estimate_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.families.infinity import InfinityRecipe
-from ldp_export.graphs.infinity import BlocksGraph
+from ldp_export.families.infinity import InfinityFamily
+from ldp_export.graphs.infinity import InfinityBlocksGraph
 from ldp_export.graphs.onnx import MODEL_FILE
 from ldp_export.graphs.signature import tensor_entries
 from ldp_export.reference.quantized import products_in_8_bits
 from ldp_export.verification.cases import ReferenceCases
-from ldp_export.verification.rounding import late_rounding
+from ldp_export.verification.rounding import quantized_rounding
 
-LATE = LateEntry(precision="int8", share=LATE_SHARE)
+QUANTIZED = QuantizedScales(precision="int8", share=QUANTIZED_SHARE)
 #: Of the seven scales of the small models.
-EARLY, LATE_SCALES = range(4), range(4, 7)
+EARLY, QUANTIZED_SCALES = range(4), range(4, 7)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def sources(small_sources: Sources) -> Sources:
 
 @pytest.fixture(scope="module")
 def bundle(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    options = BuildOptions(tmp_path_factory.mktemp("late") / "bundle", builder=Int8Builder(late=LATE), chunk=1)
+    options = BuildOptions(
+        tmp_path_factory.mktemp("late") / "bundle", builder=Int8Builder(quantized=QUANTIZED), chunk=1
+    )
     return build(plan_build(spec(), sources, options))[0]
 
 
@@ -66,11 +68,11 @@ def report_of(bundle: Bundle) -> dict[str, Any]:
 
 def test_a_second_engine_of_each_chunk(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    late = {name: graph for name, graph in manifest.graphs.items() if graph.quantized}
+    quantized = {name: graph for name, graph in manifest.graphs.items() if graph.quantized}
     assert bundle.state == "verified"
-    assert list(late) == ["late_blocks_0_1", "late_blocks_1_2"]
+    assert list(quantized) == ["late_blocks_0_1", "late_blocks_1_2"]
     assert [(g.first, g.last) for g in manifest.chunks("late_blocks")] == [(0, 1), (1, 2)]
-    assert manifest.late_scales(manifest.schedule()) == set(LATE_SCALES)
+    assert manifest.quantized_scales(manifest.schedule()) == set(QUANTIZED_SCALES)
     assert label(manifest) == "onnxruntime, int8 late scales"
     exact, rounded = (_bytes(manifest.files, name) for name in ("blocks_0_1", "late_blocks_0_1"))
     assert rounded < 0.6 * exact
@@ -95,7 +97,7 @@ def test_verify_tells_them_from_the_exact_ones(bundle: Bundle) -> None:
     names = [check["name"] for check in report_of(bundle)["checks"]]
     for k in EARLY:
         assert f"ratio1_guidance3, scale {k}, logits" in names
-    for k in LATE_SCALES:
+    for k in QUANTIZED_SCALES:
         assert f"ratio1_guidance3, scale {k}, logits in 8 bits, RMS" in names
     assert not any("drawn freely" in name for name in names)
 
@@ -104,7 +106,7 @@ def test_only_late_scales_change(bundle: Bundle, small_bundle: Bundle) -> None:
     (text,), runs = random_texts([5]), []
     for each in (bundle, small_bundle):
         with Pipeline.load(each, threads=1) as pipe:
-            runs.append(run_loop(pipe, text, late=pipe.manifest.late_scales(pipe.manifest.schedule())))
+            runs.append(run_loop(pipe, text, quantized=pipe.manifest.quantized_scales(pipe.manifest.schedule())))
     ours, theirs = (run.logits for run in runs)
     for k in EARLY:
         torch.testing.assert_close(ours[k], theirs[k], atol=2e-5, rtol=0)
@@ -120,8 +122,8 @@ def test_an_image_does_not_depend_on_the_others_of_its_call(bundle: Bundle, poli
         both = pipe(prompt_embeds=texts, seed=[3, 8], policy=policy, output_type="latent")
         alone = pipe(prompt_embeds=[texts[1]], seed=8, policy=policy, output_type="latent")
     torch.testing.assert_close(both.images[1], alone.images[0], atol=1e-5, rtol=0)
-    late = [scale.images_in_call for scale in both.traces[0].scales if scale.scale in LATE_SCALES]
-    assert set(late) == {1}
+    quantized = [scale.images_in_call for scale in both.traces[0].scales if scale.scale in QUANTIZED_SCALES]
+    assert set(quantized) == {1}
 
 
 def test_wrong_ones_are_rejected(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +139,7 @@ def test_wrong_ones_are_rejected(sources: Sources, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(int8, "quantize_products", too_large)
     with pytest.raises(VerificationError, match="scale 4, logits in 8 bits, RMS"):
-        build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(late=LATE))))
+        build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(quantized=QUANTIZED))))
 
 
 def test_graph_without_known_products_is_refused(small_bundle: Bundle, tmp_path: Path) -> None:
@@ -150,19 +152,21 @@ def test_checked_at_the_first_scales_where_only_these_are_recorded(
     sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of models too large to be run to the end."""
-    monkeypatch.setattr(InfinityRecipe, "_recorded_scales", 3)
-    bundle, _ = build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(late=LATE))))
+    monkeypatch.setattr(InfinityFamily, "_recorded_scales", 3)
+    bundle, _ = build(
+        plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(quantized=QUANTIZED)))
+    )
     checks = {check["name"]: check["measured"] for check in report_of(bundle)["checks"]}
     assert [f"late blocks at scale {k}, logits in 8 bits, RMS" in checks for k in range(4)] == [True] * 3 + [False]
     assert checks["late blocks at scale 2, logits in 8 bits, RMS"] > 1e-4
 
 
 def test_keys_and_values_in_place_and_a_quantized_decoder(sources: Sources, tmp_path: Path) -> None:
-    builder = Int8Builder(decoder=True, late=LateEntry(precision="int8", share=0.45))
-    options = BuildOptions(tmp_path / "bundle", builder=builder, kv_form="in-place", discard_graphs=True)
+    builder = Int8Builder(decoder=True, quantized=QuantizedScales(precision="int8", share=0.45))
+    options = BuildOptions(tmp_path / "bundle", builder=builder, kv_cache="static", discard_graphs=True)
     bundle, _ = build(plan_build(spec(), sources, options))
     assert label(bundle.manifest) == "onnxruntime, int8 late scales, int8 decoder"
-    assert bundle.manifest.late_scales(bundle.manifest.schedule()) == {6}
+    assert bundle.manifest.quantized_scales(bundle.manifest.schedule()) == {6}
     assert not list((tmp_path / "bundle" / "stages").glob("blocks-*"))
     with Pipeline.load(bundle, threads=1) as pipe:
         assert pipe(prompt_embeds=random_texts([4]), seed=0, policy="ld", output_type="torch").images.isfinite().all()
@@ -171,7 +175,7 @@ def test_keys_and_values_in_place_and_a_quantized_decoder(sources: Sources, tmp_
 def test_class_conditional(tmp_path: Path) -> None:
     held = CLASS_MODELS["one AdaLN for all blocks"]
     sources = held.write(tmp_path)
-    options = BuildOptions(tmp_path / "bundle", builder=Int8Builder(late=LATE))
+    options = BuildOptions(tmp_path / "bundle", builder=Int8Builder(quantized=QUANTIZED))
     bundle, _ = build(plan_build(infer_spec(sources), sources, options))
     assert bundle.state == "verified"
     assert max(c["measured"] for c in report_of(bundle)["checks"] if "in 8 bits" in c["name"]) > 1e-4
@@ -181,16 +185,16 @@ def test_class_conditional(tmp_path: Path) -> None:
 
 
 def test_what_it_takes_is_predicted(sources: Sources, tmp_path: Path) -> None:
-    plain, late = (
+    plain, quantized = (
         estimate_build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=builder)))
-        for builder in (Int8Builder(decoder=True), Int8Builder(decoder=True, late=LATE))
+        for builder in (Int8Builder(decoder=True), Int8Builder(decoder=True, quantized=QUANTIZED))
     )
-    assert late.bundle > plain.bundle
-    assert late.disk > plain.disk
-    assert late.device_memory > plain.device_memory
+    assert quantized.bundle > plain.bundle
+    assert quantized.disk > plain.disk
+    assert quantized.device_memory > plain.device_memory
 
 
-def random_inputs(graph: BlocksGraph) -> dict[str, torch.Tensor]:
+def random_inputs(graph: InfinityBlocksGraph) -> dict[str, torch.Tensor]:
     """A call of two rows; all of the text is read."""
     generator, found = torch.Generator().manual_seed(0), {}
     for entry, example in zip(graph.signature.inputs, graph.signature.examples(), strict=True):
@@ -200,7 +204,7 @@ def random_inputs(graph: BlocksGraph) -> dict[str, torch.Tensor]:
 
 
 def logits_of(
-    graph: BlocksGraph, inputs: dict[str, torch.Tensor], precision: LatePrecision, compiled: bool
+    graph: InfinityBlocksGraph, inputs: dict[str, torch.Tensor], precision: QuantizedPrecision, compiled: bool
 ) -> torch.Tensor:
     """What the fused engine in 8 bits gives."""
     inside, outside = (tensor_entries(specs) for specs in (graph.signature.inputs, graph.signature.outputs))
@@ -217,14 +221,14 @@ def test_rounding_of_a_model_that_its_blocks_hardly_move(bundle: Bundle) -> None
     """The limit is the model's own, far below what a trained one needs."""
     reference = ReferenceCases.load(bundle.path(REFERENCE))
     measured = [c["measured"] / c["limit"] for c in report_of(bundle)["checks"] if "in 8 bits" in c["name"]]
-    assert 1e-4 < reference.rounding[late_rounding(4)] < 0.01
+    assert 1e-4 < reference.rounding[quantized_rounding(4)] < 0.01
     assert 0.1 < max(measured) < 1
 
 
-@pytest.mark.parametrize("precision", get_args(LatePrecision))
-def test_emulated_as_the_fused_engine_computes(precision: LatePrecision) -> None:
+@pytest.mark.parametrize("precision", get_args(QuantizedPrecision))
+def test_emulated_as_the_fused_engine_computes(precision: QuantizedPrecision) -> None:
     """What bounds the engines is their own arithmetic, not another one."""
-    graph = BlocksGraph(random_transformer())
+    graph = InfinityBlocksGraph(random_transformer())
     inputs = random_inputs(graph)
     exact = graph(*inputs.values())[0]
     with products_in_8_bits(graph.blocks, precision):
@@ -233,31 +237,31 @@ def test_emulated_as_the_fused_engine_computes(precision: LatePrecision) -> None
     assert (found - expected).norm() < 0.1 * (found - exact).norm()
 
 
-@pytest.mark.parametrize("precision", get_args(LatePrecision))
-def test_fused_engine_from_its_file(tmp_path: Path, precision: LatePrecision) -> None:
+@pytest.mark.parametrize("precision", get_args(QuantizedPrecision))
+def test_fused_engine_from_its_file(tmp_path: Path, precision: QuantizedPrecision) -> None:
     """Of PyTorch's blocks on a GPU: rounded when they are built, and a file of its own."""
-    graph = BlocksGraph(random_transformer())
-    builder = TorchBuilder(fused=True, late=LateEntry(precision=precision, share=LATE_SHARE))
-    exact, late = graph.signature, graph.signature.late()
-    assert [builder.engine_file(signature) for signature in (exact, late)] == [FUSED_WEIGHTS] * 2
-    assert builder.key(exact) != builder.key(late)
-    for signature in (exact, late):
+    graph = InfinityBlocksGraph(random_transformer())
+    builder = TorchBuilder(fused=True, quantized=QuantizedScales(precision=precision, share=QUANTIZED_SHARE))
+    exact, quantized = graph.signature, graph.signature.quantized()
+    assert [builder.engine_file(signature) for signature in (exact, quantized)] == [FUSED_WEIGHTS] * 2
+    assert builder.key(exact) != builder.key(quantized)
+    for signature in (exact, quantized):
         (tmp_path / signature.name).mkdir()
         exported = ExportedGraph(signature, tmp_path, lambda: graph, tmp_path)
         builder.build(exported, tmp_path / signature.name, lambda detail: None)
-    weights = read_weights("late_blocks", tmp_path / late.name / FUSED_WEIGHTS, 2, torch.device("cpu"))
+    weights = read_weights("late_blocks", tmp_path / quantized.name / FUSED_WEIGHTS, 2, torch.device("cpu"))
     rounded = in_8_bits(fused_weights(graph), KINDS[precision])
     for mine, theirs in zip(named_tensors(weights), named_tensors(rounded), strict=True):
         assert mine[0] == theirs[0]
         assert mine[1].dtype == theirs[1].dtype
         assert torch.equal(mine[1].float(), theirs[1].float())
-    sizes = [(tmp_path / name / FUSED_WEIGHTS).stat().st_size for name in (exact.name, late.name)]
+    sizes = [(tmp_path / name / FUSED_WEIGHTS).stat().st_size for name in (exact.name, quantized.name)]
     assert sizes[1] < 0.4 * sizes[0]
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
 def test_fused_engine_compiled() -> None:
-    graph = BlocksGraph(random_transformer())
+    graph = InfinityBlocksGraph(random_transformer())
     inputs = random_inputs(graph)
     plain, compiled = (logits_of(graph, inputs, "int8", compiled) for compiled in (False, True))
     assert (compiled - plain).norm() < 0.1 * (plain - graph(*inputs.values())[0]).norm()
@@ -267,17 +271,17 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(precision: str = "float32", model: Any = None, **options: Any) -> Any:
         return choose_builder(BackendOptions(**options), model or spec(), "0.06M", precision)
 
-    assert chosen(late_precision="int8") == Int8Builder(late=LATE)
-    assert chosen(late_precision="int8", late_share=0.5).late.share == 0.5
+    assert chosen(quantize="int8") == Int8Builder(quantized=QUANTIZED)
+    assert chosen(quantize="int8", quantize_share=0.5).quantized.share == 0.5
     assert isinstance(chosen(), OnnxRuntimeBuilder)
     refused: list[tuple[str, str, dict[str, Any]]] = [
-        ("add --late-precision", "float32", {"late_share": 0.5}),
-        ("between 0 and 1, got 1", "float32", {"late_precision": "int8", "late_share": 1.0}),
-        ("between 0 and 1, got 0", "float32", {"late_precision": "int8", "late_share": 0.0}),
-        ("no 8-bit floats", "float32", {"late_precision": "float8"}),
-        ("not from float16", "float16", {"late_precision": "int8"}),
-        ("torch on a CPU has no blocks in 8 bits", "float32", {"backend": "torch", "late_precision": "int8"}),
-        ("tensorrt-rtx has no blocks in 8 bits", "bfloat16", {"backend": "tensorrt-rtx", "late_precision": "int8"}),
+        ("add --late-precision", "float32", {"quantize_share": 0.5}),
+        ("between 0 and 1, got 1", "float32", {"quantize": "int8", "quantize_share": 1.0}),
+        ("between 0 and 1, got 0", "float32", {"quantize": "int8", "quantize_share": 0.0}),
+        ("no 8-bit floats", "float32", {"quantize": "float8"}),
+        ("not from float16", "float16", {"quantize": "int8"}),
+        ("torch on a CPU has no blocks in 8 bits", "float32", {"backend": "torch", "quantize": "int8"}),
+        ("tensorrt-rtx has no blocks in 8 bits", "bfloat16", {"backend": "tensorrt-rtx", "quantize": "int8"}),
     ]
     monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: None)
     for message, precision, options in refused:
@@ -290,18 +294,18 @@ def test_float8_into_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     """Before the export: most GPUs refuse it in their first call."""
     monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: "8.9")
     with pytest.raises(ConfigError, match="bfloat16 or float16, not float32"):
-        choose_builder(BackendOptions("torch", late_precision="float8"), spec(), "0.06M", "float32")
+        choose_builder(BackendOptions("torch", quantize="float8"), spec(), "0.06M", "float32")
 
 
 def test_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldp_export.building.choose_builder.check_compilers", lambda on_gpu: None)
     for capability, precision, fits in (("9.0", "float8", True), ("8.0", "int8", True), ("8.0", "float8", False)):
         monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda here=capability: here)
-        options = BackendOptions("torch", late_precision=precision)  # pyright: ignore[reportArgumentType]
+        options = BackendOptions("torch", quantize=precision)  # pyright: ignore[reportArgumentType]
         if fits:
             builder = choose_builder(options, spec(), "0.06M", "bfloat16")
             assert isinstance(builder, TorchBuilder)
-            assert builder.late is not None
+            assert builder.quantized is not None
         else:
             with pytest.raises(ConfigError, match=r"capability 8\.0\) multiplies no 8-bit floats"):
                 choose_builder(options, spec(), "0.06M", "bfloat16")

@@ -18,7 +18,7 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.checkpoints.var import load_var, load_var_vae
 from ldp_export.hub.resolve import resolve_model
 from ldp_export.models.registry import find_model
 from ldp_export.models.var import VarConfig
@@ -28,7 +28,7 @@ from ldp_export.reference.var import VarSettings, generate
 class Sample:
     def __init__(self, held: Held, sources: Sources, bundle: Bundle, pipe: Pipeline) -> None:
         self.held, self.sources, self.bundle, self.pipe = held, sources, bundle, pipe
-        self.transformer, self.vae = load_var(sources.transformer), load_vq_vae(sources.vae)
+        self.transformer, self.vae = load_var(sources.transformer), load_var_vae(sources.vae)
 
 
 @pytest.fixture(scope="module", params=CLASS_MODELS.values(), ids=list(CLASS_MODELS))

@@ -15,24 +15,24 @@ from ldp_runtime.schedule import ScaleSchedule
 from samples import build_bundle, random_texts, write_sources
 
 from ldp_export.checkpoints.infer import infer_spec
-from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import VaeConfig
-from ldp_export.reference.infinity import ReferenceRun, ReferenceSettings, generate
-from ldp_export.reference.oracle import pruned_logits
+from ldp_export.models.infinity_vae import InfinityVaeConfig
+from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
+from ldp_export.reference.oracle import pruned_infinity_logits
 from ldp_export.verification.verify import LATENT, LOGITS
 
 #: Three blocks in as many chunks, one head, patchify with an odd number of bits, few text tokens.
 PATCHED = (
     InfinityConfig(3, 24, 1, 40, bits=12, text_channels=20, text_tokens=13, levels=10, pool_heads=3, chunks=3),
-    VaeConfig(bits=3, base_channels=24, channel_multipliers=(1, 2), res_blocks=2, stride=2),
+    InfinityVaeConfig(bits=3, base_channels=24, channel_multipliers=(1, 2), res_blocks=2, stride=2),
     2,
 )
 #: One block, many heads, wide text, no chunks in the key names.
 FLAT = (
     InfinityConfig(1, 96, 8, 128, bits=5, text_channels=48, text_tokens=32, levels=13, pool_heads=6, chunks=1),
-    VaeConfig(bits=5, base_channels=32, channel_multipliers=(1,), res_blocks=1, stride=1),
+    InfinityVaeConfig(bits=5, base_channels=32, channel_multipliers=(1,), res_blocks=1, stride=1),
     None,
 )
 SCHEDULES = {
@@ -47,12 +47,12 @@ SCHEDULES = {
 class Sample:
     def __init__(self, sources: Sources, pipe: Pipeline) -> None:
         self.pipe = pipe
-        self.transformer: InfinityTransformer = load_transformer(sources.transformer)
-        self.vae = load_vae(sources.vae)
+        self.transformer: InfinityTransformer = load_infinity(sources.transformer)
+        self.vae = load_infinity_vae(sources.vae)
         (self.text,) = random_texts([7], self.transformer.config.text_channels)
 
-    def reference(self, schedule: ScaleSchedule) -> ReferenceRun:
-        settings = ReferenceSettings(2.5, 0.7, SamplingFilter(900, 0.97), seed=3)
+    def reference(self, schedule: ScaleSchedule) -> InfinityRun:
+        settings = InfinitySettings(2.5, 0.7, SamplingFilter(900, 0.97), seed=3)
         return generate(self.transformer, [self.text], schedule, self.pipe.manifest.model.layout, settings)
 
 
@@ -88,7 +88,7 @@ def test_pruned_engines_equal_the_masked_oracle(sample: Sample, name: str) -> No
     generator = torch.Generator().manual_seed(5)
     keep = [None, *(torch.nonzero(torch.rand(n, generator=generator) < 0.4)[:, 0] for n in schedule.tokens[1:])]
     rows = torch.stack((sample.text, sample.transformer.unconditional_text(7)))
-    expected = pruned_logits(sample.transformer, rows, forced, keep, schedule, layout)
+    expected = pruned_infinity_logits(sample.transformer, rows, forced, keep, schedule, layout)
     run = run_loop(sample.pipe, sample.text, schedule=schedule, bits=forced, keep=keep)
     for k, logits in run.logits.items():
         torch.testing.assert_close(logits, expected[k], atol=LOGITS, rtol=0)

@@ -16,7 +16,7 @@ from samples import spec
 
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.families.infinity import InfinityRecipe
+from ldp_export.families.infinity import InfinityFamily
 from ldp_export.verification.cases import ReferenceCases
 from ldp_export.verification.replay import save_replay
 from ldp_export.verification.verify import Check, Report
@@ -85,7 +85,7 @@ def test_of_models_of_which_the_first_scales_are_recorded(
     small_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of those too large to be run to the end."""
-    monkeypatch.setattr(InfinityRecipe, "_recorded_scales", 3)
+    monkeypatch.setattr(InfinityFamily, "_recorded_scales", 3)
     sources = Sources(small_sources.transformer, small_sources.vae)
     bundle, _ = build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle")))
     case = ReferenceCases.load(bundle.path(REFERENCE)).cases[0]

@@ -16,15 +16,15 @@ from test_graphs import random_inputs
 
 from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.graphs.graph import Graph, Precision, convert_weights
-from ldp_export.graphs.infinity import BlocksGraph, DecoderGraph, PromptGraph
+from ldp_export.graphs.infinity import InfinityBlocksGraph, InfinityDecoderGraph, InfinityPromptGraph
 from ldp_export.graphs.onnx import check_twin, export_graph
 from ldp_export.graphs.signature import Axis
-from ldp_export.graphs.t5 import TextEncoderGraph
-from ldp_export.graphs.var import ClassBlocksGraph, ClassPromptGraph, VqDecoderGraph
+from ldp_export.graphs.t5 import T5EncoderGraph
+from ldp_export.graphs.var import VarBlocksGraph, VarDecoderGraph, VarPromptGraph
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae
+from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.var import VarTransformer
-from ldp_export.models.var_vae import VqVae
+from ldp_export.models.var_vae import VarVae
 
 Make = Callable[[Precision], Graph]
 HELD = CLASS_MODELS["one AdaLN for all blocks"]
@@ -42,19 +42,19 @@ SIZES = {
 def skeletons(text_encoder: Path) -> dict[str, Make]:
     """Graphs whose weights lie on the meta device: shapes without values."""
     with torch.device("meta"):
-        transformer, vae = InfinityTransformer(TRANSFORMER), BsqVae(VAE)
-        classes, vq_vae = VarTransformer(HELD.transformer), VqVae(HELD.vae)
+        transformer, vae = InfinityTransformer(TRANSFORMER), InfinityVae(VAE)
+        classes, vq_vae = VarTransformer(HELD.transformer), VarVae(HELD.vae)
     encoder = load_text_encoder(text_encoder).module.to("meta")
     return {
-        "blocks_0_1": lambda precision: BlocksGraph(transformer, 0, 1, precision),
-        "blocks_1_2": lambda precision: BlocksGraph(transformer, 1, 2, precision),
-        "prompt_0_1": lambda precision: PromptGraph(transformer, 0, 1, precision),
-        "decoder": lambda precision: DecoderGraph(vae, precision),
-        "text_encoder": lambda precision: TextEncoderGraph(encoder, precision),
-        "class_blocks_0_1": lambda precision: ClassBlocksGraph(classes, 0, 1, precision),
-        "class_blocks_2_3": lambda precision: ClassBlocksGraph(classes, 2, 3, precision),
-        "class_prompt": lambda precision: ClassPromptGraph(classes, precision),
-        "vq_decoder": lambda precision: VqDecoderGraph(vq_vae, precision),
+        "blocks_0_1": lambda precision: InfinityBlocksGraph(transformer, 0, 1, precision),
+        "blocks_1_2": lambda precision: InfinityBlocksGraph(transformer, 1, 2, precision),
+        "prompt_0_1": lambda precision: InfinityPromptGraph(transformer, 0, 1, precision),
+        "decoder": lambda precision: InfinityDecoderGraph(vae, precision),
+        "text_encoder": lambda precision: T5EncoderGraph(encoder, precision),
+        "class_blocks_0_1": lambda precision: VarBlocksGraph(classes, 0, 1, precision),
+        "class_blocks_2_3": lambda precision: VarBlocksGraph(classes, 2, 3, precision),
+        "class_prompt": lambda precision: VarPromptGraph(classes, precision),
+        "vq_decoder": lambda precision: VarDecoderGraph(vq_vae, precision),
     }
 
 
@@ -118,13 +118,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     with torch.device("meta"):
         skeleton = InfinityTransformer(TRANSFORMER)
-    weights = BlocksGraph(random_transformer()).state_dict()
-    export_graph(BlocksGraph(skeleton, precision="bfloat16"), folder, weights)
+    weights = InfinityBlocksGraph(random_transformer()).state_dict()
+    export_graph(InfinityBlocksGraph(skeleton, precision="bfloat16"), folder, weights)
     return folder
 
 
 def test_weights_are_stored_in_the_precision_and_transposed(exported: Path) -> None:
-    stored, weights = load_file(exported / "weights.safetensors"), BlocksGraph(random_transformer()).state_dict()
+    stored, weights = (
+        load_file(exported / "weights.safetensors"),
+        InfinityBlocksGraph(random_transformer()).state_dict(),
+    )
     model = onnx.load(exported / "model.onnx", load_external_data=False)
     shapes = {entry.name: tuple(entry.dims) for entry in model.graph.initializer}
     for name in ("blocks.0.ffn.fc1.weight", "blocks.1.sa.mat_qkv.weight"):
@@ -145,9 +148,9 @@ def test_keys_and_values_have_the_precision(exported: Path) -> None:
 
 #: Graphs of class-conditional models with their weights.
 CLASS_MAKERS: dict[str, Make] = {
-    "class_blocks": lambda precision: ClassBlocksGraph(VarTransformer(HELD.transformer), precision=precision),
-    "class_prompt": lambda precision: ClassPromptGraph(VarTransformer(HELD.transformer), precision),
-    "vq_decoder": lambda precision: VqDecoderGraph(VqVae(HELD.vae), precision),
+    "class_blocks": lambda precision: VarBlocksGraph(VarTransformer(HELD.transformer), precision=precision),
+    "class_prompt": lambda precision: VarPromptGraph(VarTransformer(HELD.transformer), precision),
+    "vq_decoder": lambda precision: VarDecoderGraph(VarVae(HELD.vae), precision),
 }
 
 
@@ -158,13 +161,17 @@ def test_reduced_graphs_err_by_rounding_only(name: str, precision: Precision, li
 
     def make(precision: Precision) -> Graph:
         if name == "decoder":
-            return DecoderGraph(random_vae(), precision)
+            return InfinityDecoderGraph(random_vae(), precision)
         if name in CLASS_MAKERS:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 return CLASS_MAKERS[name](precision)
         model = random_transformer()
-        return BlocksGraph(model, precision=precision) if name == "blocks" else PromptGraph(model, precision=precision)
+        return (
+            InfinityBlocksGraph(model, precision=precision)
+            if name == "blocks"
+            else InfinityPromptGraph(model, precision=precision)
+        )
 
     exact, reduced = make("float32"), make(precision)
     convert_weights(reduced)
@@ -183,7 +190,7 @@ def test_reduced_graphs_err_by_rounding_only(name: str, precision: Precision, li
 
 
 def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
-    graph = BlocksGraph(random_transformer(), precision="float16")
+    graph = InfinityBlocksGraph(random_transformer(), precision="float16")
     graph.blocks[0].ffn.fc1.bias[3] = 7e4  # pyright: ignore
     with pytest.raises(CheckpointError, match=r"fc1.bias holds values up to 7e\+04, which float16 cannot hold"):
         export_graph(graph, tmp_path)

@@ -10,12 +10,12 @@ import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 from samples import spec, write_sources
 
-from ldp_export.checkpoints.infinity import original_transformer_state
+from ldp_export.checkpoints.infinity import original_infinity_state
 from ldp_export.checkpoints.original import original_state, released_bytes
 from ldp_export.hub.resolve import find_sources, resolve_model
 from ldp_export.models.infinity import InfinityTransformer, ffn_width
-from ldp_export.models.infinity_vae import BsqVae
-from ldp_export.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.models.registry import DEFAULT_MODEL, MODELS, InfinitySpec, find_model
 from ldp_export.models.t5 import FLAN_T5_XL
 
 #: Parameters of the released transformers, and all their numbers with buffers, whose four bytes each are the files.
@@ -27,9 +27,9 @@ RELEASED = {
 }
 
 
-def model(name: str) -> ModelSpec:
+def model(name: str) -> InfinitySpec:
     spec = find_model(name)
-    assert isinstance(spec, ModelSpec)
+    assert isinstance(spec, InfinitySpec)
     return spec
 
 
@@ -42,7 +42,7 @@ def transformer(name: str) -> InfinityTransformer:
 def test_released_sizes(name: str) -> None:
     made = transformer(name)
     parameters, numbers, keys = RELEASED[name]
-    state = original_transformer_state(made)
+    state = original_infinity_state(made)
     assert sum(p.numel() for p in made.parameters()) == parameters
     assert sum(tensor.numel() for tensor in state.values()) == numbers
     assert len(state) == keys
@@ -51,7 +51,7 @@ def test_released_sizes(name: str) -> None:
 
 def test_released_vae_size() -> None:
     with torch.device("meta"):
-        vae = BsqVae(model("infinity-2b").vae)
+        vae = InfinityVae(model("infinity-2b").vae)
     assert sum(p.numel() for p in vae.parameters()) == 110_118_051
     assert sum(p.numel() for p in vae.decoder.parameters()) == 65_092_355
 
@@ -68,7 +68,7 @@ def test_every_model_can_be_made(name: str) -> None:
     assert spec.parameters > 0
     assert spec.run_bytes() > 2 * spec.parameters
     assert 0 < released_bytes(spec)["vae"] <= released_bytes(spec)["transformer"] or spec.hub is not None
-    if isinstance(spec, ModelSpec):
+    if isinstance(spec, InfinitySpec):
         assert spec.layout.bits == spec.transformer.bits
         assert spec.transformer.levels >= 13
 

@@ -12,7 +12,7 @@ from ldp_runtime.errors import ConfigError
 from samples import spec
 
 from ldp_export.checkpoints.infer import infer_spec
-from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.checkpoints.tensor_files import read_state
 from ldp_export.checkpoints.var import load_var
@@ -24,10 +24,10 @@ def test_sharded_and_whole_files_hold_the_same_model(tmp_path: Path) -> None:
     sharded = write_checkpoint(spec(), tmp_path / "sharded", seed=3, shard_bytes=100_000)
     index = json.loads((sharded.transformer / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
-    a, b = load_transformer(whole.transformer), load_transformer(sharded.transformer)
+    a, b = load_infinity(whole.transformer), load_infinity(sharded.transformer)
     for name, tensor in a.state_dict().items():
         assert torch.equal(tensor, b.state_dict()[name]), name
-    assert load_vae(whole.vae).config == spec().vae
+    assert load_infinity_vae(whole.vae).config == spec().vae
     assert infer_spec(sharded).transformer == spec().transformer
 
 

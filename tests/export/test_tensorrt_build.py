@@ -39,12 +39,17 @@ from ldp_export.builders.tensorrt.network import blocks_of, check_layers, count_
 from ldp_export.builders.tensorrt.optimization_profiles import all_schedules
 from ldp_export.builders.tensorrt.targets import check_precision, check_targets, parse_capabilities
 from ldp_export.building.choose_builder import BackendOptions, choose_builder
-from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.checkpoints.var import load_var, load_var_vae
 from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.infinity import BlocksGraph, DecoderGraph, PromptGraph, blocks_signature
+from ldp_export.graphs.infinity import (
+    InfinityBlocksGraph,
+    InfinityDecoderGraph,
+    InfinityPromptGraph,
+    infinity_blocks_signature,
+)
 from ldp_export.graphs.onnx import MODEL_FILE, export_graph
 from ldp_export.graphs.signature import GraphSignature, TensorSpec
-from ldp_export.graphs.var import ClassBlocksGraph, ClassPromptGraph, VqDecoderGraph
+from ldp_export.graphs.var import VarBlocksGraph, VarDecoderGraph, VarPromptGraph
 from ldp_export.models.registry import find_model
 
 RTX = pytest.importorskip(
@@ -86,14 +91,14 @@ def build(chosen: TensorRtBuilder, graph: ExportedGraph, folder: Path) -> Counte
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory, golden_2b: Golden) -> ExportedGraph:
     """The blocks graph of the small 2B-like model in bfloat16."""
-    return exported(BlocksGraph(golden_2b.transformer, precision="bfloat16"), tmp_path_factory.mktemp("blocks"))
+    return exported(InfinityBlocksGraph(golden_2b.transformer, precision="bfloat16"), tmp_path_factory.mktemp("blocks"))
 
 
 @pytest.fixture(scope="module")
 def in_place(tmp_path_factory: pytest.TempPathFactory, golden_2b: Golden) -> ExportedGraph:
     """The last two blocks of that model, with a cache that is written in place."""
     capacity = max(schedule.total_tokens for schedule in all_schedules(golden_2b.config["pn"]))
-    graph = BlocksGraph(golden_2b.transformer, 2, 4, precision="bfloat16").in_place(capacity)
+    graph = InfinityBlocksGraph(golden_2b.transformer, 2, 4, precision="bfloat16").with_static_cache(capacity)
     return exported(graph, tmp_path_factory.mktemp("in-place"))
 
 
@@ -101,7 +106,7 @@ def in_place(tmp_path_factory: pytest.TempPathFactory, golden_2b: Golden) -> Exp
 def float32_blocks(tiny_bundle: Bundle, golden_2b: Golden) -> ExportedGraph:
     """The same graph in float32, from the bundle of ONNX graphs."""
     config = golden_2b.transformer.config
-    return in_folder(blocks_signature(config, 0, config.depth), tiny_bundle.path("blocks"))
+    return in_folder(infinity_blocks_signature(config, 0, config.depth), tiny_bundle.path("blocks"))
 
 
 class TestEngines:
@@ -109,11 +114,11 @@ class TestEngines:
 
     @pytest.mark.parametrize(("precision", "buckets"), [("bfloat16", 2), ("float16", 1)])
     def test_the_embedded_model(self, precision: Any, buckets: int, tmp_path: Path) -> None:
-        from ldp_export.checkpoints.infinity import load_transformer
+        from ldp_export.checkpoints.infinity import load_infinity
         from ldp_export.hub.resolve import resolve_model
 
         shapes, sources = resolve_model("infinity-shapes", None, None, None, None, None)
-        graph = BlocksGraph(load_transformer(sources.transformer, shapes.transformer), precision=precision)
+        graph = InfinityBlocksGraph(load_infinity(sources.transformer, shapes.transformer), precision=precision)
         chosen = builder(shapes.size, shapes.layout, buckets=buckets, text_tokens=512)
         layers = build(chosen, exported(graph, tmp_path / "graph"), tmp_path / "engine")
         assert layers["ATTENTION_INPUT"] == layers["ATTENTION_OUTPUT"] == 2 * shapes.transformer.depth
@@ -127,16 +132,16 @@ class TestEngines:
         chosen = builder(golden_2b.config["pn"], golden_2b.layout, text_tokens=config.text_tokens)
         layers = build(chosen, blocks, tmp_path / "blocks-engine")
         assert layers["ATTENTION_INPUT"] == layers["ROTARY_EMBEDDING"] == 2 * config.depth
-        prompt = exported(PromptGraph(golden_2b.transformer, precision="bfloat16"), tmp_path / "prompt")
+        prompt = exported(InfinityPromptGraph(golden_2b.transformer, precision="bfloat16"), tmp_path / "prompt")
         assert build(chosen, prompt, tmp_path / "prompt-engine")["ATTENTION_INPUT"] == 1
 
     def test_infinity_8b_in_small(self, golden_8b: Golden, tmp_path: Path) -> None:
         """A chunk of blocks, and the decoder with its two profiles."""
         model = golden_8b.transformer
         chosen = builder(golden_8b.config["pn"], golden_8b.layout, text_tokens=model.config.text_tokens)
-        chunk = exported(BlocksGraph(model, 1, 2, precision="float16"), tmp_path / "graph")
+        chunk = exported(InfinityBlocksGraph(model, 1, 2, precision="float16"), tmp_path / "graph")
         assert build(chosen, chunk, tmp_path / "engine")["ATTENTION_INPUT"] == 2
-        decoder = exported(DecoderGraph(golden_8b.vae, "float16"), tmp_path / "decoder")
+        decoder = exported(InfinityDecoderGraph(golden_8b.vae, "float16"), tmp_path / "decoder")
         assert len(chosen.profiles(decoder.signature)) == 2
         assert build(chosen, decoder, tmp_path / "decoder-engine")["CONVOLUTION"] > 0
 
@@ -144,16 +149,16 @@ class TestEngines:
         """Blocks with one attention each: the last chunk, the class's graph with a shared AdaLN, and the decoder."""
         held = CLASS_MODELS["one AdaLN for all blocks"]
         sources = held.write(tmp_path / "sources")
-        model, vae = load_var(sources.transformer), load_vq_vae(sources.vae)
+        model, vae = load_var(sources.transformer), load_var_vae(sources.vae)
         layout = LatentLayout(held.vae.channels)
         chosen = builder(
             layout=layout, capabilities=("8.9",), schedules=(held.transformer.schedule,), buckets=2, text_tokens=0
         )
-        blocks = exported(ClassBlocksGraph(model, 1, 3, "bfloat16"), tmp_path / "blocks")
+        blocks = exported(VarBlocksGraph(model, 1, 3, "bfloat16"), tmp_path / "blocks")
         assert build(chosen, blocks, tmp_path / "blocks-engine")["ATTENTION_INPUT"] == 2
-        prompt = exported(ClassPromptGraph(model, "bfloat16"), tmp_path / "prompt")
+        prompt = exported(VarPromptGraph(model, "bfloat16"), tmp_path / "prompt")
         assert build(chosen, prompt, tmp_path / "prompt-engine")["MATRIX_MULTIPLY"] > 0
-        decoder = exported(VqDecoderGraph(vae, "bfloat16"), tmp_path / "decoder")
+        decoder = exported(VarDecoderGraph(vae, "bfloat16"), tmp_path / "decoder")
         assert build(chosen, decoder, tmp_path / "decoder-engine")["CONVOLUTION"] > 0
 
     def test_in_place_cache(self, in_place: ExportedGraph, golden_2b: Golden, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.checkpoints.tensor_files import read_state, save_state
 from ldp_export.graphs.graph import convert_weights
 from ldp_export.graphs.onnx import MODEL_FILE, export_graph
-from ldp_export.graphs.t5 import TextEncoderGraph
+from ldp_export.graphs.t5 import T5EncoderGraph
 from ldp_export.models.t5 import T5Sizes
 
 #: flan-t5-xl's architecture, small: gated GELU, 32 relative buckets up to distance 128.
@@ -106,7 +106,7 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     import onnxruntime
 
     folder = tmp_path_factory.mktemp("graph")
-    export_graph(TextEncoderGraph(load_text_encoder(checkpoint).module), folder)
+    export_graph(T5EncoderGraph(load_text_encoder(checkpoint).module), folder)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(folder / MODEL_FILE, options, providers=["CPUExecutionProvider"])
@@ -160,7 +160,7 @@ class TestRangeOfFloat16:
     def test_our_graphs_do_not(
         self, hot: Path, ids: torch.Tensor, exact: torch.Tensor, precision: Any, allowed: float
     ) -> None:
-        graph = TextEncoderGraph(load_text_encoder(hot).module, precision)
+        graph = T5EncoderGraph(load_text_encoder(hot).module, precision)
         convert_weights(graph)
         features = graph(ids)
         assert bool(features.isfinite().all())
@@ -171,7 +171,7 @@ class TestRangeOfFloat16:
     ) -> None:
         import onnxruntime
 
-        export_graph(TextEncoderGraph(load_text_encoder(hot).module, "float16"), tmp_path)
+        export_graph(T5EncoderGraph(load_text_encoder(hot).module, "float16"), tmp_path)
         session = onnxruntime.InferenceSession(tmp_path / MODEL_FILE, providers=["CPUExecutionProvider"])
         features = torch.from_numpy(session.run(None, {"ids": ids.numpy()})[0])
         assert bool(features.isfinite().all())

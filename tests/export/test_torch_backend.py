@@ -21,7 +21,7 @@ from ldp_export.builders.base import Compiler, ExportedGraph
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
-from ldp_export.models.infinity_vae import VaeConfig
+from ldp_export.models.infinity_vae import InfinityVaeConfig
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler"
@@ -34,7 +34,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """As small as it gets: three graphs to compile."""
     folder = tmp_path_factory.mktemp("torch")
     transformer = replace(TRANSFORMER, depth=1, chunks=1)
-    vae = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
+    vae = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
     sources = write_sources(folder, transformer, vae)
     options = BuildOptions(folder / "bundle", builder=TorchBuilder())
     return build(plan_build(spec(transformer, vae), sources, options))[0]

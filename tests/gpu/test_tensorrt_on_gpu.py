@@ -50,8 +50,8 @@ def test_in_place_cache(backend: Any, golden_2b: Golden, tmp_path: Path) -> None
     model = spec(golden_2b.transformer.config, golden_2b.vae.config)
     sources = Sources(golden_2b.folder / "transformer.safetensors", golden_2b.folder / "vae.safetensors")
     builder = choose_builder(BackendOptions(backend), model, model.size, "float32")
-    bundle, _ = build(plan_build(model, sources, BuildOptions(tmp_path, builder=builder, kv_form="in-place")))
-    assert (bundle.state, bundle.manifest.kv_form) == ("verified", "in-place")
+    bundle, _ = build(plan_build(model, sources, BuildOptions(tmp_path, builder=builder, kv_cache="static")))
+    assert (bundle.state, bundle.manifest.kv_cache) == ("verified", "static")
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ import pytest
 import torch
 from ldp_runtime import Pipeline, open_bundle
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.bundle.manifest import LateEntry, LatePrecision, Precision
+from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision, QuantizedScales
 from ldp_runtime.engines.torch_compiled.target import local_target
 from ldp_runtime.pruning.controls import GivenShares
 from samples import TRANSFORMER, random_texts, spec, write_sources
 
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
-from ldp_export.building.choose_builder import LATE_SHARE
-from ldp_export.models.infinity_vae import VaeConfig
+from ldp_export.building.choose_builder import QUANTIZED_SHARE
+from ldp_export.models.infinity_vae import InfinityVaeConfig
 from ldp_export.verification.verify import verify_bundle
 
 #: Precision of the graphs, and of blocks at late scales.
-PRECISIONS: list[tuple[Precision, LatePrecision | None]] = [
+PRECISIONS: list[tuple[Precision, QuantizedPrecision | None]] = [
     ("float32", None),
     ("bfloat16", None),
     ("bfloat16", "int8"),
@@ -35,13 +35,13 @@ def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Two narrow blocks; `build` has verified them on this GPU, or this fixture fails."""
     folder = tmp_path_factory.mktemp("torch")
     transformer = replace(TRANSFORMER, width=128, chunks=1)
-    vae = VaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
+    vae = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
     sources = write_sources(folder, transformer, vae)
     precision, bits = request.param
     if bits == "float8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU multiplies no 8-bit floats")
-    late = None if bits is None else LateEntry(precision=bits, share=LATE_SHARE)
-    builder = TorchBuilder("cuda", fused=True, late=late)
+    quantized = None if bits is None else QuantizedScales(precision=bits, share=QUANTIZED_SHARE)
+    builder = TorchBuilder("cuda", fused=True, quantized=quantized)
     options = BuildOptions(folder / "bundle", precision=precision, builder=builder)
     bundle, _ = build(plan_build(spec(transformer, vae), sources, options))
     assert bundle.state == "verified"

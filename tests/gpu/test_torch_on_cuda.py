@@ -6,7 +6,7 @@ import pytest
 import torch
 from goldens import RAW_LOGITS, Golden
 from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
-from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.tensorrt.addresses import Places
 from ldp_runtime.engines.tensorrt.bindings import Binding
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT
@@ -14,13 +14,13 @@ from ldp_runtime.numerics import FiniteWatch
 from ldp_runtime.schedule import rope_table
 
 from ldp_export.bench.worker.eager import EagerEngine
-from ldp_export.graphs.infinity import BlocksGraph
+from ldp_export.graphs.infinity import InfinityBlocksGraph
 
 
 def two_scales(golden: Golden, device: str) -> list[torch.Tensor]:
     """Logits of the first three scales, with keys and values kept in an arena on `device`."""
     config, schedule = golden.transformer.config, golden.schedule
-    graph = BlocksGraph(golden.transformer)
+    graph = InfinityBlocksGraph(golden.transformer)
     signature = graph.signature
     engine = EagerEngine("blocks", graph, signature.input_names, signature.output_names, device)
     shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits)
@@ -57,7 +57,7 @@ def test_blocks_on_cuda_are_blocks_on_the_cpu(golden_2b: Golden) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_arena_binds_by_pointer(dtype: torch.dtype) -> None:
     """Widths are multiples of 128, so every position of the arena is aligned for an engine."""
-    cache = KVCache(layers=2, capacity=30, rows=2, heads=2, head_dim=64, device="cuda", dtype=dtype)
+    cache = DynamicKVCache(layers=2, capacity=30, rows=2, heads=2, head_dim=64, device="cuda", dtype=dtype)
     for tokens in (1, 4, 9):
         for layer in range(2):
             for slot in cache.slots(tokens)[layer]:

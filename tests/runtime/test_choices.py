@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Policy, parse_policy
-from ldp_runtime.pruning.policy import PictureSoFar
+from ldp_runtime.pruning.policy import ScaleView
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
 
@@ -15,7 +15,7 @@ SCORES = ["energy", "distance", "variance", "change"]
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> PictureSoFar:
+def pictures(draw: st.DrawFn) -> ScaleView:
     """Any scale of up to a thousand tokens of any template, with codes of unit norm or any other, or a flat one."""
     schedule = ScaleSchedule.of_size(
         draw(st.sampled_from(sorted(SCALES_OF_SIZE))), draw(st.sampled_from(list(TEMPLATES)))
@@ -31,10 +31,10 @@ def pictures(draw: st.DrawFn) -> PictureSoFar:
     if kind == "flat":
         residual, latent = torch.zeros_like(residual), torch.zeros_like(latent)
     computed = torch.rand(residual.shape[1:], generator=generator) < 0.7
-    return PictureSoFar(schedule, scale, residual, computed, None, latent, 0)
+    return ScaleView(schedule, scale, residual, computed, None, latent, 0)
 
 
-def kept(policy: Policy, picture: PictureSoFar) -> list[int]:
+def kept(policy: Policy, picture: ScaleView) -> list[int]:
     selection = policy.select(picture)
     assert selection is not None
     assert selection.score.shape == picture.schedule.grids[picture.scale]
@@ -44,7 +44,7 @@ def kept(policy: Policy, picture: PictureSoFar) -> list[int]:
 @settings(max_examples=60, deadline=None)
 @given(pictures(), st.sampled_from(SCORES), st.floats(0.05, 1), st.floats(0.05, 1))
 def test_more_energy_keeps_more_tokens_and_the_same_ones(
-    picture: PictureSoFar, score: str, one: float, other: float
+    picture: ScaleView, score: str, one: float, other: float
 ) -> None:
     low, high = sorted((one, other))
     few, many = (
@@ -57,7 +57,7 @@ def test_more_energy_keeps_more_tokens_and_the_same_ones(
 
 @settings(max_examples=60, deadline=None)
 @given(pictures(), st.sampled_from([*SCORES, "random"]), st.floats(0, 1), st.floats(0, 1))
-def test_a_fixed_share_is_that_share_and_grows(picture: PictureSoFar, score: str, one: float, other: float) -> None:
+def test_a_fixed_share_is_that_share_and_grows(picture: ScaleView, score: str, one: float, other: float) -> None:
     low, high = sorted((one, other))
     few, many = (
         kept(FixedRatio(keep=keep, score=score, prune_scales=(picture.scale,)), picture) for keep in (low, high)
@@ -69,7 +69,7 @@ def test_a_fixed_share_is_that_share_and_grows(picture: PictureSoFar, score: str
 
 @settings(max_examples=40, deadline=None)
 @given(pictures(), st.sampled_from(SCORES))
-def test_a_share_is_reached_with_the_fewest_tokens(picture: PictureSoFar, score: str) -> None:
+def test_a_share_is_reached_with_the_fewest_tokens(picture: ScaleView, score: str) -> None:
     selection = LatentDiscrepancy(rho=0.5, score=score, prune_scales=(picture.scale,)).select(picture)  # pyright: ignore
     assert selection is not None
     values, total = selection.score.double().flatten(), float(selection.score.double().sum())
@@ -84,7 +84,7 @@ def test_a_share_is_reached_with_the_fewest_tokens(picture: PictureSoFar, score:
 
 @settings(max_examples=40, deadline=None)
 @given(pictures(), st.sampled_from(["repeat", "zero", "scaled"]))
-def test_fills_cover_the_grid(picture: PictureSoFar, fill: str) -> None:
+def test_fills_cover_the_grid(picture: ScaleView, fill: str) -> None:
     filled = LatentDiscrepancy(fill=fill, fill_scale=-0.5).fill_residual(picture)  # pyright: ignore[reportArgumentType]
     assert filled.shape == picture.latent.shape
     assert fill != "zero" or not filled.any()

@@ -17,7 +17,7 @@ from ldp_runtime.bundle.files import CURRENT, MANIFEST, Bundle
 from ldp_runtime.bundle.manifest import Manifest, TargetEntry, TensorEntry
 from ldp_runtime.engines.graph_cache import GraphCache
 from ldp_runtime.engines.hardware import check_capability, require_gpu
-from ldp_runtime.engines.tensorrt.addresses import Places
+from ldp_runtime.engines.tensorrt.addresses import Addresses
 from ldp_runtime.engines.tensorrt.bindings import Binding, axis_sizes, input_bindings, output_bindings, spare_offsets
 from ldp_runtime.engines.tensorrt.engine import check_aliases, check_size, check_target, keep_kernels
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT, capability, load_library
@@ -125,13 +125,13 @@ class TestPlaces:
     def test_aligned_tensors_stay(self) -> None:
         tensor = self.aligned(64)
         binding = Binding("a", (64,), 1, tensor.data_ptr())
-        places = Places([binding], {"a": tensor}, {}, captured=False, memory=self.memory())
+        places = Addresses([binding], {"a": tensor}, {}, captured=False, memory=self.memory())
         assert places.address(binding) == tensor.data_ptr()
 
     def test_others_go_through_an_aligned_copy(self) -> None:
         given, place = self.aligned(64, shift=16).fill_(7), self.aligned(64, shift=32)
         a, b = Binding("a", (64,), 1, given.data_ptr()), Binding("b", (64,), 1, place.data_ptr())
-        places = Places([a, b], {"a": given}, {"b": place}, captured=False, memory=self.memory())
+        places = Addresses([a, b], {"a": given}, {"b": place}, captured=False, memory=self.memory())
         assert places.address(a) not in (given.data_ptr(), 0)
         assert places.address(b) not in (place.data_ptr(), 0)
         (kept, copy) = places._back[0]
@@ -145,7 +145,7 @@ class TestPlaces:
         for value in range(3):
             given = torch.full((5, 3), float(value))
             binding = Binding("a", (5, 3), 4, given.data_ptr())
-            places = Places([binding], {"a": given}, {}, captured=True, memory=memory)
+            places = Addresses([binding], {"a": given}, {}, captured=True, memory=memory)
             seen.add(places.address(binding))
             content = memory("the input 'a' of captured calls", 1)[: binding.size].view(torch.float32)
             assert torch.equal(content.view(5, 3), given)
@@ -155,16 +155,16 @@ class TestPlaces:
         """However small, and in captured calls too: a copy would be read by the one and written by the other."""
         cache = self.aligned(64)
         both = [Binding(name, (64,), 1, cache.data_ptr()) for name in ("cache_k_0", "present_k_0")]
-        places = Places(both, {"cache_k_0": cache}, {"present_k_0": cache}, captured=True, memory=self.memory())
+        places = Addresses(both, {"cache_k_0": cache}, {"present_k_0": cache}, captured=True, memory=self.memory())
         assert {places.address(binding) for binding in both} == {cache.data_ptr()}
         shifted = self.aligned(64, shift=16)
         both = [Binding(name, (64,), 1, shifted.data_ptr()) for name in ("cache_k_0", "present_k_0")]
         with pytest.raises(ConfigError, match=f"'cache_k_0' is written in place.*no multiple of {ALIGNMENT}"):
-            Places(both, {"cache_k_0": shifted}, {"present_k_0": shifted}, captured=False, memory=self.memory())
+            Addresses(both, {"cache_k_0": shifted}, {"present_k_0": shifted}, captured=False, memory=self.memory())
 
     def test_nothing_is_bound_to_null(self) -> None:
         bound = [Binding("empty", (0, 4), 4, 0), Binding("unwanted", (8,), 4, 0)]
-        places = Places(bound, {}, {}, captured=False, memory=self.memory())
+        places = Addresses(bound, {}, {}, captured=False, memory=self.memory())
         addresses = [places.address(binding) for binding in bound]
         assert 0 not in addresses
         assert len(set(addresses)) == 2

@@ -14,7 +14,7 @@ from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.pruning import fills, scores
 from ldp_runtime.pruning import recall as guidance_recall
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
-from ldp_runtime.pruning.policy import PictureSoFar
+from ldp_runtime.pruning.policy import ScaleView
 from ldp_runtime.schedule import ScaleSchedule
 from torch.nn import functional as F
 
@@ -22,12 +22,12 @@ SQUARE = ScaleSchedule.of_size("0.06M")
 C = 6
 
 
-def picture(seed: int = 0, scale: int = 6, patch: int = 1) -> PictureSoFar:
+def view(seed: int = 0, scale: int = 6, patch: int = 1) -> ScaleView:
     generator = torch.Generator().manual_seed(seed)
     residual = torch.randn(C, *SQUARE.grids[scale - 1], generator=generator)
     latent = torch.randn(C, *SQUARE.grids[scale], generator=generator)
     everywhere = torch.ones(residual.shape[1:], dtype=torch.bool)
-    return PictureSoFar(SQUARE, scale, residual, everywhere, None, latent, seed, patch)
+    return ScaleView(SQUARE, scale, residual, everywhere, None, latent, seed, patch)
 
 
 def fitted(seed: int = 0) -> Fitted:
@@ -65,7 +65,7 @@ class TestWithoutFits:
     def test_scales_that_were_not_fitted_are_named(self) -> None:
         policy = LatentDiscrepancy(fill="linear", fitted=fitted())
         with pytest.raises(ConfigError, match=r"fitted for scales \[5, 6\], not for scale 4"):
-            policy.fill_residual(picture(scale=4))
+            policy.fill_residual(view(scale=4))
 
     @pytest.mark.parametrize(
         "policy",
@@ -130,25 +130,25 @@ class TestJson:
 
 class TestScores:
     def test_change_is_the_size_of_the_resized_residual(self) -> None:
-        seen = picture()
+        seen = view()
         resized = F.interpolate(seen.residual[None], (16, 16), mode="bilinear", align_corners=False)[0]
         torch.testing.assert_close(scores.change(seen), (resized**2).sum(dim=0))
 
     @given(st.integers(0, 10**6))
     def test_the_identity_metric_is_the_plain_distance(self, seed: int) -> None:
-        seen = picture(seed)
+        seen = view(seed)
         torch.testing.assert_close(scores.decoder(seen, torch.eye(C)), scores.distance(seen))
 
     @given(st.integers(0, 10**6))
     def test_the_metric_weighs_directions(self, seed: int) -> None:
-        seen, metric = picture(seed), fitted(seed).metric
+        seen, metric = view(seed), fitted(seed).metric
         assert metric is not None
         d = (seen.latent - seen.latent.mean(dim=(1, 2), keepdim=True)).double()
         expected = sum(d[i] * d[j] * float(metric[i, j]) for i in range(C) for j in range(C))
         torch.testing.assert_close(scores.decoder(seen, metric).double(), expected, atol=1e-3, rtol=1e-4)
 
     def test_error_is_a_weighted_sum(self) -> None:
-        seen = picture()
+        seen = view()
         expected = scores.distance(seen) + 0.5 * scores.variance(seen) + 0.25 * scores.change(seen) + 0.125
         torch.testing.assert_close(scores.score_map("error", seen, fitted()), expected)
 
@@ -157,18 +157,18 @@ class TestScores:
         generator = torch.Generator().manual_seed(0)
         residual = torch.randn(8, 12, 12, generator=generator)
         latent = torch.randn(8, 16, 16, generator=generator)
-        seen = PictureSoFar(SQUARE, 6, residual, torch.ones(12, 12, dtype=torch.bool), None, latent, 0, patch=2)
+        seen = ScaleView(SQUARE, 6, residual, torch.ones(12, 12, dtype=torch.bool), None, latent, 0, patch=2)
         shuffled = dataclasses.replace(seen, residual=F.pixel_shuffle(residual, 2), patch=1)
         by_token = scores.energy(seen, per_latent=True)
         torch.testing.assert_close(by_token, scores.energy(shuffled))
         assert not torch.allclose(by_token, scores.energy(seen))
-        assert torch.equal(scores.energy(picture(), per_latent=True), scores.energy(picture()))
+        assert torch.equal(scores.energy(view(), per_latent=True), scores.energy(view()))
 
 
 class TestFill:
     @given(st.integers(0, 10**6))
     def test_linear_is_the_plain_sum_over_neighbours(self, seed: int) -> None:
-        seen = picture(seed)
+        seen = view(seed)
         kernel, bias = fitted(seed).fill[6]
         known = fills.predictors(seen).double()
         y, x = seed % 16, seed // 16 % 16

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.errors import ConfigError
 
 
-def filled(tokens: tuple[int, ...] = (1, 4), rows: int = 3) -> KVCache:
+def filled(tokens: tuple[int, ...] = (1, 4), rows: int = 3) -> DynamicKVCache:
     """Every stored number differs from every other."""
-    cache, counter = KVCache(layers=2, capacity=8, rows=rows, heads=2, head_dim=4), 0
+    cache, counter = DynamicKVCache(layers=2, capacity=8, rows=rows, heads=2, head_dim=4), 0
     for count in tokens:
         for layer in range(2):
             for slot in cache.slots(count)[layer]:
@@ -31,7 +31,7 @@ def test_prefixes_are_contiguous_views_of_one_arena() -> None:
 
 
 def test_what_was_written_is_the_past() -> None:
-    cache = KVCache(layers=1, capacity=3, rows=1, heads=1, head_dim=4)
+    cache = DynamicKVCache(layers=1, capacity=3, rows=1, heads=1, head_dim=4)
     key, value = cache.slots(2)[0]
     key.fill_(1.0)
     value.fill_(2.0)
@@ -67,4 +67,4 @@ def test_capacity() -> None:
 
 def test_size_in_bytes() -> None:
     cache = filled()
-    assert KVCache.size_in_bytes(2, 8, 3, 2 * 4) == cache._arena.numel() * 4
+    assert DynamicKVCache.size_in_bytes(2, 8, 3, 2 * 4) == cache._arena.numel() * 4

@@ -9,7 +9,7 @@ import torch
 from engine_runs import engines_of, run_loop
 from goldens import LATENT, RAW_LOGITS, Golden
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
-from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.pipeline.pipeline import GenerationResult
 from ldp_runtime.pipeline.request import sizes
 from ldp_runtime.pruning.fills import Fill
@@ -19,8 +19,8 @@ from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 from naive import naive_run
 from torch.nn import functional as F
 
-from ldp_export.reference.infinity import ReferenceSettings, generate
-from ldp_export.reference.oracle import pruned_logits
+from ldp_export.reference.infinity import InfinitySettings, generate
+from ldp_export.reference.oracle import pruned_infinity_logits
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class TestGoldens:
 
     def test_full_model_equals_the_reference_model(self, flavour: Flavour) -> None:
         text = flavour.golden.texts("neg")[0]
-        settings = ReferenceSettings(3.0, 0.5, SamplingFilter(900, 0.97), seed=7)
+        settings = InfinitySettings(3.0, 0.5, SamplingFilter(900, 0.97), seed=7)
         expected = generate(
             flavour.golden.transformer, [text], flavour.golden.schedule, flavour.golden.layout, settings
         )
@@ -132,7 +132,7 @@ class TestPruned:
         bits = [run[f"bits_tok_{k}"][0].bool() for k in range(len(schedule))]
         keep = random_masks(len(schedule), schedule.tokens, seed)
         rows = torch.stack((flavour.text, golden.transformer.unconditional_text(len(flavour.text))))
-        expected = pruned_logits(golden.transformer, rows, bits, keep, schedule, golden.layout)
+        expected = pruned_infinity_logits(golden.transformer, rows, bits, keep, schedule, golden.layout)
         got = run_loop(flavour.pipe, flavour.text, bits=bits, keep=keep)
         for k, logits in enumerate(expected):
             if logits.shape[1]:
@@ -184,13 +184,13 @@ class TestPruned:
 
     def test_cache_holds_computed_tokens_only(self, flavour_2b: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
         lengths: list[tuple[int, int]] = []
-        original = KVCache.advance
+        original = DynamicKVCache.advance
 
-        def advance(self: KVCache, tokens: int) -> None:
+        def advance(self: DynamicKVCache, tokens: int) -> None:
             original(self, tokens)
             lengths.append((tokens, self.length))
 
-        monkeypatch.setattr(KVCache, "advance", advance)
+        monkeypatch.setattr(DynamicKVCache, "advance", advance)
         trace = flavour_2b.draw(policy=LatentDiscrepancy(prune_scales=(4, 5, 6), stop_threshold=None)).traces[0]
         computed = [scale.tokens for scale in trace.scales]
         assert computed[5] < trace.scales[5].tokens_full
@@ -386,14 +386,14 @@ class TestReleasedRows:
         import gc
         import weakref
 
-        arenas: list[weakref.ref[KVCache]] = []
-        original = KVCache.__init__
+        arenas: list[weakref.ref[DynamicKVCache]] = []
+        original = DynamicKVCache.__init__
 
-        def record(self: KVCache, *args: object, **options: object) -> None:
+        def record(self: DynamicKVCache, *args: object, **options: object) -> None:
             original(self, *args, **options)  # pyright: ignore[reportArgumentType]
             arenas.append(weakref.ref(self))
 
-        monkeypatch.setattr(KVCache, "__init__", record)
+        monkeypatch.setattr(DynamicKVCache, "__init__", record)
         held: list[list[int]] = []
 
         def look(event: object) -> None:

@@ -6,26 +6,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from ldp_runtime.families.base import TokenSpace
-from ldp_runtime.families.infinity import BitTokens
-from ldp_runtime.families.var import CodebookTokens
+from ldp_runtime.families.base import Codec
+from ldp_runtime.families.infinity import BitCodec
+from ldp_runtime.families.var import CodebookCodec
 from ldp_runtime.layout import LatentLayout
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
 from ldp_runtime.schedule import ScaleSchedule
 
 
-def spaces() -> list[TokenSpace]:
-    codes = CodebookTokens(torch.randn(12, 4), torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4), 0.5)
-    return [BitTokens(LatentLayout(8, 1)), codes]
+def spaces() -> list[Codec]:
+    codes = CodebookCodec(torch.randn(12, 4), torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4), 0.5)
+    return [BitCodec(LatentLayout(8, 1)), codes]
 
 
 @pytest.mark.parametrize("space", spaces(), ids=["bits", "codebook"])
-def test_the_same_noise(space: TokenSpace) -> None:
+def test_the_same_noise(codec: Codec) -> None:
     schedule = ScaleSchedule.of_squares((1, 2, 4, 7))
     with ThreadPoolExecutor(1) as drawer:
-        several = [NoiseAhead(seed, space, schedule, torch.device("cpu"), drawer) for seed in (5, 6)]
+        several = [NoiseAhead(seed, codec, schedule, torch.device("cpu"), drawer) for seed in (5, 6)]
         for seed, ahead in zip((5, 6), several, strict=True):
-            expected = space.noise(seed, schedule)
+            expected = codec.noise(seed, schedule)
             assert len(ahead) == len(expected)
             assert all(torch.equal(a, b) for a, b in zip(ahead, expected, strict=True))
             assert torch.equal(ahead[-1], expected[-1])
@@ -33,7 +33,7 @@ def test_the_same_noise(space: TokenSpace) -> None:
 
 
 def test_an_error_of_the_drawing_thread_is_raised_where_its_noise_is_asked_for() -> None:
-    class Broken(BitTokens):
+    class Broken(BitCodec):
         def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
             raise ValueError("no noise")
 

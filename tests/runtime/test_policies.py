@@ -12,23 +12,23 @@ from ldp_runtime import FixedRatio, LatentDiscrepancy, Policy, SkipLastScales, S
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.controls import GivenShares
 from ldp_runtime.pruning.parse import describe
-from ldp_runtime.pruning.policy import PictureSoFar
+from ldp_runtime.pruning.policy import ScaleView
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
 
 SQUARE = ScaleSchedule.of_size("0.06M")
 
 
-def picture(
+def view(
     residual: torch.Tensor,
     scale: int = 6,
     energy: torch.Tensor | None = None,
     computed: torch.Tensor | None = None,
     seed: int = 0,
-) -> PictureSoFar:
+) -> ScaleView:
     everywhere = torch.ones(residual.shape[1:], dtype=torch.bool)
     latent = torch.randn(residual.shape[0], *SQUARE.grids[scale], generator=torch.Generator().manual_seed(seed))
-    return PictureSoFar(SQUARE, scale, residual, everywhere if computed is None else computed, energy, latent, seed)
+    return ScaleView(SQUARE, scale, residual, everywhere if computed is None else computed, energy, latent, seed)
 
 
 def residual(seed: int = 0, grid: tuple[int, int] = (12, 12), channels: int = 8) -> torch.Tensor:
@@ -161,14 +161,14 @@ class TestWords:
 class TestSelection:
     def test_only_at_its_scales(self) -> None:
         for policy in (LatentDiscrepancy(prune_scales=(6,)), FixedRatio(prune_scales=(6,))):
-            assert policy.select(picture(residual(grid=(8, 8)), scale=5)) is None
-            assert policy.select(picture(residual())) is not None
+            assert policy.select(view(residual(grid=(8, 8)), scale=5)) is None
+            assert policy.select(view(residual())) is not None
 
     def test_energy_keeps_the_busy_half(self) -> None:
         """Left half random, right half flat: nearly all kept tokens are on the left."""
         codes = residual(channels=32)
         codes[:, :, 6:] = codes[:, :1, 6:7]
-        selection = LatentDiscrepancy(prune_scales=(6,)).select(picture(codes))
+        selection = LatentDiscrepancy(prune_scales=(6,)).select(view(codes))
         assert selection is not None
         assert selection.score.shape == (16, 16)
         assert (selection.kept % 16 < 9).all()
@@ -176,7 +176,7 @@ class TestSelection:
     @pytest.mark.parametrize("score", ["energy", "variance", "distance", "random"])
     @pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
     def test_fixed_ratio_keeps_its_count(self, score: str, keep: float) -> None:
-        selection = FixedRatio(keep=keep, score=score, prune_scales=(6,)).select(picture(residual()))
+        selection = FixedRatio(keep=keep, score=score, prune_scales=(6,)).select(view(residual()))
         assert selection is not None
         assert selection.kept.numel() == round(keep * 256)
         assert selection.kept.tolist() == sorted(set(selection.kept.tolist()))
@@ -185,7 +185,7 @@ class TestSelection:
         policy = FixedRatio(score="random", prune_scales=(5, 6))
 
         def choose(seed: int, scale: int) -> list[int]:
-            selection = policy.select(picture(residual(), scale, seed=seed))
+            selection = policy.select(view(residual(), scale, seed=seed))
             assert selection is not None
             return selection.kept.tolist()
 
@@ -198,12 +198,12 @@ class TestSelection:
         assert policy.scales_to_run(SQUARE) == 6
         assert policy.prunes(SQUARE) == (3, 4, 5)
         for scale, tokens in ((3, 18), (4, 0), (5, 36)):
-            selection = policy.select(picture(residual(grid=SQUARE.grids[scale - 1]), scale))
+            selection = policy.select(view(residual(grid=SQUARE.grids[scale - 1]), scale))
             assert selection is not None
             assert len(selection.kept) == tokens
 
     def test_distance_scores_outliers(self) -> None:
-        seen = picture(residual())
+        seen = view(residual())
         seen.latent[:] = 0.1
         seen.latent[:, 3, 4] = 5.0
         selection = FixedRatio(keep=1 / 256, score="distance", prune_scales=(6,)).select(seen)
@@ -217,15 +217,15 @@ class TestSelection:
         computed[:, 6:] = False
         earlier = torch.full((12, 12), 50.0)
         policy = LatentDiscrepancy(prune_scales=(6,), energy_from="computed")
-        carried = policy.select(picture(codes, energy=earlier, computed=computed))
-        first = policy.select(picture(codes, energy=None, computed=computed))
+        carried = policy.select(view(codes, energy=earlier, computed=computed))
+        first = policy.select(view(codes, energy=None, computed=computed))
         assert carried is not None
         assert first is not None
         assert (carried.kept % 16 > 7).float().mean() > 0.9
         assert (first.kept % 16 < 9).all()
 
     def test_fill(self) -> None:
-        seen = picture(residual())
+        seen = view(residual())
         zero, repeat = (LatentDiscrepancy(fill=fill).fill_residual(seen) for fill in ("zero", "repeat"))
         assert zero.shape == repeat.shape == (8, 16, 16)
         assert not zero.any()

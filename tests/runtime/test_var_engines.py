@@ -14,13 +14,13 @@ from goldens import IMAGE, LATENT, SMOOTH
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights, placement
-from ldp_runtime.families.var import CodebookTokens
+from ldp_runtime.families.var import CodebookCodec
 from ldp_runtime.pipeline.conditions import condition_rows
 from ldp_runtime.pipeline.request import ImageRequest
 from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
 from ldp_runtime.sampling import SamplingFilter
 
-from ldp_export.reference.oracle import pruned_class_logits
+from ldp_export.reference.oracle import pruned_var_logits
 from ldp_export.reference.var import VarSettings, generate
 
 RUNS = ("greedy", "sampled", "smooth", "nocfg")
@@ -55,18 +55,18 @@ def run_loop(
 ) -> Run:
     """Several classes in one batch, with noise from one stream as the original draws it; `forced` are [B, h*w]."""
     engines, schedule, B = engines_of(pipe), pipe.manifest.schedule(), len(labels)
-    space = engines.space
-    assert isinstance(space, CodebookTokens)
-    space = replace(space, more_smooth=settings.more_smooth)
+    codec = engines.codec
+    assert isinstance(codec, CodebookCodec)
+    codec = replace(codec, more_smooth=settings.more_smooth)
     weights = guidance_weights(pipe.manifest.model, settings.guidance, len(schedule))
     guided = any(weight != 1 for weight in weights)
     generator = torch.Generator().manual_seed(settings.seed)
-    noise = [space.draw_noise(generator, B * tokens).view(B, tokens, -1) for tokens in schedule.tokens]
+    noise = [codec.draw_noise(generator, B * tokens).view(B, tokens, -1) for tokens in schedule.tokens]
     images = [
         ImageState(
             seed=settings.seed,
             noise=tuple(n[i] for n in noise),
-            latent=space.empty_latent(schedule),
+            latent=codec.empty_latent(schedule),
             unconditional=guided,
             forced_tokens=None if forced is None else [f[i] for f in forced],
             forced_keep=keep,
@@ -85,7 +85,7 @@ def run_loop(
         images,
         LoopSettings(
             schedule,
-            space,
+            codec,
             weights,
             (1.0,) * len(schedule),
             SamplingFilter(settings.top_k, settings.top_p),
@@ -165,7 +165,7 @@ class TestPruned:
         ]
         masks = [None, *keep[1:]]
         labels = torch.tensor([golden.labels[0], config.classes])
-        oracle = pruned_class_logits(golden.transformer, golden.vae, labels, indices, masks)
+        oracle = pruned_var_logits(golden.transformer, golden.vae, labels, indices, masks)
         run = run_loop(
             pipe,
             golden.labels[:1],

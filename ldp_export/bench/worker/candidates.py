@@ -25,7 +25,7 @@ from ldp_export.bench.worker.timing import Drawing
 Conditions = Sequence[str] | Sequence[int] | Sequence[torch.Tensor]
 
 
-class Subject(Protocol):
+class Candidate(Protocol):
     def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str) -> Drawing: ...
 
 
@@ -41,7 +41,7 @@ def conditions_of(job: Job, manifest: Manifest) -> Conditions:
     return [torch.randn(shape, generator=generator) for _ in range(job.embed_count)]
 
 
-class EngineSubject:
+class EngineCandidate:
     """A bundle's engines, driven by the pipeline."""
 
     def __init__(self, job: Job) -> None:
@@ -90,7 +90,7 @@ def _scales(traces: Sequence[Trace]) -> tuple[tuple[float, float, float, float],
     )
 
 
-class HoistedSubject(EngineSubject, ABC):
+class GraphsCandidate(EngineCandidate, ABC):
     """The bundle's loop and graphs, the graphs in eager PyTorch: what leaving the loop alone is worth by itself."""
 
     def _open(self, bundle: Bundle, job: Job) -> Pipeline:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ldp_export.bench.worker.candidates import EngineSubject, Subject
-from ldp_export.bench.worker.infinity import EagerInfinity, HoistedInfinity
+from ldp_export.bench.worker.candidates import Candidate, EngineCandidate
+from ldp_export.bench.worker.infinity import EagerInfinity, InfinityGraphs
 from ldp_export.bench.worker.messages import Job
-from ldp_export.bench.worker.var import EagerVar, HoistedVar
+from ldp_export.bench.worker.var import EagerVar, VarGraphs
 
 
-def load_subject(job: Job) -> Subject:
+def load_candidate(job: Job) -> Candidate:
     """Opens what the job names. The comparison has hashed all files already, so only sizes are compared here."""
     if job.kind == "engines":
-        return EngineSubject(job)
-    eager, hoisted = (EagerInfinity, HoistedInfinity) if job.classes is None else (EagerVar, HoistedVar)
+        return EngineCandidate(job)
+    eager, hoisted = (EagerInfinity, InfinityGraphs) if job.classes is None else (EagerVar, VarGraphs)
     return eager(job) if job.kind == "eager" else hoisted(job)

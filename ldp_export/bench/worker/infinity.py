@@ -15,17 +15,17 @@ from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.tokenizer import PromptTokenizer
 from torch import nn
 
-from ldp_export.bench.worker.candidates import HoistedSubject, conditions_of
+from ldp_export.bench.worker.candidates import GraphsCandidate, conditions_of
 from ldp_export.bench.worker.messages import Job
 from ldp_export.bench.worker.timing import Drawing, Stopwatch
-from ldp_export.checkpoints.infinity import load_transformer, load_vae
+from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.graphs.graph import convert_weights
-from ldp_export.graphs.infinity import BlocksGraph, DecoderGraph, PromptGraph
-from ldp_export.graphs.t5 import TextEncoderGraph
+from ldp_export.graphs.infinity import InfinityBlocksGraph, InfinityDecoderGraph, InfinityPromptGraph
+from ldp_export.graphs.t5 import T5EncoderGraph
 from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import BsqVae
-from ldp_export.reference.infinity import ReferenceSettings, generate
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.reference.infinity import InfinitySettings, generate
 
 
 class EagerInfinity:
@@ -65,7 +65,7 @@ class EagerInfinity:
     def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         """The whole batch shares the noise stream of its first seed, as in the original loop."""
         defaults = self.manifest.defaults
-        settings = ReferenceSettings(
+        settings = InfinitySettings(
             guidance=defaults.guidance,
             temperature=defaults.temperature,
             filter=SamplingFilter(defaults.top_k, defaults.top_p),
@@ -86,7 +86,7 @@ class EagerInfinity:
 @dataclass(frozen=True)
 class _Modules:
     transformer: InfinityTransformer
-    vae: BsqVae
+    vae: InfinityVae
     text_encoder: nn.Module | None
 
 
@@ -97,16 +97,16 @@ def _load_modules(job: Job, manifest: Manifest) -> _Modules:
     assert job.vae is not None
     reads = job.text_encoder is not None and manifest.has_text_encoder
     encoder = load_text_encoder(job.text_encoder).module if reads and job.text_encoder is not None else None
-    modules = _Modules(load_transformer(job.weights), load_vae(job.vae), encoder)
+    modules = _Modules(load_infinity(job.weights), load_infinity_vae(job.vae), encoder)
     if manifest.precision != "float32":
-        for graph in (PromptGraph, BlocksGraph):
+        for graph in (InfinityPromptGraph, InfinityBlocksGraph):
             convert_weights(graph(modules.transformer, precision=manifest.precision))
-        convert_weights(DecoderGraph(modules.vae, manifest.precision))
+        convert_weights(InfinityDecoderGraph(modules.vae, manifest.precision))
     return modules
 
 
-class HoistedInfinity(HoistedSubject):
-    """See `HoistedSubject`."""
+class InfinityGraphs(GraphsCandidate):
+    """See `GraphsCandidate`."""
 
     def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
         return partial(_graph, _load_modules(job, manifest), manifest.precision)
@@ -115,9 +115,9 @@ class HoistedInfinity(HoistedSubject):
 def _graph(modules: _Modules, precision: Precision, graph: GraphEntry) -> nn.Module:
     if graph.kind == "text_encoder":
         assert modules.text_encoder is not None
-        return TextEncoderGraph(modules.text_encoder)
+        return T5EncoderGraph(modules.text_encoder)
     if graph.kind == "prompt":
-        return PromptGraph(modules.transformer, precision=precision)
+        return InfinityPromptGraph(modules.transformer, precision=precision)
     if graph.kind == "decoder":
-        return DecoderGraph(modules.vae, precision)
-    return BlocksGraph(modules.transformer, graph.first, graph.last, precision)
+        return InfinityDecoderGraph(modules.vae, precision)
+    return InfinityBlocksGraph(modules.transformer, graph.first, graph.last, precision)

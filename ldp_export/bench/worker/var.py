@@ -11,14 +11,14 @@ from ldp_runtime.bundle.manifest import GraphEntry, Manifest
 from ldp_runtime.pixels import to_output
 from torch import nn
 
-from ldp_export.bench.worker.candidates import HoistedSubject
+from ldp_export.bench.worker.candidates import GraphsCandidate
 from ldp_export.bench.worker.messages import Job
 from ldp_export.bench.worker.timing import Drawing, Stopwatch
-from ldp_export.checkpoints.var import load_var, load_vq_vae
+from ldp_export.checkpoints.var import load_var, load_var_vae
 from ldp_export.graphs.graph import convert_weights
-from ldp_export.graphs.var import ClassBlocksGraph, ClassPromptGraph, VqDecoderGraph
+from ldp_export.graphs.var import VarBlocksGraph, VarDecoderGraph, VarPromptGraph
 from ldp_export.models.var import VarTransformer
-from ldp_export.models.var_vae import VqVae
+from ldp_export.models.var_vae import VarVae
 from ldp_export.reference.var import VarSettings, generate
 
 
@@ -54,8 +54,8 @@ class EagerVar:
         return laps.drawing(images, self.manifest, schedule, rows=2)  # also where guidance is off
 
 
-class HoistedVar(HoistedSubject):
-    """See `HoistedSubject`."""
+class VarGraphs(GraphsCandidate):
+    """See `GraphsCandidate`."""
 
     def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
         transformer, vae = _load_modules(job, manifest)
@@ -63,21 +63,21 @@ class HoistedVar(HoistedSubject):
 
         def graph_of(graph: GraphEntry) -> nn.Module:
             if graph.kind == "prompt":
-                return ClassPromptGraph(transformer, precision=precision)
+                return VarPromptGraph(transformer, precision=precision)
             if graph.kind == "decoder":
-                return VqDecoderGraph(vae, precision)
-            return ClassBlocksGraph(transformer, graph.first, graph.last, precision)
+                return VarDecoderGraph(vae, precision)
+            return VarBlocksGraph(transformer, graph.first, graph.last, precision)
 
         return graph_of
 
 
-def _load_modules(job: Job, manifest: Manifest) -> tuple[VarTransformer, VqVae]:
+def _load_modules(job: Job, manifest: Manifest) -> tuple[VarTransformer, VarVae]:
     """The checkpoint's modules, weights in the types that the bundle holds them in, as Infinity's are."""
     assert job.weights is not None
     assert job.vae is not None
-    transformer, vae = load_var(job.weights), load_vq_vae(job.vae)
+    transformer, vae = load_var(job.weights), load_var_vae(job.vae)
     if manifest.precision != "float32":
-        for graph in (ClassPromptGraph, ClassBlocksGraph):
+        for graph in (VarPromptGraph, VarBlocksGraph):
             convert_weights(graph(transformer, precision=manifest.precision))
-        convert_weights(VqDecoderGraph(vae, manifest.precision))
+        convert_weights(VarDecoderGraph(vae, manifest.precision))
     return transformer, vae

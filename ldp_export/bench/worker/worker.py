@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ldp_runtime.errors import LdpError
 
 if TYPE_CHECKING:
-    from ldp_export.bench.worker.candidates import Subject
+    from ldp_export.bench.worker.candidates import Candidate
 
 
 class Worker:
     def __init__(self) -> None:
-        self.subject: Subject | None = None
+        self.candidate: Candidate | None = None
         self.device = "cpu"
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -32,14 +32,14 @@ class Worker:
     def load(self, fields: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        from ldp_export.bench.worker.choose import load_subject
+        from ldp_export.bench.worker.choose import load_candidate
         from ldp_export.bench.worker.messages import Job
 
         job = Job(**fields)
         torch.set_num_threads(job.threads)
         self.device = job.device
         started = time.perf_counter()
-        self.subject = load_subject(job)
+        self.candidate = load_candidate(job)
         return {"load_s": time.perf_counter() - started}
 
     def probe(self, threads: int, device: str) -> dict[str, Any]:
@@ -55,11 +55,11 @@ class Worker:
         from ldp_export.bench.worker.messages import Drawn, DrawRequest
         from ldp_export.bench.worker.timing import Clock
 
-        if self.subject is None:
+        if self.candidate is None:
             raise LdpError("nothing is loaded")
         request = DrawRequest(**fields)
         clock = Clock(self.device)
-        drawing = self.subject.draw(request.prompts, request.seeds, request.policy)
+        drawing = self.candidate.draw(request.prompts, request.seeds, request.policy)
         wall, cpu, device_ms = clock.stop()
         if request.save is not None:
             np.save(request.save, drawing.images.cpu().numpy())

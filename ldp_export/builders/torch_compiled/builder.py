@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, Backend, LateEntry, LatePrecision, TargetEntry
+from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, Backend, QuantizedPrecision, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.engines.torch_compiled.target import local_target
 from ldp_runtime.errors import EngineBuildError
@@ -25,8 +25,8 @@ from torch.onnx.ops._impl import ONNX_ATEN_DECOMP_TABLE
 from ldp_export.builders.base import ExportedGraph
 from ldp_export.builders.onnxruntime import Int8Builder
 from ldp_export.builders.torch_compiled.fused import is_fusible, write_fused
-from ldp_export.graphs.infinity import BlocksGraph
-from ldp_export.graphs.signature import LATE, GraphSignature
+from ldp_export.graphs.infinity import InfinityBlocksGraph
+from ldp_export.graphs.signature import QUANTIZED, GraphSignature
 
 ENGINE_FILE = "engine.pt2"
 
@@ -53,7 +53,7 @@ class TorchBuilder:
     device: str = "cpu"
     fused: bool = False
     int8: Int8Builder | None = None
-    late: LateEntry | None = None
+    quantized: QuantizedScales | None = None
     backend: Backend = "torch"
     max_rows: int = 64
 
@@ -62,7 +62,7 @@ class TorchBuilder:
         return self.device
 
     def quantizes(self, name: str) -> bool:
-        return name.startswith(LATE) or (self.int8 is not None and self.int8.quantizes(name))
+        return name.startswith(QUANTIZED) or (self.int8 is not None and self.int8.quantizes(name))
 
     def engine_file(self, signature: GraphSignature) -> str:
         if self.int8 is not None and self.int8.quantizes(signature.name):
@@ -89,7 +89,7 @@ class TorchBuilder:
             return
         if self._fuses(graph.signature):
             say("writing weights")
-            write_fused(cast(BlocksGraph, graph.module()), folder, self._late_precision(graph.signature))
+            write_fused(cast(InfinityBlocksGraph, graph.module()), folder, self._late_precision(graph.signature))
             return
         from torch._inductor import aoti_compile_and_package
 
@@ -110,8 +110,8 @@ class TorchBuilder:
     def _config(self) -> dict[str, Any]:
         return _CPU_CONFIG if self.device == "cpu" else {}
 
-    def _late_precision(self, signature: GraphSignature) -> LatePrecision | None:
-        return self.late.precision if self.late is not None and signature.name.startswith(LATE) else None
+    def _late_precision(self, signature: GraphSignature) -> QuantizedPrecision | None:
+        return self.quantized.precision if self.quantized is not None and signature.name.startswith(QUANTIZED) else None
 
     def _fuses(self, signature: GraphSignature) -> bool:
         return self.fused and is_fusible(signature)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, LatePrecision
+from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, QuantizedPrecision
 from ldp_runtime.engines.torch_compiled.fused.pieces import EPS, BlockWeights
 from ldp_runtime.engines.torch_compiled.fused.products import KINDS, Matrix
 from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, in_8_bits, named_tensors
@@ -13,9 +13,9 @@ from ldp_runtime.errors import EngineBuildError
 from torch import nn
 
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
-from ldp_export.graphs.infinity import BlocksGraph
+from ldp_export.graphs.infinity import InfinityBlocksGraph
 from ldp_export.graphs.signature import GraphSignature
-from ldp_export.models.infinity import Block
+from ldp_export.models.infinity import InfinityBlock
 from ldp_export.models.layers import Linear
 
 
@@ -25,7 +25,7 @@ def is_fusible(signature: GraphSignature) -> bool:
     return "modulation" in names and "text_mask" in names
 
 
-def fused_weights(graph: BlocksGraph) -> FusedWeights:
+def fused_weights(graph: InfinityBlocksGraph) -> FusedWeights:
     """The graph's weights, in the types that it has them in; matrices are not copied.
 
     Raises:
@@ -43,7 +43,7 @@ def fused_weights(graph: BlocksGraph) -> FusedWeights:
     )
 
 
-def block_weights(block: Block) -> BlockWeights:
+def block_weights(block: InfinityBlock) -> BlockWeights:
     """Of one block; what does not depend on the call is joined or converted."""
     sa, ca, ffn = block.sa, block.ca, block.ffn
     bias = torch.cat((sa.q_bias, torch.zeros_like(sa.q_bias), sa.v_bias))
@@ -65,7 +65,7 @@ def matrix(layer: Linear | nn.Linear) -> Matrix:
     return Matrix(layer.weight.detach(), layer.bias.detach(), layer.bias.detach().new_empty(0))
 
 
-def write_fused(graph: BlocksGraph, folder: Path, bits: LatePrecision | None = None) -> None:
+def write_fused(graph: InfinityBlocksGraph, folder: Path, bits: QuantizedPrecision | None = None) -> None:
     """Writes the engine's file into `folder`, matrices of the blocks in 8 `bits` where that is asked for.
 
     Raises EngineBuildError as `fused_weights`.

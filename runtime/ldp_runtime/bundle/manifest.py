@@ -38,14 +38,14 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 #: Whether engines join the past with their new keys and values, or write these into a cache of a fixed size.
-KvForm = Literal["concat", "in-place"]
+KvCacheKind = Literal["dynamic", "static"]
 
 
 Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 
 
 #: Of the matrix products of `late_blocks`: 8-bit integers, or 8-bit floats of which 4 bits are exponent (E4M3).
-LatePrecision = Literal["int8", "float8"]
+QuantizedPrecision = Literal["int8", "float8"]
 
 
 class _Entry(BaseModel):
@@ -139,7 +139,7 @@ class VarEntry(_ModelEntry):
 
     Attributes:
         codes: entries of the codebook; classes: that can be drawn, label `classes` is the unconditional one.
-        grids: sides of the scales; phi_share: see `CodebookTokens`.
+        grids: sides of the scales; phi_share: see `CodebookCodec`.
     """
 
     family: Literal["var"] = "var"
@@ -199,13 +199,13 @@ class Limits(_Entry):
     past: int
 
 
-class LateEntry(_Entry):
+class QuantizedScales(_Entry):
     """Late scales: the fewest last ones that hold `share` of all tokens. They cost most, and decide least of a picture.
 
     Their blocks compute in 8 bits; they are graphs of the kind `late_blocks`.
     """
 
-    precision: LatePrecision
+    precision: QuantizedPrecision
     share: float = Field(gt=0, lt=1)
 
 
@@ -235,7 +235,7 @@ class Manifest(_Entry):
     backend: Backend
     target: TargetEntry | None = None
     precision: Precision
-    late: LateEntry | None = None
+    late: QuantizedScales | None = None  # the key of schema 3
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]
     sources: dict[str, str]
@@ -264,12 +264,12 @@ class Manifest(_Entry):
     def cache_tokens(self) -> int | None:
         """Positions of the cache that the engines write in place; None where they give new keys and values."""
         size = self._keys.shape[2]
-        return size if self.kv_form == "in-place" and isinstance(size, int) else None
+        return size if self.kv_cache == "static" and isinstance(size, int) else None
 
     @property
-    def kv_form(self) -> KvForm:
+    def kv_cache(self) -> KvCacheKind:
         """How the engines remember keys and values, as their signature says."""
-        return "in-place" if self._keys.name.startswith("cache_") else "concat"
+        return "static" if self._keys.name.startswith("cache_") else "dynamic"
 
     @property
     def has_fused_blocks(self) -> bool:
@@ -290,7 +290,7 @@ class Manifest(_Entry):
     def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
         return self.model.schedule(aspect_ratio)
 
-    def late_scales(self, schedule: ScaleSchedule) -> frozenset[int]:
+    def quantized_scales(self, schedule: ScaleSchedule) -> frozenset[int]:
         """The scales of an image whose blocks compute in 8 bits."""
         return frozenset() if self.late is None else frozenset(schedule.detail_scales(self.late.share))
 

@@ -22,7 +22,7 @@ from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.parse import POLICY_NAMES, parse_policy
 from ldp_runtime.pruning.policy import Policy
 
-PROFILES = "profiles"
+SAVED = "profiles"
 
 
 #: Holds what was fitted to a version; policies given as text take their numbers from it.
@@ -32,7 +32,7 @@ FITTED = "fitted.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class PolicyProfile(BaseModel):
+class SavedPolicy(BaseModel):
     """A calibrated policy.
 
     Attributes:
@@ -79,7 +79,7 @@ def bundle_fits(root: Path | None, manifest: Manifest) -> Fitted | None:
     Raises:
         IntegrityError: unreadable. IncompatibleBundleError: of another bundle.
     """
-    path = None if root is None else profile_folder(root, manifest) / FITTED
+    path = None if root is None else saved_folder(root, manifest) / FITTED
     if path is None or not path.is_file():
         return None
     return _read_fits(path, path.stat().st_mtime_ns, manifest.digest)
@@ -101,7 +101,7 @@ def _read_fits(path: Path, _: int, digest: str) -> Fitted:
     return Fitted.from_json(found.fitted)
 
 
-def check_profile_name(name: str) -> None:
+def check_saved_name(name: str) -> None:
     """Raises ConfigError for a name that is no plain file name, or that a policy already has."""
     if not _NAME.fullmatch(name) or name.endswith(".json") or name in (*POLICY_NAMES, Path(FITTED).stem):
         raise ConfigError(
@@ -110,18 +110,18 @@ def check_profile_name(name: str) -> None:
         )
 
 
-def profile_folder(root: Path, manifest: Manifest) -> Path:
-    return root / PROFILES / manifest.version
+def saved_folder(root: Path, manifest: Manifest) -> Path:
+    return root / SAVED / manifest.version
 
 
-def list_profiles(root: Path | None, manifest: Manifest) -> list[str]:
+def list_saved(root: Path | None, manifest: Manifest) -> list[str]:
     """Names of the profiles that were made for this version."""
     if root is None:
         return []
-    return sorted(path.stem for path in profile_folder(root, manifest).glob("*.json") if path.name != FITTED)
+    return sorted(path.stem for path in saved_folder(root, manifest).glob("*.json") if path.name != FITTED)
 
 
-def profile_policy(path: Path, manifest: Manifest) -> Policy | None:
+def read_saved(path: Path, manifest: Manifest) -> Policy | None:
     """The policy of a profile, which is checked against the bundle that it is to be used with.
 
     Raises:
@@ -136,7 +136,7 @@ def profile_policy(path: Path, manifest: Manifest) -> Policy | None:
 def _read_policy(path: Path, _: int, digest: str) -> Policy | None:
     """Read once, as fits are: they are most of a profile."""
     try:
-        profile = PolicyProfile.model_validate(json.loads(path.read_text()))
+        profile = SavedPolicy.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError, ValidationError) as error:
         raise IntegrityError(f"{path} is not a policy profile: {complaint(error)}", hint="calibrate again") from error
     if profile.digest != digest:
@@ -159,12 +159,12 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
     if name.partition(":")[0] in POLICY_NAMES:
         return resolve_policy(parse_policy(name), root, manifest)
     if name.endswith(".json"):
-        return profile_policy(Path(name), manifest)
-    known = list_profiles(root, manifest)
+        return read_saved(Path(name), manifest)
+    known = list_saved(root, manifest)
     if root is None or name not in known:
         raise ConfigError(
             f"unknown policy {name!r}: neither one of {', '.join(POLICY_NAMES)} nor a profile of this bundle "
             f"({', '.join(known) or 'it has none'})",
             hint="ldp-export calibrate makes profiles",
         )
-    return profile_policy(profile_folder(root, manifest) / f"{name}.json", manifest)
+    return read_saved(saved_folder(root, manifest) / f"{name}.json", manifest)

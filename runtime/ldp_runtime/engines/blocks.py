@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from ldp_runtime.engines.base import Engine
-from ldp_runtime.engines.kv_cache import InPlaceKVCache, KVCache
+from ldp_runtime.engines.kv_cache import DynamicKVCache, StaticKVCache
 from ldp_runtime.numerics import FiniteWatch
 
-Cache = KVCache | InPlaceKVCache
+Cache = DynamicKVCache | StaticKVCache
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Blocks:
         late: chunks that compute in 8 bits, for late scales; none where the bundle has none.
     """
 
-    def __init__(self, chunks: Sequence[BlocksChunk], shape: ModelShape, late: Sequence[BlocksChunk] = ()) -> None:
-        self._chunks, self._late = tuple(chunks), tuple(late)
+    def __init__(self, chunks: Sequence[BlocksChunk], shape: ModelShape, quantized: Sequence[BlocksChunk] = ()) -> None:
+        self._chunks, self._quantized = tuple(chunks), tuple(quantized)
         self.shape = shape
         self.device = self._chunks[0].engine.device
 
@@ -127,33 +127,34 @@ class Blocks:
         shape = self.shape
         if shape.cache_tokens is not None:
             sizes = (shape.depth, shape.cache_tokens, rows, shape.heads, shape.head_dim)
-            return InPlaceKVCache(*sizes, self.device, shape.cache)
+            return StaticKVCache(*sizes, self.device, shape.cache)
         sizes = (shape.depth, capacity, rows, shape.heads, shape.head_dim)
-        return KVCache(*sizes, self.device, shape.cache, spare=last if shape.writes_all else 0)
+        return DynamicKVCache(*sizes, self.device, shape.cache, spare=last if shape.writes_all else 0)
 
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
         """The same chunks with every engine in a wrapper, to watch their calls."""
-        exact, late = (
-            [replace(chunk, engine=wrap(chunk.engine)) for chunk in chunks] for chunks in (self._chunks, self._late)
+        exact, quantized = (
+            [replace(chunk, engine=wrap(chunk.engine)) for chunk in chunks]
+            for chunks in (self._chunks, self._quantized)
         )
-        return Blocks(exact, self.shape, late)
+        return Blocks(exact, self.shape, quantized)
 
     def close(self) -> None:
-        for chunk in (*self._chunks, *self._late):
+        for chunk in (*self._chunks, *self._quantized):
             chunk.engine.close()
 
     def run(
         self,
         latents: torch.Tensor,
         offset: torch.Tensor,
-        places: Mapping[str, torch.Tensor],
+        positions: Mapping[str, torch.Tensor],
         prompt: PromptRows,
         cache: Cache,
         *,
         scale: int,
         watch: FiniteWatch,
         remember: bool = True,
-        late: bool = False,
+        quantized: bool = False,
     ) -> torch.Tensor:
         """One scale.
 
@@ -173,9 +174,9 @@ class Blocks:
         """
         R, L, _ = latents.shape
         logits = latents.new_empty(R, L, self.shape.logits)
-        given = {**places, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
+        given = {**positions, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
         reads, writes = cache.reads(), cache.writes(L, remember)
-        for chunk in self._late if late else self._chunks:
+        for chunk in self._quantized if quantized else self._chunks:
             is_last = chunk.last == self.shape.depth
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
             inputs = {name: tensor for name, tensor in given.items() if name in chunk.inputs}
@@ -187,9 +188,10 @@ class Blocks:
             given["hidden"] = out
         if remember:
             cache.advance(L)
+        graph = "late_blocks" if quantized else "blocks"
         watch.see(
             logits,
-            f"the graph '{'late_' if late else ''}blocks' gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",
+            f"the graph {graph!r} gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",
             hint="the engine's precision does not hold this model; verify the bundle, or build it in float32",
         )
         return logits

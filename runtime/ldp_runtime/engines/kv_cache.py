@@ -10,7 +10,7 @@ import torch
 from ldp_runtime.errors import ConfigError
 
 
-class KVCache:
+class DynamicKVCache:
     """Keys and values of all layers, of each layer [capacity, rows, heads, head_dim].
 
     Engines read the first `length` positions of a layer and write the new ones right behind them: nothing is appended
@@ -90,11 +90,11 @@ class KVCache:
         """Counts the slots that an engine has just filled."""
         self.length += tokens
 
-    def with_rows(self, rows: Sequence[int]) -> KVCache:
+    def with_rows(self, rows: Sequence[int]) -> DynamicKVCache:
         """A new arena that holds these rows only, in this order; the caller drops the old one."""
         _, _, _, heads, head_dim = self._arena.shape
         sizes = (self.layers, self.capacity, len(rows), heads, head_dim)
-        chosen = KVCache(*sizes, self._arena.device, self._arena.dtype, self.spare)
+        chosen = DynamicKVCache(*sizes, self._arena.device, self._arena.dtype, self.spare)
         chosen.length = self.length
         mine, other = self._by_layer()[:, :, : self.length], chosen._by_layer()[:, :, : self.length]
         if list(rows) == list(range(len(rows))):  # the first rows, as when an unconditional branch stops: one copy
@@ -115,7 +115,7 @@ class KVCache:
         return 2 * (1 + layers * capacity + spare) * rows * width * element_size
 
 
-class InPlaceKVCache:
+class StaticKVCache:
     """Keys and values of all layers, two tensors [rows, heads, capacity, head_dim] a layer.
 
     An engine reads a tensor and gives it back changed, at the same address: the new positions are written behind the
@@ -175,7 +175,7 @@ class InPlaceKVCache:
         """Counts the positions that an engine has just written."""
         self.length += tokens
 
-    def with_rows(self, rows: Sequence[int]) -> InPlaceKVCache:
+    def with_rows(self, rows: Sequence[int]) -> StaticKVCache:
         """A cache of these rows only, in this order; the caller drops the old one.
 
         The first rows are a view: stopping the unconditional branches, whose rows are the last, copies nothing.

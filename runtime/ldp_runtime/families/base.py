@@ -15,7 +15,7 @@ from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import Grid, ScaleSchedule
 
 
-class TokenSpace(Protocol):
+class Codec(Protocol):
     """Tokens of one family; implementations are immutable.
 
     Shapes: L computed tokens of one image, S scales, d latent channels. `tokens` are what sampling decides ([L, bits]

@@ -8,9 +8,9 @@ import torch
 
 from ldp_runtime.bundle.manifest import ModelEntry, VarEntry
 from ldp_runtime.engines.blocks import Placement
-from ldp_runtime.families.base import TokenSpace
-from ldp_runtime.families.infinity import BitTokens
-from ldp_runtime.families.var import CodebookTokens
+from ldp_runtime.families.base import Codec
+from ldp_runtime.families.infinity import BitCodec
+from ldp_runtime.families.var import CodebookCodec
 from ldp_runtime.guidance import per_scale, ramp
 from ldp_runtime.schedule import ScaleSchedule, rope_table
 
@@ -18,14 +18,14 @@ from ldp_runtime.schedule import ScaleSchedule, rope_table
 Constants = Mapping[str, torch.Tensor]
 
 
-def token_space(model: ModelEntry, constants: Constants) -> TokenSpace:
+def codec_of(model: ModelEntry, constants: Constants) -> Codec:
     """The tokens of a model. Codebook and phi convolutions are constants, not a graph: they are used between the
     engine calls, on whatever the policy filled in, and amount to a fraction of a percent of a scale's work."""
     if isinstance(model, VarEntry):
-        return CodebookTokens(
+        return CodebookCodec(
             constants["codebook"], constants["phi_weight"], constants["phi_bias"], phi_share=model.phi_share
         )
-    return BitTokens(model.layout)
+    return BitCodec(model.layout)
 
 
 def placement(model: ModelEntry, constants: Constants, schedule: ScaleSchedule) -> Placement:

@@ -56,8 +56,8 @@ def next_input(latent: torch.Tensor, grid: Grid, layout: LatentLayout) -> torch.
 
 
 @dataclass(frozen=True)
-class BitTokens:
-    """The `TokenSpace` of bits; scores are the logit differences l1 - l0 of each bit."""
+class BitCodec:
+    """The `Codec` of bits; scores are the logit differences l1 - l0 of each bit."""
 
     layout: LatentLayout
 

@@ -17,8 +17,8 @@ from ldp_runtime.schedule import Grid, ScaleSchedule
 
 
 @dataclass(frozen=True, eq=False)
-class CodebookTokens:
-    """The `TokenSpace` of codebook indices; scores are the logits over the codebook.
+class CodebookCodec:
+    """The `Codec` of codebook indices; scores are the logits over the codebook.
 
     Attributes:
         codebook: [V, C].

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from ldp_runtime.bundle.manifest import Manifest
-from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
 
@@ -49,19 +49,19 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     rows = 2 * max_batch
     held = manifest.cache_tokens or past
     spare = tokens if manifest.has_fused_blocks else 0
-    arena = KVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_dtype.itemsize, spare)
+    arena = DynamicKVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_dtype.itemsize, spare)
     widest = tokens * rows * (model.ffn + 4 * model.width) * 4
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
     decoder = pixels * _DECODER_WIDTH * 4 * 3
     # Noise of every scale, and what sampling makes of the largest one's logits.
     sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
-    if manifest.backend.startswith("tensorrt") and manifest.kv_form == "concat":
+    if manifest.backend.startswith("tensorrt") and manifest.kv_cache == "dynamic":
         # The last scale's keys and values, which nobody wants, have a place too.
-        sampling += KVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
+        sampling += DynamicKVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
     if manifest.has_fused_blocks:  # CUDA graphs find the text in a place of its own; those of late scales in another
         places, length = 1 if manifest.late is None else 2, padded(manifest.limits.text_tokens)
-        sampling += places * KVCache.size_in_bytes(
+        sampling += places * DynamicKVCache.size_in_bytes(
             model.depth, length, rows, model.width, manifest.cache_dtype.itemsize
         )
     return MemoryEstimate(

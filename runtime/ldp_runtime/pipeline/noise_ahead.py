@@ -8,12 +8,12 @@ from typing import overload
 
 import torch
 
-from ldp_runtime.families.base import TokenSpace
+from ldp_runtime.families.base import Codec
 from ldp_runtime.schedule import ScaleSchedule
 
 
 class NoiseAhead(Sequence[torch.Tensor]):
-    """What `TokenSpace.noise` gives, by scale: waits for a scale's variates when they are asked for, and takes them to
+    """What `Codec.noise` gives, by scale: waits for a scale's variates when they are asked for, and takes them to
     the GPU without waiting for it.
 
     Args:
@@ -21,10 +21,10 @@ class NoiseAhead(Sequence[torch.Tensor]):
     """
 
     def __init__(
-        self, seed: int, space: TokenSpace, schedule: ScaleSchedule, device: torch.device, drawer: Executor
+        self, seed: int, codec: Codec, schedule: ScaleSchedule, device: torch.device, drawer: Executor
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._drawn = [drawer.submit(space.draw_noise, generator, tokens) for tokens in schedule.tokens]
+        self._drawn = [drawer.submit(codec.draw_noise, generator, tokens) for tokens in schedule.tokens]
         self._device = device
 
     def __len__(self) -> int:

@@ -15,8 +15,8 @@ from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape
 from ldp_runtime.engines.prompt import chained
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.families.base import TokenSpace
-from ldp_runtime.families.choose import token_space
+from ldp_runtime.families.base import Codec
+from ldp_runtime.families.choose import codec_of
 
 if TYPE_CHECKING:
     from ldp_runtime.engines.graph_cache import GraphCounters
@@ -35,7 +35,7 @@ class Engines:
         space: the model's tokens.
         constants: tensors of the bundle by name: `level_offsets` [levels, C], what `blocks` adds to every token of
             scale k >= 1; Infinity: `unconditional_text` [text_tokens, text_channels]; VAR: `positions` [tokens, C],
-            and `codebook`, `phi_weight` and `phi_bias` (see `CodebookTokens`).
+            and `codebook`, `phi_weight` and `phi_bias` (see `CodebookCodec`).
         cuda_graphs: how often captured CUDA graphs served; None where the backend captures none.
     """
 
@@ -43,7 +43,7 @@ class Engines:
     prompt: Engine
     blocks: Blocks
     decoder: Engine
-    space: TokenSpace
+    codec: Codec
     constants: Mapping[str, torch.Tensor]
     cuda_graphs: GraphCounters | None = None
 
@@ -124,7 +124,7 @@ def open_engines(
 
     constants = load_file(bundle.path(CONSTANTS), device=str(device))
     model = manifest.model
-    exact, late = (
+    exact, quantized = (
         [
             BlocksChunk(engine, graph.first, graph.last, frozenset(tensor.name for tensor in graph.inputs))
             for graph, engine in of_kind(kind)
@@ -146,10 +146,10 @@ def open_engines(
                 manifest.cache_tokens,
                 writes_all=opener is None and manifest.has_fused_blocks,
             ),
-            late,
+            quantized,
         ),
         decoder=of_kind("decoder")[0][1],
-        space=token_space(model, constants),
+        codec=codec_of(model, constants),
         constants=constants,
         cuda_graphs=counters,
     )

@@ -20,9 +20,9 @@ from ldp_runtime.bundle.manifest import Manifest, VarEntry
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.engines.out_of_memory import capacity_errors
 from ldp_runtime.errors import Cancelled, ConfigError, IncompatibleBundleError, LdpError
-from ldp_runtime.families.base import TokenSpace
+from ldp_runtime.families.base import Codec
 from ldp_runtime.families.choose import placement
-from ldp_runtime.families.var import CodebookTokens
+from ldp_runtime.families.var import CodebookCodec
 from ldp_runtime.numerics import check_finite
 from ldp_runtime.pipeline.conditions import condition_rows
 from ldp_runtime.pipeline.memory import check_capacity, check_rows
@@ -335,17 +335,19 @@ class Pipeline:
     ) -> list[tuple[torch.Tensor, Trace]]:
         """Latent and trace of each image of one batch; `first` is the batch's place in the request."""
         started = time.perf_counter()
-        schedule, space = request.schedule, engines.space
-        if request.more_smooth and isinstance(space, CodebookTokens):
-            space = replace(space, more_smooth=True)
+        schedule, codec = request.schedule, engines.codec
+        if request.more_smooth and isinstance(codec, CodebookCodec):
+            codec = replace(codec, more_smooth=True)
         guided = any(g != 1 for g in request.guidance)
         device = engines.blocks.device
-        states = [self._new_state(image.seed, space, schedule, guided, device) for image in request.images]
+        states = [self._new_state(image.seed, codec, schedule, guided, device) for image in request.images]
         prompt = condition_rows(engines, self.manifest, self._tokenizer, request.images, guided)
         text_s = time.perf_counter() - started
-        where, heat = self._placement(schedule), request.temperature
-        late = self.manifest.late_scales(schedule)
-        settings = LoopSettings(schedule, space, request.guidance, heat, request.filter, request.policy, where, late)
+        where, temperatures = self._placement(schedule), request.temperature
+        quantized = self.manifest.quantized_scales(schedule)
+        settings = LoopSettings(
+            schedule, codec, request.guidance, temperatures, request.filter, request.policy, where, quantized
+        )
 
         def on_scale(k: int, images: Sequence[ImageState]) -> None:
             if callback is None:
@@ -365,15 +367,15 @@ class Pipeline:
         ]
 
     def _new_state(
-        self, seed: int, space: TokenSpace, schedule: ScaleSchedule, guided: bool, device: torch.device
+        self, seed: int, codec: Codec, schedule: ScaleSchedule, guided: bool, device: torch.device
     ) -> ImageState:
         """An image to be drawn. Where a GPU computes, a thread draws its noise meanwhile."""
         noise = (
-            space.noise(seed, schedule)
+            codec.noise(seed, schedule)
             if self._drawer is None
-            else NoiseAhead(seed, space, schedule, device, self._drawer)
+            else NoiseAhead(seed, codec, schedule, device, self._drawer)
         )
-        return ImageState(seed, noise, space.empty_latent(schedule).to(device), unconditional=guided)
+        return ImageState(seed, noise, codec.empty_latent(schedule).to(device), unconditional=guided)
 
     def _event(self, scale: int, request: Request, places: tuple[int, ...], images: Sequence[ImageState]) -> ScaleEvent:
         """What the callback sees of images that are at these places of the request."""

@@ -107,9 +107,9 @@ def make_request(
         raise ConfigError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
     schedule = _schedule(manifest, aspect_ratio, height, width)
     defaults, S = manifest.defaults, len(schedule)
-    heat = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
-    if any(t <= 0 for t in heat):
-        raise ConfigError(f"temperature must be positive, got {heat}", hint="top_k=1 draws the likeliest bits")
+    temperatures = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
+    if any(t <= 0 for t in temperatures):
+        raise ConfigError(f"temperature must be positive, got {temperatures}", hint="top_k=1 draws the likeliest bits")
     chosen = policy or Policy()
     chosen.check(schedule)
     _check_cache(manifest, schedule, chosen)
@@ -125,7 +125,7 @@ def make_request(
         images=tuple(images),
         schedule=schedule,
         guidance=guidance_weights(manifest.model, defaults.guidance if guidance_scale is None else guidance_scale, S),
-        temperature=heat,
+        temperature=temperatures,
         filter=SamplingFilter(defaults.top_k if top_k is None else top_k, defaults.top_p if top_p is None else top_p),
         policy=chosen,
         output_type=output_type,  # pyright: ignore[reportArgumentType]
@@ -191,7 +191,7 @@ def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) ->
     tokens = sum(schedule.tokens[: policy.scales_to_run(schedule)])
     if manifest.cache_tokens is not None and tokens > manifest.cache_tokens:
         raise ConfigError(
-            f"the request may compute {tokens} tokens; the in-place cache of this bundle holds {manifest.cache_tokens}",
+            f"the request may compute {tokens} tokens; the static cache of this bundle holds {manifest.cache_tokens}",
             hint="ask for a smaller size, or rebuild the bundle (--kv-form concat has no such limit)",
         )
 

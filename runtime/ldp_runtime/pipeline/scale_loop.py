@@ -19,11 +19,11 @@ from functools import cached_property
 import torch
 
 from ldp_runtime.engines.blocks import Blocks, Cache, Placement, PromptRows
-from ldp_runtime.families.base import TokenSpace
+from ldp_runtime.families.base import Codec
 from ldp_runtime.guidance import guide, last_guided_scale
 from ldp_runtime.numerics import FiniteWatch, scalar
 from ldp_runtime.pipeline.trace import ScaleClock, ScaleMarks, ScaleTrace
-from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
 from ldp_runtime.pruning.recall import recall
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.sampling import SamplingFilter
@@ -34,17 +34,17 @@ from ldp_runtime.schedule import ScaleSchedule
 class LoopSettings:
     """What all images of a run share. Guidance (weight of the conditional branch) and temperature: one per scale.
 
-    `late` are the scales whose blocks compute in 8 bits: see `LateEntry`.
+    `late` are the scales whose blocks compute in 8 bits: see `QuantizedScales`.
     """
 
     schedule: ScaleSchedule
-    space: TokenSpace
+    codec: Codec
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     filter: SamplingFilter
     policy: Policy
     placement: Placement
-    late: frozenset[int] = frozenset()
+    quantized: frozenset[int] = frozenset()
 
     @cached_property
     def pruned(self) -> frozenset[int]:
@@ -61,7 +61,7 @@ class ImageState:
     """One image on its way. Only the loop writes to it.
 
     Attributes:
-        noise: of the full grid of every scale, [h*w, ...] each; see `TokenSpace.noise`.
+        noise: of the full grid of every scale, [h*w, ...] each; see `Codec.noise`.
         forced_tokens: teacher forcing for verification: tokens of every scale [h*w, ...], or None.
         forced_keep: kept token indices per scale, for verification (None: all), or None to ask the policy.
         latent: F_k [d, H, W].
@@ -180,7 +180,7 @@ def _run_groups(run: _Run, prompt: PromptRows, images: Sequence[ImageState]) -> 
         groups = [group for group in groups if group.images]
         for group in groups:
             _retire_branches(group, k, settings)
-        if k in settings.pruned | settings.late or any(_forced(image, k) is not None for image in images):
+        if k in settings.pruned | settings.quantized or any(_forced(image, k) is not None for image in images):
             groups = [single for group in groups for single in group.split()]
         for group in groups:
             _step(run, k, k == scales - 1, group)
@@ -222,7 +222,7 @@ def _step(run: _Run, k: int, is_last: bool, group: _Group) -> None:
     if logits is not None and run.on_logits is not None:
         run.on_logits(k, logits)
     computed = before = clock.mark()
-    scores = () if logits is None else settings.space.scores(logits).unbind()  # of each row [L, n]
+    scores = () if logits is None else settings.codec.scores(logits).unbind()  # of each row [L, n]
     alive = group.alive()
     for i, image in enumerate(group.images):
         if not scores:
@@ -257,17 +257,17 @@ def _step(run: _Run, k: int, is_last: bool, group: _Group) -> None:
 class _Choice:
     """The tokens chosen for a scale, and what they were chosen from."""
 
-    picture: PictureSoFar
+    view: ScaleView
     selection: Selection
 
 
 def _inputs(k: int, images: Sequence[ImageState], settings: LoopSettings) -> torch.Tensor:
     """Down(F_{k-1}) of all images on the grid of scale k [B, h*w, channels]; zeros at scale 0, whose token is given."""
-    space, grid = settings.space, settings.schedule.grids[k]
+    codec, grid = settings.codec, settings.schedule.grids[k]
     if k == 0:
-        return images[0].latent.new_zeros(len(images), grid[0] * grid[1], space.channels)
+        return images[0].latent.new_zeros(len(images), grid[0] * grid[1], codec.channels)
     latents = [image.latent[None] for image in images]
-    return space.next_input(latents[0] if len(latents) == 1 else torch.cat(latents), grid)
+    return codec.next_input(latents[0] if len(latents) == 1 else torch.cat(latents), grid)
 
 
 def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSettings) -> _Choice | None:
@@ -275,7 +275,7 @@ def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSetti
     forced, schedule = _forced(image, k), settings.schedule
     if k == 0 or (forced is None and k not in settings.pruned):
         return None
-    picture = PictureSoFar(
+    view = ScaleView(
         schedule=schedule,
         scale=k,
         residual=image.residual,
@@ -286,9 +286,9 @@ def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSetti
         patch=image.latent.shape[-1] // schedule.final_grid[1],
     )
     if forced is not None:
-        return _Choice(picture, Selection(forced, torch.zeros(schedule.grids[k])))
-    selection = settings.policy.select(picture)
-    return None if selection is None else _Choice(picture, selection)
+        return _Choice(view, Selection(forced, torch.zeros(schedule.grids[k])))
+    selection = settings.policy.select(view)
+    return None if selection is None else _Choice(view, selection)
 
 
 def _computed(image: ImageState) -> torch.Tensor | None:
@@ -307,10 +307,10 @@ def _run_rows(
     guided = inputs if len(alive) == len(inputs) else inputs[alive]
     rows = torch.cat((inputs, guided)) if alive else inputs
     offset = group.prompt.start if k == 0 else run.settings.placement.offsets[k].expand(group.prompt.rows, -1)
-    places = run.settings.placement.at(k, kept)
-    given = (rows.contiguous(), offset.contiguous(), places, group.prompt, group.cache)
-    late = k in run.settings.late
-    return run.blocks.run(*given, scale=k, watch=run.watch, remember=not is_last, late=late)
+    positions = run.settings.placement.at(k, kept)
+    given = (rows.contiguous(), offset.contiguous(), positions, group.prompt, group.cache)
+    quantized = k in run.settings.quantized
+    return run.blocks.run(*given, scale=k, watch=run.watch, remember=not is_last, quantized=quantized)
 
 
 def _sample(
@@ -323,11 +323,11 @@ def _sample(
 ) -> tuple[torch.Tensor, GuidanceGap | None]:
     """Scores of the conditional branch and the other [L, n] to codes [L, channels] and, where the policy watches, the
     guidance gap."""
-    space, policy, grid = settings.space, settings.policy, settings.schedule.grids[k]
+    codec, policy, grid = settings.codec, settings.policy, settings.schedule.grids[k]
     kept, gap = (None if choice is None else choice.selection.kept), None
     if other is not None:
         if policy.watches_guidance(k, settings.schedule):
-            gap = GuidanceGap(grid, space.gap(scores, other), kept, space.gap_terms)
+            gap = GuidanceGap(grid, codec.gap(scores, other), kept, codec.gap_terms)
         image.difference = policy.remember_guidance(image.difference, scores, other, kept, grid)
         if settings.guidance[k] != 1:
             scores = guide(scores, other, settings.guidance[k])
@@ -337,9 +337,9 @@ def _sample(
             scores = scores + scalar(settings.guidance[k] - 1) * missing
     if image.forced_tokens is not None:
         tokens = image.forced_tokens[k] if kept is None else image.forced_tokens[k][kept]
-        return space.codes(tokens), gap
+        return codec.codes(tokens), gap
     noise = image.noise[k] if kept is None else image.noise[k].index_select(0, kept)
-    return space.draw(scores / scalar(settings.temperature[k]), noise, settings.filter, k, len(settings.schedule)), gap
+    return codec.draw(scores / scalar(settings.temperature[k]), noise, settings.filter, k, len(settings.schedule)), gap
 
 
 def _accumulate(k: int, image: ImageState, codes: torch.Tensor, choice: _Choice | None, settings: LoopSettings) -> None:
@@ -348,7 +348,7 @@ def _accumulate(k: int, image: ImageState, codes: torch.Tensor, choice: _Choice 
     residual, image.kept, image.score = codes, None, None
     if choice is not None:
         image.kept, image.score = choice.selection.kept, choice.selection.score
-        residual = settings.policy.fill_residual(choice.picture).flatten(1).T.clone().index_copy_(0, image.kept, codes)
-    token_map = residual.view(h, w, settings.space.channels)
-    image.latent = settings.space.accumulate(image.latent, token_map, k, len(settings.schedule))
+        residual = settings.policy.fill_residual(choice.view).flatten(1).T.clone().index_copy_(0, image.kept, codes)
+    token_map = residual.view(h, w, settings.codec.channels)
+    image.latent = settings.codec.accumulate(image.latent, token_map, k, len(settings.schedule))
     image.residual = token_map.permute(2, 0, 1)

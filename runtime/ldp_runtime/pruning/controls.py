@@ -13,7 +13,7 @@ from ldp_runtime.pruning import lhep, scores
 from ldp_runtime.pruning.fills import Fill, fill_residual
 from ldp_runtime.pruning.fitted import Fitted, check_fits
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
-from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection, check_choice, check_number, check_scales
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection, check_choice, check_number, check_scales
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.pruning.scores import Score
 from ldp_runtime.schedule import ScaleSchedule
@@ -98,14 +98,14 @@ class FixedRatio(_MayStop):
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         return LatentDiscrepancy(prune_scales=self.prune_scales).prunes(schedule)
 
-    def select(self, picture: PictureSoFar) -> Selection | None:
-        if picture.scale not in self.prunes(picture.schedule):
+    def select(self, view: ScaleView) -> Selection | None:
+        if view.scale not in self.prunes(view.schedule):
             return None
-        score = scores.score_map(self.score, picture, self.fitted)
+        score = scores.score_map(self.score, view, self.fitted)
         return Selection(lhep.keep_by_rank(score, round(self.keep * score.numel())), score)
 
-    def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:
-        return fill_residual(self.fill, self.fill_scale, picture, self.fitted)
+    def fill_residual(self, view: ScaleView) -> torch.Tensor:
+        return fill_residual(self.fill, self.fill_scale, view, self.fitted)
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ class GivenShares(Policy):
         first = len(schedule) - len(self.keep)
         return tuple(k for k in range(first, self.scales_to_run(schedule)) if self.keep[k - first] < 1)
 
-    def select(self, picture: PictureSoFar) -> Selection | None:
-        if picture.scale not in self.prunes(picture.schedule):
+    def select(self, view: ScaleView) -> Selection | None:
+        if view.scale not in self.prunes(view.schedule):
             return None
-        share = self.keep[picture.scale - len(picture.schedule)]
-        score = scores.score_map("random", picture, None)
+        share = self.keep[view.scale - len(view.schedule)]
+        score = scores.score_map("random", view, None)
         count = max(1, round(share * score.numel())) if share else 0
         return Selection(lhep.keep_by_rank(score, count), score)
 

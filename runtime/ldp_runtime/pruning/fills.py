@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from ldp_runtime.pruning.fitted import Fitted, at_scale, required
-from ldp_runtime.pruning.policy import PictureSoFar
+from ldp_runtime.pruning.policy import ScaleView
 
 #: "repeat" up-samples the previous residual (the paper, Eq. 14), "zero" adds nothing, "scaled" is a multiple of it,
 #: "linear" is a guess that calibration fitted.
 Fill = Literal["repeat", "zero", "scaled", "linear"]
 
 
-def fill_residual(fill: Fill, scale: float, picture: PictureSoFar, fitted: Fitted | None = None) -> torch.Tensor:
+def fill_residual(fill: Fill, scale: float, view: ScaleView, fitted: Fitted | None = None) -> torch.Tensor:
     """The filled residual on the token grid of scale k [channels, h, w].
 
     Residual codes of unit norm overshoot, and the next scale corrects them: repeating one adds the same correction
@@ -25,24 +25,24 @@ def fill_residual(fill: Fill, scale: float, picture: PictureSoFar, fitted: Fitte
         ConfigError: "linear" without fitted numbers for this scale.
     """
     if fill == "zero":
-        return torch.zeros_like(picture.latent)
+        return torch.zeros_like(view.latent)
     if fill == "linear":
-        fits = required(fitted and fitted.on(picture.latent.device), "fill", "fill=linear")
-        return linear(picture, *at_scale(fits, picture.scale, "fill=linear"))
-    repeated = F.interpolate(picture.residual[None], size=picture.schedule.grids[picture.scale], mode="nearest")[0]
+        fits = required(fitted and fitted.on(view.latent.device), "fill", "fill=linear")
+        return linear(view, *at_scale(fits, view.scale, "fill=linear"))
+    repeated = F.interpolate(view.residual[None], size=view.schedule.grids[view.scale], mode="nearest")[0]
     return repeated if fill == "repeat" else repeated * scale
 
 
-def linear(picture: PictureSoFar, kernel: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def linear(view: ScaleView, kernel: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """A residual [channels, h, w] guessed from what is known before the scale runs.
 
     Args:
         kernel: [C, 2 C, 3, 3] over `predictors`; bias: [C].
     """
-    padded = F.pad(predictors(picture)[None], (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(predictors(view)[None], (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, kernel, bias)[0]
 
 
-def predictors(picture: PictureSoFar) -> torch.Tensor:
+def predictors(view: ScaleView) -> torch.Tensor:
     """The previous residual (bilinear) and the accumulated latent on the grid of scale k [2 * channels, h, w]."""
-    return torch.cat((picture.resized_residual(), picture.latent))
+    return torch.cat((view.resized_residual(), view.latent))

@@ -16,7 +16,7 @@ from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning import lhep, sats, scores
 from ldp_runtime.pruning.fills import Fill, fill_residual
 from ldp_runtime.pruning.fitted import Fitted, check_fits
-from ldp_runtime.pruning.policy import PictureSoFar, Policy, Selection, check_choice, check_number, check_scales
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection, check_choice, check_number, check_scales
 from ldp_runtime.pruning.recall import AfterStop, missing_guidance, remember
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.pruning.scores import Score
@@ -120,18 +120,18 @@ class LatentDiscrepancy(Policy):
         """Scales after which the picture may end."""
         return () if self.end_threshold is None else _or_derived(self.end_scales, schedule)
 
-    def select(self, picture: PictureSoFar) -> Selection | None:
-        if picture.scale not in self.prunes(picture.schedule):
+    def select(self, view: ScaleView) -> Selection | None:
+        if view.scale not in self.prunes(view.schedule):
             return None
         if self.score == "energy":
             carried, counted = self.energy_from == "computed", self.border == "counted"
-            score = scores.energy(picture, carried, counted, self.haar == "latents")
+            score = scores.energy(view, carried, counted, self.haar == "latents")
         else:
-            score = scores.score_map(self.score, picture, self.fitted)
+            score = scores.score_map(self.score, view, self.fitted)
         return Selection(lhep.keep_by_energy(score, self.rho), score)
 
-    def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:
-        return fill_residual(self.fill, self.fill_scale, picture, self.fitted)
+    def fill_residual(self, view: ScaleView) -> torch.Tensor:
+        return fill_residual(self.fill, self.fill_scale, view, self.fitted)
 
     def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
         watched = (*self.stops(schedule), *self.ends(schedule))

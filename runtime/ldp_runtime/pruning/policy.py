@@ -15,7 +15,7 @@ from ldp_runtime.schedule import Grid, ScaleSchedule
 
 
 @dataclass(frozen=True)
-class PictureSoFar:
+class ScaleView:
     """What a policy may look at before scale k of one image.
 
     Attributes:
@@ -66,13 +66,13 @@ class Policy:
         """Scales at which `select` may keep less than all tokens."""
         return ()
 
-    def select(self, picture: PictureSoFar) -> Selection | None:
+    def select(self, view: ScaleView) -> Selection | None:
         """Which tokens of scale k? None: all of them."""
         return None
 
-    def fill_residual(self, picture: PictureSoFar) -> torch.Tensor:
+    def fill_residual(self, view: ScaleView) -> torch.Tensor:
         """Residual of the tokens that are not computed, on the token grid of scale k [channels, h, w]."""
-        return torch.zeros_like(picture.latent)
+        return torch.zeros_like(view.latent)
 
     def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
         """Whether the guidance gap of this scale will be asked for."""

@@ -19,7 +19,7 @@ _STAGED = 2**20
 Memory = Callable[[str, int], torch.Tensor]
 
 
-class Places:
+class Addresses:
     """The addresses of one call.
 
     - A tensor whose address is aligned is bound as it is.

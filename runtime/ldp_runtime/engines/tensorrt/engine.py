@@ -24,7 +24,7 @@ from ldp_runtime.bundle.manifest import GraphEntry, Manifest, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import choose_profile
 from ldp_runtime.engines.graph_cache import GraphCache, GraphCounters
 from ldp_runtime.engines.hardware import check_capability, require_gpu
-from ldp_runtime.engines.tensorrt.addresses import Places
+from ldp_runtime.engines.tensorrt.addresses import Addresses
 from ldp_runtime.engines.tensorrt.bindings import Binding, axis_sizes, input_bindings, output_bindings
 from ldp_runtime.engines.tensorrt.library import Flavour, Library, load_library
 from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
@@ -167,7 +167,7 @@ class TensorRtEngine:
         session, caller = self._session, torch.cuda.current_stream(self.device)
         session.stream.wait_stream(caller)
         with torch.cuda.stream(session.stream):
-            places = Places(bound, inputs, outputs, self._is_captured(sizes), session.memory)
+            places = Addresses(bound, inputs, outputs, self._is_captured(sizes), session.memory)
             self._execute(profile, bound, places)
             places.copy_back()
         caller.wait_stream(session.stream)
@@ -199,7 +199,7 @@ class TensorRtEngine:
         """Whether calls of these sizes are captured and replayed."""
         return self._session.graphs.limit > 0 and sizes.get("tokens", _LAUNCH_BOUND + 1) <= _LAUNCH_BOUND
 
-    def _execute(self, profile: int, bound: list[Binding], places: Places) -> None:
+    def _execute(self, profile: int, bound: list[Binding], places: Addresses) -> None:
         graphs = self._session.graphs
         call: Hashable = (self.name, profile, tuple((b.shape, places.address(b)) for b in bound))
         captured = graphs.find(call) if places.captured else None
@@ -211,7 +211,7 @@ class TensorRtEngine:
             captured, size = self._capture(profile, bound, places)
             graphs.keep(call, captured, size)
 
-    def _enqueue(self, context: Any, profile: int, bound: list[Binding], places: Places) -> None:
+    def _enqueue(self, context: Any, profile: int, bound: list[Binding], places: Addresses) -> None:
         size = self._engine.get_device_memory_size_for_profile_v2(profile)
         context.set_device_memory(self._session.memory("activations", size).data_ptr(), size)
         inputs = {entry.name for entry in self.graph.inputs}
@@ -220,7 +220,7 @@ class TensorRtEngine:
         if not fits or not context.execute_async_v3(self._session.stream.cuda_stream):
             raise LdpError(f"the graph {self.name!r} failed: {self._session.library.recent_errors()}")
 
-    def _capture(self, profile: int, bound: list[Binding], places: Places) -> tuple[_CapturedCall, int]:
+    def _capture(self, profile: int, bound: list[Binding], places: Addresses) -> tuple[_CapturedCall, int]:
         """The call as a CUDA graph, and the bytes of device memory that it took."""
         stream = self._session.stream
         stream.synchronize()

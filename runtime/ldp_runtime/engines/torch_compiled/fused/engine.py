@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ldp_runtime.bundle.manifest import GraphEntry
-from ldp_runtime.engines.kv_cache import KVCache
+from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.torch_compiled.engine import check_tensor, named_failures
 from ldp_runtime.engines.torch_compiled.fused.pieces import ask_text, attend, feed_forward, modulate, project
@@ -28,7 +28,7 @@ GRAPHED_ROW_TOKENS = 2560
 _COMPILATIONS = 64
 
 
-class Places(NamedTuple):
+class CacheView(NamedTuple):
     """Keys (or values) of one block: the new ones [L, R, H, c], which end what is attended to [P + L, R, H, c]."""
 
     new: torch.Tensor
@@ -103,12 +103,12 @@ class FusedEngine:
         if self._graphs is not None:
             self._graphs.clear()
 
-    def _places(self, given: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> dict[str, Places]:
+    def _places(self, given: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> dict[str, CacheView]:
         """Of each output that is kept, by its name."""
         tokens = len(given["cos"])
         return {name: _place(given[_past(name)], outputs.get(name), tokens) for name in self._kept}
 
-    def _run(self, given: Mapping[str, torch.Tensor], places: Mapping[str, Places]) -> torch.Tensor:
+    def _run(self, given: Mapping[str, torch.Tensor], places: Mapping[str, CacheView]) -> torch.Tensor:
         text, mask = self._reader.read(given), given["text_mask"]
         small = {name: tensor for name, tensor in given.items() if not name.startswith(("text_", "past_"))}
         rows, tokens = len(mask), len(given["cos"])
@@ -125,7 +125,7 @@ class FusedEngine:
         where = (seen, length, self._room.moved, text.keys[0].shape[2])
         return self._graphs.run(call, list(small.values()), where)
 
-    def _compute(self, places: Mapping[str, Places], text: Text, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _compute(self, places: Mapping[str, CacheView], text: Text, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits, or what the next chunk takes: [R, L, ...]."""
         weights, modulation = self._weights, given["modulation"]
         rotation = given["cos"], given["sin"]
@@ -154,7 +154,7 @@ class FusedEngine:
         C, heads = w.norm.shape[0], w.temperature.shape[0]
         x, modulation = (torch.randn(*shape, C, device=self.device) for shape in ((tokens, rows), (rows, 6)))
         cos, sin = (torch.ones(tokens, C // heads // 2, device=self.device) for _ in range(2))
-        cache = KVCache(1, tokens, rows, heads, C // heads, self.device, w.qkv.bias.dtype)
+        cache = DynamicKVCache(1, tokens, rows, heads, C // heads, self.device, w.qkv.bias.dtype)
         keys, values = (slot.detach() for slot in cache.slots(tokens)[0])
         with torch_threads(self._threads), named_failures(self.name, {}), _many_compilations():
             q = self._project(x, modulation, cos, sin, w, keys, values)
@@ -166,15 +166,15 @@ def _past(new: str) -> str:
     return new.replace("new_", "past_")
 
 
-def _place(past: torch.Tensor, new: torch.Tensor | None, tokens: int) -> Places:
+def _place(past: torch.Tensor, new: torch.Tensor | None, tokens: int) -> CacheView:
     """Where `tokens` new positions behind `past` [P, R, H, c] go: `new`, if it lies there."""
     P, end = len(past), past.data_ptr() + past.nbytes
     if new is not None and new.is_contiguous() and (P == 0 or (past.is_contiguous() and new.data_ptr() == end)):
         seen = new if P == 0 else past.as_strided((P + tokens, *past.shape[1:]), past.stride())
-        return Places(new.detach(), seen)
+        return CacheView(new.detach(), seen)
     seen = past.new_empty(P + tokens, *past.shape[1:])
     seen[:P].copy_(past)
-    return Places(seen[P:].detach(), seen)
+    return CacheView(seen[P:].detach(), seen)
 
 
 def _compiled(piece: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

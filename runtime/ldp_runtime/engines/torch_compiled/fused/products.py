@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from ldp_runtime.bundle.manifest import LatePrecision
+from ldp_runtime.bundle.manifest import QuantizedPrecision
 
 INT8, FLOAT8 = torch.int8, torch.float8_e4m3fn
 
 
-KINDS: Mapping[LatePrecision, torch.dtype] = {"int8": INT8, "float8": FLOAT8}
+KINDS: Mapping[QuantizedPrecision, torch.dtype] = {"int8": INT8, "float8": FLOAT8}
 
 
 #: Largest number of each kind of 8 bits.
