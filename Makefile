@@ -49,12 +49,12 @@ bench: setup
 	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --aspect-ratio 0.5 --batch 1 --batch 4 \
 		--prompts-file benchmarks/prompts.txt --repeats 3 --warmup 1 --policy ld --policy skip:count=1,stop_after=4 \
 		--output benchmarks/results/infinity-shapes-wide-cpu.json
-	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python -m benchmarks.report.page
 
 # Every table and chart of docs/benchmarks.md and docs/ablation.md again, from the raw files alone.
 results: setup
-	$(BIN)/python benchmarks/results_page.py
-	$(BIN)/python benchmarks/ablation.py $(BUNDLE) --draw
+	$(BIN)/python -m benchmarks.report.page
+	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE) --draw
 
 # Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld` kept.
 bench-random: setup
@@ -63,12 +63,12 @@ bench-random: setup
 			--keep-from benchmarks/results/infinity-shapes-ablation.json --repeats 1 --warmup 1 \
 			--output benchmarks/results/random-$$size-cpu.json || exit 1; \
 	done
-	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python -m benchmarks.report.page
 
 # Every switch of LD-Pruning and every control; about twenty minutes on two quiet cores, and it resumes.
 ablation: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
-	$(BIN)/python benchmarks/ablation.py $(BUNDLE)
+	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,9 +1,13 @@
-"""Paths that scripts are given, checked before minutes of work: types for `argparse`."""
+"""Where results and pages lie; and paths that scripts are given, checked before minutes of work."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent
+RESULTS, PROMPTS = BENCHMARKS / "results", BENCHMARKS / "prompts.txt"
+DOCS = BENCHMARKS.parent / "docs"
 
 
 def result_file(text: str) -> Path:

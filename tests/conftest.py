@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import FOLDER, Golden
+from helpers.goldens import FOLDER, Golden
+from helpers.samples import build_bundle, spec, write_sources
 from hypothesis import settings
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
-from samples import build_bundle, spec, write_sources
 
 from ldp_export.checkpoints.sources import Sources
 

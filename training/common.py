@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from ldp_calibration.shapes import Scene, sample_scene
+from ldp_runtime.disk import written_whole
 from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
 from torch import nn
@@ -89,9 +90,8 @@ class Average:
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Written beside and moved into place, so a killed run leaves the previous checkpoint whole."""
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    partial.replace(path)
+    with written_whole(path) as scratch:
+        torch.save(dict(state), scratch)
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Whether a change keeps every picture: latents and traces of many requests, as hashes that two commits compare.
 
-    python benchmarks/study/same_pictures.py BUNDLES --output before.json      on one commit
-    python benchmarks/study/same_pictures.py BUNDLES --compare before.json     on the other, same machine and bundles
+    python -m benchmarks.study.same_pictures BUNDLES --output before.json      on one commit
+    python -m benchmarks.study.same_pictures BUNDLES --compare before.json     on the other, same machine and bundles
 
 BUNDLES holds bundles that one commit built: `shapes` and `int8` (the embedded model), `2b`, `8b` and `torch` (the
 golden Infinity checkpoints), `var` (the golden VAR). Those that are missing are left out and named. Only what the

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -76,32 +74,3 @@ def _lpips_network() -> Any:
             hint="copy torchvision's VGG-16 weights to that path, or choose psnr or ssim",
         )
     return LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True)
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A mean, its 95 % bound (one-sided, bootstrap; lower, or upper), and the fifth percentile of the single values."""
-
-    mean: float
-    limit: float
-    fifth_percentile: float
-    count: int
-
-
-def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean of values (of paired differences, say) with its two-sided 95 % bootstrap interval, seeded."""
-    array = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
-    low, high = np.percentile(array[draws].mean(axis=1), [2.5, 97.5])
-    return float(array.mean()), float(low), float(high)
-
-
-def bound(values: Sequence[float], seed: int = 0, resamples: int = 2000, upper: bool = False) -> Bound:
-    """Mean with its lower (or upper) bound; the bootstrap is seeded, so equal values give equal bounds."""
-    if not values:
-        raise ConfigError("no values to take a mean of")
-    array = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
-    means = array[draws].mean(axis=1)
-    limit = float(np.percentile(means, 95 if upper else 5))
-    return Bound(float(array.mean()), limit, float(np.percentile(array, 5)), len(array))

@@ -19,7 +19,8 @@ from ldp_runtime.pruning.parse import parse_policy
 
 from ldp_calibration.budget import LOWER_IS_BETTER, Budget
 from ldp_calibration.cost import full_flops, trace_flops
-from ldp_calibration.fidelity import Bound, bound, lpips, psnr_db, ssim
+from ldp_calibration.fidelity import lpips, psnr_db, ssim
+from ldp_calibration.stats import Bound, bound
 
 
 @dataclass(frozen=True)

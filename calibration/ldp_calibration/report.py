@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import FITTED, FittedFile, SavedPolicy, saved_folder
+from ldp_runtime.disk import write_durably
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.parse import parse_policy
 
@@ -69,9 +70,7 @@ def save_fits(root: Path, manifest: Manifest, fitted: Fitted, prompts: Sequence[
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text)
-    scratch.replace(path)
+    write_durably(path, text.encode())
     return path
 
 

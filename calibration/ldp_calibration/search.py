@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from ldp_runtime.bundle.saved_policies import with_fits
+from ldp_runtime.disk import write_durably
 from ldp_runtime.errors import BudgetError, ConfigError, IntegrityError
 from ldp_runtime.pipeline.pipeline import Condition, Pipeline
 from ldp_runtime.pruning.fitted import Fitted
@@ -27,6 +28,7 @@ from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.fidelity import lpips, ssim
 from ldp_calibration.fits import fit
 from ldp_calibration.measure import Bench, Point, measurement_key, point, prompts_hash
+from ldp_calibration.stats import front, geometric_mean
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +146,7 @@ def remembered_fit(
             logger.warning("%s is damaged: what it held is fitted again", work)
     fitted = fit(pipe, [prompts[p] for p in chosen], [seed + p for p in chosen], report)
     work.parent.mkdir(parents=True, exist_ok=True)
-    scratch = work.with_suffix(".part")
-    scratch.write_text(json.dumps({"key": key, "fitted": fitted.to_json()}))
-    scratch.replace(work)
+    write_durably(work, json.dumps({"key": key, "fitted": fitted.to_json()}).encode())
     return Fitted.from_json(fitted.to_json())
 
 
@@ -203,11 +203,8 @@ def _nearest(searched: Sequence[Point], budget: Budget) -> Point:
 
 def pareto(points: Iterable[Point], measure: str = "psnr") -> list[Point]:
     """Points that no other one beats in both speed-up and mean quality, fastest last."""
-    front: list[Point] = []
-    for candidate in sorted(points, key=lambda p: (-p.speedup, -p.quality(measure))):
-        if not front or candidate.quality(measure) > front[-1].quality(measure):
-            front.append(candidate)
-    return front[::-1]
+    points = list(points)
+    return [points[i] for i in front([(p.speedup, p.quality(measure)) for p in points])]
 
 
 def time_against_full(
@@ -228,7 +225,4 @@ def time_against_full(
             pipe.draw(prompt, seed=seed + i, policy=each)
             seconds.append(time.perf_counter() - started)
         ratios.append(seconds[0] / seconds[1] if i % 2 else seconds[1] / seconds[0])
-    logs = np.log(ratios)
-    draws = np.random.default_rng(seed).integers(len(logs), size=(2000, len(logs)))
-    low, high = np.percentile(logs[draws].mean(axis=1), [2.5, 97.5])
-    return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
+    return geometric_mean(ratios, seed)

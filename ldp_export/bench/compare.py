@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from ldp_calibration.stats import Times, unpaired_ratio
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.plan import EAGER
 from ldp_export.bench.result import SCHEMA, Scope, within
-from ldp_export.bench.stats import RESAMPLES
 
 Verdict = Literal["slower", "faster", "no difference shown"]
 #: What two results must share to be compared, by its place in the JSON.
@@ -76,9 +76,9 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
     changes = []
     for name, batch in shared:
         control = (EAGER, batch) if (EAGER, batch) in shared and name != EAGER else None
-        draws, ratio = _ratio(first[name, batch], second[name, batch], rng)
+        draws, ratio = unpaired_ratio(first[name, batch], second[name, batch], rng)
         if control is not None:
-            drift_draws, drift = _ratio(first[control], second[control], rng)
+            drift_draws, drift = unpaired_ratio(first[control], second[control], rng)
             draws, ratio = draws / drift_draws, ratio / drift
         low, high = np.percentile(draws, [2.5, 97.5])
         old, new = (float(np.median(np.concatenate(list(s[name, batch].values())))) for s in (first, second))
@@ -104,9 +104,6 @@ def _check_comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
         )
 
 
-Times = dict[int, np.ndarray]
-
-
 def _samples(result: dict[str, Any], scope: Scope) -> dict[tuple[str, int], Times]:
     """Times of every candidate and batch size within the scope, by prompt group."""
     found: dict[tuple[str, int], Times] = {}
@@ -117,20 +114,3 @@ def _samples(result: dict[str, Any], scope: Scope) -> dict[tuple[str, int], Time
             groups.setdefault(sample["group"], []).append(within(scope, *parts))
         found[candidate["name"], candidate["batch"]] = {g: np.array(times) for g, times in groups.items()}
     return found
-
-
-def _ratio(before: Times, after: Times, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Bootstrap draws [resamples] and the value of after / before: geometric mean over prompts of medians' ratios.
-
-    Prompts are drawn anew for both runs together, repetitions within each run.
-    """
-    groups = sorted(set(before) & set(after))
-    logs = np.stack([np.log(_medians(after[g], rng)) - np.log(_medians(before[g], rng)) for g in groups])  # [G, N]
-    chosen = rng.integers(len(groups), size=(len(groups), RESAMPLES))
-    draws = np.exp(np.take_along_axis(logs, chosen, axis=0).mean(axis=0))
-    value = np.mean([np.log(np.median(after[g]) / np.median(before[g])) for g in groups])
-    return draws, float(np.exp(value))
-
-
-def _medians(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.median(times[rng.integers(len(times), size=(RESAMPLES, len(times)))], axis=1)

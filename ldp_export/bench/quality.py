@@ -47,3 +47,9 @@ def _over_objects(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | Non
 def _has(package: str) -> bool:
     """Whether an optional package is installed; the report goes on without it."""
     return importlib.util.find_spec(package) is not None
+
+
+def mean_psnr_db(images: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:
+    """Mean of the images' PSNR values."""
+    pairs = zip(images, references, strict=True)
+    return float(np.mean([psnr_db(image, reference) for image, reference in pairs]))

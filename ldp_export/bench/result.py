@@ -1,12 +1,18 @@
-"""The three things a latency can mean; papers mostly time the second, users wait for the third."""
+"""The result of a comparison and its JSON; and the three scopes that a latency can have."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ldp_export.bench.stats import Ratio
+from ldp_calibration.stats import Ratio
 
+#: What the speed-ups are, in words.
+RATIO = "geometric mean over prompts of the median over repetitions of the paired ratio (same prompts, same repetition)"
+INTERVAL = (
+    "95 % percentile bootstrap, seeded, {resamples} resamples: prompts are drawn anew, then repetitions within each"
+)
+#: The three things a latency can mean; papers mostly time the second, users wait for the third.
 #: "blocks": the transformer's calls of all scales. "image": with the loop around them and the decoder, from encoded
 #: text to pixels. "prompt-to-image": with the text encoder and the prompt graph.
 Scope = Literal["blocks", "image", "prompt-to-image"]

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from ldp_calibration import stats
 from ldp_calibration.fidelity import PSNR_CAP
 
-from ldp_export.bench import quality, stats
+from ldp_export.bench import quality
 from ldp_export.bench.hardware import hardware, software
 from ldp_export.bench.measure import Measured, measure, measure_peak, settling_calls, steps
 from ldp_export.bench.plan import DEFAULT_POLICIES, EAGER, EAGER_GRAPHS, UNPRUNED, BenchPlan, Options, plan_bench
 from ldp_export.bench.result import (
+    INTERVAL,
+    RATIO,
     BenchResult,
     CandidateResult,
     ModelInfo,
@@ -141,8 +144,8 @@ def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
         settings=_settings(plan),
         model=_model(plan),
         statistics={
-            "speedup": stats.RATIO,
-            "ci95": stats.INTERVAL.format(resamples=stats.RESAMPLES),
+            "speedup": RATIO,
+            "ci95": INTERVAL.format(resamples=stats.RESAMPLES),
             "times": f"milliseconds of a call that draws `batch` images, {_SCOPES[plan.scope]}; PNG not included",
             "rounds": "every repetition visits every candidate in rotating order, the others stopped; unmeasured calls "
             f"at the beginning of a visit: {settling_calls(plan)}",
@@ -237,7 +240,7 @@ def _precision_psnr(m: Measured, measured: dict[str, Measured], plan: BenchPlan)
     if kind == UNPRUNED:
         return None
     twin = measured[m.name.replace(kind, UNPRUNED, 1)]
-    return stats.mean_psnr_db(m.load_images(), twin.load_images())
+    return quality.mean_psnr_db(m.load_images(), twin.load_images())
 
 
 def _speedup(base: Measured | None, m: Measured, plan: BenchPlan, scope: Scope) -> stats.Ratio | None:
@@ -251,7 +254,7 @@ def _speedup(base: Measured | None, m: Measured, plan: BenchPlan, scope: Scope) 
 def _precision_loss(engines: Measured, eager: Measured) -> PrecisionLoss:
     ours, originals = engines.load_images(), eager.load_images()
     largest = max(float(np.abs(a - b).max()) for a, b in zip(ours, originals, strict=True))
-    return PrecisionLoss(stats.mean_psnr_db(ours, originals), largest, len(ours))
+    return PrecisionLoss(quality.mean_psnr_db(ours, originals), largest, len(ours))
 
 
 def _settings(plan: BenchPlan) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ldp_calibration.stats import Ratio
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -11,7 +12,6 @@ from rich.text import Text
 
 from ldp_export.bench.compare import Change
 from ldp_export.bench.result import BenchResult, CandidateResult
-from ldp_export.bench.stats import Ratio
 
 _WIDTH = 150
 

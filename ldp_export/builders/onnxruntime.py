@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -21,6 +20,7 @@ from ldp_export.builders.base import STAGE_FILE, ExportedGraph
 from ldp_export.builders.quantize import NOISY, SPREAD, latents_of, quantize_convolutions, quantize_products
 from ldp_export.graphs.onnx import MODEL_FILE
 from ldp_export.graphs.signature import QUANTIZED, GraphSignature
+from ldp_export.logs import errors_only
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Int8Builder(OnnxRuntimeBuilder):
             _copy(graph.folder, folder)
             return
         try:
-            with _own_copy(graph.folder, folder.parent) as own, _quiet():
+            # The quantizer advises, at the root logger, a pre-processing that graphs of this toolkit do not need.
+            with _own_copy(graph.folder, folder.parent) as own, errors_only(""):
                 if name == DECODER:
                     say("measuring the ranges of its activations")
                     quantize_convolutions(own / MODEL_FILE, folder / MODEL_FILE, latents_of(graph.reference))
@@ -98,15 +99,3 @@ def _own_copy(source: Path, parent: Path) -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as folder:
         _copy(source, Path(folder))
         yield Path(folder)
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """The quantiser advises, at the root logger, a pre-processing that graphs of this toolkit do not need."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(before)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ldp_runtime.bundle.files import REPORTS, VERSIONS, Bundle, read_state
-from ldp_runtime.disk import exclusive, remove_leftovers
+from ldp_runtime.disk import exclusive, full_disk_is_typed, remove_leftovers, system_error_number
 from ldp_runtime.errors import EngineBuildError
 from safetensors import SafetensorError
 
@@ -38,7 +37,11 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report 
     """
     require_capacity(plan)
     root, device = plan.options.output, plan.options.builder.verified_on
-    with _disk_errors(root), exclusive(root / ".lock", f"build is writing to {root}"):
+    with (
+        full_disk_is_typed(root, EngineBuildError),
+        _unwritable_is_typed(root),
+        exclusive(root / ".lock", f"build is writing to {root}"),
+    ):
         for folder in (root, root / "stages", root / VERSIONS, root / REPORTS):
             remove_leftovers(folder)
         if plan.options.force:
@@ -73,26 +76,13 @@ def _verify(bundle: Bundle, root: Path, device: str, count: int, progress: Progr
 
 
 @contextmanager
-def _disk_errors(root: Path) -> Generator[None]:
+def _unwritable_is_typed(root: Path) -> Generator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _error_number(error)
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            raise EngineBuildError(
-                f"the disk of {root} is full", hint="free some space and run the command again: it resumes"
-            ) from error
-        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if system_error_number(error) in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise EngineBuildError(f"cannot write to {root}: {error}") from error
         raise
-
-
-def _error_number(error: OSError | SafetensorError) -> int | None:
-    """The system's error number; safetensors has it in its message only."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
 
 
 def _within(progress: Progress, count: int) -> Progress:

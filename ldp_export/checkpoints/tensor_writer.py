@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import struct
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from ldp_runtime.disk import SCRATCH
+from ldp_runtime.disk import written_whole
 from ldp_runtime.errors import CheckpointError
 from ldp_runtime.numerics import all_finite
 
@@ -84,16 +83,11 @@ def write_tensors(
     """
     # Wide elements first, as the safetensors library orders them: each tensor is then aligned to its elements.
     ordered = sorted(sources, key=lambda source: (-source.dtype.itemsize, source.name))
-    scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
-    try:
-        with scratch.open("wb") as file:
-            places = _write_header(ordered, file)
-            for source in ordered:
-                on_tensor(source.name)
-                _write_values(source, file)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with written_whole(path) as scratch, scratch.open("wb") as file:
+        places = _write_header(ordered, file)
+        for source in ordered:
+            on_tensor(source.name)
+            _write_values(source, file)
     return places
 
 

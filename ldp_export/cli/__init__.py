@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import logging
 import sys
 
 import click
+from ldp_runtime.disk import is_full
 from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, LdpError
 
 from ldp_export import __version__
@@ -74,7 +74,7 @@ def _typed(error: BaseException) -> LdpError | None:
         logging.getLogger(__name__).info("where it happened", exc_info=True)
         said = f"cannot read or write {error.filename}: {error.strerror}"
         return ConfigError(said, hint="mend the path or its permissions")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return CapacityError("the disk is full", hint="free some space, or name another place, and run it again")
     if isinstance(error, ImportError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
         return ConfigError(f"{error.name} is not installed", hint=f"pip install 'ldp-export[{extra}]'")

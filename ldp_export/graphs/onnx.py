@@ -22,6 +22,7 @@ from torch import nn
 
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 from ldp_export.graphs.graph import Graph
+from ldp_export.logs import errors_only
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _trace(graph: Graph) -> Any:
 
     signature = graph.signature
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, _fake_weights(graph), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "torch.export"):
+    with mode, _fake_weights(graph), warnings.catch_warnings(), errors_only("torch.onnx", "onnxscript", "torch.export"):
         warnings.simplefilter("ignore")
         return torch.onnx.export(
             graph,
@@ -185,7 +186,7 @@ def _write(model: Any, path: Path) -> None:
         sizes = (v.const_value.size for v in node.inputs if v is not None and v.const_value is not None)
         return all(size <= _FOLD_LIMIT for size in sizes)
 
-    with _quiet("onnxscript", "onnx_ir"):
+    with errors_only("onnxscript", "onnx_ir"):
         optimizer.optimize_ir(model, should_fold=small)
     _strip_metadata(model)
     ir.save(model, path)
@@ -201,22 +202,6 @@ def _strip_metadata(model: Any) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     model.metadata_props.clear()
-
-
-class _quiet:  # noqa: N801
-    """Raises the level of chatty third-party loggers for the duration."""
-
-    def __init__(self, *names: str) -> None:
-        self.loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self.levels = [each.level for each in self.loggers]
-        for each in self.loggers:
-            each.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for each, level in zip(self.loggers, self.levels, strict=True):
-            each.setLevel(level)
 
 
 #: What a node takes: an input or initializer by its name, or an output of an earlier node by its number.

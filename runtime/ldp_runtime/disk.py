@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Generator
@@ -11,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.errors import CapacityError, ConfigError, LdpError
 
 
 def existing_parent(path: Path) -> Path:
@@ -35,15 +37,28 @@ def same_disk(one: Path, other: Path) -> bool:
     return existing_parent(one).stat().st_dev == existing_parent(other).stat().st_dev
 
 
+def is_full(error: BaseException) -> bool:
+    """True if the system said that a disk or a quota is full."""
+    return system_error_number(error) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def system_error_number(error: BaseException) -> int | None:
+    """Number of a system error; safetensors has it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(found[1]) if found else None
+
+
 @contextmanager
-def full_disk_is_typed(folder: Path) -> Generator[None]:
-    """Turns the system's error for a full disk into CapacityError, for work that resumes."""
+def full_disk_is_typed(folder: Path, kind: type[LdpError] = CapacityError) -> Generator[None]:
+    """Error of the given kind where the disk of `folder` is full, for work that resumes."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CapacityError(
-                f"the disk of {folder} is full", hint="free some space and run it again: it resumes"
+    except (OSError, SafetensorError) as error:
+        if is_full(error):
+            raise kind(
+                f"the disk of {folder} is full", hint="free some space and run the command again: it resumes"
             ) from error
         raise
 
@@ -66,17 +81,23 @@ def remove_leftovers(folder: Path) -> None:
             scratch.unlink(missing_ok=True)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replaces a file atomically: readers see the old content or the new one, also after a crash."""
+@contextmanager
+def written_whole(path: Path) -> Generator[Path]:
+    """Scratch path beside `path` that is renamed to it at the end; after an error nothing is left of it."""
     scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
     try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield scratch
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces a file atomically: readers see the old content or the new one, also after a crash."""
+    with written_whole(path) as scratch, scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

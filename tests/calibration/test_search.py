@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from ldp_calibration.budget import Budget
 from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.cost import full_flops, scale_flops, trace_flops
-from ldp_calibration.fidelity import PSNR_CAP, bound, lpips, psnr_db, ssim
+from ldp_calibration.fidelity import PSNR_CAP, lpips, psnr_db, ssim
 from ldp_calibration.measure import Bench, Measured, point
 from ldp_calibration.report import draw_front, make_saved, save_policy
 from ldp_calibration.search import Calibration, _prove, calibrate, pareto, remembered_fit
+from ldp_calibration.stats import bound
 from ldp_runtime import LatentDiscrepancy, Pipeline, parse_policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.saved_policies import list_saved, resolve_policy, saved_folder

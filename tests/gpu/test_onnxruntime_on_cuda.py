@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.samples import random_texts
 from ldp_runtime import LatentDiscrepancy, Pipeline
 from ldp_runtime.bundle.files import Bundle
-from samples import random_texts
 
 from ldp_export.verification.verify import verify_bundle
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import Golden
+from helpers.goldens import Golden
+from helpers.samples import random_texts, spec
 from ldp_runtime import LatentDiscrepancy, Pipeline, open_bundle
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.hardware import local_capability
 from ldp_runtime.engines.tensorrt.library import is_installed, load_library
 from ldp_runtime.errors import CapacityError, ConfigError
-from samples import random_texts, spec
 
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.building.choose_builder import BackendOptions, choose_builder

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.samples import TRANSFORMER, random_texts, spec, write_sources
 from ldp_runtime import Pipeline, open_bundle
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision, QuantizedScales
 from ldp_runtime.engines.torch_compiled.target import local_target
 from ldp_runtime.pruning.controls import GivenShares
-from samples import TRANSFORMER, random_texts, spec, write_sources
 
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from goldens import RAW_LOGITS, Golden
+from helpers.goldens import RAW_LOGITS, Golden
 from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
 from ldp_runtime.engines.kv_cache import DynamicKVCache
-from ldp_runtime.engines.tensorrt.addresses import Places
+from ldp_runtime.engines.tensorrt.addresses import Addresses
 from ldp_runtime.engines.tensorrt.bindings import Binding
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT
 from ldp_runtime.numerics import FiniteWatch
@@ -76,7 +76,7 @@ def test_places_copy_on_the_device() -> None:
     place = torch.zeros(64, device="cuda")[1:]
     a = Binding("a", (61,), 4, given.data_ptr())
     b = Binding("b", (63,), 4, place.data_ptr())
-    places = Places([a, b], {"a": given}, {"b": place}, captured=False, memory=give)
+    places = Addresses([a, b], {"a": given}, {"b": place}, captured=False, memory=give)
     assert places.address(a) % ALIGNMENT == places.address(b) % ALIGNMENT == 0
     places._back[0][1].fill_(5)
     places.copy_back()

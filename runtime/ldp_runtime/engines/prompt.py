@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ldp_runtime.bundle.manifest import GraphEntry, TensorEntry
+from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.tensors import axis_sizes, empty
 
 #: What the first chunk computes for the others, and nobody else reads: the projected text.
 PASSED_ON = "text"
@@ -21,7 +22,7 @@ class PromptChain:
         self.name, self.device = "prompt", self._chunks[0][1].device
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
-        given, sizes = dict(inputs), dynamic_sizes(self._chunks[0][0], inputs)
+        given, sizes = dict(inputs), axis_sizes(self._chunks[0][0].inputs, inputs, self.name)
         for graph, engine in self._chunks:
             here: dict[str, torch.Tensor] = {}
             for tensor in graph.outputs:
@@ -40,17 +41,3 @@ class PromptChain:
 def chained(chunks: Sequence[tuple[GraphEntry, Engine]]) -> Engine:
     """The chunks of a graph, in order, as one engine."""
     return chunks[0][1] if len(chunks) == 1 else PromptChain(chunks)
-
-
-def dynamic_sizes(graph: GraphEntry, inputs: Mapping[str, torch.Tensor]) -> dict[int | str, int]:
-    """What the graph's dynamic axes are in a call with these inputs."""
-    sizes: dict[int | str, int] = {}
-    for tensor in graph.inputs:
-        sizes |= dict(zip(tensor.shape, inputs[tensor.name].shape, strict=True))
-    return sizes
-
-
-def empty(tensor: TensorEntry, sizes: Mapping[int | str, int], device: torch.device) -> torch.Tensor:
-    """A place for an output."""
-    shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.shape]
-    return torch.empty(shape, dtype=getattr(torch, tensor.dtype), device=device)

@@ -10,7 +10,8 @@ import torch
 
 from ldp_runtime.bundle.manifest import InfinityEntry, Manifest, VarEntry
 from ldp_runtime.engines.blocks import PromptRows
-from ldp_runtime.engines.prompt import PASSED_ON, dynamic_sizes, empty
+from ldp_runtime.engines.prompt import PASSED_ON
+from ldp_runtime.engines.tensors import axis_sizes, empty
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.numerics import check_finite
 from ldp_runtime.pipeline.open_engines import Engines
@@ -94,14 +95,15 @@ def _split(rows: PromptRows) -> Branches:
 def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:
     """The prompt graph: text features [R, T, text_channels] of equally long texts, or class labels [R]."""
     graphs, device = manifest.chunks("prompt"), engines.prompt.device
-    sizes = dynamic_sizes(graphs[0], inputs)
+    inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
+    sizes = axis_sizes(graphs[0].inputs, inputs, "prompt")
     outputs = {
         tensor.name: empty(tensor, sizes, device)
         for graph in graphs
         for tensor in graph.outputs
         if tensor.name != PASSED_ON
     }
-    engines.prompt.run({name: tensor.contiguous() for name, tensor in inputs.items()}, outputs)
+    engines.prompt.run(inputs, outputs)
     check_finite("prompt", *outputs.values())
     start = outputs.pop("start")
     if "text" in sizes:

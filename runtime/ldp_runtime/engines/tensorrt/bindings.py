@@ -9,6 +9,7 @@ import torch
 
 from ldp_runtime.bundle.manifest import TensorEntry
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT
+from ldp_runtime.engines.tensors import Sizes, check_contiguous, check_tensor, shape_at
 from ldp_runtime.errors import ConfigError
 
 
@@ -40,53 +41,13 @@ class Binding:
         return self.address % ALIGNMENT == 0
 
 
-def axis_sizes(entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor], graph: str) -> dict[str, int]:
-    """Size of every dynamic axis in a call, from its inputs.
-
-    Raises:
-        ConfigError: an input is missing or unknown, has another type or rank, a fixed side of another size, is not
-            contiguous, or two inputs disagree about an axis.
-    """
-    _same_names(entries, tensors, graph)
-    sizes: dict[str, int] = {}
-    for entry in entries:
-        tensor = tensors[entry.name]
-        _check_tensor(entry, tensor, graph)
-        for side, size in zip(entry.shape, tensor.shape, strict=True):
-            expected = sizes.setdefault(side, size) if isinstance(side, str) else side
-            if size != expected:
-                raise ConfigError(
-                    f"the input {entry.name!r} of {graph!r} has the shape {tuple(tensor.shape)}, "
-                    f"expected {expected} for {side}"
-                )
-    return sizes
-
-
-def _same_names(entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor], graph: str) -> None:
-    expected = {entry.name for entry in entries}
-    if expected != set(tensors):
-        missing, foreign = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
-        raise ConfigError(f"the engine {graph!r} misses the inputs {missing} and does not know {foreign}")
-
-
-def _check_tensor(entry: TensorEntry, tensor: torch.Tensor, graph: str) -> None:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if kind != entry.dtype or tensor.dim() != len(entry.shape):
-        raise ConfigError(
-            f"{entry.name!r} of {graph!r} is {kind} {list(tensor.shape)}; the engine has {entry.dtype} "
-            f"{list(entry.shape)}"
-        )
-    if not tensor.is_contiguous():
-        raise ConfigError(f"{entry.name!r} of {graph!r} is not contiguous: engines bind memory as it lies")
-
-
 def input_bindings(entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor]) -> list[Binding]:
     """Bindings of the inputs, checked by `axis_sizes` before. Empty tensors (no past yet) have no address."""
     return [_binding(entry.name, tensors[entry.name]) for entry in entries]
 
 
 def output_bindings(
-    entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int], graph: str
+    entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor], sizes: Sizes, graph: str
 ) -> list[Binding]:
     """Bindings of all outputs; those without a place in `tensors` are computed all the same, into spare memory.
 
@@ -100,7 +61,7 @@ def output_bindings(
     for entry in entries:
         given = tensors.get(entry.name)
         if given is None:
-            shape = tuple(sizes[side] if isinstance(side, str) else side for side in entry.shape)
+            shape = shape_at(entry, sizes)
             bindings.append(Binding(entry.name, shape, getattr(torch, entry.dtype).itemsize, 0))
             continue
         _check_place(entry, given, sizes, graph)
@@ -108,11 +69,12 @@ def output_bindings(
     return bindings
 
 
-def _check_place(entry: TensorEntry, given: torch.Tensor, sizes: Mapping[str, int], graph: str) -> None:
+def _check_place(entry: TensorEntry, given: torch.Tensor, sizes: Sizes, graph: str) -> None:
     if entry.name == "image":  # the sides of a picture are a multiple of the latent's and have no axis of their own
         entry = entry.model_copy(update={"shape": (*entry.shape, *given.shape[len(entry.shape) :])})
-    _check_tensor(entry, given, graph)
-    expected = tuple(sizes[side] if isinstance(side, str) else side for side in entry.shape)
+    check_tensor(given, entry, graph)
+    check_contiguous(given, entry, graph)
+    expected = shape_at(entry, sizes)
     if tuple(given.shape) != expected:
         raise ConfigError(f"the output {entry.name!r} of {graph!r} is {expected}; its place is {tuple(given.shape)}")
 

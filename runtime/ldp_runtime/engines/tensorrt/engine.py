@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
-import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,13 @@ import torch
 
 from ldp_runtime.bundle.manifest import GraphEntry, Manifest, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import choose_profile
+from ldp_runtime.disk import write_durably
 from ldp_runtime.engines.graph_cache import GraphCache, GraphCounters
 from ldp_runtime.engines.hardware import check_capability, require_gpu
 from ldp_runtime.engines.tensorrt.addresses import Addresses
-from ldp_runtime.engines.tensorrt.bindings import Binding, axis_sizes, input_bindings, output_bindings
+from ldp_runtime.engines.tensorrt.bindings import Binding, input_bindings, output_bindings
 from ldp_runtime.engines.tensorrt.library import Flavour, Library, load_library
+from ldp_runtime.engines.tensors import axis_sizes
 from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
 
 logger = logging.getLogger(__name__)
@@ -273,14 +274,10 @@ def check_aliases(outputs: Iterable[str], source: Callable[[str], str | None]) -
 
 def keep_kernels(path: Path, content: bytes) -> None:
     """Writes kernels for the next run. Where that fails they are compiled again: a warning, since nothing is lost."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")  # services that end together do not mix their files
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(content)
-        scratch.replace(path)
+        write_durably(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
         logger.warning("kernels compiled at run time are not kept in %s: %s", path, error)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from ldp_runtime.bundle.manifest import GraphEntry, TensorEntry
+from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.out_of_memory import capacity_errors
+from ldp_runtime.engines.tensors import check_tensor
 from ldp_runtime.engines.torch_compiled.threads import torch_threads
-from ldp_runtime.errors import ConfigError, IntegrityError, LdpError
+from ldp_runtime.errors import IntegrityError, LdpError
 from ldp_runtime.numerics import exact_convolutions
 
 
@@ -72,17 +73,6 @@ def named_failures(graph: str, inputs: Mapping[str, torch.Tensor]) -> Generator[
     except (RuntimeError, ValueError) as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
         raise LdpError(f"the graph {graph!r} failed with inputs {shapes}: {error}") from error
-
-
-def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
-    """The tensor: compiled code reads memory as its signature says, whatever it is given."""
-    same_type = str(tensor.dtype) == f"torch.{entry.dtype}" and tensor.dim() == len(entry.shape)
-    if not same_type or any(a != b for a, b in zip(entry.shape, tensor.shape, strict=True) if isinstance(a, int)):
-        raise ConfigError(
-            f"{entry.name!r} of {graph!r} is {tensor.dtype} {tuple(tensor.shape)}; the engine takes {entry.dtype} "
-            f"{entry.shape}"
-        )
-    return tensor
 
 
 def _load(name: str, path: Path, device: torch.device) -> Callable[..., Any]:

@@ -10,8 +10,9 @@ import torch
 
 from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.kv_cache import DynamicKVCache
+from ldp_runtime.engines.tensors import check_tensor
 from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
-from ldp_runtime.engines.torch_compiled.engine import check_tensor, named_failures
+from ldp_runtime.engines.torch_compiled.engine import named_failures
 from ldp_runtime.engines.torch_compiled.fused.pieces import ask_text, attend, feed_forward, modulate, project
 from ldp_runtime.engines.torch_compiled.fused.products import Matrix, product
 from ldp_runtime.engines.torch_compiled.fused.text import Text, TextReader, TextRoom

@@ -1,0 +1,1 @@
+"""Measurements: scripts, raw results, and the pages that are made of them."""

@@ -1,0 +1,1 @@
+"""Measuring large architectures with random weights on a GPU: speed alone."""

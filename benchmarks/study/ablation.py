@@ -1,0 +1,210 @@
+"""Every switch of LD-Pruning and every control on one bundle: fidelity, objects, verdicts, operations, time.
+
+    python -m benchmarks.study.ablation bundles/infinity-shapes          # measure (resumes), draw, write the page
+    python -m benchmarks.study.ablation bundles/infinity-shapes --draw   # from the committed result alone
+
+Writes benchmarks/results/infinity-shapes-ablation.json, docs/ablation-*.png and the tables of docs/ablation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ldp_calibration.fits import fit
+from ldp_calibration.report import save_fits
+from ldp_calibration.shapes import CATEGORIES, sample_prompt
+from ldp_calibration.stats import front, mean_interval
+from ldp_runtime.bundle.files import open_bundle
+from ldp_runtime.bundle.saved_policies import FITTED, saved_folder
+from ldp_runtime.pipeline.pipeline import Pipeline
+
+from benchmarks.paths import DOCS, RESULTS, result_file
+from benchmarks.report.ablation import draw_front, draw_kept, draw_switches, write_tables
+from benchmarks.study.rows import Row, Setting, study, time_policies
+from benchmarks.study.summary import margin_over_front, summarise
+from ldp_export.bench.hardware import hardware, software
+
+RESULT = RESULTS / "infinity-shapes-ablation.json"
+#: What docs and README recommend, without and with fitted numbers.
+OURS, OURS_FITTED = "ld", "ld:fill=linear"
+
+PAPER = {
+    "ld-paper": "LHEP and SATS as printed",
+    "ld-skip-2": "the paper's headline mode",
+    "ld-paper:stop_threshold=none": "LHEP alone",
+    "ld-paper:prune_scales=": "SATS alone",
+    "ld-paper:fill=zero": "fill: zero",
+    "ld-paper:fill=scaled,fill_scale=-0.3": "fill: a part taken back",
+    "ld-paper:fill=linear": "fill: fitted",
+    "ld-paper:border=ignored": "border ignored",
+    "ld-paper:energy_from=computed": "energy of computed residuals",
+    "ld-paper:gap=l2": "gap as raw norm",
+    "ld-paper:after_stop=reuse": "guidance recalled after the stop",
+    "ld-paper:score=distance": "score: distance",
+    "ld-paper:score=variance": "score: variance",
+    "ld-paper:score=change": "score: latent change",
+    "ld-paper:score=decoder": "score: decoder metric",
+    "ld-paper:score=error": "score: predicted pixels",
+    "ld-paper:end_threshold=0.15": "pictures may end early",
+}
+OWN = {
+    OURS: "recommended",
+    OURS_FITTED: "recommended, with a fitted fill",
+    "ld:fill=repeat": "fill: repeat",
+    "ld:after_stop=conditional": "without recalled guidance",
+    "ld:stop_threshold=none": "the branch never stops",
+    "ld:stop_threshold=0.25": "the branch stops by its gap",
+    "ld:rho=0.9": "rho 0.9",
+    "ld:rho=0.7": "rho 0.7",
+    "ld:rho=0.9,stop_threshold=0.25": "rho 0.9, stops by its gap",
+    "ld:score=energy": "score: LHEP",
+    "ld:score=energy,rho=0.9": "score: LHEP, rho 0.9",
+    "ld:score=energy,rho=0.7": "score: LHEP, rho 0.7",
+    "ld:score=energy,rho=0.6": "score: LHEP, rho 0.6",
+    "ld:fill=linear,score=error": "score: predicted pixels, fitted fill",
+    "ld:fill=linear,score=error,rho=0.9": "score: predicted pixels, rho 0.9, fitted fill",
+    "ld:fill=linear,rho=0.6": "rho 0.6, fitted fill",
+    "ld:fill=linear,prune_share=0.45": "the last scale only, fitted fill",
+}
+CONTROLS = {
+    "skip:count=1": "last scale skipped",
+    "skip:count=2": "last two skipped",
+    "stop-guidance:scale=3": "branch stopped after 3",
+    "stop-guidance:scale=4": "branch stopped after 4",
+    "skip:count=1,stop_after=4": "both",
+    "skip:count=2,stop_after=3": "both",
+    "fixed:keep=0.4,score=energy": "40 % by LHEP, repeat",
+    "fixed:keep=0.4,score=energy,fill=zero": "40 % by LHEP, zero",
+    "fixed:keep=0.4,score=distance,fill=zero": "40 % by distance",
+    "fixed:keep=0.4,score=random,fill=zero": "40 % at random",
+    "fixed:keep=0.6,score=distance,fill=zero,stop_after=4": "60 % by distance, stopped",
+    "fixed:keep=0.4,score=distance,fill=zero,stop_after=4": "40 % by distance, stopped",
+    "fixed:keep=0.4,score=random,fill=zero,prune_scales=6,stop_after=4": "40 % of the last at random, stopped",
+    "fixed:keep=0.4,score=distance,fill=zero,prune_scales=6,stop_after=4": "40 % of the last by distance, stopped",
+}
+GROUPS = {"paper": PAPER, "ours": OWN, "controls": CONTROLS}
+POLICIES = [policy for group in GROUPS.values() for policy in group]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--fit-prompts", type=int, default=64)
+    parser.add_argument("--timed-prompts", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--result", type=result_file, default=RESULT)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--draw", action="store_true", help="Measure nothing.")
+    options = parser.parse_args()
+    if not options.draw:
+        options.result.write_text(json.dumps(measure(options), indent=None, separators=(",", ":")))
+    result = json.loads(options.result.read_text())
+    draw_front(result, options.docs / "ablation-front.png")
+    draw_switches(result, options.docs / "ablation-switches.png")
+    draw_kept(result, options.docs / "ablation-kept.png")
+    write_tables(result, options.docs / "ablation.md")
+    print(options.result, options.docs / "ablation.md")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    opened = open_bundle(options.bundle)
+    with Pipeline.load(opened) as pipe:
+        fitted = fitted_file(pipe, options.fit_prompts)
+    text = json.dumps(json.loads(fitted.read_text())["fitted"], sort_keys=True)
+    setting = Setting(opened.manifest.digest, hashlib.sha256(text.encode()).hexdigest(), options.prompts)
+    work = options.bundle / "profiles" / f"ablation-{setting.digest[:16]}.jsonl"
+    rows = study(options.bundle, setting, POLICIES, work, options.workers, say)
+    with Pipeline.load(opened) as pipe:
+        times = time_policies(pipe, setting, POLICIES, options.timed_prompts, options.repeats, say)
+        scales = len(pipe.manifest.schedule())
+    summaries = {p: asdict(summarise(p, rows[p], times, scales)) for p in POLICIES}
+    return {
+        "model": opened.manifest.model.name,
+        "setting": asdict(setting),
+        "machine": {"hardware": hardware(), "software": software(), "load_average": os.getloadavg()[0]},
+        "timed": {"prompts": options.timed_prompts, "repeats": options.repeats},
+        "unpruned": {
+            "milliseconds": float(np.median(times["none"])) * 1e3,
+            "accepted": float(np.mean([row.accepted_full for row in rows[POLICIES[0]]])),
+            "scales": [list(grid) for grid in opened.manifest.schedule().grids],
+        },
+        "fitted_guidance": json.loads(text)["guidance"],
+        "groups": {name: group for name, group in GROUPS.items()},
+        "policies": summaries,
+        "margins": margins(rows, {p: summary["speedup"][0] for p, summary in summaries.items()}),
+        "margins_by_operations": margins(rows, {p: summary["operations"] for p, summary in summaries.items()}),
+        "differences": {p: differences(rows[p], rows[baseline(p)]) for p in POLICIES if p in PAPER or p in OWN},
+        "seconds": {p: np.round(t, 5).tolist() for p, t in times.items()},
+        "rows": {
+            p: [[r.psnr, r.psnr_objects, r.ssim, r.ssim_objects, int(r.accepted), r.operations] for r in rows[p]]
+            for p in POLICIES
+        },
+        "row_columns": ["psnr", "psnr_objects", "ssim", "ssim_objects", "accepted", "operations"],
+    }
+
+
+def fitted_file(pipe: Pipeline, count: int) -> Path:
+    """What is fitted to the bundle; if nothing is, it is fitted now, on prompts and seeds that the study leaves out."""
+    assert pipe.root is not None
+    path = saved_folder(pipe.root, pipe.manifest) / FITTED
+    if not path.is_file():
+        rng, categories = np.random.default_rng((0, 7)), list(CATEGORIES)
+        prompts = [sample_prompt(categories[i % len(categories)], rng).text for i in range(count)]
+        save_fits(pipe.root, pipe.manifest, fit(pipe, prompts, range(count), say), prompts)
+    return path
+
+
+def margins(rows: dict[str, list[Row]], speed: dict[str, float]) -> dict[str, Any]:
+    """How far each policy lies above the controls' front at its own speed (measured, or counted), per measure."""
+    found: dict[str, Any] = {}
+    for measure_name in ("psnr", "psnr_objects", "ssim"):
+        prompts = [i for i, row in enumerate(rows["skip:count=1"]) if getattr(row, measure_name) is not None]
+        quality = {p: np.array([getattr(rows[p][i], measure_name) for i in prompts]) for p in rows}
+        points = [(speed[p], float(quality[p].mean())) for p in CONTROLS]
+        best = [list(CONTROLS)[i] for i in front(points)]
+        speeds = [speed[p] for p in best]
+        matrix = np.stack([quality[p] for p in best])
+        found[measure_name] = {
+            "front": best,
+            "margin": {
+                p: margin_over_front(max(speed[p], speeds[0]), quality[p], speeds, matrix) for p in (*OWN, *PAPER)
+            },
+        }
+    return found
+
+
+def baseline(policy: str) -> str:
+    """What a switch is compared with: the setting that it changes."""
+    if policy in PAPER:
+        return "ld-paper"
+    return OURS_FITTED if "fill=linear" in policy and policy != OURS_FITTED else OURS
+
+
+def differences(rows: list[Row], base: list[Row]) -> dict[str, Any]:
+    """Paired differences to the baseline, with 95 % intervals."""
+    pairs = list(zip(rows, base, strict=True))
+    objects = [
+        a.psnr_objects - b.psnr_objects for a, b in pairs if a.psnr_objects is not None and b.psnr_objects is not None
+    ]
+    return {
+        "psnr": mean_interval([a.psnr - b.psnr for a, b in pairs]),
+        "psnr_objects": mean_interval(objects),
+        "operations": float(np.mean([a.operations / b.operations for a, b in pairs])),
+    }
+
+
+def say(done: int, total: int, detail: str) -> None:
+    print(f"\r{detail}: {done}/{total}   ", end="\n" if done == total else "", flush=True)
+
+
+if __name__ == "__main__":
+    main()

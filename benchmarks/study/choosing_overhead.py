@@ -1,0 +1,131 @@
+"""What choosing costs: milliseconds per scale that policies themselves take, at the 0.25M schedule, and their share.
+
+    python -m benchmarks.study.choosing_overhead bundles/infinity-shapes
+
+The bundle's engines are driven over the grids of the 0.25M schedule (2,521 tokens), which the small model was not
+trained for: the picture is nonsense, the work is not. Blocks as small as these are the hardest case: in a larger model
+the share of choosing is smaller. Times are medians over draws, on the CPU, warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ldp_runtime.bundle.files import TOKENIZER, open_bundle
+from ldp_runtime.bundle.saved_policies import resolve_policy
+from ldp_runtime.pipeline.open_engines import open_engines
+from ldp_runtime.pipeline.pipeline import Pipeline
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
+from ldp_runtime.pruning.sats import GuidanceGap
+from ldp_runtime.schedule import Grid, ScaleSchedule
+from ldp_runtime.tokenizer import PromptTokenizer
+
+from benchmarks.paths import RESULTS, result_file
+from ldp_export.bench.hardware import hardware, software
+
+RESULT = RESULTS / "choosing-overhead-cpu.json"
+POLICIES = ("ld-paper", "ld", "ld-paper:energy_from=computed")
+
+
+class Timed(Policy):
+    """A policy with a stopwatch on its questions, scale by scale."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.seconds, self.scale = policy, defaultdict[int, float](float), 0
+
+    def _timed(self, question: str, *args: Any) -> Any:
+        started = time.perf_counter()
+        answer = getattr(self.policy, question)(*args)
+        self.seconds[self.scale] += time.perf_counter() - started
+        return answer
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        self.policy.check(schedule)
+
+    def scales_to_run(self, schedule: ScaleSchedule) -> int:
+        return self.policy.scales_to_run(schedule)
+
+    def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
+        return self.policy.prunes(schedule)
+
+    def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
+        self.scale = scale
+        return self.policy.watches_guidance(scale, schedule)
+
+    def select(self, picture: ScaleView) -> Selection | None:
+        self.scale = picture.scale
+        return self._timed("select", picture)
+
+    def fill_residual(self, picture: ScaleView) -> torch.Tensor:
+        return self._timed("fill_residual", picture)
+
+    def remember_guidance(
+        self,
+        before: torch.Tensor | None,
+        conditional: torch.Tensor,
+        unconditional: torch.Tensor,
+        kept: torch.Tensor | None,
+        grid: Grid,
+    ) -> torch.Tensor | None:
+        return self._timed("remember_guidance", before, conditional, unconditional, kept, grid)
+
+    def missing_guidance(self, conditional: torch.Tensor, recalled: torch.Tensor, scale: int) -> torch.Tensor | None:
+        return self._timed("missing_guidance", conditional, recalled, scale)
+
+    def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
+        return self._timed("stops_after", gaps, scale, schedule)
+
+    def ends_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
+        return self._timed("ends_after", gaps, scale, schedule)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--draws", type=int, default=7)
+    parser.add_argument("--result", type=result_file, default=RESULT)
+    options = parser.parse_args()
+    opened = open_bundle(options.bundle)
+    model = opened.manifest.model.model_copy(update={"size": "0.25M"})
+    manifest = opened.manifest.model_copy(update={"model": model})
+    tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
+    with Pipeline(manifest, open_engines(opened, torch.device("cpu"), None), tokenizer, 1, None) as pipe:
+        found = {text: overhead(pipe, opened.root, text, options.draws) for text in POLICIES}
+    result = {"model": model.name, "size": "0.25M", "hardware": hardware(), "software": software(), "policies": found}
+    options.result.write_text(json.dumps(result, indent=1))
+    for text, entry in found.items():
+        scales = ", ".join(f"{k}: {ms:.2f}" for k, ms in entry["milliseconds_per_scale"].items())
+        print(f"{text}: {entry['share']:.2%} of {entry['run_milliseconds']:.0f} ms; ms per scale {scales}")
+
+
+def overhead(pipe: Pipeline, root: Path | None, text: str, draws: int) -> dict[str, Any]:
+    """Medians over draws of one policy."""
+    policy = resolve_policy(text, root, pipe.manifest)
+    assert policy is not None
+    runs, choices = [], []
+    for draw in range(draws + 1):
+        timed = Timed(policy)
+        started = time.perf_counter()
+        pipe("a red circle", seed=draw, policy=timed)
+        runs.append(time.perf_counter() - started)
+        choices.append(dict(timed.seconds))
+    scales = sorted({k for choice in choices for k, seconds in choice.items() if seconds > 2e-5})
+    per_scale = {k: float(np.median([c.get(k, 0.0) for c in choices[1:]])) * 1e3 for k in scales}
+    run = float(np.median(runs[1:])) * 1e3
+    return {
+        "milliseconds_per_scale": per_scale,
+        "run_milliseconds": run,
+        "share": sum(per_scale.values()) / run,
+    }
+
+
+if __name__ == "__main__":
+    main()

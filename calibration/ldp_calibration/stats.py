@@ -1,0 +1,129 @@
+"""Statistics: means and paired ratios with bootstrap intervals, and the front of speed against quality.
+
+Every bootstrap is seeded: equal values give equal intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ldp_runtime.errors import ConfigError
+
+RESAMPLES = 2000
+#: A mean (or a ratio) with its 95 % interval.
+Interval = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A mean, its 95 % bound (one-sided, bootstrap; lower, or upper), and the fifth percentile of the single values."""
+
+    mean: float
+    limit: float
+    fifth_percentile: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of times and its 95 % interval; no interval where there is only one pair."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """Percentile q in [0, 100], linear between neighbours."""
+    return float(np.percentile(np.asarray(values, dtype=np.float64), q))
+
+
+def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """Mean of values (of paired differences, say) with its two-sided 95 % bootstrap interval, seeded."""
+    array = np.asarray(values, dtype=np.float64)
+    low, high = np.percentile(_resampled_means(array, seed, resamples), [2.5, 97.5])
+    return float(array.mean()), float(low), float(high)
+
+
+def bound(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES, upper: bool = False) -> Bound:
+    """Mean with its lower (or upper) 95 % bound.
+
+    Raises:
+        ConfigError: no values.
+    """
+    if not values:
+        raise ConfigError("no values to take a mean of")
+    array = np.asarray(values, dtype=np.float64)
+    limit = float(np.percentile(_resampled_means(array, seed, resamples), 95 if upper else 5))
+    return Bound(float(array.mean()), limit, float(np.percentile(array, 5)), len(array))
+
+
+def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return values[draws].mean(axis=1)
+
+
+def geometric_mean(ratios: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+    """Geometric mean of ratios with its 95 % interval."""
+    mean, low, high = mean_interval(np.log(ratios).tolist(), seed)
+    return float(np.exp(mean)), float(np.exp(low)), float(np.exp(high))
+
+
+def paired_ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Ratio:
+    """Speed-up of `other` over `base`: base / other, pair by pair.
+
+    Prompts are drawn anew, then repetitions within each.
+
+    Args:
+        base, other: times [prompts, repetitions]; entries of the same place were measured in the same round.
+        seed: of the bootstrap.
+    """
+    if base.shape != other.shape or base.ndim != 2 or not base.size:
+        raise ConfigError(f"paired times must have one shape [prompts, repetitions], got {base.shape}, {other.shape}")
+    ratios = base / other
+    value = float(_centre(ratios))
+    if ratios.size < 2:
+        return Ratio(value, None, None)
+    P, R = ratios.shape
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(P, size=(RESAMPLES, P, 1))
+    repetitions = rng.integers(R, size=(RESAMPLES, P, R))
+    low, high = np.percentile(_centre(ratios[prompts, repetitions]), [2.5, 97.5])
+    return Ratio(value, float(low), float(high))
+
+
+def _centre(ratios: np.ndarray) -> np.ndarray:
+    """[..., prompts, repetitions] -> [...]: a slow outlier moves a median little; prompts count alike."""
+    return np.exp(np.log(np.median(ratios, axis=-1)).mean(axis=-1))
+
+
+#: Times of each prompt group.
+Times = Mapping[int, np.ndarray]
+
+
+def unpaired_ratio(before: Times, after: Times, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Bootstrap draws [resamples] and the value of after / before: geometric mean over prompts of medians' ratios.
+
+    Prompts are drawn anew for both runs together, repetitions within each run.
+    """
+    groups = sorted(set(before) & set(after))
+    logs = np.stack([np.log(_medians(after[g], rng)) - np.log(_medians(before[g], rng)) for g in groups])  # [G, N]
+    chosen = rng.integers(len(groups), size=(len(groups), RESAMPLES))
+    draws = np.exp(np.take_along_axis(logs, chosen, axis=0).mean(axis=0))
+    value = np.mean([np.log(np.median(after[g]) / np.median(before[g])) for g in groups])
+    return draws, float(np.exp(value))
+
+
+def _medians(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.median(times[rng.integers(len(times), size=(RESAMPLES, len(times)))], axis=1)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of (speed, quality) points that no other one beats in both, slowest first."""
+    found: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1])):
+        if not found or points[i][1] > points[found[-1]][1]:
+            found.append(i)
+    return found[::-1]

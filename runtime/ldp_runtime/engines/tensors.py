@@ -1,0 +1,80 @@
+"""Tensors of one engine call against the graph's signature: axis sizes, types and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from ldp_runtime.bundle.manifest import TensorEntry
+from ldp_runtime.errors import ConfigError
+
+#: Size of each dynamic axis by its name.
+Sizes = Mapping[str, int]
+
+
+def axis_sizes(entries: Iterable[TensorEntry], tensors: Mapping[str, torch.Tensor], graph: str) -> dict[str, int]:
+    """Sizes of all dynamic axes in a call, from its inputs.
+
+    Raises:
+        ConfigError: an input is missing or unknown, has another type or rank, a fixed side of another size, is not
+            contiguous, or two inputs disagree about an axis.
+    """
+    entries = list(entries)
+    check_names(entries, tensors, graph)
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        tensor = check_tensor(tensors[entry.name], entry, graph)
+        check_contiguous(tensor, entry, graph)
+        for side, size in zip(entry.shape, tensor.shape, strict=True):
+            if isinstance(side, str) and sizes.setdefault(side, size) != size:
+                raise _wrong_side(tensor, entry, graph, sizes[side], side)
+    return sizes
+
+
+def check_names(entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor], graph: str) -> None:
+    """Raises ConfigError when the inputs are not those of the graph."""
+    expected = {entry.name for entry in entries}
+    if expected != set(tensors):
+        missing, foreign = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+        raise ConfigError(f"the engine {graph!r} misses the inputs {missing} and does not know {foreign}")
+
+
+def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
+    """The tensor itself: engines read memory as their signature says, whatever they are given.
+
+    Raises:
+        ConfigError: another type, rank, or size of a fixed side.
+    """
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind != entry.dtype or tensor.dim() != len(entry.shape):
+        raise ConfigError(
+            f"{entry.name!r} of {graph!r} is {kind} {list(tensor.shape)}; the engine has {entry.dtype} "
+            f"{list(entry.shape)}"
+        )
+    for side, size in zip(entry.shape, tensor.shape, strict=True):
+        if isinstance(side, int) and size != side:
+            raise _wrong_side(tensor, entry, graph, side, side)
+    return tensor
+
+
+def _wrong_side(tensor: torch.Tensor, entry: TensorEntry, graph: str, expected: int, side: int | str) -> ConfigError:
+    return ConfigError(
+        f"{entry.name!r} of {graph!r} has the shape {tuple(tensor.shape)}, expected {expected} for {side}"
+    )
+
+
+def check_contiguous(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> None:
+    """Raises ConfigError for memory with gaps or in another order."""
+    if not tensor.is_contiguous():
+        raise ConfigError(f"{entry.name!r} of {graph!r} is not contiguous: engines bind memory as it lies")
+
+
+def shape_at(entry: TensorEntry, sizes: Sizes) -> tuple[int, ...]:
+    """Shape of a tensor in a call with these axis sizes."""
+    return tuple(side if isinstance(side, int) else sizes[side] for side in entry.shape)
+
+
+def empty(entry: TensorEntry, sizes: Sizes, device: torch.device) -> torch.Tensor:
+    """Uninitialised memory for an output."""
+    return torch.empty(shape_at(entry, sizes), dtype=getattr(torch, entry.dtype), device=device)

@@ -1,0 +1,122 @@
+"""The study of policies: rows, resumption, and what is concluded from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ldp_calibration.fidelity import PSNR_CAP
+from ldp_calibration.shapes import sample_scene
+from ldp_calibration.shapes.evaluator import object_mask
+from ldp_calibration.shapes.scenes import coverage, draw
+from ldp_calibration.stats import front
+from ldp_runtime import Pipeline
+from ldp_runtime.bundle.files import Bundle
+
+from benchmarks.report import precision as precision_results
+from benchmarks.study import precision_verdicts
+from benchmarks.study.rows import Row, Setting, compare, read_rows, study, time_policies
+from benchmarks.study.summary import margin_over_front, ratio, summarise
+
+POLICIES = ["ld:stop_threshold=9", "skip:count=1", "fixed:keep=1,fill=zero"]
+
+
+def test_object_masks_cover_what_was_drawn() -> None:
+    scene = sample_scene(np.random.default_rng(3))
+    drawn = sum(coverage(s.kind, s.x, s.y, s.radius, 128) for s in scene.shapes) > 0.5
+    mask = object_mask(draw(scene), margin=2)
+    assert mask[drawn].all()
+    assert mask.mean() < 2.5 * drawn.mean()
+    assert not object_mask(np.full((64, 64, 3), 120, np.uint8)).any()
+
+
+def test_a_prompt_against_itself(small_pipe: Pipeline) -> None:
+    setting = Setting("d", "f", prompts=2)
+    rows = compare(small_pipe, setting.texts()[1], 1, 5, POLICIES)
+    assert [row.policy for row in rows] == POLICIES
+    nothing_pruned = rows[2]
+    assert nothing_pruned.psnr == PSNR_CAP
+    assert nothing_pruned.ssim == pytest.approx(1)
+    assert nothing_pruned.operations == 1
+    assert nothing_pruned.accepted == nothing_pruned.accepted_full
+    assert rows[1].psnr < PSNR_CAP
+    assert len(rows[1].kept) == 6
+    assert rows[0].stopped == 4
+
+
+def test_a_study_resumes_and_knows_its_setting(small_bundle: Bundle, tmp_path: Path) -> None:
+    assert small_bundle.root is not None
+    work, setting = tmp_path / "rows.jsonl", Setting(small_bundle.manifest.digest, "fits", prompts=2)
+    rows = study(small_bundle.root, setting, POLICIES[:2], work, workers=1)
+    assert all([row.prompt for row in rows[policy]] == [0, 1] for policy in POLICIES[:2])
+    with work.open("a") as file:
+        file.write('{"half a li')  # as a kill leaves it
+    written = work.read_text()
+    assert study(small_bundle.root, setting, POLICIES[:2], work, workers=1) == rows
+    assert work.read_text() == written
+    assert not list(read_rows(work, Setting(small_bundle.manifest.digest, "other fits", prompts=2)))
+
+
+def test_times_are_paired(small_pipe: Pipeline) -> None:
+    times = time_policies(small_pipe, Setting("d", "f", prompts=2), ["skip:count=3"], prompts=2, repeats=2)
+    assert {name: seconds.shape for name, seconds in times.items()} == {"none": (2, 2), "skip:count=3": (2, 2)}
+    assert all((seconds > 0).all() for seconds in times.values())
+
+
+def row(psnr: float, objects: float | None = None, stopped: int | None = None) -> Row:
+    return Row("p", 0, psnr, 0.9, objects, None if objects is None else 0.8, True, True, 2.0, (1.0, 0.5), stopped, None)
+
+
+def test_summaries() -> None:
+    times = {"none": np.array([[2.0, 2.0], [4.0, 4.0]]), "p": np.array([[1.0, 1.0], [2.0, 2.0]])}
+    found = summarise("p", [row(30, 25), row(32, None, stopped=4)], times, scales=3)
+    assert found.speedup == pytest.approx((2, 2, 2))
+    assert found.psnr[0] == 31
+    assert found.psnr_objects == pytest.approx((25, 25, 25))
+    assert found.kept == (1.0, 0.5, 0.0)
+    assert (found.stop_rate, found.operations, found.milliseconds) == (0.5, 2.0, 1500.0)
+
+
+def test_a_slow_outlier_moves_a_ratio_little() -> None:
+    base = np.ones((4, 3))
+    other = np.full((4, 3), 0.5)
+    other[:, 0] = 50
+    assert ratio(base, other)[0] == pytest.approx(2)
+
+
+@given(st.lists(st.tuples(st.floats(1, 5), st.floats(10, 60)), min_size=1, max_size=20))
+def test_the_front_beats_or_equals_every_point(points: list[tuple[float, float]]) -> None:
+    best = front(points)
+    for x, y in points:
+        assert any(points[i][0] >= x and points[i][1] >= y for i in best)
+    assert [points[i][0] for i in best] == sorted(points[i][0] for i in best)
+
+
+def test_margins_over_the_front() -> None:
+    """Controls at 1x (40 dB) and 3x (20 dB): half way the front is at 30 dB."""
+    controls = np.array([[39.0, 41.0], [19.0, 21.0]])
+    margin = margin_over_front(2.0, np.array([31.0, 33.0]), [1.0, 3.0], controls)
+    assert margin is not None
+    assert margin[0] == pytest.approx(2)
+    assert margin == pytest.approx((2, 2, 2))  # paired: the prompts' own level drops out
+    assert margin_over_front(3.5, controls[0], [1.0, 3.0], controls) is None
+    exact = margin_over_front(3.0, np.array([19.0, 21.0]), [1.0, 3.0], controls)
+    assert exact == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_verdicts_of_two_precisions(small_bundle: Bundle, tmp_path: Path) -> None:
+    """Of one bundle twice: its own unpruned pictures have no PSNR, the second time they are the same."""
+    output = tmp_path / "precision-verdicts-cpu.json"
+    folder = str(small_bundle.folder)
+    arguments = [folder, folder, "--policies", "none", "skip:count=1", "--prompts", "2", "--output", str(output)]
+    result = precision_verdicts.main(arguments)
+    own, pruned, again, _ = result["rows"]
+    assert own["psnr_db"] is None
+    assert again["psnr_db"] == PSNR_CAP
+    assert pruned["psnr_db"] < PSNR_CAP
+    assert 0 <= own["accepted_ci95"][0] <= own["accepted"] <= own["accepted_ci95"][1] <= 1
+    assert "| onnxruntime | `skip:count=1` |" in (precision_results.section(tmp_path) or "")
+    assert precision_results.section(tmp_path / "nowhere") is None

@@ -1,0 +1,115 @@
+"""The two forms of the KV cache: the same pictures, bit by bit, from engines that join and that write in place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.samples import random_texts, spec
+from helpers.var_samples import ClassGolden
+from ldp_runtime import LatentDiscrepancy, Pipeline, Policy
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.engines.kv_cache import StaticKVCache
+from ldp_runtime.errors import ConfigError
+
+from ldp_export.builders.torch_compiled.builder import TorchBuilder
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.checkpoints.infer import infer_spec
+from ldp_export.checkpoints.sources import Sources
+
+PRUNED = LatentDiscrepancy(rho=0.6, stop_threshold=9.0)
+
+
+@pytest.fixture(scope="module")
+def in_place_bundle(small_bundle: Bundle, small_sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The small model again, one block a graph, beside the stages that do not differ."""
+    output = tmp_path_factory.mktemp("in-place") / "bundle"
+    shutil.copytree(small_bundle.folder.parents[1], output)
+    bundle, report = build(plan_build(spec(), small_sources, BuildOptions(output, chunk=1, kv_cache="static")))
+    assert report is not None  # the build has compared it with the reference runs
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def in_place(in_place_bundle: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(in_place_bundle, threads=1) as pipe:
+        yield pipe
+
+
+@pytest.mark.parametrize("policy", [None, PRUNED], ids=["full", "pruned"])
+def test_the_same_pictures(policy: Policy | None, in_place: Pipeline, small_pipe: Pipeline) -> None:
+    """Two images, which share calls at first and are apart once they keep different tokens."""
+    drawn = [
+        pipe(prompt_embeds=random_texts([5, 9]), seed=[1, 2], policy=policy, output_type="latent")
+        for pipe in (in_place, small_pipe)
+    ]
+    assert torch.equal(drawn[0].images, drawn[1].images)
+    for trace in drawn[0].traces:
+        assert (trace.tokens < trace.tokens_full, trace.stopped_after is not None) == (policy is PRUNED,) * 2
+        assert trace.scales[-1].rows == (1 if policy is PRUNED else 2)
+    assert drawn[0].traces[0].scales[-1].images_in_call == (1 if policy is PRUNED else 2)
+
+
+def test_the_form_is_in_the_manifest(in_place_bundle: Bundle, small_bundle: Bundle) -> None:
+    manifest = in_place_bundle.manifest
+    largest = max(manifest.schedule(ratio).total_tokens for ratio in manifest.model.aspect_ratios)
+    assert (manifest.kv_cache, manifest.cache_tokens) == ("static", largest)
+    assert (small_bundle.manifest.kv_cache, small_bundle.manifest.cache_tokens) == ("dynamic", None)
+
+
+def test_a_request_beyond_the_cache(in_place: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    larger = in_place.manifest.model.model_copy(update={"size": "0.25M"})
+    monkeypatch.setattr(in_place, "manifest", in_place.manifest.model_copy(update={"model": larger}))
+    with pytest.raises(ConfigError, match=r"may compute \d+ tokens; the static cache of this bundle holds \d+"):
+        in_place(prompt_embeds=random_texts([5])[0])
+
+
+class TestRefusals:
+    def test_torch(self, small_sources: Sources, tmp_path: Path) -> None:
+        options = BuildOptions(tmp_path / "bundle", builder=TorchBuilder(), kv_cache="static")
+        with pytest.raises(ConfigError, match="the torch backend has no static cache"):
+            plan_build(spec(), small_sources, options)
+
+    def test_var(self, tmp_path: Path) -> None:
+        sources = ClassGolden.sources
+        with pytest.raises(ConfigError, match="class-conditional models have no static cache"):
+            plan_build(infer_spec(sources), sources, BuildOptions(tmp_path / "bundle", kv_cache="static"))
+
+
+class TestCache:
+    @staticmethod
+    def cache() -> StaticKVCache:
+        cache = StaticKVCache(layers=2, capacity=8, rows=3, heads=2, head_dim=4)
+        for tensors in cache.reads():
+            for tensor in tensors.values():
+                assert not tensor.any()  # memory with NaN would pass through weights of zero
+                tensor.copy_(torch.rand(tensor.shape))
+        cache.advance(5)
+        return cache
+
+    def test_is_read_where_it_is_written(self) -> None:
+        cache = self.cache()
+        for wanted in (True, False):
+            read, written = cache.reads()[1], cache.writes(3, wanted)[1]
+            assert [t.data_ptr() for t in read.values()] == [t.data_ptr() for t in written.values()]
+            assert (list(read), list(written)) == (["cache_k_1", "cache_v_1"], ["present_k_1", "present_v_1"])
+
+    def test_counters(self) -> None:
+        counters = {name: tensor.tolist() for name, tensor in self.cache().counters(3).items()}
+        assert counters == {"written": [5, 5, 5], "lengths": [8, 8, 8]}
+        with pytest.raises(ConfigError, match="holds 8 tokens, 9 were asked for"):
+            self.cache().counters(4)
+
+    @pytest.mark.parametrize("rows", [[0], [0, 1], [2], [2, 0]])
+    def test_chosen_rows(self, rows: list[int]) -> None:
+        cache = self.cache()
+        chosen = cache.with_rows(rows)
+        assert (chosen.rows, chosen.length, chosen.capacity) == (len(rows), 5, 8)
+        for name, tensor in chosen.reads()[1].items():
+            original = cache.reads()[1][name]
+            assert torch.equal(tensor, original[rows])
+            assert tensor.is_contiguous()
+            assert (tensor.data_ptr() == original.data_ptr()) == (rows[0] == 0)  # the first rows are not copied

@@ -1,0 +1,1 @@
+"""Small models, golden vectors, servers and drivers that tests share."""

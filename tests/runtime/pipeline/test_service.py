@@ -1,0 +1,196 @@
+"""What a service leans on between and around its calls: previews, warm-up, memory, timings."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.engine_runs import engines_of
+from ldp_runtime import Pipeline, Policy, ScaleEvent
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.graph_cache import GraphCounters
+from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.pipeline.memory import container_memory
+from ldp_runtime.schedule import ScaleSchedule
+
+PROMPTS = ["a red circle", "green star", "blue"]
+
+
+class WatchedEngine:
+    """A real engine; `before` is called with its name before each run."""
+
+    def __init__(self, engine: Engine, before: Callable[[str], object]) -> None:
+        self.name, self.device = engine.name, engine.device
+        self._engine, self._before = engine, before
+
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        self._before(self.name)
+        self._engine.run(inputs, outputs)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def watched(pipe: Pipeline, before: Callable[[str], object]) -> Pipeline:
+    engines = engines_of(pipe)
+    around = {name: getattr(engines, name) for name in ("text_encoder", "prompt", "decoder")}
+    wrapped = {name: WatchedEngine(engine, before) for name, engine in around.items() if engine is not None}
+    blocks = engines.blocks.wrapped(lambda engine: WatchedEngine(engine, before))
+    return Pipeline(pipe.manifest, replace(engines, blocks=blocks, **wrapped), pipe._tokenizer, pipe.max_batch)
+
+
+class TestPreviews:
+    def test_a_stored_event_shows_its_own_scale(self, small_pipe: Pipeline) -> None:
+        events: list[ScaleEvent] = []
+        shown: list[bytes] = []
+
+        def watch(event: ScaleEvent) -> None:
+            events.append(event)
+            shown.append(event.preview().tobytes())
+
+        small_pipe(PROMPTS[0], seed=3, callback_on_scale=watch)
+        assert [event.preview().tobytes() for event in events] == shown
+
+    def test_another_thread_waits_for_the_call(self, small_pipe: Pipeline) -> None:
+        """Engines run for one thread at a time."""
+        shown: list[bytes] = []
+        threads: list[threading.Thread] = []
+
+        def watch(event: ScaleEvent) -> None:
+            if event.scale == 2:
+                threads.append(threading.Thread(target=lambda: shown.append(event.preview().tobytes())))
+                threads[0].start()
+                threads[0].join(timeout=0.2)
+                assert not shown
+
+        small_pipe(PROMPTS[0], seed=3, callback_on_scale=watch)
+        threads[0].join(timeout=60)
+        assert len(shown) == 1
+
+
+class TestDecode:
+    def test_latents_of_any_float_type(self, small_pipe: Pipeline) -> None:
+        latents = small_pipe(PROMPTS[0], seed=3, output_type="latent").images
+        for dtype in (torch.float16, torch.float64):
+            stored = latents.to(dtype)
+            assert torch.equal(small_pipe.decode(stored, "torch"), small_pipe.decode(stored.float(), "torch"))
+
+    def test_no_latents(self, small_pipe: Pipeline) -> None:
+        latents = small_pipe(PROMPTS[0], seed=3, output_type="latent").images
+        with pytest.raises(ConfigError, match=r"latents must be \[images, 8"):
+            small_pipe.decode(latents[:0])
+
+
+class TestEncoding:
+    def test_warmup_runs_every_graph(self, small_pipe: Pipeline) -> None:
+        ran: list[str] = []
+        watched(small_pipe, ran.append).warmup()
+        assert set(ran) == {"text_encoder", "prompt", "blocks", "decoder"}
+
+    def test_warmup_goes_on_until_no_call_is_captured(
+        self, small_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second picture captures graphs, the third those whose memory has moved; the fourth replays them all."""
+        counters, drawn = GraphCounters(), []
+
+        def draw(pipe: Pipeline, batch: int) -> None:
+            drawn.append(batch)
+            counters.captures = (0, 7, 9, 9)[len(drawn) - 1]
+
+        monkeypatch.setattr(Pipeline, "_draw_anything", draw)
+        monkeypatch.setattr(Pipeline, "cuda_graphs", counters)
+        small_pipe.warmup(batch=2)
+        assert drawn == [2] * 4
+
+    def test_inference_mode_of_the_caller_is_not_the_engines(self, small_pipe: Pipeline) -> None:
+        """What they keep from call to call could not be changed by a call outside of it."""
+        with torch.inference_mode():
+            inside = small_pipe(PROMPTS[0], seed=3, output_type="latent").images
+        assert not inside.is_inference()
+        assert torch.equal(inside, small_pipe(PROMPTS[0], seed=3, output_type="latent").images)
+
+    def test_a_shared_negative_prompt_is_encoded_once(self, small_pipe: Pipeline) -> None:
+        ran: list[str] = []
+        pipe = watched(small_pipe, ran.append)
+        together = pipe(PROMPTS, negative_prompt="a large square", seed=1, output_type="latent")
+        assert ran.count("text_encoder") == 4
+        alone = small_pipe(PROMPTS[1], negative_prompt="a large square", seed=2, output_type="latent")
+        assert torch.equal(together.images[1], alone.images[0])
+
+
+def _exhausted(_: str) -> None:
+    raise MemoryError
+
+
+class TestMemory:
+    @pytest.mark.parametrize("graph", ["text_encoder", "blocks", "decoder"])
+    @pytest.mark.parametrize("exhaust", [_exhausted, lambda _: torch.empty(1 << 60)], ids=["python", "pytorch"])
+    def test_out_of_memory_anywhere(self, small_pipe: Pipeline, graph: str, exhaust: Callable[[str], object]) -> None:
+        pipe = watched(small_pipe, lambda name: exhaust(name) if name == graph else None)
+        with pytest.raises(CapacityError, match=r"out of memory while drawing 1 images.*\n.*max_batch"):
+            pipe(PROMPTS[0], seed=3)
+
+    def test_out_of_memory_while_decoding(self, small_pipe: Pipeline) -> None:
+        latents = small_pipe(PROMPTS[0], seed=3, output_type="latent").images
+        with pytest.raises(CapacityError, match="while decoding 1 images"):
+            watched(small_pipe, _exhausted).decode(latents)
+
+    @pytest.mark.parametrize(
+        "words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+    )
+    def test_out_of_memory_in_the_words_of_a_library(self, small_pipe: Pipeline, words: str) -> None:
+        def exhaust(_: str) -> None:
+            raise RuntimeError(words)
+
+        with pytest.raises(CapacityError, match="out of memory while drawing"):
+            watched(small_pipe, exhaust)(PROMPTS[0], seed=3)
+
+    def test_out_of_memory_while_loading(self, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        def exhaust(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr("ldp_runtime.pipeline.pipeline.open_engines", exhaust)
+        with pytest.raises(CapacityError, match="out of memory while loading the engines"):
+            Pipeline.load(small_bundle)
+
+    def test_other_errors_stay_what_they_are(self, small_pipe: Pipeline) -> None:
+        def fail(event: ScaleEvent) -> None:
+            raise RuntimeError("mine")
+
+        with pytest.raises(RuntimeError, match="mine"):
+            small_pipe(PROMPTS[0], callback_on_scale=fail)
+
+    def test_a_container_limits_what_is_available(self, tmp_path: Path) -> None:
+        def group(limit: str) -> float:
+            files = {"max": limit, "current": "700\n", "stat": "anon 500\ninactive_file 150\nactive_file 50\n"}
+            for name, content in files.items():
+                (tmp_path / f"memory.{name}").write_text(content)
+            return container_memory(tmp_path)
+
+        assert group("1000\n") == 500
+        assert group("max\n") == float("inf")
+        assert container_memory(tmp_path / "absent") == float("inf")
+
+
+class SlowToWatch(Policy):
+    """The full model, which takes a while over every image of its first scale."""
+
+    SECONDS = 0.1
+
+    def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
+        if scale == 0:
+            time.sleep(self.SECONDS)
+        return False
+
+
+def test_each_image_of_a_batch_has_its_own_time(small_pipe: Pipeline) -> None:
+    traces = small_pipe(PROMPTS, seed=1, policy=SlowToWatch(), output_type="latent").traces
+    taken: Sequence[float] = [trace.scales[0].residual_s for trace in traces]
+    assert min(taken) >= SlowToWatch.SECONDS
+    assert max(taken) < 2 * SlowToWatch.SECONDS
