@@ -1,4 +1,4 @@
-"""The result of `gpu.py` while it grows: what was measured so far, how long phases took, when the time is up."""
+"""The result while it grows: what was measured so far, how long phases took, when the time is up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charts of a result of `ldp-export bench`, drawn from its JSON alone; `results_page.py` puts them on a page."""
+"""Charts of a result of `ldp-export bench`, drawn from its JSON alone; `page.py` puts them on a page."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def section(
     """Markdown; where nothing was measured, it says so.
 
     Args:
-        loss: what `late_precision.py` wrote.
+        loss: what `quantized_scales.py` wrote.
         kernels: what `gpu.py --profile` found.
     """
     if result is None:

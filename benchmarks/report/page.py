@@ -4,7 +4,7 @@
     python -m benchmarks.report.page --results FOLDER --page PAGE.md  # charts: in a folder beside the page
 
 Reads every result of `ldp-export bench` (`*.json` of its schema), and those of `gpu.py`, `choosing_overhead.py`,
-`large_build.py`, `late_precision.py` and `precision_verdicts.py`.
+`large_build.py`, `quantized_scales.py` and `precision_verdicts.py`.
 """
 
 from __future__ import annotations

@@ -38,16 +38,16 @@ def prove(model: str, precision: str, folder: Path) -> dict[str, object]:
     figures: dict[str, object] = {"model": model, "precision": precision, "weights": "random"}
     figures["write"] = measured(f"""
 from ldp_export.models.registry import find_model
-from ldp_export.models.synthetic import write_checkpoint
+from ldp_export.checkpoints.synthetic import write_checkpoint
 write_checkpoint(find_model({model!r}), Path({str(written)!r}))
 """)
     source = next(path for path in sorted(written.iterdir()) if path.name.startswith("transformer"))
     figures["convert"] = measured(f"""
-from ldp_export.models.convert import convert, plan_conversion
+from ldp_export.checkpoints.convert import convert, plan_conversion
 convert(plan_conversion(Path({str(source)!r}), Path({str(converted)!r}), {precision!r}))
 """)
     figures["compare"] = measured(f"""
-from ldp_export.models.state_files import read_state
+from ldp_export.checkpoints.tensor_files import read_state
 before, after = read_state({str(source)!r}), read_state({str(converted)!r})
 assert before.keys() == after.keys()
 for name in list(before)[::40]:

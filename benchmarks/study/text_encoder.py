@@ -1,6 +1,6 @@
 """The flan-t5-xl encoder at true size with random weights: export, one prompt in ONNX Runtime, memory and time.
 
-    python -m benchmarks.study.text_encoder --folder /tmp/t5 --output benchmarks/results/text-encoder-true-size.json
+    python -m benchmarks.study.text_encoder --folder /tmp/t5 --output t5.json
 
 Writes a checkpoint in the released layout (24 layers, width 2048, 32 heads, gated feed-forward of 5120, vocabulary
 32128), exports the graph from the mapped files, runs it on a prompt and compares it with `transformers` on the same
@@ -41,14 +41,14 @@ def prove(folder: Path, tokens: int, decoder: bool) -> dict[str, object]:
     ids = f"torch.randint(3, 64, (1, {tokens}), generator=torch.Generator().manual_seed(0))"
     steps = {
         "write": f"""
-from ldp_export.models.synthetic_t5 import write_t5
-from ldp_export.models.t5_sizes import FLAN_T5_XL
+from ldp_export.checkpoints.synthetic_t5 import write_t5
+from ldp_export.models.t5 import FLAN_T5_XL
 write_t5(FLAN_T5_XL, Path({str(checkpoint)!r}), decoder={decoder})
 """,
         "export": f"""
-from ldp_export.graphs.onnx_export import export_graph
-from ldp_export.graphs.text_encoder import T5EncoderGraph
-from ldp_export.models.text_encoder import load_text_encoder
+from ldp_export.graphs.onnx import export_graph
+from ldp_export.graphs.t5 import T5EncoderGraph
+from ldp_export.checkpoints.t5 import load_text_encoder
 module = load_text_encoder(Path({str(checkpoint)!r})).module
 export_graph(T5EncoderGraph(module), Path({str(graph)!r}))
 """,

@@ -83,7 +83,7 @@ class ScaleResult:
 
 @dataclass(frozen=True)
 class ScopeResult:
-    """One of the scopes (see `scopes.py`): times of a call in milliseconds, and paired ratios."""
+    """One of the scopes (see `Scope`): times of a call in milliseconds, and paired ratios."""
 
     p50_ms: float
     p90_ms: float

@@ -1,4 +1,4 @@
-"""VAR's original file layouts, as strictly as `checkpoints.py` reads Infinity's."""
+"""VAR's original file layouts, as strictly as `infinity.py` reads its own."""
 
 from __future__ import annotations
 

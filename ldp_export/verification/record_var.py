@@ -1,4 +1,4 @@
-"""What a class-conditional bundle is verified against: as `reference_cases.py`, with classes and codebook indices."""
+"""Recording VAR: reference runs as in `record_infinity.py`, with classes and codebook indices."""
 
 from __future__ import annotations
 

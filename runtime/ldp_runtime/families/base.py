@@ -1,6 +1,6 @@
 """What the scale loop needs to know of a family's tokens; everything else in the loop is the same for all families.
 
-Two families implement it: bits (`bit_tokens.py`, Infinity) and indices into a codebook (`codebook_tokens.py`, VAR).
+Two families implement it: bits (`infinity.py`) and indices into a codebook (`var.py`).
 Notation of the recursion: R_k are the codes of scale k on the token grid, F_k = F_{k-1} + Up(R_k) the accumulated
 latent, Down(F_{k-1}) the input of scale k.
 """

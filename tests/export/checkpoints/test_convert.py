@@ -278,7 +278,7 @@ def test_command_line(pth: Path, tmp_path: Path) -> None:
 _MEASURE = """
 import sys, threading, time
 from pathlib import Path
-from ldp_export.models.convert import convert, plan_conversion
+from ldp_export.checkpoints.convert import convert, plan_conversion
 
 def anonymous():
     line = next(l for l in open("/proc/self/status") if l.startswith("RssAnon"))

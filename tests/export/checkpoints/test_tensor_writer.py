@@ -84,7 +84,7 @@ _MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from ldp_export.models.state_files import read_state, save_state
+from ldp_export.checkpoints.tensor_files import read_state, save_state
 
 def anonymous():
     line = next(l for l in open("/proc/self/status") if l.startswith("RssAnon"))
