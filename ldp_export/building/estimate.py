@@ -2,7 +2,8 @@
 
 Host memory is anonymous memory: mapped files are not counted, since the system drops their pages when it needs the
 room. Whole builds of Infinity-2B and 8B (bfloat16, TensorRT-RTX, eight blocks a graph) stayed within 6 % of the memory
-and 3 % of the disk predicted here; `docs/benchmarks.md` has the figures, `benchmarks/study/large_build.py` measures anew.
+and 3 % of the disk predicted here. `docs/benchmarks.md` has the figures; `benchmarks/study/large_build.py` measures
+anew.
 """
 
 from __future__ import annotations

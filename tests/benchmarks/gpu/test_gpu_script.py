@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: to the end on a CPU with a tiny model, with the compiler; what makes no sense is refused."""
+"""`python -m benchmarks.gpu`, to the end on a CPU with a tiny model and the compiler; nonsense is refused."""
 
 from __future__ import annotations
 
