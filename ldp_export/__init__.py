@@ -1,3 +1,3 @@
-"""The build side: reference models, export to engines, bundles, verification, benchmarks and the command line."""
+"""Build side of the project: reference models, export to engines, bundles, verification, benchmarks, command line."""
 
 __version__ = "0.1.0"

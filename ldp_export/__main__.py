@@ -1,4 +1,4 @@
-"""`python -m ldp_export` is `ldp-export`."""
+"""Entry point of `python -m ldp_export`, which is the command `ldp-export`."""
 
 from ldp_export.cli import main
 

@@ -1,4 +1,4 @@
-"""Logs of other libraries, silenced where they advise what this toolkit does not need."""
+"""Silencer for logs of other libraries, where they advise steps that this toolkit does not need."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def errors_only(*names: str) -> Generator[None]:
-    """Raises the level of these loggers for the duration; "" is the root logger."""
+    """Raises the level of these loggers to ERROR within the context; "" is the root logger."""
     loggers = [logging.getLogger(name) for name in names]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

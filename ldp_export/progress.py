@@ -1,4 +1,4 @@
-"""How long work reports progress: one small callback, drawn by the command line, ignored by default."""
+"""Progress reports of long work: one small callback, drawn by the command line, ignored by default."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """A stage that starts, is reused from an earlier build, advances, or has finished.
+    """Report that a stage starts, is reused from an earlier build, advances, or has finished.
 
     Attributes:
-        stage: its name; index, count: its place among all stages.
-        state: what happened; detail: in words; seconds: since the stage began (when finished).
+        stage: name of the stage.
+        index: number of the stage among all stages, from 0.
+        count: number of all stages.
+        state: what happened to the stage.
+        detail: the same in more words.
+        seconds: time since the stage began, once it has finished.
     """
 
     stage: str

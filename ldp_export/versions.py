@@ -1,4 +1,4 @@
-"""Versions of what is installed, for reports."""
+"""Versions of installed packages, for reports."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import importlib.metadata
 import platform
 from collections.abc import Iterable
 
-#: What an exported graph depends on; all but PyTorch come with the extra `build`.
+#: Packages that an exported graph depends on; all but PyTorch come with the extra `build`.
 TOOLCHAIN = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers")
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """The version of Python, and of those packages that are here."""
-    found = {"python": platform.python_version()}
+    """Version of Python, and of those of the packages that are installed."""
+    versions = {"python": platform.python_version()}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

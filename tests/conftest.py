@@ -29,7 +29,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def golden_bundle(golden: Golden, output: Path, chunk: int | None = None) -> Bundle:
-    sources = Sources(golden.folder / "transformer.safetensors", golden.folder / "vae.safetensors")
+    sources = Sources(golden.weights / "transformer.safetensors", golden.weights / "vae.safetensors")
     return build_bundle(sources, output, spec(golden.transformer.config, golden.vae.config), chunk)
 
 

@@ -1,4 +1,4 @@
-"""What loss a user accepts, or what speed is asked for."""
+"""Budget of a calibration: the loss that a user accepts, or the speed that is asked for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """ "psnr>=30", "ssim>=0.9", "lpips<=0.1" or "speedup>=1.8". Raises ConfigError for anything else."""
+        """Parses "psnr>=30", "ssim>=0.9", "lpips<=0.1" or "speedup>=1.8". Raises ConfigError for anything else."""
         match = _READ.fullmatch(text)
         if match is None:
             raise ConfigError(

@@ -1,11 +1,11 @@
-"""Policies that a search tries, and the controls that it draws beside them."""
+"""Policies that a search tries, and the controls that it measures beside them."""
 
 from __future__ import annotations
 
 from ldp_runtime.pipeline.pipeline import Pipeline
 
 _RHOS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2)
-#: The last one is above any change: the branch then stops after the first scale where it may.
+#: The last one exceeds any change: the branch then stops after the first scale where it may.
 _DELTAS = (0.05, 0.15, 0.25, 0.4, 9)
 _STOPS = ("stop_threshold=none", "stop_threshold=9,after_stop=reuse", "stop_threshold=0.25,after_stop=reuse")
 
@@ -22,7 +22,7 @@ def candidates(pipe: Pipeline) -> list[str]:
 
 
 def is_control(policy: str) -> bool:
-    """Controls mark what pruning must beat; a search does not choose them."""
+    """True for the controls, which mark what pruning must beat; a search does not choose them."""
     return not policy.startswith("ld")
 
 
@@ -58,13 +58,13 @@ def _after_stop() -> tuple[str, ...]:
 
 
 def _controls(scales: int) -> list[str]:
-    """Skipping, stopping, both, and fixed shares."""
-    quantized = [k for k in (scales - 3, scales - 4) if k >= 0]
+    """Controls: skipping, stopping, both, and fixed shares."""
+    stops = [k for k in (scales - 3, scales - 4) if k >= 0]
     skips = [f"skip:count={n}" for n in (1, 2) if n < scales]
     fixed = [f"fixed:keep={keep},score={score},fill=zero" for score in ("distance", "random") for keep in (0.6, 0.4)]
     return [
         *skips,
-        *(f"stop-guidance:scale={k}" for k in quantized),
-        *(f"{control},stop_after={k}" for control in (*skips, *fixed) for k in quantized[:1]),
+        *(f"stop-guidance:scale={k}" for k in stops),
+        *(f"{control},stop_after={k}" for control in (*skips, *fixed) for k in stops[:1]),
         *fixed,
     ]

@@ -1,7 +1,7 @@
-"""What a run costs in floating-point operations of the blocks: exact counts, the same on every machine.
+"""Cost of a run in floating-point operations of the blocks: exact counts, the same on every machine.
 
-Times depend on the machine and its neighbours; a search that ranked policies by time would find other thresholds on
-every run. So the search ranks by these counts, and the winner is timed.
+Times depend on the machine and its neighbours: a search that ranked policies by time would find other thresholds on
+every run. The search therefore ranks by these counts, and only the winner is timed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ldp_runtime.schedule import ScaleSchedule
 
 
 class BlockSizes(Protocol):
-    """What a count needs to know of a model, be it a bundle's or not in a bundle at all."""
+    """Sizes of a model that the counts need, of a bundle or not."""
 
     @property
     def depth(self) -> int: ...
@@ -37,7 +37,7 @@ def scale_flops(model: BlockSizes, tokens: int, past: int, rows: int) -> int:
 
 
 def trace_flops(model: ModelEntry, trace: Trace) -> int:
-    """Operations of all scales of one image, with what was really computed."""
+    """Operations of all scales of one image, for the tokens that were really computed."""
     total, past = 0, 0
     for scale in trace.scales:
         total += scale_flops(model, scale.tokens, past, scale.rows)
@@ -46,7 +46,7 @@ def trace_flops(model: ModelEntry, trace: Trace) -> int:
 
 
 def full_flops(model: ModelEntry, schedule: ScaleSchedule, guided: bool) -> int:
-    """Operations of the full model: every token, both branches to the end where guidance is on."""
+    """Operations of the full model: every token, and both branches to the end if guidance is on."""
     return sum(
         scale_flops(model, tokens, offset, 2 if guided else 1)
         for tokens, offset in zip(schedule.tokens, schedule.offsets, strict=False)

@@ -1,4 +1,4 @@
-"""Matplotlib, as all charts and pictures here use it."""
+"""Matplotlib, set up for all charts and pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ldp_runtime.errors import ConfigError
 
 
 def pyplot() -> Any:
-    """Matplotlib without a screen. Raises ConfigError where it is not installed."""
+    """Matplotlib's pyplot, without a screen. Raises ConfigError if Matplotlib is not installed."""
     try:
         import matplotlib as mpl
 

@@ -1,4 +1,4 @@
-"""How near a pruned image is to the image that the full model draws from the same prompt and seed."""
+"""Distance of a pruned image from the full model's image of the same prompt and seed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from ldp_runtime.errors import ConfigError
 
-#: Decibels reported for images that are (nearly) equal: a mean must not hang on a few perfect images.
+#: Decibels reported for images that are (nearly) equal: a mean must not depend on a few perfect images.
 PSNR_CAP = 60.0
-#: torchvision's file of the network that LPIPS compares features of.
+#: torchvision's file of the network whose features LPIPS compares.
 LPIPS_WEIGHTS = "vgg16-397923af.pth"
 
 
@@ -32,7 +32,7 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Structural similarity pixel by pixel [H, W, 3] of two such images; needs torchmetrics."""
+    """Structural similarity pixel by pixel [H, W, 3] of two images [H, W, 3] in [0, 1]; needs torchmetrics."""
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
@@ -40,15 +40,15 @@ def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
     import torch
 
     a, b = (torch.from_numpy(np.asarray(x, dtype=np.float32)).permute(2, 0, 1)[None] for x in (image, reference))
-    found: Any = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)  # pyright: ignore
-    return found[1][0].permute(1, 2, 0).numpy()
+    result: Any = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)  # pyright: ignore
+    return result[1][0].permute(1, 2, 0).numpy()
 
 
 def lpips(image: np.ndarray, reference: np.ndarray) -> float:
     """Learned perceptual distance (VGG) of two images [H, W, 3] in [0, 1]; lower is nearer.
 
     Raises:
-        ConfigError: its library or the weights of its network are not on this machine. Nothing is downloaded.
+        ConfigError: the library or the weights of the network are not on this machine. Nothing is downloaded.
     """
     import torch
 

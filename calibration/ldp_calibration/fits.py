@@ -1,8 +1,9 @@
-"""Fits to one bundle: what fills pruned places, what a stopped branch would have said, which tokens matter.
+"""Numbers fitted to one bundle: fills of pruned positions, guidance of a stopped branch, and importance of tokens.
 
-Everything is read off full, unpruned runs: what policies see before each scale, and what the scale then brought. Pixels
-enter through the decoder: as the metric that it puts on changes of the latent, and as the number of pixels that a token
-changes, which weighs its equations. (Most tokens are background, and what fits them best fits what is drawn badly.)
+Everything is read off full, unpruned runs: the view that policies have before each scale, and the residuals that the
+scale then brought. Pixels enter through the decoder: as its metric on changes of the latent, and as the number of
+pixels that a token changes. That number weighs the token's equations. (Most tokens are background, and what fits them
+best fits the drawn objects badly.)
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ from torch.nn import functional as F
 LEAST_PROMPTS = 4
 #: Pull of every weight of a fill towards zero, as so many extra tokens of unit size.
 _RIDGE = 3.0
-#: Images at which the decoder is differentiated; each costs one decoding per latent channel.
+#: Number of images at which the decoder is differentiated; each costs one decoding per latent channel.
 _METRIC_IMAGES = 6
-#: Step of the finite differences in units of the latent's spread: about what a scale changes.
+#: Step of the finite differences, in standard deviations of the latent: about the change that a scale makes.
 _STEP = 0.2
 
 
 @dataclass(eq=False)
 class Seen(Policy):
-    """One full run with notes taken: a policy that changes nothing.
+    """Notes of one full run, taken by a policy that changes nothing.
 
     Attributes:
-        pictures: what policies see before each scale from 1 on.
-        residuals: R_k of every scale on its token grid [channels, h, w]; latents: F_k [d, H, W].
-        conditionals: what the conditional branch says at every scale [L, n]; differences: less the other [n, h, w].
+        pictures: views of policies before each scale from 1 on.
+        residuals: R_k of every scale on its token grid [channels, h, w].
+        latents: F_k of every scale [d, H, W].
+        conditionals: output of the conditional branch at every scale [L, n].
+        differences: conditional less unconditional output at every scale [n, h, w].
     """
 
     pictures: list[ScaleView] = field(default_factory=list)
@@ -73,7 +76,7 @@ class Seen(Policy):
 
 
 def watch(pipe: Pipeline, prompt: Condition, seed: int) -> Seen:
-    """A full run of one prompt, with notes."""
+    """Runs one prompt in full and returns the notes."""
     seen = Seen()
     pipe.draw(prompt, seed=seed, policy=seen, output_type="latent", callback_on_scale=seen.on_scale)
     return seen
@@ -118,12 +121,15 @@ def fit(
 
 
 def fitted_scales(schedule: ScaleSchedule) -> tuple[int, ...]:
-    """From the first scale after which the branch may stop to the last."""
+    """Scales from the first one after which the branch may stop to the last."""
     return LatentDiscrepancy().stops(schedule)
 
 
 def fill_equations(seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 3x3 neighbourhoods of the predictors and a one [L, 18 C + 1], and the residuals [L, C], of one scale."""
+    """Features [L, 18 C + 1] and target [L, C] of the fill at one scale.
+
+    The features are the 3x3 neighbourhoods of the predictors, and a one; the target is the residuals.
+    """
     padded = F.pad(predictors(seen.pictures[scale - 1])[None], (1, 1, 1, 1), mode="replicate")
     patches = F.unfold(padded, 3)[0].T
     return torch.cat((patches, torch.ones_like(patches[:, :1])), dim=1), seen.residuals[scale].flatten(1).T
@@ -136,14 +142,17 @@ def as_kernel(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def guidance_equations(seen: Seen, source: int, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is known at a scale when the branch stopped at an earlier one [L, n, 2], and its difference [L, n, 1]."""
+    """Features [L, n, 2] and target [L, n, 1] of guidance at a scale, if the branch stopped at an earlier one.
+
+    The features are the recalled difference and the conditional output; the target is the true difference.
+    """
     target = seen.differences[scale]
     recalled = recall(seen.differences[source], None, (target.shape[1], target.shape[2]))
     return torch.stack((recalled, seen.conditionals[scale]), dim=2), target.flatten(1).T[:, :, None]
 
 
 def error_equations(pipe: Pipeline, seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Feature maps of `score=error` and a one [L, features + 1], and the pixel change that each token made [L]."""
+    """Feature maps of `score=error` and a one [L, features + 1], and the pixel change of each token [L]."""
     view, grid = seen.pictures[scale - 1], seen.pictures[scale - 1].schedule.grids[scale]
     before, after = pipe.decode(torch.stack((seen.latents[scale - 1], seen.latents[scale])), "torch")
     change = F.adaptive_avg_pool2d((after - before).square().sum(dim=0)[None], grid)[0].cpu()
@@ -152,10 +161,11 @@ def error_equations(pipe: Pipeline, seen: Seen, scale: int) -> tuple[torch.Tenso
 
 
 def decoder_metric(pipe: Pipeline, latent: torch.Tensor) -> torch.Tensor:
-    """M [d, d] with v' M v the squared pixel change per position when v is added to the latent [d, H, W].
+    """Metric M [d, d] of the decoder at a latent [d, H, W].
 
-    Every position is moved at once, by v or -v at random: in the mean over signs what positions share cancels. The
-    decoder's response to each channel is a finite difference.
+    v' M v is the squared pixel change per position when v is added to the latent. Every position is moved at once, by v
+    or -v at random: in the mean over signs, everything that positions share cancels. The decoder's response to each
+    channel is a finite difference.
     """
     generator = torch.Generator().manual_seed(0)
     signs = (torch.randint(0, 2, latent.shape[1:], generator=generator) * 2.0 - 1).to(latent.device)
@@ -167,24 +177,24 @@ def decoder_metric(pipe: Pipeline, latent: torch.Tensor) -> torch.Tensor:
 
 
 def per_token(metric: torch.Tensor, patch: int) -> torch.Tensor:
-    """The metric of latents [d, d] for tokens of patch x patch latents [d * patch**2, d * patch**2]."""
+    """Metric of tokens of patch x patch latents [d * patch**2, d * patch**2], from that of latents [d, d]."""
     return torch.kron(metric, torch.eye(patch**2))
 
 
 def non_negative(features: torch.Tensor, target: torch.Tensor) -> tuple[float, ...]:
-    """Least-squares weights [F] of features [L, F] for a target [L]; those that would fall below zero are left out."""
+    """Least-squares weights [F] of features [L, F] for a target [L]; those that would be negative are left out."""
     used = list(range(features.shape[1]))
     while used:
-        found = torch.linalg.lstsq(features[:, used].double(), target.double()[:, None]).solution[:, 0]
-        if bool((found >= 0).all()):
-            weights = dict(zip(used, found.tolist(), strict=True))
+        solution = torch.linalg.lstsq(features[:, used].double(), target.double()[:, None]).solution[:, 0]
+        if bool((solution >= 0).all()):
+            weights = dict(zip(used, solution.tolist(), strict=True))
             return tuple(weights.get(i, 0.0) for i in range(features.shape[1]))
-        used.pop(int(found.argmin()))
+        used.pop(int(solution.argmin()))
     return (0.0,) * features.shape[1]
 
 
 class Normal:
-    """Normal equations, summed up run by run: memory does not grow with the number of prompts."""
+    """Normal equations, summed up run by run, so that memory does not grow with the number of prompts."""
 
     def __init__(self) -> None:
         self._inner: torch.Tensor | None = None
@@ -195,14 +205,14 @@ class Normal:
         return self._inner is not None
 
     def add(self, features: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> None:
-        """Equations features [L, ..., F] @ unknowns [F, C] = target [L, ..., C], each token with its weight [L]."""
+        """Adds equations features [L, ..., F] @ unknowns [F, C] = target [L, ..., C], with the tokens' weights [L]."""
         roots = weights.double().sqrt().view(-1, *[1] * (features.dim() - 1))
         X, Y = ((m.double().cpu() * roots).flatten(0, -2) for m in (features, target))
         self._inner = X.T @ X + (0 if self._inner is None else self._inner)
         self._outer = X.T @ Y + (0 if self._outer is None else self._outer)
 
     def solve(self, ridge: float) -> torch.Tensor:
-        """Unknowns [F, C]."""
+        """Solves for the unknowns [F, C]."""
         assert self._inner is not None
         assert self._outer is not None
         return torch.linalg.solve(self._inner + ridge * torch.eye(len(self._inner), dtype=torch.float64), self._outer)

@@ -1,4 +1,4 @@
-"""Policies measured on prompts against the unpruned pictures of the same seeds, kept line by line: a search resumes."""
+"""Measures policies on prompts against the unpruned images of the same seeds, line by line: a search resumes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from ldp_calibration.stats import Bound, bound
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate on one prompt.
+    """Measurement of one candidate on one prompt.
 
     Attributes:
         lpips: None unless asked for.
         speedup: operations of the full model over those of this run.
-        kept: share of tokens computed at each scale that was run; stopped: scale after which the branch stopped.
+        kept: share of tokens computed at each scale that was run.
+        stopped: scale after which the branch stopped, if it did.
     """
 
     policy: str
@@ -45,7 +46,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate over many prompts. The bound of `lpips` is an upper one."""
+    """Summary of a candidate over many prompts. The bound of `lpips` is an upper one."""
 
     policy: str
     psnr: Bound
@@ -61,7 +62,7 @@ class Point:
         return found
 
     def quality(self, measure: str) -> float:
-        """Mean of a measure, turned so that more is better."""
+        """Mean of a measure, its sign turned so that more is better."""
         mean = self.bound_of(measure).mean
         return -mean if LOWER_IS_BETTER.get(measure) else mean
 
@@ -76,8 +77,8 @@ class Bench:
     """Measures candidates; reads and appends the file of measurements.
 
     Args:
-        fitted: what policies that need it get.
-        with_lpips: measure LPIPS too, which takes a network's weights.
+        fitted: fitted numbers, for policies that need them.
+        with_lpips: measure LPIPS too, which needs a network's weights.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Bench:
 
     @property
     def prompts(self) -> int:
-        """How many prompts there are, the held-out ones among them."""
+        """Number of prompts, including the held-out ones."""
         return len(self._prompts)
 
     def measure(self, policy: str, prompt: int) -> Measured:
@@ -128,13 +129,13 @@ class Bench:
         return measured
 
     def _draw(self, policy: str, prompt: int) -> tuple[np.ndarray, Trace]:
-        chosen = with_fits(parse_policy(policy), self._fitted)
-        result = self._pipe.draw(self._prompts[prompt], seed=self._seed + prompt, policy=chosen, output_type="numpy")
+        parsed = with_fits(parse_policy(policy), self._fitted)
+        result = self._pipe.draw(self._prompts[prompt], seed=self._seed + prompt, policy=parsed, output_type="numpy")
         return result.images[0], result.traces[0]
 
 
 def measurement_key(manifest: Manifest, prompts: Sequence[Condition], seed: int) -> str:
-    """What a measurement belongs to: bundle, prompts, seed."""
+    """Key of the bundle, prompts and seed that a measurement belongs to."""
     return hashlib.sha256(f"{manifest.digest}:{prompts_hash(prompts)}:{seed}".encode()).hexdigest()[:16]
 
 
@@ -143,7 +144,7 @@ def prompts_hash(prompts: Sequence[Condition]) -> str:
 
 
 def _read(work: Path, key: str) -> Iterable[Measured]:
-    """Measurements of an earlier, perhaps interrupted search; a half-written last line is passed over."""
+    """Measurements of an earlier, perhaps interrupted search; a half-written last line is skipped."""
     if not work.exists():
         return
     for line in work.read_text().splitlines():
@@ -157,7 +158,7 @@ def _read(work: Path, key: str) -> Iterable[Measured]:
 
 
 def point(measured: Sequence[Measured]) -> Point:
-    """One candidate's measurements, summed up. The speed-up is of summed operations, not a mean of ratios."""
+    """Summary of one candidate's measurements. The speed-up is of summed operations, not a mean of ratios."""
     lengths = {len(m.kept) for m in measured}
     kept = np.mean([m.kept for m in measured], axis=0).round(4).tolist() if len(lengths) == 1 else []
     distances = [m.lpips for m in measured if m.lpips is not None]

@@ -1,4 +1,4 @@
-"""A calibration as a policy profile, and as a chart of speed against fidelity."""
+"""Writes a calibration as a saved policy, and as a chart of speed against fidelity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ldp_calibration.search import Calibration
 
 
 def make_saved(name: str, manifest: Manifest, calibration: Calibration) -> SavedPolicy:
-    """The profile that `generate --policy NAME` uses, with its evidence."""
+    """Saved policy that `generate --policy NAME` uses, with its evidence."""
     chosen, timed = calibration.chosen, calibration.timed
     evidence: dict[str, Any] = {
         "held_out_prompts": calibration.held_out_prompts,
@@ -56,12 +56,12 @@ def make_saved(name: str, manifest: Manifest, calibration: Calibration) -> Saved
 
 
 def save_policy(root: Path, manifest: Manifest, profile: SavedPolicy) -> Path:
-    """Writes the profile beside the bundle's content, whole or not at all."""
+    """Writes the saved policy beside the bundle's content, whole or not at all."""
     return _write(saved_folder(root, manifest) / f"{profile.name}.json", profile.model_dump_json())
 
 
 def save_fits(root: Path, manifest: Manifest, fitted: Fitted, prompts: Sequence[str | int]) -> Path:
-    """Writes what was fitted beside the bundle's content: policies given as text then find their numbers."""
+    """Writes the fitted numbers beside the bundle's content, where policies given as text find them."""
     content = FittedFile(
         digest=manifest.digest, prompts_sha256=prompts_hash(prompts), prompts=len(prompts), fitted=fitted.to_json()
     )
@@ -75,13 +75,13 @@ def _write(path: Path, text: str) -> Path:
 
 
 def calibration_json(calibration: Calibration) -> str:
-    """Everything that was tried, for later charts."""
+    """JSON of everything that was tried, for later charts."""
     plain = {k: v for k, v in calibration.__dict__.items() if k != "fitted"}
     return json.dumps(plain | {"fitted": calibration.fitted.to_json()}, default=asdict)
 
 
 def draw_front(calibration: Calibration, path: Path) -> None:
-    """Speed-up against fidelity of every candidate and control, the front, the budget and the choice."""
+    """Draws speed-up against fidelity of every candidate and control, the front, the budget and the choice."""
     plt = pyplot()
     measure = calibration.budget.measure if calibration.budget.measure in ("ssim", "lpips") else "psnr"
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -109,7 +109,7 @@ def draw_front(calibration: Calibration, path: Path) -> None:
 
 
 def _groups(points: tuple[Point, ...]) -> list[tuple[str, str, list[Point]]]:
-    """Candidates by kind, for colours: label, plot style, points."""
+    """Groups candidates by kind, for colours: label, plot style, points."""
 
     def kind(policy: str) -> str:
         if is_control(policy):
@@ -129,7 +129,7 @@ def _groups(points: tuple[Point, ...]) -> list[tuple[str, str, list[Point]]]:
         "controls": "kx",
     }
     return [
-        (name, style, found)
+        (name, style, matching)
         for name, style in styles.items()
-        if (found := [p for p in points if kind(p.policy) == name])
+        if (matching := [p for p in points if kind(p.policy) == name])
     ]

@@ -1,8 +1,8 @@
-"""From a budget to thresholds: search on some prompts, prove on others.
+"""Searches thresholds that meet a budget on some prompts, and proves them on others.
 
-Candidates are ranked by exact operation counts, so a search is reproducible; what was measured is kept line by line, so
-it resumes. A budget of quality holds when the 95 % bound of the mean on *held-out* prompts meets it; one of speed, when
-their operations, summed up, are so many times fewer.
+Candidates are ranked by exact operation counts, so a search is reproducible. Measurements are kept line by line, so a
+search resumes. A budget of quality holds when the 95 % bound of the mean on *held-out* prompts meets it. A budget of
+speed holds when the operations on these prompts, summed up, are so many times fewer.
 """
 
 from __future__ import annotations
@@ -32,26 +32,27 @@ from ldp_calibration.stats import front, geometric_mean
 
 logger = logging.getLogger(__name__)
 
-#: Says how far the work is: done, total, in words.
+#: Called with the progress of the work: done, total, in words.
 Report = Callable[[int, int, str], None]
-#: Faster candidates than the winner that failed on held-out prompts; more would be choosing on the held-out set.
+#: Most candidates that are put to the held-out prompts; more would be choosing on the held-out set.
 _MOST_TRIES = 4
-#: Prompts on which every candidate is tried; those that another one clearly beats there (by so many dB, with no more
-#: operations) are not pursued.
+#: Number of prompts on which every candidate is tried first. Candidates that another one clearly beats there (by so
+#: many dB, with no more operations) are not pursued.
 _FIRST_LOOK, _CLEARLY_DB = 4, 1.5
-#: Prompts that are fitted to, at most: a few thousand tokens of each scale settle the weights.
+#: Most prompts that are fitted to: a few thousand tokens of each scale settle the weights.
 _FITTED_PROMPTS = 64
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result: what was chosen, on which evidence, and everything that was tried.
+    """Result of a calibration: the choice, its evidence, and everything that was tried.
 
     Attributes:
-        chosen: on held-out prompts; timed: wall-clock speed-up over the full engines (mean ratio, low, high).
-        searched: candidates that a first look left, on the search prompts.
-        tries: candidates that were put to the held-out prompts.
-        fitted: what was fitted on the search prompts.
+        chosen: the chosen policy, measured on held-out prompts.
+        timed: wall-clock speed-up over the full engines (mean ratio, low, high).
+        searched: candidates that the first look left, measured on the search prompts.
+        tries: number of candidates that were put to the held-out prompts.
+        fitted: numbers fitted on the search prompts.
     """
 
     budget: Budget
@@ -88,7 +89,7 @@ def calibrate(
 
     Raises:
         ConfigError: too few prompts, or a measure's library or weights are not here.
-        BudgetError: no candidate meets the budget; the message says what came closest.
+        BudgetError: no candidate meets the budget; the message names the closest one.
     """
     if len(prompts) < 8:
         raise ConfigError(f"{len(prompts)} prompts are too few to search and to hold some out", hint="give at least 8")
@@ -97,7 +98,7 @@ def calibrate(
         parse_policy(text)
     blank = np.zeros((64, 64, 3))
     for measure in (ssim, lpips) if budget.measure == "lpips" else (ssim,):
-        measure(blank, blank)  # its library and weights are here, or the search does not begin
+        measure(blank, blank)  # fails before the search if its library or weights are missing
     order = [int(i) for i in np.random.default_rng(seed).permutation(len(prompts))]
     held = max(4, round(held_out_share * len(prompts)))
     search_set, held_out = order[held:], order[:held]
@@ -134,7 +135,7 @@ def calibrate(
 def remembered_fit(
     pipe: Pipeline, prompts: Sequence[Condition], chosen: Sequence[int], seed: int, work: Path, report: Report
 ) -> Fitted:
-    """What is fitted on the chosen prompts, read from `work` where an earlier search of the same left it."""
+    """Numbers fitted on the chosen prompts, read from `work` if an earlier search of the same left them there."""
     which = hashlib.sha256(json.dumps(list(chosen)).encode()).hexdigest()[:16]
     key = f"{measurement_key(pipe.manifest, prompts, seed)}:{which}"
     if work.exists():
@@ -159,7 +160,7 @@ def _clearly_beaten(candidate: Point, others: Sequence[Point]) -> bool:
 def _prove(
     bench: Bench, searched: Sequence[Point], held_out: Sequence[int], budget: Budget, report: Report
 ) -> tuple[Point, int]:
-    """The best candidate of the search that also meets the budget on the held-out prompts."""
+    """Best candidate of the search that also meets the budget on the held-out prompts, and the number of tries."""
     able = [p for p in searched if p.meets(budget) and not is_control(p.policy)]
     if budget.measure == "speedup":
         ranked = sorted(able, key=lambda p: -p.quality("psnr"))
@@ -212,17 +213,17 @@ def time_against_full(
 ) -> tuple[float, float, float]:
     """Wall-clock speed-up over the same engines unpruned: (geometric mean of paired ratios, 95 % interval).
 
-    Both are run on each prompt in turn, after one warm-up each.
+    Both are run on each prompt, in alternating order, after one warm-up each.
     """
-    chosen = with_fits(parse_policy(policy), fitted)
-    for warm in (None, chosen):
+    pruning = with_fits(parse_policy(policy), fitted)
+    for warm in (None, pruning):
         pipe.draw(prompts[0], seed=seed, policy=warm)
     ratios = []
     for i, prompt in enumerate(prompts):
         seconds = []
-        for each in (None, chosen) if i % 2 else (chosen, None):
+        for candidate in (None, pruning) if i % 2 else (pruning, None):
             started = time.perf_counter()
-            pipe.draw(prompt, seed=seed + i, policy=each)
+            pipe.draw(prompt, seed=seed + i, policy=candidate)
             seconds.append(time.perf_counter() - started)
         ratios.append(seconds[0] / seconds[1] if i % 2 else seconds[1] / seconds[0])
     return geometric_mean(ratios, seed)

@@ -74,11 +74,11 @@ def geometric_mean(ratios: Sequence[float] | np.ndarray, seed: int = 0) -> Inter
 def paired_ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Ratio:
     """Speed-up of `other` over `base`: base / other, pair by pair.
 
-    Prompts are drawn anew, then repetitions within each.
+    The bootstrap draws prompts anew, then repetitions within each.
 
     Args:
-        base, other: times [prompts, repetitions]; entries of the same place were measured in the same round.
-        seed: of the bootstrap.
+        base, other: times [prompts, repetitions]; entries of the same index were measured in the same round.
+        seed: seed of the bootstrap.
     """
     if base.shape != other.shape or base.ndim != 2 or not base.size:
         raise ConfigError(f"paired times must have one shape [prompts, repetitions], got {base.shape}, {other.shape}")
@@ -95,7 +95,10 @@ def paired_ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Ratio:
 
 
 def _centre(ratios: np.ndarray) -> np.ndarray:
-    """[..., prompts, repetitions] -> [...]: a slow outlier moves a median little; prompts count alike."""
+    """Geometric mean over prompts of the median over repetitions: [..., prompts, repetitions] -> [...].
+
+    A slow outlier moves a median little, and prompts count alike.
+    """
     return np.exp(np.log(np.median(ratios, axis=-1)).mean(axis=-1))
 
 
@@ -110,8 +113,8 @@ def unpaired_ratio(before: Times, after: Times, rng: np.random.Generator) -> tup
     """
     groups = sorted(set(before) & set(after))
     logs = np.stack([np.log(_medians(after[g], rng)) - np.log(_medians(before[g], rng)) for g in groups])  # [G, N]
-    chosen = rng.integers(len(groups), size=(len(groups), RESAMPLES))
-    draws = np.exp(np.take_along_axis(logs, chosen, axis=0).mean(axis=0))
+    resampled = rng.integers(len(groups), size=(len(groups), RESAMPLES))
+    draws = np.exp(np.take_along_axis(logs, resampled, axis=0).mean(axis=0))
     value = np.mean([np.log(np.median(after[g]) / np.median(before[g])) for g in groups])
     return draws, float(np.exp(value))
 
@@ -122,8 +125,8 @@ def _medians(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of (speed, quality) points that no other one beats in both, slowest first."""
-    found: list[int] = []
+    indices: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1])):
-        if not found or points[i][1] > points[found[-1]][1]:
-            found.append(i)
-    return found[::-1]
+        if not indices or points[i][1] > points[indices[-1]][1]:
+            indices.append(i)
+    return indices[::-1]

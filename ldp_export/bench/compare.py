@@ -1,7 +1,7 @@
-"""Two results side by side: a regression, or noise?
+"""Compares two results: a regression, or noise?
 
-The runs were made at different times, so nothing is paired but the prompts. The machine may have been slower in one of
-them: where both measured eager PyTorch, which no change of ours makes faster, every ratio is divided by eager's own.
+The runs were made at different times, so nothing is paired but the prompts, and the machine may have been slower in one
+run. If both measured eager PyTorch, which no change of ours makes faster, every ratio is divided by eager's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ldp_export.bench.plan import EAGER
 from ldp_export.bench.result import SCHEMA, Scope, within
 
 Verdict = Literal["slower", "faster", "no difference shown"]
-#: What two results must share to be compared, by its place in the JSON.
+#: Entries of the JSON, as (group, key), that two results must share to be compared.
 _SAME = (
     ("hardware", "cpu"),
     ("hardware", "instructions"),
@@ -38,10 +38,10 @@ _SAME = (
 
 @dataclass(frozen=True)
 class Change:
-    """One candidate: how many times as long the second run's calls took, with its 95 % interval.
+    """Change of one candidate: times of the second run's calls over those of the first, with a 95 % interval.
 
     Attributes:
-        corrected: whether eager PyTorch's own ratio was divided out.
+        corrected: True if eager PyTorch's own ratio was divided out.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Change:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> list[Change]:
-    """Every candidate that both results hold.
+    """Changes of all candidates that both results hold.
 
     Raises:
         ConfigError: the results are of another format, hardware, model or setting, or share no candidate.
@@ -106,11 +106,11 @@ def _check_comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 def _samples(result: dict[str, Any], scope: Scope) -> dict[tuple[str, int], Times]:
     """Times of every candidate and batch size within the scope, by prompt group."""
-    found: dict[tuple[str, int], Times] = {}
+    samples: dict[tuple[str, int], Times] = {}
     for candidate in result["candidates"]:
         groups: dict[int, list[float]] = {}
         for sample in candidate["samples"]:
             parts = (sample[name] for name in ("wall_ms", "text_ms", "blocks_ms"))
             groups.setdefault(sample["group"], []).append(within(scope, *parts))
-        found[candidate["name"], candidate["batch"]] = {g: np.array(times) for g, times in groups.items()}
-    return found
+        samples[candidate["name"], candidate["batch"]] = {g: np.array(times) for g, times in groups.items()}
+    return samples

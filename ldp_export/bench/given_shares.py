@@ -1,7 +1,7 @@
-"""Keep shares and the scale after which the unconditional branch stops: told, or taken from a calibrated profile.
+"""Keep shares and the scale after which the unconditional branch stops: given by hand, or from a saved policy.
 
-Random weights cannot choose tokens. A profile was calibrated on another model: that its shares hold for this one is an
-assumption, which the report names.
+Random weights cannot choose tokens. A saved policy was calibrated on another model. That its shares hold for this one
+is an assumption, which the report names.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
 from ldp_runtime.pruning.parse import parse_policy
 from ldp_runtime.schedule import ScaleSchedule
 
-#: Shares of the last three scales where nothing is told: assumed, not measured on any model.
+#: Shares of the last three scales if none are given: assumed, not measured on any model.
 ASSUMED = (0.45, 0.4, 0.35)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What a policy of given numbers does.
+    """Keep shares of a policy with given numbers.
 
     Attributes:
-        keep: share of tokens of each of the last scales. stop_scale: None where the branch never stops.
-        origin: where the numbers come from, in words for the report.
+        keep: share of tokens of each of the last scales.
+        stop_scale: scale after which the unconditional branch stops; None if it never stops.
+        origin: source of the numbers, in words for the report.
     """
 
     keep: tuple[float, ...]
@@ -36,7 +37,7 @@ class Shares:
 
 
 def told(keep: str | None, stop_scale: int | None) -> Shares:
-    """Shares such as "0.5,0.3".
+    """Parses shares such as "0.5,0.3"; None takes the assumed ones.
 
     Raises:
         ConfigError: not numbers in [0, 1].
@@ -55,14 +56,15 @@ def told(keep: str | None, stop_scale: int | None) -> Shares:
 def calibrated(path: Path, schedule: ScaleSchedule) -> Shares:
     """Mean shares that LD-Pruning kept of its scales on held-out prompts, for the scales it prunes of `schedule`.
 
-    Where it prunes more scales here than there, the first share stands for the earlier ones too. The branch stops after
+    If it prunes more scales here than there, the first share stands for the earlier ones too. The branch stops after
     the first scale where the policy may stop it, if it stopped for at least half of the images.
 
     Args:
-        path: a profile of `ldp-export calibrate`, or the result of the study of policies, whose `ld` is then taken.
+        path: a saved policy of `ldp-export calibrate`, or the result of the study of policies, whose `ld` is then
+            taken.
 
     Raises:
-        ConfigError: neither of the two, one without shares, or not of LD-Pruning.
+        ConfigError: the file is neither of the two, has no shares, or is not of LD-Pruning.
     """
     name, model, text, kept, rate = _read(path)
     policy = parse_policy(text)
@@ -80,17 +82,17 @@ def calibrated(path: Path, schedule: ScaleSchedule) -> Shares:
 
 
 def _read(path: Path) -> tuple[str, str, str, list[float], float]:
-    """What the file is, its model, the policy in words, the share kept of each scale, how often the branch stopped."""
+    """Reads a file: its description, model, policy in words, share kept of each scale, and rate of stopped branches."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if "policies" in found:
-            row = found["policies"]["ld"]
-            return f"the study {path.name}", found["model"], "ld", row["kept"], row["stop_rate"]
-        profile = SavedPolicy.model_validate(found)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "policies" in content:
+            row = content["policies"]["ld"]
+            return f"the study {path.name}", content["model"], "ld", row["kept"], row["stop_rate"]
+        saved = SavedPolicy.model_validate(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a policy profile: {complaint(error)}", hint="ldp-export calibrate makes them"
         ) from error
-    evidence = profile.evidence
+    evidence = saved.evidence
     kept, rate = evidence.get("kept_share_per_scale") or [], evidence.get("stop_rate", 0.0)
-    return f"the profile {profile.name!r}", evidence.get("model", "another model"), profile.policy, kept, rate
+    return f"the profile {saved.name!r}", evidence.get("model", "another model"), saved.policy, kept, rate

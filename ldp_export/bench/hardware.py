@@ -1,4 +1,4 @@
-"""The machine and the packages, by name: numbers from different machines must not be compared."""
+"""Names of the machine and the packages: numbers from different machines must not be compared."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "transformers", "numpy")
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, its instruction sets (a virtual machine may hide which model it is), cores, memory (GiB), operating
-    system, GPU, and how busy the machine was (1-minute load)."""
+    """Processor and its instruction sets, cores, memory (GiB), operating system, GPU, and load (1-minute average).
+
+    The instruction sets are there because a virtual machine may hide the processor's model. The load tells how busy the
+    machine was.
+    """
     return {
         "cpu": _cpu_name(),
         "instructions": instructions(),
@@ -40,7 +43,7 @@ def usable_cores() -> int:
 
 
 def default_threads() -> int:
-    """A thread per physical core that this process may use: two on one core only get in each other's way."""
+    """One thread per physical core that this process may use: two on one core only get in each other's way."""
     return max(1, min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores()))
 
 

@@ -25,11 +25,12 @@ OnStep = Callable[[str, str], None]
 
 @dataclass
 class Measured:
-    """What one candidate's worker reported. Only `measure` writes to it.
+    """Reports of one candidate's worker. Only `measure` writes to it.
 
     Attributes:
         samples: one per prompt group and repetition.
-        worker: its process, which candidates of the same engines may share; load_s: seconds that it took to load.
+        worker: process of the candidate, which candidates of the same engines may share.
+        load_s: seconds that loading took.
         drawn: reply of each group's first measured call.
         images: files of those calls' images.
     """
@@ -61,8 +62,11 @@ def rotated(items: Sequence[Item], by: int) -> list[Item]:
 
 
 def settling_calls(plan: BenchPlan) -> int:
-    """Unmeasured calls at the beginning of each visit: a resumed process finds its neighbour's data in the caches,
-    which costs the first call about a tenth. Without warm-up, cold calls are what is asked for."""
+    """Number of unmeasured calls at the beginning of each visit.
+
+    A resumed process finds its neighbour's data in the caches, which costs the first call about a tenth. Without
+    warm-up there are none, since cold calls are then asked for.
+    """
     return min(1, plan.warmup)
 
 
@@ -79,10 +83,10 @@ def measure_peak(plan: BenchPlan) -> float:
 
 
 def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[Measured]:
-    """All candidates of one batch size.
+    """Measures all candidates of one batch size.
 
     Args:
-        folder: where images are put.
+        folder: folder for the images.
     """
     groups = plan.groups(batch)
     with Turns() as turns:
@@ -110,7 +114,7 @@ def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[
 
 
 def _load(worker: WorkerProcess, job: Job, plan: BenchPlan) -> tuple[WorkerProcess, float]:
-    """The worker, and the seconds that it took. Raises CapacityError where there is no room for it too."""
+    """Loads a job; returns the worker and the seconds it took. Raises CapacityError if there is no room for it too."""
     try:
         return worker, worker.ask({"load": asdict(job)})["load_s"]
     except CapacityError as error:

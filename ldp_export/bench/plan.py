@@ -1,4 +1,4 @@
-"""A checked comparison: everything that can be found wrong before work begins."""
+"""Checks a comparison: everything that can be found wrong before work begins."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ DEFAULT_PROMPTS = (
 )
 DEFAULT_POLICIES = ("ld", "ld-skip-2")
 EAGER, EAGER_GRAPHS, UNPRUNED = "eager", "eager, hoisted", "engines"
-#: Between the engines and the policy in a candidate's name.
+#: Separates the engines from the policy in a candidate's name.
 _PRUNED = " + "
-#: Random features that stand in for prompts, and how many of them where weights are random too: all then cost the same.
+#: Number of random features that stand in for prompts, their number if weights are random too (all then cost the same),
+#: and tokens of each.
 _EMBEDS, _EMBEDS_OF_RANDOM, _EMBED_TOKENS = 4, 2, 12
 _CLASSES = 4
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for; see `run_bench`."""
+    """Options of a comparison; see `run_bench`."""
 
     prompts: Sequence[str] | None = None
     policies: Sequence[str] = DEFAULT_POLICIES
@@ -66,19 +67,19 @@ class Options:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """Who is compared, on what.
+    """Plan of a comparison: its candidates, and what they draw.
 
     Attributes:
-        sources: the checkpoint of the eager candidate, or None without one.
+        sources: checkpoint of the eager candidate; None leaves that candidate out.
         prompts: texts, or None where seeded random features stand in.
-        policies: of the pruned candidates, in the caller's words, each once.
-        others: further bundles of the same checkpoint, by what sets them apart.
-        random_weights: whether pictures mean nothing, so that no quality of policies or precisions is reported.
-        shares_from: where keep shares that are given come from, in words.
-        scope: which of the phases the times and ratios of the report are made of.
-        classes: labels, of a class-conditional model, which reads no prompts; else None.
+        policies: policies of the pruned candidates, in the caller's words, each once.
+        others: further bundles of the same checkpoint, by the label that sets them apart.
+        random_weights: True if images mean nothing, so that no quality of policies or precisions is reported.
+        shares_from: source of given keep shares, in words.
+        scope: scope of the report's times and ratios.
+        classes: labels of a class-conditional model, which reads no prompts; else None.
         aspect_ratio: height / width of the images, as the model draws it.
-        share_engines: whether engines are loaded once for all their policies, and not once for each.
+        share_engines: True if engines are loaded once for all their policies, and not once for each.
     """
 
     bundle: Bundle
@@ -101,8 +102,8 @@ class BenchPlan:
 
     @property
     def prompt_count(self) -> int:
-        given = self.prompts if self.classes is None else self.classes
-        return self.embed_count if given is None else len(given)
+        conditions = self.prompts if self.classes is None else self.classes
+        return self.embed_count if conditions is None else len(conditions)
 
     @property
     def embed_count(self) -> int:
@@ -110,7 +111,7 @@ class BenchPlan:
 
     @property
     def embeds(self) -> dict[str, int] | None:
-        """The stand-ins for prompts, where there is no text encoder."""
+        """Stand-ins for prompts, if there is no text encoder."""
         if self.prompts is not None or self.classes is not None:
             return None
         return {"count": self.embed_count, "tokens": _EMBED_TOKENS, "seed": self.seed}
@@ -128,7 +129,7 @@ class BenchPlan:
         ]
 
     def jobs(self, batch: int) -> dict[str, Job]:
-        """What each candidate loads, by name; policies of the same engines load the same."""
+        """Job of each candidate, by name; policies of the same engines have equal jobs."""
         jobs: dict[str, Job] = {}
         for kind, bundle in {UNPRUNED: self.bundle, **self.others}.items():
             jobs[kind] = self._job(bundle, batch)
@@ -143,12 +144,12 @@ class BenchPlan:
             vae=str(self.sources.vae),
             text_encoder=None if encoder is None else str(encoder),
         )
-        if self.bundle.manifest.kv_cache == "static":  # its graphs are of engines, eager PyTorch has none of them
+        if self.bundle.manifest.kv_cache == "static":  # its graphs are for engines only: eager PyTorch has none of them
             return {EAGER: eager} | jobs
         return {EAGER: eager, EAGER_GRAPHS: replace(eager, kind="hoisted")} | jobs
 
     def unpruned(self, name: str) -> str:
-        """The candidate that prunes nothing and is otherwise the same: what pruning is compared with."""
+        """Name of the candidate that prunes nothing and is otherwise the same, with which pruning is compared."""
         return UNPRUNED if name in (EAGER, EAGER_GRAPHS) else name.partition(_PRUNED)[0]
 
     def policy(self, name: str) -> str:
@@ -175,8 +176,8 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
     """Checks the options against the bundle and finds the eager candidate's files; loads no weights.
 
     Raises:
-        ConfigError: senseless numbers, an unknown policy, prompts or classes for a bundle that reads none, no
-            checkpoint, or a checkpoint that the bundle was not built from.
+        ConfigError: senseless numbers, an unknown policy, or prompts or classes that the bundle does not read. A
+            missing checkpoint, or one that the bundle was not built from, raises it too.
         IntegrityError, IncompatibleBundleError: the bundle cannot be used.
     """
     check_options(options)
@@ -217,7 +218,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
 
 
 def label(manifest: Manifest) -> str:
-    """What sets a bundle's engines apart, for candidates' names."""
+    """Words that set a bundle's engines apart, for candidates' names."""
     words = [manifest.backend]
     if manifest.precision != "float32":
         words.append(manifest.precision)
@@ -229,8 +230,8 @@ def label(manifest: Manifest) -> str:
 
 
 def _others(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
-    """The further bundles by label, proven to be of the same checkpoint and schedule."""
-    found: dict[str, Bundle] = {}
+    """Further bundles by label, proven to be of the same checkpoint and schedule."""
+    bundles: dict[str, Bundle] = {}
     for path in paths:
         other = open_bundle(path)
         if (other.manifest.sources, other.manifest.model) != (bundle.manifest.sources, bundle.manifest.model):
@@ -239,10 +240,10 @@ def _others(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
                 hint="compare bundles of one model: build them with the same --model or --weights, and --pn",
             )
         name = label(other.manifest)
-        if other.manifest.digest == bundle.manifest.digest or name in found:
+        if other.manifest.digest == bundle.manifest.digest or name in bundles:
             raise ConfigError(f"{path} is measured already, as {name!r}", hint="name each kind of engine once")
-        found[name] = other
-    return found
+        bundles[name] = other
+    return bundles
 
 
 def check_options(options: Options) -> None:
@@ -292,27 +293,27 @@ def _prompts(prompts: Sequence[str] | None, bundle: Bundle) -> tuple[str, ...] |
                 hint="leave the prompts out: seeded random text features are then used",
             )
         return None
-    chosen = tuple(DEFAULT_PROMPTS if prompts is None else prompts)
-    if not chosen or any(not prompt.strip() for prompt in chosen):
+    texts = tuple(DEFAULT_PROMPTS if prompts is None else prompts)
+    if not texts or any(not prompt.strip() for prompt in texts):
         raise ConfigError("there is an empty prompt, or none at all", hint="describe the picture in a few words")
-    return chosen
+    return texts
 
 
 def _sources(bundle: Bundle, options: Options) -> Sources:
-    """The checkpoint the bundle was built from, proven by its hashes."""
-    spec: NamedModel = find_model(DEFAULT_MODEL)  # of no matter where files are given
+    """Checkpoint that the bundle was built from, proven by its hashes."""
+    spec: NamedModel = find_model(DEFAULT_MODEL)  # any will do if files are given
     if options.weights is None and options.vae is None:
         spec = _registered(bundle.manifest.model.name)
-    found = find_sources(spec, options.weights, options.vae, options.text_encoder)
+    sources = find_sources(spec, options.weights, options.vae, options.text_encoder)
     if options.text_encoder is not None:
-        found = replace(found, text_encoder=options.text_encoder)
-    if bundle.manifest.has_text_encoder and found.text_encoder is None:
+        sources = replace(sources, text_encoder=options.text_encoder)
+    if bundle.manifest.has_text_encoder and sources.text_encoder is None:
         raise ConfigError("the bundle has a text encoder, eager PyTorch needs one too", hint="give --text-encoder")
     if not bundle.manifest.has_text_encoder:
-        found = replace(found, text_encoder=None)
-    found.check()
-    _check_hashes(bundle, found)
-    return found
+        sources = replace(sources, text_encoder=None)
+    sources.check()
+    _check_hashes(bundle, sources)
+    return sources
 
 
 def _registered(name: str) -> NamedModel:
@@ -327,10 +328,10 @@ def _registered(name: str) -> NamedModel:
 
 def _check_hashes(bundle: Bundle, sources: Sources) -> None:
     built, paths, problems = bundle.manifest.sources, dict(sources.items()), []
-    for part, found in sources.hashes().items():
-        if built.get(part) != found:
+    for part, digest in sources.hashes().items():
+        if built.get(part) != digest:
             problems.append(
-                f"{part} {paths[part]}: {found[:16]}, the bundle was built from {built.get(part, '?')[:16]}"
+                f"{part} {paths[part]}: {digest[:16]}, the bundle was built from {built.get(part, '?')[:16]}"
             )
     if problems:
         raise ConfigError(

@@ -20,7 +20,7 @@ from ldp_runtime.errors import LdpError
 _CAN_STOP = hasattr(signal, "SIGSTOP")
 _COMMAND = (sys.executable, "-m", "ldp_export.bench.worker")
 _TAIL_LINES = 20
-#: Seconds a worker is given to stop or to end when asked.
+#: Seconds that a worker has to stop or to end when asked.
 _PATIENCE = 5.0
 
 
@@ -32,8 +32,8 @@ class WorkerProcess:
     """A worker and the two pipes to it. Its standard error goes to a file, which can never fill up and block it.
 
     Args:
-        name: of its candidate, for messages.
-        command: what to start.
+        name: name of its candidate, for messages.
+        command: command that starts it.
     """
 
     def __init__(self, name: str, command: Sequence[str] = _COMMAND) -> None:
@@ -59,8 +59,9 @@ class WorkerProcess:
         """Sends one request and waits for its reply.
 
         Raises:
-            BenchWorkerError: the worker has died, with the end of what it said; or an error that it did not name.
-            LdpError: of the type the worker met.
+            BenchWorkerError: the worker has died (its last output is in the message), or met an error without a type of
+                its own.
+            LdpError: the worker met an error of this type.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -81,7 +82,7 @@ class WorkerProcess:
         return reply
 
     def pause(self) -> None:
-        """Returns when the worker's threads no longer run (POSIX; elsewhere it goes on waiting for requests)."""
+        """Stops the worker; returns once its threads no longer run (only on POSIX; elsewhere it waits for requests)."""
         if not self._signal("SIGSTOP"):
             return
         still = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
@@ -97,7 +98,7 @@ class WorkerProcess:
         self._signal("SIGCONT")
 
     def close(self) -> None:
-        """Ends the worker, kindly where it listens."""
+        """Ends the worker, by request if it still listens."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # what a dead worker never read
             self._process.stdin.close()
@@ -119,7 +120,7 @@ class WorkerProcess:
         self.close()
 
     def _signal(self, name: str) -> bool:
-        """Whether the signal could be sent."""
+        """Sends a signal to the worker; True if that was possible."""
         if not _CAN_STOP or self._process.poll() is not None:
             return False
         self._process.send_signal(getattr(signal, name))
@@ -143,7 +144,7 @@ class WorkerProcess:
         return BenchWorkerError(f"the worker of {self.name!r} {how}{self._tail()}", hint=hint)
 
     def _tail(self) -> str:
-        """The last lines the worker wrote to its standard error."""
+        """Last lines that the worker wrote to its standard error."""
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-_TAIL_LINES:]
         return "; its last words:\n  " + "\n  ".join(lines) if lines else "; it said nothing"

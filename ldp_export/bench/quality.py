@@ -1,4 +1,4 @@
-"""What pruning costs in pixels, against the image that the same engines draw unpruned."""
+"""Loss of pruning in pixels, against the image that the same engines draw unpruned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_LOSS = Loss(None, None, None)
 
 
 def loss(images: Sequence[np.ndarray], references: Sequence[np.ndarray], has_objects: bool) -> Loss:
-    """Of images [3, H, W] in [0, 1], pair by pair; `has_objects`: whether they show the shapes world."""
+    """Loss of images [3, H, W] in [0, 1], pair by pair; `has_objects` is True if they show the shapes world."""
     pairs = [
         (image.transpose(1, 2, 0), reference.transpose(1, 2, 0))
         for image, reference in zip(images, references, strict=True)
@@ -36,7 +36,7 @@ def loss(images: Sequence[np.ndarray], references: Sequence[np.ndarray], has_obj
 
 
 def _over_objects(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """PSNR over the pixels of the reference's shapes: plain backgrounds flatter the whole image's."""
+    """PSNR over the pixels of the reference's shapes alone: a plain background raises the whole image's PSNR."""
     from ldp_calibration.shapes.evaluator import object_mask
 
     masks = [object_mask((255 * reference).round().astype(np.uint8)) for _, reference in pairs]
@@ -45,7 +45,7 @@ def _over_objects(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | Non
 
 
 def _has(package: str) -> bool:
-    """Whether an optional package is installed; the report goes on without it."""
+    """True if an optional package is installed; the report goes on without it."""
     return importlib.util.find_spec(package) is not None
 
 

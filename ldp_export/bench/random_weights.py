@@ -1,7 +1,7 @@
-"""True shapes without a checkpoint: random weights in an architecture of the registry, or a smaller one like it.
+"""Models of true shapes without a checkpoint: random weights in an architecture of the registry, or a smaller one.
 
-Such a model draws noise. Its times are real; its pictures and what a policy would choose on them mean nothing, so keep
-shares and the scale after which the unconditional branch stops are given.
+Such a model draws noise. Its times are real, but its images and a policy's choices on them mean nothing. Keep shares
+and the scale after which the unconditional branch stops are therefore given.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Spec = TypeVar("Spec", bound=InfinitySpec | VarSpec)
 
 
 def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
-    """The model with fewer blocks or channels: the same head size, ratios and schedule; the VAE's width in proportion.
+    """Spec with fewer blocks or channels: the same head size, ratios and schedule; the VAE's width in proportion.
 
     Raises:
         ConfigError: the width is no multiple of the model's head size.
@@ -60,7 +60,7 @@ def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
 
 
 def given_policies(keep: Sequence[float], stop_scale: int | None) -> tuple[str, ...]:
-    """The shares as a policy with all scales, the same without the last two, and the controls, in words."""
+    """Policies in words: the shares with all scales, the same without the last two, and the controls."""
     stop = f",stop_after={stop_scale}" if stop_scale is not None else ""
     shares = "+".join(f"{share:g}" for share in keep)
     skipped = "+".join(f"{share:g}" for share in (*keep[:-2], 0, 0))
@@ -71,7 +71,7 @@ def given_policies(keep: Sequence[float], stop_scale: int | None) -> tuple[str, 
 
 
 def check_policies(texts: Sequence[str], schedule: ScaleSchedule) -> None:
-    """Raises ConfigError for a policy that is none, or that the schedule cannot have; no bundle brings profiles."""
+    """Raises ConfigError for an invalid policy, or one that does not fit the schedule; saved policies are unknown."""
     for text in texts:
         policy = parse_policy(text)
         if policy is not None:
@@ -79,11 +79,11 @@ def check_policies(texts: Sequence[str], schedule: ScaleSchedule) -> None:
 
 
 def check_servable(model: str, batch: Sequence[int], device: str, classes: Sequence[int] | None) -> None:
-    """Whether bundles of the model's shape can serve such calls: asked before gigabytes are written for them.
+    """Checks that bundles of the model's shape can serve such calls, before gigabytes are written for them.
 
     Raises:
         ConfigError: more images than the engines take rows, or classes for a model of texts.
-        IncompatibleBundleError: no provider of ONNX Runtime for the device.
+        IncompatibleBundleError: ONNX Runtime has no provider for the device.
     """
     spec, most = find_model(model), OnnxRuntimeBuilder().max_rows
     check_provider(torch.device(device))
@@ -106,20 +106,20 @@ def random_bundles(
     int8: bool = False,
     progress: Progress = silent,
 ) -> tuple[list[Bundle], Sources]:
-    """A bundle of random weights, and their checkpoint.
+    """Builds a bundle of random weights, and their checkpoint.
 
     Args:
-        int8: a second bundle of them, whose late scales multiply 8-bit integers. (A decoder of random weights strays
-            too far in them to be verified.)
+        int8: build a second bundle of them, whose quantized last scales multiply 8-bit integers. (A decoder of random
+            weights strays too far in 8 bits to be verified.)
     """
     spec, named = smaller(find_model(model), depth, width), {"float32": BackendOptions()}
     if int8:
         named["int8"] = BackendOptions(quantize="int8")
     options = [
-        BuildOptions(folder / name, size, builder=choose_builder(wanted, spec, size or spec.size, "float32"))
-        for name, wanted in named.items()
+        BuildOptions(folder / name, size, builder=choose_builder(backend, spec, size or spec.size, "float32"))
+        for name, backend in named.items()
     ]
-    for each in options:
-        check_options(BuildPlan(spec, Sources(Path(), Path()), each))
+    for option in options:
+        check_options(BuildPlan(spec, Sources(Path(), Path()), option))
     sources = write_checkpoint(spec, folder / "checkpoint")
-    return [build(plan_build(spec, sources, each), progress)[0] for each in options], sources
+    return [build(plan_build(spec, sources, option), progress)[0] for option in options], sources

@@ -1,4 +1,4 @@
-"""The result of a comparison and its JSON; and the three scopes that a latency can have."""
+"""Result of a comparison and its JSON, and the three scopes of a latency."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Any, Literal
 
 from ldp_calibration.stats import Ratio
 
-#: What the speed-ups are, in words.
+#: Definition of the speed-ups, in words.
 RATIO = "geometric mean over prompts of the median over repetitions of the paired ratio (same prompts, same repetition)"
 INTERVAL = (
     "95 % percentile bootstrap, seeded, {resamples} resamples: prompts are drawn anew, then repetitions within each"
 )
-#: The three things a latency can mean; papers mostly time the second, users wait for the third.
-#: "blocks": the transformer's calls of all scales. "image": with the loop around them and the decoder, from encoded
-#: text to pixels. "prompt-to-image": with the text encoder and the prompt graph.
+#: The three scopes of a latency; papers mostly time the second, users wait for the third.
+#: "blocks": the transformer's calls of all scales.
+#: "image": also the loop around them and the decoder, from encoded text to pixels.
+#: "prompt-to-image": also the text encoder and the prompt graph.
 Scope = Literal["blocks", "image", "prompt-to-image"]
 
 
 def milliseconds(sample: Sample, scope: Scope) -> float:
-    """What a call took within a scope."""
+    """Milliseconds of a call within a scope."""
     return within(scope, sample.wall_ms, sample.text_ms, sample.blocks_ms)
 
 
 def within(scope: Scope, wall_ms: float, text_ms: float, blocks_ms: float) -> float:
-    """The part of a call that a scope times."""
+    """Part of a call that a scope times, in milliseconds."""
     if scope == "blocks":
         return blocks_ms
     return wall_ms if scope == "prompt-to-image" else wall_ms - text_ms
@@ -38,8 +39,9 @@ class Phases:
     """Means over all measured calls, in milliseconds; they add up to the mean call.
 
     Attributes:
-        text: prompts to what the blocks read of them (engines: with drawing of the noise).
-        blocks: embedding, blocks and head of all scales. loop: everything between and after the calls.
+        text: from prompts to the inputs of the blocks (for engines, with drawing of the noise).
+        blocks: embedding, blocks and head of all scales.
+        loop: everything between and after the calls.
         decode: latents to pixels.
     """
 
@@ -51,7 +53,7 @@ class Phases:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured call: `group` is its place among the prompt batches. Milliseconds.
+    """One measured call; `group` is its index among the prompt batches. Times are in milliseconds.
 
     `scales_ms` and `loop_scales_ms` are the scales' parts of `blocks_ms` and `loop_ms`; `device_ms` is the whole call
     by CUDA events.
@@ -83,7 +85,7 @@ class ScaleResult:
 
 @dataclass(frozen=True)
 class ScopeResult:
-    """One of the scopes (see `Scope`): times of a call in milliseconds, and paired ratios."""
+    """Result within one scope (see `Scope`): times of a call in milliseconds, and paired ratios."""
 
     p50_ms: float
     p90_ms: float
@@ -100,16 +102,20 @@ class CandidateResult:
     Attributes:
         policy: "none" for the full model.
         cpu_p50_ms: process CPU time of a call, all threads.
-        speedup_vs_eager, speedup_vs_unpruned: paired ratios; None where that candidate was not measured.
-        psnr_db, ssim, psnr_objects_db: means over images against the image that the same engines draw unpruned from
-            the same prompt and seed: what pruning costs. None for candidates that prune nothing; `ssim` also without
-            torchmetrics, `psnr_objects_db` (over the objects' pixels alone) where the world has no objects to find.
-        precision_psnr_db: against the image of the bundle's own engines under the same policy: what another backend
-            or precision changes. None for those engines themselves.
-        scopes: by name. scales: what each scale took.
-        flops: of the blocks in a call; peak_share: their rate as a share of the machine's measured peak.
+        speedup_vs_eager, speedup_vs_unpruned: paired ratios; None if that candidate was not measured.
+        psnr_db, ssim, psnr_objects_db: loss from pruning, as means over images, against the same engines' unpruned
+            image of the same prompt and seed. All are None for candidates that prune nothing. `ssim` is also None
+            without torchmetrics. `psnr_objects_db` (over the objects' pixels alone) is also None if the world has no
+            objects to find.
+        precision_psnr_db: change from another backend or precision, against the image of the bundle's own engines under
+            the same policy. None for those engines themselves.
+        scopes: results by the name of their scope.
+        scales: times of each scale.
+        flops: operations of the blocks in a call.
+        peak_share: rate of these operations as a share of the machine's measured peak.
         tokens_computed, row_tokens, tokens_full: means over images; row_tokens counts a token once per branch.
-        load_s: opening files and engines, with files in the page cache; first_ms: the first call after that.
+        load_s: seconds of opening files and engines, with files in the page cache.
+        first_ms: milliseconds of the first call after that.
         peak_rss_mb: largest resident memory of the candidate's process (MiB), loading included.
     """
 
@@ -162,10 +168,10 @@ def _ratios(owner: CandidateResult | ScopeResult) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PrecisionLoss:
-    """What the engines' own rounding changes, apart from pruning: their unpruned images against eager PyTorch's.
+    """Change from the engines' own rounding, apart from pruning: their unpruned images against eager PyTorch's.
 
-    A rounding error can flip a bit whose decision was close, and the picture then goes another way: a low PSNR here
-    need not mean a wrong engine (`ldp-export verify` compares logits).
+    A rounding error can flip a bit whose decision was close, and the image then goes another way. A low PSNR here
+    therefore need not mean a wrong engine (`ldp-export verify` compares logits).
     """
 
     psnr_db: float
@@ -175,7 +181,7 @@ class PrecisionLoss:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What was measured."""
+    """Model that was measured."""
 
     name: str
     size: str
@@ -190,14 +196,14 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Settings:
-    """How it was measured.
+    """Settings of the measurement.
 
     Attributes:
         prompts: texts, or None where seeded random text features or classes stood in their place.
-        classes: labels, of a class-conditional model.
-        threads: of every candidate's thread pools.
+        classes: labels of a class-conditional model.
+        threads: threads of every candidate's thread pools.
         aspect_ratio: height / width of the images.
-        share_engines: whether policies of the same engines shared a process.
+        share_engines: True if policies of the same engines shared a process.
     """
 
     prompts: tuple[str, ...] | None
@@ -221,9 +227,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """The whole comparison; `to_json` is what is written to files.
+    """The whole comparison; `to_json` gives the content of its file.
 
-    `peak_gflops`: rate of a large matrix product in float32 on the same threads, measured before the candidates.
+    Attributes:
+        peak_gflops: rate of a large matrix product in float32 on the same threads, measured before the candidates.
     """
 
     created: str

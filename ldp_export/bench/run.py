@@ -1,4 +1,4 @@
-"""Eager PyTorch against engines, pruned and not: plan, measure, and put together."""
+"""Runs a comparison of eager PyTorch and engines, pruned and not: plans, measures, and puts the result together."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ldp_export.bench.result import (
 from ldp_export.models.registry import DEFAULT_MODEL
 from ldp_export.progress import Progress, ProgressEvent, silent
 
-#: Share of the cores in use before the run above which the report warns.
+#: Share of the cores in use before the run, above which the report warns.
 _BUSY = 0.25
 _SCOPES: dict[Scope, str] = {
     "blocks": "in the transformer blocks alone",
@@ -68,31 +68,33 @@ def run_bench(
 ) -> BenchResult:
     """Compares latency, with the quality of the images beside it.
 
-    Every candidate (with `share_engines`, all policies of the same engines) runs in a process of its own; while one is
-    measured, the others are stopped.
+    Every candidate runs in a process of its own (with `share_engines`, all policies of the same engines share one).
+    While one is measured, the others are stopped.
 
     Args:
-        prompts: drawn once each per repetition, prompt i with seed + i. Default: a few; seeded random text features
-            for a bundle without text encoder.
-        policies: of the pruned candidates; the unpruned engines are always measured.
-        repeats: measured calls per prompt (batch); warmup: calls per candidate before that.
+        prompts: texts, drawn once each per repetition, prompt i with seed + i. Default: a few texts; seeded random text
+            features for a bundle without text encoder.
+        policies: policies of the pruned candidates; the unpruned engines are always measured.
+        repeats: measured calls per prompt (batch).
+        warmup: calls per candidate before the measured ones.
         batch: images per call; each size is a comparison of its own.
-        threads: of every candidate; default: one per physical core.
+        threads: threads of every candidate; default: one per physical core.
         weights, vae, text_encoder: the eager candidate's checkpoint; default: found by the model's name.
         eager: False leaves eager PyTorch out.
         others: bundles of the same checkpoint with other engines; all candidates of all bundles are measured.
-        device: "cpu" or "cuda", of every candidate.
-        scope: what the report's times are of; the JSON holds all three.
-        random_weights: the model draws nothing meaningful: the report says so, and holds no quality of policies or
-            precisions; whether engines draw what eager PyTorch draws is still told.
-        shares_from: where keep shares that are given come from, for the report.
+        device: "cpu" or "cuda", for every candidate.
+        scope: scope of the report's times; the JSON holds all three.
+        random_weights: True if the model draws nothing meaningful. The report says so, and holds no quality of policies
+            or precisions. It still compares the engines' images with eager PyTorch's.
+        shares_from: source of given keep shares, for the report.
         classes: labels in place of prompts, for a class-conditional model. Default: some spread over all.
         aspect_ratio: height / width of every image; the nearest one that the model draws is taken.
         share_engines: load engines once for all their policies: large models do not fit several times.
 
     Raises:
         ConfigError: the comparison makes no sense; no work was done.
-        BenchWorkerError: a candidate's process died. LdpError: a candidate failed.
+        BenchWorkerError: a candidate's process died.
+        LdpError: a candidate failed.
     """
     options = Options(
         prompts=prompts,
@@ -164,7 +166,7 @@ def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: Ben
     prunes = m.name not in (EAGER, EAGER_GRAPHS, base) and not plan.random_weights
     drawn, calls = list(m.drawn.values()), m.samples
     scopes = {scope: _scope(m, measured, plan, scope) for scope in get_args(Scope)}
-    chosen = scopes[plan.scope]
+    reported = scopes[plan.scope]
     flops = float(np.mean([d.flops for d in drawn]))
     blocks_s = float(np.mean([sample.blocks_ms for sample in calls])) / 1e3
     loss = quality.NO_LOSS
@@ -175,13 +177,13 @@ def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: Ben
         name=m.name,
         policy=m.policy,
         batch=batch,
-        p50_ms=chosen.p50_ms,
-        p90_ms=chosen.p90_ms,
-        p95_ms=chosen.p95_ms,
-        p99_ms=chosen.p99_ms,
+        p50_ms=reported.p50_ms,
+        p90_ms=reported.p90_ms,
+        p95_ms=reported.p95_ms,
+        p99_ms=reported.p99_ms,
         cpu_p50_ms=stats.percentile([sample.cpu_ms for sample in calls], 50),
-        speedup_vs_eager=chosen.speedup_vs_eager,
-        speedup_vs_unpruned=chosen.speedup_vs_unpruned,
+        speedup_vs_eager=reported.speedup_vs_eager,
+        speedup_vs_unpruned=reported.speedup_vs_unpruned,
         psnr_db=loss.psnr_db,
         ssim=loss.ssim,
         psnr_objects_db=loss.psnr_objects_db,
@@ -235,7 +237,7 @@ def _scales(m: Measured) -> tuple[ScaleResult, ...]:
 
 
 def _precision_psnr(m: Measured, measured: dict[str, Measured], plan: BenchPlan) -> float | None:
-    """What the engines of another bundle change: against the first bundle's image under the same policy."""
+    """PSNR of another bundle's images against the first bundle's under the same policy; None for the first bundle."""
     kind = plan.unpruned(m.name)
     if kind == UNPRUNED:
         return None

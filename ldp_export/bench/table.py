@@ -1,4 +1,4 @@
-"""The result as a table for a terminal."""
+"""Prints the result as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 150
 
 
 def render(result: BenchResult) -> RenderableType:
-    """Two tables (latency with quality, then where the time goes) and the notes."""
+    """Renders two tables (latency with quality, then where the time goes) and the notes."""
     parts: list[RenderableType] = [_latency(result), _phases(result)]
     loss = result.precision_loss
     if loss is not None:
@@ -42,7 +42,7 @@ def print_result(result: BenchResult, console: Console | None = None) -> None:
 
 
 def print_changes(changes: Sequence[Change]) -> None:
-    """Two results compared."""
+    """Prints the comparison of two results."""
     table = Table(box=box.SIMPLE_HEAD, title="times of the second result over those of the first")
     table.add_column("candidate", no_wrap=True)
     for title in ("batch", "before ms", "after ms", "ratio", "95 % interval"):

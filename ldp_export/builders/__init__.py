@@ -1,1 +1,4 @@
-"""From an exported ONNX graph to what a bundle holds. One module a backend, behind `builders.base.Builder`."""
+"""Builders, one module per backend: each turns exported ONNX graphs into the files that a bundle ships.
+
+All of them follow `builders.base.Builder`.
+"""

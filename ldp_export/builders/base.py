@@ -1,4 +1,4 @@
-"""What a backend is to the build: facts for the manifest and, where it compiles, how to make an engine of a graph."""
+"""Interface of a backend to the build: facts for the manifest and, if it compiles, engines made from graphs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ldp_export.graphs.signature import GraphSignature
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A graph as the export stage left it.
+    """Graph as the export stage wrote it.
 
     Attributes:
         signature: names, shapes and element types of its inputs and outputs.
-        folder: holds `model.onnx` and the weights it refers to; read only.
-        module: gives the graph's PyTorch module with its weights, for compilers that do not read ONNX.
-        reference: folder of the recorded reference runs, for compilers that measure ranges.
+        folder: folder of `model.onnx` and of the weights that it refers to; read only.
+        module: returns the graph's PyTorch module with its weights, for compilers that do not read ONNX.
+        reference: folder of the recorded reference runs, for compilers that measure ranges of activations.
     """
 
     signature: GraphSignature
@@ -32,49 +32,49 @@ class ExportedGraph:
 
 
 class Builder(Protocol):
-    """One backend. A builder that is no `Compiler` ships the exported graphs as they are."""
+    """One backend. A builder that is not also a `Compiler` ships the exported graphs as they are."""
 
     @property
     def backend(self) -> Backend:
-        """Its name in the manifest."""
+        """Name of the backend in the manifest."""
         ...
 
     def engine_file(self, signature: GraphSignature) -> str:
-        """The file that the runtime opens, in the graph's folder."""
+        """Name of the file in the graph's folder that the runtime opens."""
         ...
 
     @property
     def verified_on(self) -> str | None:
-        """Device of this machine that runs what it makes, for the verification that ends a build; None: none does."""
+        """Device of this machine that verifies the engines at the end of a build; None if none here can run them."""
         ...
 
     @property
     def max_rows(self) -> int:
-        """Most rows (branches of images) of one call."""
+        """Largest number of rows (guidance branches of images) in one call."""
         ...
 
     def target(self) -> TargetEntry | None:
-        """What compiled engines depend on beside the graph; None where the graph is the engine."""
+        """Library and hardware that compiled engines depend on besides the graph; None if the graph is the engine."""
         ...
 
     def profiles(self, signature: GraphSignature) -> tuple[OptimizationProfile, ...]:
-        """Sizes that the graph's engine is built for; empty where it takes any."""
+        """Ranges of sizes that the graph's engine is built for; empty if it takes any size."""
         ...
 
 
 @runtime_checkable
 class Compiler(Builder, Protocol):
-    """A builder that makes engine files; each graph's engine is a stage of its own."""
+    """Builder that makes engine files; each graph's engine is a stage of its own."""
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
-        """Everything but the graph itself that the engine depends on, as plain JSON: part of the stage's cache key."""
+        """Dependencies of the engine besides the graph itself, as plain JSON: part of the stage's cache key."""
         ...
 
     def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
-        """Writes the engine into `folder`; `say` is told in words how far it is.
+        """Writes the engine into `folder`, and reports progress in words to `say`.
 
         Raises:
-            EngineBuildError: the library refuses the graph. Whatever is in `folder` then is thrown away.
+            EngineBuildError: the library refuses the graph. Files left in `folder` are thrown away.
             KeyboardInterrupt: the user stopped the build; the library's threads have ended.
         """
         ...
@@ -82,15 +82,15 @@ class Compiler(Builder, Protocol):
 
 @runtime_checkable
 class Quantizer(Compiler, Protocol):
-    """A compiler that can make engines that compute in 8 bits, where it is asked for them."""
+    """Compiler that can make engines that compute in 8 bits, if it is asked for them."""
 
     @property
     def quantized(self) -> QuantizedScales | None:
-        """Scales for which a second engine is made of each `blocks` graph; None: of none."""
+        """Scales for which a second, quantized engine is made from each `blocks` graph; None if there are none."""
         ...
 
     def quantizes(self, name: str) -> bool:
-        """Whether the engine of this name computes in 8 bits."""
+        """True if the engine of this name computes in 8 bits."""
         ...
 
 

@@ -1,8 +1,8 @@
 """Builds that can be stopped: the library works on a thread of its own, which Ctrl-C ends cleanly.
 
-An exception must not travel through the library's code, so its callbacks never raise: they note how far it is and
-answer whether to go on. The calling thread passes the progress on and, when it is interrupted (or when telling the
-progress raises), asks the library to stop and waits until it has.
+An exception must not travel through the library's code. So its callbacks never raise: they note the progress, and
+answer whether to go on. The calling thread passes the progress on. When it is interrupted, or when reporting the
+progress raises, it asks the library to stop and waits until the library has.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-#: Seconds between two looks at the progress.
+#: Seconds that the calling thread waits for news of the build before it looks whether the build has ended.
 _PAUSE = 0.1
 
 
 class BuildProgress:
-    """What a running build reports, and whether it should go on. All methods may be called from any thread."""
+    """Progress of a running build, and the request to stop it. All methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
@@ -38,7 +38,7 @@ class BuildProgress:
         self._has_news.set()
 
     def latest(self, timeout: float) -> str | None:
-        """The newest line since the last look, waiting for one at most `timeout` seconds; older ones are dropped."""
+        """Newest line since the last call, waiting at most `timeout` seconds for one; older lines are dropped."""
         if not self._has_news.wait(timeout):
             return None
         self._has_news.clear()
@@ -46,7 +46,7 @@ class BuildProgress:
 
 
 def progress_monitor(trt: Any, progress: BuildProgress) -> Any:
-    """The library's monitor that feeds `progress`."""
+    """Progress monitor of the library that feeds `progress`."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -65,10 +65,10 @@ def progress_monitor(trt: Any, progress: BuildProgress) -> Any:
 
 
 def run_cancellable(work: Callable[[], Result], progress: BuildProgress, say: Callable[[str], None]) -> Result:
-    """Runs `work` on a thread and returns its result or raises its error; `say` hears the progress on this thread.
+    """Runs `work` on a thread, and returns its result or raises its error; `say` is called on the calling thread.
 
-    An exception on this thread (Ctrl-C, or one that `say` raises) stops the work; it is raised once the thread has
-    ended.
+    An exception on the calling thread (Ctrl-C, or one that `say` raises) stops the work. It is raised once the work's
+    thread has ended.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -95,7 +95,7 @@ def run_cancellable(work: Callable[[], Result], progress: BuildProgress, say: Ca
 
 
 def _wait(thread: threading.Thread) -> None:
-    """Until the thread has ended, however often the user presses Ctrl-C: it writes to a folder that is removed next."""
+    """Waits until the thread has ended, through any Ctrl-C: the thread writes to a folder that is removed next."""
     while thread.is_alive():
         with contextlib.suppress(KeyboardInterrupt):
             thread.join()

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the exported files are the engine, and any size runs."""
+"""Builders for ONNX Runtime: the exported files are the engine, and any size runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from ldp_export.logs import errors_only
 
 @dataclass(frozen=True)
 class OnnxRuntimeBuilder:
-    """Ships the graphs as they are. Rows are dynamic: `max_rows` bounds the capacity check and the manifest."""
+    """Ships the graphs as they are.
+
+    Graphs take any number of rows; `max_rows` is only the limit that the manifest and the capacity check state.
+    """
 
     backend: Backend = "onnxruntime"
     verified_on: str | None = "cpu"
@@ -46,11 +49,11 @@ DECODER = "decoder"
 
 @dataclass(frozen=True)
 class Int8Builder(OnnxRuntimeBuilder):
-    """Quantises what it is asked for.
+    """Quantizes parts of the model to 8-bit integers, and ships the other graphs as they are.
 
     Attributes:
-        decoder: whether the decoder's convolutions.
-        late: from where on the blocks' matrix products; None: nowhere.
+        decoder: quantizes the decoder's convolutions.
+        quantized: last scales at which the blocks' matrix products are quantized; None for none.
     """
 
     decoder: bool = False
@@ -67,7 +70,11 @@ class Int8Builder(OnnxRuntimeBuilder):
         return {"quantized": True, "weight_bits": 7, "onnxruntime": version, **ranges}
 
     def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
-        """Raises EngineBuildError when ONNX Runtime's quantiser refuses the graph."""
+        """Writes the quantized graph, or a copy where it stays as it is.
+
+        Raises:
+            EngineBuildError: ONNX Runtime's quantizer refuses the graph.
+        """
         name = graph.signature.name
         if not self.quantizes(name):
             _copy(graph.folder, folder)
@@ -94,8 +101,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _own_copy(source: Path, parent: Path) -> Generator[Path]:
-    """A graph's files that nothing else links to: onnx refuses weights with several hard links, as published ones
-    have."""
+    """Temporary copy of a graph's files: onnx refuses weights that have several hard links, as published files do."""
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as folder:
         _copy(source, Path(folder))
         yield Path(folder)

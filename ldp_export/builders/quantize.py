@@ -1,4 +1,4 @@
-"""Quantizing exported ONNX graphs to 8-bit integers: products of late blocks, convolutions of decoders."""
+"""Quantization of exported ONNX graphs to 8-bit integers: matrix products of blocks, convolutions of decoders."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import torch
 
 from ldp_export.verification.cases import ReferenceCases
 
-#: What is rounded: the layers of the blocks. The embedding reads few channels, and the head decides.
+#: Prefix of the weights that are quantized: the layers of the blocks. The embedding and the head stay as they are:
+#: the one reads few channels, the other decides the tokens.
 _LAYERS = "blocks."
 
 
 def quantize_products(source: Path, target: Path) -> None:
     """Writes a copy of an ONNX `blocks` graph whose matrix products with weights multiply 8-bit integers.
 
-    Raises ValueError where the graph has none that are known: it would be shipped as it is.
+    Raises:
+        ValueError: none of the products has a weight of a block, so the copy would not be quantized.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -40,34 +42,38 @@ def quantize_products(source: Path, target: Path) -> None:
     )
 
 
-#: Latents per recorded one that ranges are taken from, and their noise in units of the latent's standard deviation:
-#: two or three pictures alone leave ranges too narrow (39.6 dB on the worst of twelve others, 41.2 dB with these).
+#: Noisy latents added for each recorded one when ranges are measured, and their noise in units of the latent's standard
+#: deviation. Two or three images alone leave ranges too narrow: 39.6 dB on the worst of twelve others, 41.2 dB with the
+#: noisy ones.
 NOISY, SPREAD = 3, 0.5
 
 
 def latents_of(reference: Path) -> list[torch.Tensor]:
-    """Latents [1, d, h, w] of the recorded reference runs, and noisy ones around them."""
+    """Latents [1, d, h, w] of the recorded reference runs, and noisy copies of them."""
     cases = ReferenceCases.load(reference)
     generator = torch.Generator().manual_seed(0)
-    found = [tensor[None] for name, tensor in sorted(cases.tensors.items()) if name.endswith(".latent")]
+    recorded = [tensor[None] for name, tensor in sorted(cases.tensors.items()) if name.endswith(".latent")]
     noisy = [
         latent + SPREAD * latent.std() * torch.randn(latent.shape, generator=generator)
-        for latent in found
+        for latent in recorded
         for _ in range(NOISY)
     ]
-    return found + noisy
+    return recorded + noisy
 
 
 def quantize_convolutions(source: Path, target: Path, latents: list[torch.Tensor]) -> None:
-    """Writes a copy of an ONNX decoder whose convolutions multiply 8-bit integers: symmetric weights per channel,
-    activations per tensor in ranges that these latents [1, d, h, w] cause."""
+    """Writes a copy of an ONNX decoder whose convolutions multiply 8-bit integers.
+
+    Weights are quantized symmetrically per channel, activations per tensor. The ranges of the activations are measured
+    on these latents [1, d, h, w].
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Latents(CalibrationDataReader):
         def __init__(self) -> None:
             self._left: Iterator[torch.Tensor] = iter(latents)
 
-        def get_next(self) -> dict[str, Any]:  # an empty one, or None, ends the calibration
+        def get_next(self) -> dict[str, Any]:  # an empty dictionary, or None, ends the calibration
             latent = next(self._left, None)
             return {} if latent is None else {"latent": latent.numpy()}
 

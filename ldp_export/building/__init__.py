@@ -1,1 +1,1 @@
-"""Building: a plan, resumable stages, and a published bundle."""
+"""Build of a bundle: a plan, resumable stages, and publication."""

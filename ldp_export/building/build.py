@@ -1,4 +1,4 @@
-"""Building a bundle: resumable stages, verification, and an atomic publication."""
+"""Build of a bundle: resumable stages, verification, and an atomic publication."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ __all__ = ["BuildOptions", "BuildPlan", "build", "plan_build"]
 def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report | None]:
     """Builds, verifies and publishes a bundle; the previous version serves until the new one is verified.
 
-    Engines that cannot run on this machine are published unverified, without a report: `verify` on their target is
-    what proves them.
+    Engines that cannot run on this machine are published unverified, without a report; run `verify` on their target.
 
     Raises:
-        CapacityError: memory or disk is too small; nothing was done.
+        CapacityError: memory or disk is too small; the build has not begun.
         CheckpointError, ExportError, EngineBuildError: a stage failed; finished stages are kept for the next try.
-        VerificationError: the engines are wrong; they are kept as a rejected version, CURRENT is unchanged.
+        VerificationError: the engines are wrong; they are kept as a rejected version, and CURRENT is unchanged.
     """
     require_capacity(plan)
     root, device = plan.options.output, plan.options.builder.verified_on
@@ -62,7 +61,7 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report 
 
 
 def _verify(bundle: Bundle, root: Path, device: str, count: int, progress: Progress) -> Report:
-    """Checks the bundle as the last of `count` steps, and keeps the report beside it."""
+    """Verifies the bundle as the last of `count` steps, and saves the report beside it."""
     progress(ProgressEvent("verify", count - 1, count, "started"))
     report = verify_bundle(
         bundle,
@@ -86,6 +85,8 @@ def _unwritable_is_typed(root: Path) -> Generator[None]:
 
 
 def _within(progress: Progress, count: int) -> Progress:
+    """Callback that reports stages as steps of a longer work of `count` steps: verification follows them."""
+
     def report(event: ProgressEvent) -> None:
         progress(ProgressEvent(event.stage, event.index, count, event.state, event.detail, event.seconds))
 
@@ -93,7 +94,7 @@ def _within(progress: Progress, count: int) -> Progress:
 
 
 def _forget_old_stages(cache: Path, used: dict[str, Path]) -> None:
-    """Keeps the stages of this build and drops those of earlier ones: the cache does not grow without bound."""
+    """Removes stages of earlier builds and keeps those of this one, so that the cache does not grow without bound."""
     keep = {folder.name for folder in used.values()}
     for folder in cache.iterdir():
         if folder.is_dir() and folder.name not in keep:

@@ -1,8 +1,8 @@
-"""Stages of a build, cached by content: a stage whose inputs have not changed is not done again.
+"""Stages of a build, cached by content: a stage whose inputs have not changed is not run again.
 
     OUTPUT/stages/NAME-KEY/   files of the stage, and stage.json: its inputs and the hashes of its files
 
-A stage is written beside its place and renamed into it when complete, so a killed build leaves no half stage.
+A stage is written into a scratch folder and renamed when complete, so a killed build leaves no incomplete stage.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Stage:
     """One step of a build.
 
     Attributes:
-        name: also the folder of its files in the bundle.
-        inputs: everything its result depends on, as plain JSON; changing any value changes the key.
-        run: writes the stage's files into the folder it is given; may say in words how far it is.
-        spent: a folder that nobody needs once this stage is complete; it is deleted then.
+        name: name of the stage, and of the folder of its files in the bundle.
+        inputs: everything that the result depends on, as plain JSON; changing any value changes the key.
+        run: writes the stage's files into a folder, and may report progress in words to a callback.
+        spent: folder that is no longer needed once this stage is complete, and is deleted then.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Stage:
         return hashlib.sha256(f"{self.name}:{canonical}".encode()).hexdigest()[:16]
 
     def place(self, cache: Path) -> Path:
-        """Where its files lie once it has run."""
+        """Folder of the stage's files once it has run."""
         return cache / f"{self.name}-{self.key}"
 
 
 def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str, Path]:
-    """Runs what is not cached; returns the folder of each stage's files."""
+    """Runs the stages that are not cached; returns the folder of each stage's files by its name."""
     cache.mkdir(parents=True, exist_ok=True)
     folders = {}
     for index, stage in enumerate(stages):
@@ -89,7 +89,7 @@ def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progres
 
 
 def is_complete(place: Path) -> bool:
-    """Whether the stage is there and its files are the ones it wrote."""
+    """True if the stage has run and its files still have the hashes that it noted."""
     try:
         return all(hash_file(place / name) == entry.sha256 for name, entry in files_of(place).items())
     except (OSError, ValueError, KeyError):
@@ -97,13 +97,13 @@ def is_complete(place: Path) -> bool:
 
 
 def files_of(place: Path) -> dict[str, FileEntry]:
-    """Sizes and hashes of a stage's files, as it noted them when it wrote them."""
+    """Sizes and hashes of a stage's files, as noted when they were written."""
     noted = json.loads((place / STAGE_FILE).read_text())["files"]
     return {name: FileEntry.model_validate(entry) for name, entry in noted.items()}
 
 
 def what_changed(stage: Stage, cache: Path) -> str:
-    """In words, which inputs differ from the newest earlier run of this stage ("" when there is none)."""
+    """Names of the inputs that differ from the newest earlier run of this stage, in words; "" if there is none."""
     earlier = sorted(cache.glob(f"{stage.name}-*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime)
     for record in reversed(earlier):
         try:

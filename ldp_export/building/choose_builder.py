@@ -1,4 +1,4 @@
-"""From what the user asks for to a builder; everything that can be refused is refused here, before any work."""
+"""Choice of a builder from the user's options; everything that can be refused is refused here, before any work."""
 
 from __future__ import annotations
 
@@ -21,30 +21,36 @@ from ldp_export.builders.tensorrt.targets import check_precision, check_targets,
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.models.registry import InfinitySpec, VarSpec
 
-#: Buckets of scales: early, middle, late. Thirteen, one a scale, cost ten times the build time of one.
+#: Default number of buckets of scales: early, middle, late. Thirteen (one per scale) take ten times as long to build as
+#: a single one.
 PROFILES = 3
 
 
-#: Images of one call that engines with fixed limits are built for.
+#: Default of the most images in one call, for engines that are built with limits.
 MAX_BATCH = 4
 
 
-#: Share of the tokens that `--late-precision` is for: scales 9 to 12 of the 13 of a 1M square image.
+#: Default share of the tokens, counted from the last scale, whose blocks `--late-precision` quantizes: scales 9 to 12
+#: of the 13 of a 1M square image.
 QUANTIZED_SHARE = 0.85
 
 
-#: First compute capability that multiplies 8-bit floats.
+#: Lowest compute capability that multiplies 8-bit floats.
 _FLOAT8_SINCE = (8, 9)
 
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What to build engines with, as the user says it; None where they do not say.
+    """User's options for the engines of a build; None where the user says nothing.
 
     Attributes:
-        capabilities: compute capabilities as "8.6,8.9"; profiles: buckets of scales; max_batch: images of one call;
-            int8_decoder: whether the decoder multiplies 8-bit integers, in ONNX Runtime on a CPU.
-        quantize, quantize_share: see `QuantizedScales`.
+        backend: backend of the engines.
+        capabilities: compute capabilities to build for, as "8.6,8.9".
+        profiles: number of buckets of scales.
+        max_batch: most images in one call.
+        int8_decoder: makes a decoder that multiplies 8-bit integers, in ONNX Runtime on a CPU.
+        quantize: precision of the quantized last scales; see `QuantizedScales`.
+        quantize_share: share of the tokens at the quantized last scales; see `QuantizedScales`.
     """
 
     backend: Backend = "onnxruntime"
@@ -57,15 +63,15 @@ class BackendOptions:
 
 
 def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: str, precision: str) -> Builder:
-    """The builder for a model.
+    """Builder for a model, as the options ask for it.
 
     Args:
-        size: name of the scale schedule that is built for.
-        precision: of the graphs.
+        size: name of the scale schedule to build for.
+        precision: precision of the graphs.
 
     Raises:
-        ConfigError: options that the backend does not have, or GPUs that it or the precision does not serve.
-        EngineBuildError, IncompatibleBundleError: the compiler, the library or the GPU that building takes is not here.
+        ConfigError: the backend lacks an option, or does not serve a GPU, or not in this precision.
+        EngineBuildError, IncompatibleBundleError: the compiler, library or GPU that the build needs is missing here.
     """
     on_gpu = local_capability() is not None
     if options.int8_decoder and (options.backend.startswith("tensorrt") or (options.backend == "torch" and on_gpu)):
@@ -76,7 +82,7 @@ def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: 
     quantized = _quantized(options, spec, precision)
     if options.backend == "onnxruntime":
         _refuse_options(options)
-        check_provider(torch.device("cpu"))  # it verifies what it builds
+        check_provider(torch.device("cpu"))  # a build verifies its engines there
         return (
             Int8Builder(decoder=options.int8_decoder, quantized=quantized)
             if options.int8_decoder or quantized
@@ -119,13 +125,17 @@ def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: 
 
 
 def default_precision(backend: Backend) -> Precision:
-    """Of the graphs where the user names none: what the backend's usual machine computes fastest."""
+    """Precision of the graphs if the user names none: the one that the backend's usual machine computes fastest."""
     on_gpu = backend.startswith("tensorrt") or (backend == "torch" and local_capability() is not None)
     return "bfloat16" if on_gpu else "float32"
 
 
 def _quantized(options: BackendOptions, spec: InfinitySpec | VarSpec, precision: str) -> QuantizedScales | None:
-    """What is asked for. Raises ConfigError for what the backend, the model or this machine's GPU does not have."""
+    """Quantized last scales that the user asks for, or None.
+
+    Raises:
+        ConfigError: the backend, the model or this machine's GPU does not support them.
+    """
     bits, share, here = options.quantize, options.quantize_share, local_capability()
     if bits is None:
         if share is not None:
@@ -163,12 +173,12 @@ def _quantized(options: BackendOptions, spec: InfinitySpec | VarSpec, precision:
 
 
 def _refuse_options(options: BackendOptions) -> None:
-    given = {
+    tensorrt_options = {
         "--compute-capability": options.capabilities,
         "--profiles": options.profiles,
         "--max-batch": options.max_batch,
     }
-    for name, value in given.items():
+    for name, value in tensorrt_options.items():
         if value is not None:
             raise ConfigError(
                 f"{name} belongs to TensorRT engines; those of {options.backend} take any size",
@@ -177,15 +187,15 @@ def _refuse_options(options: BackendOptions) -> None:
 
 
 def _rtx_targets(options: BackendOptions, precision: str) -> tuple[str, ...]:
-    """The GPUs that were named, or this machine's own."""
+    """Compute capabilities that the user named, or this machine's own."""
     library, here = load_library("tensorrt-rtx"), local_capability()
-    wanted = parse_capabilities(options.capabilities) if options.capabilities else tuple(filter(None, [here]))
-    check_targets("tensorrt-rtx", wanted, library.targets, precision)
-    return wanted
+    capabilities = parse_capabilities(options.capabilities) if options.capabilities else tuple(filter(None, [here]))
+    check_targets("tensorrt-rtx", capabilities, library.targets, precision)
+    return capabilities
 
 
 def _own_gpu(options: BackendOptions, precision: str) -> tuple[str, ...]:
-    """TensorRT measures kernels on the GPU that will run them, so it builds for this machine's only."""
+    """Compute capability of this machine's GPU: TensorRT measures kernels on it, and builds for its kind only."""
     here = local_capability()
     if here is None:
         raise IncompatibleBundleError(

@@ -1,9 +1,9 @@
-"""What a build will need, predicted from shapes before any work: host memory, disk, and time.
+"""Needs of a build, predicted from shapes before any work: host memory, disk, and time.
 
 Host memory is anonymous memory: mapped files are not counted, since the system drops their pages when it needs the
-room. Whole builds of Infinity-2B and 8B (bfloat16, TensorRT-RTX, eight blocks a graph) stayed within 6 % of the memory
-and 3 % of the disk predicted here. `docs/benchmarks.md` has the figures; `benchmarks/study/large_build.py` measures
-anew.
+room. The predictions were checked on whole builds of Infinity-2B and 8B: bfloat16, TensorRT-RTX, eight blocks per
+graph. Memory stayed within 6 % of the prediction, disk within 3 %. `docs/benchmarks.md` has the figures;
+`benchmarks/study/large_build.py` measures anew.
 """
 
 from __future__ import annotations
@@ -29,39 +29,40 @@ if TYPE_CHECKING:
 _MB, _GB = 10**6, 10**9
 
 
-#: The process with PyTorch and the exporter loaded, and what a trace leaves behind.
+#: Memory of the process with PyTorch and the exporter loaded, and of the remains of a trace.
 _BASE = 700 * _MB
 
 
-#: A compiler's library, and its memory per byte of the graph that it compiles.
+#: Memory of a compiler's library, and of its work per byte of the graph that it compiles.
 _COMPILER_BASE, _COMPILER_FACTOR = 600 * _MB, 1.25
 
 
-#: Memory of ONNX Runtime's quantiser per byte of the blocks that it rounds.
+#: Memory of ONNX Runtime's quantizer per byte of the blocks that it quantizes.
 _QUANTIZER_FACTOR = 3.0
 
 
-#: Memory of ONNX Runtime per byte of weights: its own copy, and matrices packed anew.
+#: Memory of ONNX Runtime per byte of weights: its own copy, and repacked matrices.
 _SESSION_FACTOR = 1.6
 
 
-#: Files of a graph beside its weights; an engine's code for each profile.
+#: Bytes of a graph's files besides its weights; bytes of an engine's code per optimization profile.
 _GRAPH_FILES, _ENGINE_CODE = 1 * _MB, 8 * _MB
 
 
-#: Seconds: a graph's trace and optimization; hashing, reading and writing a gigabyte; compiling one.
+#: Seconds to trace and optimize a graph; to hash, read and write a gigabyte; to compile a gigabyte.
 _SECONDS_PER_GRAPH, _SECONDS_PER_GB, _COMPILE_SECONDS_PER_GB = 8.0, 6.0, 6.0
 
 
 @dataclass(frozen=True)
 class BuildEstimate:
-    """Bytes and seconds that a build needs.
+    """Predicted bytes and seconds of a build.
 
     Attributes:
-        host_memory: anonymous memory at its peak.
-        disk: under the output path at its peak; bundle: of it, what stays.
-        device_memory: engines that a GPU will hold (keys and values come on top, see `Pipeline.load`).
-        seconds: on two cores; other machines differ.
+        host_memory: peak of anonymous memory, in bytes.
+        disk: peak of disk space under the output path, in bytes.
+        bundle: part of `disk` that the published bundle keeps.
+        device_memory: bytes of the engines that a GPU will hold; keys and values come on top, see `Pipeline.load`.
+        seconds: time on two cores; other machines differ.
     """
 
     host_memory: int
@@ -81,44 +82,45 @@ class BuildEstimate:
 
 
 class _Sizes:
-    """What the parts of a plan weigh."""
+    """Bytes of a plan's graphs, engines and reference runs."""
 
     def __init__(self, plan: BuildPlan) -> None:
         self.plan, self.options = plan, plan.options
 
     @cached_property
     def graphs(self) -> list[int]:
-        """Bytes of weights of each graph."""
+        """Bytes of each graph's weights."""
         plan = self.plan
         return [plan.family.graph(name, plan.precision(name)).weight_bytes() for name in plan.graph_names]
 
     @cached_property
     def engines(self) -> list[int]:
-        """Bytes of each engine; none where the graphs are what ships."""
+        """Bytes of each engine; empty if the graphs ship as they are."""
         builder = self.options.builder
         if not isinstance(builder, Compiler):
             return []
-        found: list[int] = []
+        engines: list[int] = []
         for name, size in zip(self.plan.graph_names, self.graphs, strict=True):
             code = len(builder.profiles(self.plan.signature(name))) * _ENGINE_CODE
             itemsize = getattr(torch, self.plan.precision(name)).itemsize
             for engine in self.plan.engine_names(name):
-                found.append(code + (size // itemsize if is_quantized(builder, engine) else size))
-        return found
+                engines.append(code + (size // itemsize if is_quantized(builder, engine) else size))
+        return engines
 
     @property
     def copied(self) -> int:
-        """Bytes of the largest graph that ONNX Runtime's quantiser reads: a copy of its own, deleted after it."""
-        builder, found = self.options.builder, [0]
+        """Bytes of the largest graph that ONNX Runtime's quantizer reads: it reads a temporary copy."""
+        builder, copies = self.options.builder, [0]
         for name, size in zip(self.plan.graph_names, self.graphs, strict=True):
             for engine in self.plan.engine_names(name):
                 signature = self.plan.signature(name) if engine == name else self.plan.signature(name).quantized()
                 if is_quantized(builder, engine) and builder.engine_file(signature) == MODEL_FILE:
-                    found.append(size)
-        return max(found)
+                    copies.append(size)
+        return max(copies)
 
     @property
     def reference(self) -> int:
+        """Bytes of the recorded reference runs."""
         return self.plan.family.reference_bytes
 
 
@@ -139,7 +141,7 @@ def estimate_build(plan: BuildPlan) -> BuildEstimate:
 
 
 def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
-    """The largest of the stages: they run one after the other."""
+    """Peak memory in bytes: that of the largest stage, since stages run one after the other."""
     stages = [plan.family.reference_memory]
     if sizes.engines:
         stages.append(int(_COMPILER_BASE + _COMPILER_FACTOR * max(sizes.graphs)))
@@ -152,9 +154,12 @@ def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
 
 
 def require_capacity(plan: BuildPlan) -> BuildEstimate:
-    """The estimate, or CapacityError where memory or disk is missing.
+    """Estimates a build, and checks that memory and disk suffice.
 
-    Stages that an earlier try of the same build has finished have their place on the disk already.
+    Stages that an earlier try of the same build has finished already take their disk space.
+
+    Raises:
+        CapacityError: memory or disk is missing.
     """
     estimate, output = estimate_build(plan), plan.options.output
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing_parent(output)).free
@@ -174,7 +179,7 @@ def require_capacity(plan: BuildPlan) -> BuildEstimate:
 
 
 def _finished_bytes(plan: BuildPlan) -> int:
-    """Of this very build's stages. Telling them from those of other builds takes the hashes of all sources."""
+    """Bytes of the finished stages of this very build. Telling them from other builds' takes hashes of all sources."""
     if plan.options.force or not (plan.options.output / "stages").is_dir():
         return 0
     work = BuildStages(plan)

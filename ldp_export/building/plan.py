@@ -1,4 +1,4 @@
-"""What a build will do: checked before work begins, from headers alone."""
+"""Plan of a build, checked before work begins from the headers of files alone."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build.
+    """Options of a build.
 
     Attributes:
         output: path of the bundle.
-        size: scale schedule, or None for the model's own.
-        chunk: blocks per `blocks` graph, or None for all in one.
-        force: build every stage anew.
-        builder: the backend.
-        precision: of the graphs.
-        kv_cache: how `blocks` graphs remember keys and values; see `graphs/key_values.py`.
-        discard_graphs: delete an exported graph once its engine is built: half the disk, and another export next time.
+        size: name of the scale schedule, or None for the model's own.
+        chunk: blocks per `blocks` graph, or None for all in one graph.
+        force: runs every stage anew.
+        builder: builder of the engines.
+        precision: precision of the graphs.
+        discard_graphs: deletes an exported graph once its engine is built: half the disk, but another export next time.
+        kv_cache: kind of KV cache of the `blocks` graphs; see `graphs/key_values.py`.
     """
 
     output: Path
@@ -52,7 +52,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """A checked build: what it will do. Making one reads headers, not weights."""
+    """Checked plan of a build. Making one reads the headers of files, not their weights."""
 
     spec: NamedModel
     sources: Sources
@@ -67,29 +67,29 @@ class BuildPlan:
         return self.family.graph_names(self.options.chunk)
 
     def engine_names(self, graph: str) -> list[str]:
-        """Of what is made of a graph: its engine and, where late scales compute in 8 bits, that of its blocks."""
+        """Names of the engines built from a graph: one, or two for blocks whose last scales are quantized."""
         quantized = graph_kind(graph) == "blocks" and quantized_scales(self.options.builder) is not None
         return [graph, QUANTIZED + graph] if quantized else [graph]
 
     @cached_property
     def cache_tokens(self) -> int | None:
-        """Positions of a cache that is written in place: all tokens of the largest image. None for the other form."""
+        """Number of positions of a static KV cache: all tokens of the largest image. None for a dynamic cache."""
         if self.options.kv_cache == "dynamic":
             return None
         model = self.family.entry
         return max(model.schedule(ratio).total_tokens for ratio in model.aspect_ratios)
 
     def precision(self, name: str) -> Precision:
-        """Of a graph's export: a decoder that is quantized afterwards is quantized from float32."""
+        """Precision in which a graph is exported: float32 for a decoder that is quantized afterwards."""
         return "float32" if is_quantized(self.options.builder, name) else self.options.precision
 
     def signature(self, name: str) -> GraphSignature:
-        """Inputs and outputs of a graph, in the form and precision that are built."""
+        """Inputs and outputs of a graph, with the precision and the kind of KV cache of this build."""
         signature = self.family.signature(name, self.precision(name))
         return signature if self.cache_tokens is None else static_signature(signature, self.cache_tokens)
 
     def graph(self, name: str, precision: Precision) -> Graph:
-        """The graph to export, in the form that is built; see `Recipe.graph`."""
+        """Graph to export, with the kind of KV cache of this build; see `Family.graph`."""
         graph = self.family.graph(name, precision)
         if self.cache_tokens is None or not isinstance(graph, InfinityBlocksGraph):
             return graph
@@ -119,9 +119,9 @@ def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> Bui
     """Checks everything that can be checked before work begins.
 
     Raises:
-        ConfigError: unknown size, impossible chunk, an output path that is no bundle, or a precision or form of the
-            cache that the backend or the model does not have.
-        CheckpointError: files whose keys and shapes are not those of the architecture.
+        ConfigError: the size is unknown, the chunk impossible, or the output path no bundle. Or the backend or the
+            model lacks the precision or the kind of KV cache.
+        CheckpointError: keys and shapes of the files are not those of the architecture.
     """
     plan = BuildPlan(spec, sources, options)
     check_options(plan)
@@ -130,8 +130,12 @@ def plan_build(spec: NamedModel, sources: Sources, options: BuildOptions) -> Bui
 
 
 def check_options(plan: BuildPlan) -> None:
-    """Checks what needs no file of the model: its sources may not be there yet. Raises ConfigError as `plan_build`."""
-    options, family = plan.options, plan.family  # a recipe refuses a size that its model does not draw
+    """Checks everything that needs no file of the model, since its sources may not be there yet.
+
+    Raises:
+        ConfigError: as `plan_build`.
+    """
+    options, family = plan.options, plan.family  # a family refuses a size that its model does not draw
     if options.chunk is not None and options.chunk < 1:
         raise ConfigError(f"a chunk needs at least one block, got {options.chunk}")
     if options.precision not in PRECISIONS:
@@ -155,7 +159,7 @@ def _check_kv_cache(options: BuildOptions, family: Family) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Raises ConfigError when a bundle cannot be built there."""
+    """Raises ConfigError if a bundle cannot be built at this path."""
     parent = existing_parent(output)
     if not parent.is_dir():
         raise ConfigError(f"{parent} is a file", hint="name a folder as the output")

@@ -1,4 +1,4 @@
-"""Publishing a bundle: its sealed manifest, a version that appears whole or not at all, one atomic replacement."""
+"""Publication of a bundle: its manifest, a version that appears whole or not at all, one atomic replacement."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from ldp_export.graphs.signature import QUANTIZED, tensor_entries
 
 
 def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> tuple[Manifest, dict[str, Path]]:
-    """The manifest, and where each of the version's files lies now.
+    """Manifest of the version to publish, with its digest, and the present path of each of the version's files.
 
     Args:
-        hashes: of the sources. folders: of each stage.
+        hashes: hashes of the sources.
+        folders: folder of each stage.
     """
     builder, model = plan.options.builder, plan.family.entry
     places, files = _files(folders)
@@ -54,12 +55,12 @@ def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> t
 
 
 def _files(folders: dict[str, Path]) -> tuple[dict[str, Path], dict[str, FileEntry]]:
-    """Where the version's files lie, and their sizes and hashes, as the stages noted them."""
+    """Present paths of the version's files, and their sizes and hashes as the stages noted them."""
     places: dict[str, Path] = {}
     entries: dict[str, FileEntry] = {}
     for stage, folder in folders.items():
         if stage + ENGINE in folders:
-            continue  # the engine is what ships, not the graph it was made of
+            continue  # the engine ships, not the graph that it was built from
         prefix = "" if stage == "constants" else stage.removesuffix(ENGINE) + "/"
         for inside, entry in files_of(folder).items():
             places[prefix + inside] = folder / inside
@@ -83,9 +84,9 @@ def _graph(plan: BuildPlan, name: str) -> GraphEntry:
 
 
 def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> Path:
-    """Puts a version's files (bundle name -> where they lie) under `root/versions`; returns its folder.
+    """Puts a version's files (name in the bundle -> present path) under `root/versions`; returns the version's folder.
 
-    Files are linked where the file system can, so stages and versions share their disk space.
+    Files are linked if the file system can, so that stages and versions share their disk space.
     """
     place = root / VERSIONS / manifest.version
     if _is_whole(place, manifest):
@@ -107,7 +108,7 @@ def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> 
 
 
 def _is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether the version lies in `folder` with all its files as they were built."""
+    """True if `folder` holds the version with all its files as they were built."""
     try:
         check_files(folder, read_manifest(folder).files, "full")
     except LdpError:
@@ -124,7 +125,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def make_current(root: Path, manifest: Manifest) -> None:
-    """Points CURRENT at a version, atomically; the version it named before is kept, older ones are removed."""
+    """Points CURRENT at a version, atomically; keeps the version that it named before, and removes older ones."""
     pointer = root / CURRENT
     before = pointer.read_text().strip() if pointer.is_file() else ""
     write_durably(pointer, f"{manifest.version}\n".encode())
@@ -135,7 +136,7 @@ def make_current(root: Path, manifest: Manifest) -> None:
 
 
 def write_report(root: Path, manifest: Manifest, report: dict) -> Path:
-    """Saves what verification found beside the version it speaks of."""
+    """Saves the report of a verification beside the version."""
     path = report_path(root, manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, json.dumps(report, indent=1).encode())

@@ -1,4 +1,4 @@
-"""The stages of a build: export of each graph, its engine where the backend compiles, constants, reference runs."""
+"""Stages of a build: export of each graph, its engine if the backend compiles, constants, reference runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ldp_export.graphs.key_values import STATIC_OPSET
 from ldp_export.graphs.onnx import FORMAT, check_twin, export_graph
 from ldp_export.versions import TOOLCHAIN
 
-#: Ends the name of a stage that compiles the graph whose name comes before it.
+#: Suffix of the stage that builds an engine, after the name of the engine.
 ENGINE = ".engine"
 
 
 class BuildStages:
-    """The stages of a plan; the recipe opens models when the first stage that is not cached asks for them."""
+    """Stages of a plan; the family opens models when the first stage that is not cached asks for them."""
 
     def __init__(self, plan: BuildPlan) -> None:
         self.plan, self.family = plan, plan.family
@@ -36,16 +36,16 @@ class BuildStages:
         self.cache = plan.options.output / "stages"
 
     def stages(self) -> list[Stage]:
-        """In the order in which they run."""
+        """Stages in the order in which they run."""
         stages = [stage for name in self.plan.graph_names for stage in self._graph_stages(name)]
         stages.append(Stage("constants", self._inputs(), self._write_constants))
-        # Ranges for a decoder in 8 bits are taken from the recorded runs.
+        # Ranges for a quantized decoder are measured on the recorded runs, so these come first.
         first = is_quantized(self.plan.options.builder, "decoder")
         stages.insert(0 if first else len(stages), self._reference_stage())
         return stages
 
     def _inputs(self) -> dict[str, Any]:
-        """What depends on the whole model depends on."""
+        """Inputs of stages that depend on the whole model: its sources, the toolchain and the model's specification."""
         return {"sources": self.hashes, "toolchain": toolchain(), "spec": asdict(self.plan.spec)}
 
     def _reference_stage(self) -> Stage:
@@ -59,7 +59,7 @@ class BuildStages:
         return Stage(REFERENCE, self._inputs() | recorded, self._record)
 
     def _graph_stages(self, name: str) -> list[Stage]:
-        """The export of a graph and, where the backend compiles, what is made of it."""
+        """Stages of a graph: its export and, if the backend compiles, its engines."""
         export, builder = self._export_stage(name), self.plan.options.builder
         if not isinstance(builder, Compiler):
             return [export]
@@ -67,12 +67,12 @@ class BuildStages:
         stages = [
             self._engine_stage(engine, name, export, builder, discard and engine == engines[-1]) for engine in engines
         ]
-        # The graph of engines that are there is not needed again.
+        # A graph that is to be discarded is not exported again while all its engines are there.
         done = discard and all(is_complete(stage.place(self.cache)) for stage in stages)
         return stages if done else [export, *stages]
 
     def _engine_stage(self, engine: str, graph: str, export: Stage, builder: Compiler, discard: bool) -> Stage:
-        """What is made of an exported graph, which is deleted after it where that is asked for."""
+        """Stage that builds an engine from an exported graph; with `discard`, the graph is deleted afterwards."""
         precision, signature = self.plan.precision(graph), self.plan.signature(graph)
         signature, place = signature.quantized() if engine != graph else signature, export.place(self.cache)
 
@@ -83,7 +83,7 @@ class BuildStages:
 
         inputs = {"graph": export.key, **builder.key(signature)}
         if engine == "decoder" and is_quantized(builder, engine):
-            inputs["reference"] = self._reference_stage().key  # the ranges of its activations are taken from there
+            inputs["reference"] = self._reference_stage().key  # the ranges of its activations are measured there
         return Stage(engine + ENGINE, inputs, compile_engine, spent=place if discard else None)
 
     def _export_stage(self, name: str) -> Stage:
@@ -120,6 +120,6 @@ class BuildStages:
 
 
 def toolchain() -> dict[str, str]:
-    """Versions that a graph depends on."""
+    """Versions of the packages that an exported graph depends on."""
     versions = {name: importlib.metadata.version(name) for name in TOOLCHAIN}
     return versions | {"ldp-export": __version__, "python": platform.python_version()}

@@ -1,8 +1,8 @@
-"""Checkpoints to safetensors in a chosen precision: once, as a stream, without running pickled code.
+"""Conversion of checkpoints to safetensors in a chosen precision: streamed, and without running pickled code.
 
-Only the matrices of the blocks (and of the text encoder) change precision: what the original code keeps in float32,
-everything around the blocks and the VAE, stays as it is. Rounding is what a build would do anyway, so a
-build from the converted files makes the same engines, from half of the bytes.
+Only the matrices of the blocks (and of the text encoder) change precision. The VAE, everything around the blocks, and
+all that the original code keeps in float32 stay as they are. A build rounds the same weights in the same way, so
+converted files give the same engines from half of the bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PRECISIONS: dict[str, torch.dtype] = {
 SHARD_BYTES = 4 * 2**30
 
 
-#: While files are written they lie in a folder with this ending; a later run goes on in it.
+#: Ending of the folder in which files are written; a later run continues in it.
 PARTIAL = ".partial"
 
 
@@ -43,16 +43,17 @@ _RECORD = "conversion.json"
 _BLOCK = re.compile(r"(block_chunks\.\d+\.module\.|blocks\.)\d+\.")
 
 
-#: Of training only; it holds minus infinity where it hides tokens.
+#: Attention mask that only training uses; it holds minus infinity for hidden tokens.
 _TRAINING_MASK = "attn_bias_for_masking"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A checked conversion; making one reads headers only.
+    """A checked conversion; planning it reads headers only.
 
     Attributes:
-        shards: file name -> what goes into it. beside: small files that belong to the checkpoint and are copied.
+        shards: tensors of each file, by the file's name.
+        beside: names of small files of the checkpoint that are copied unchanged.
     """
 
     source: Path
@@ -67,12 +68,12 @@ class Conversion:
 
     @property
     def begun(self) -> Path:
-        """Where files are written until all are there."""
+        """Folder in which files are written until all are complete."""
         return self.target.with_name(self.target.name + PARTIAL)
 
     @property
     def record(self) -> dict[str, object]:
-        """What the result depends on: a begun conversion of something else is not continued."""
+        """Facts that determine the result; a begun conversion is continued only if its record is the same."""
         files = [self.source] if self.source.is_file() else sorted(p for p in self.source.iterdir() if p.is_file())
         stats = [(file.name, file.stat()) for file in files]
         return {
@@ -83,20 +84,21 @@ class Conversion:
 
 
 def check_precision(name: str) -> None:
-    """Raises ConfigError for a precision that nothing is converted to."""
+    """Raises ConfigError for a precision that is not in `PRECISIONS`."""
     if name not in PRECISIONS:
         raise ConfigError(f"unknown precision {name!r}", hint=f"one of {', '.join(PRECISIONS)}")
 
 
 def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int = SHARD_BYTES) -> Conversion:
-    """Checks source, target and disk.
+    """Plans a conversion after checking its source, target and disk.
 
     Args:
         source: a `.pth` or safetensors file, a folder of shards, or the folder of a T5 model (its encoder is taken).
-        target: a folder that will hold the shards and their index; or a `.safetensors` file for one file.
+        target: a folder for the shards and their index, or the name of a single `.safetensors` file.
 
     Raises:
-        ConfigError: unknown precision, or a target that exists. CheckpointError: see `read_state`.
+        ConfigError: unknown precision, or a target that exists.
+        CheckpointError: see `read_state`.
         CapacityError: the disk is too small.
     """
     check_precision(precision)
@@ -124,7 +126,7 @@ def _changes_of_text_encoder(key: str) -> bool:
 
 
 def _changes_of_blocks(state: State) -> Callable[[str], bool]:
-    """Of VAR the original keeps more in float32 than of Infinity, whose blocks it casts whole."""
+    """Tells which weights change: all of Infinity's blocks; of VAR's, some stay float32 as in the original code."""
     if "class_emb.weight" not in state:
         return lambda key: _BLOCK.match(key) is not None
     return lambda key: _BLOCK.match(key) is not None and VAR_ISLANDS.match(key) is None
@@ -148,21 +150,21 @@ def _check_beside(plan: Conversion) -> None:
 
 
 def _check_disk(plan: Conversion) -> None:
-    there = sum(p.stat().st_size for p in plan.begun.iterdir()) if plan.begun.is_dir() else 0
+    written = sum(p.stat().st_size for p in plan.begun.iterdir()) if plan.begun.is_dir() else 0
     hint = "free some space, or choose another disk"
-    require_room(plan.target.parent, plan.bytes - there, f"converting {plan.source}", hint)
+    require_room(plan.target.parent, plan.bytes - written, f"converting {plan.source}", hint)
 
 
 def convert(plan: Conversion, say: Callable[[str, int, int], None] = lambda name, done, total: None) -> Path:
-    """Writes the target, which appears whole or not at all; finished shards of an interrupted run are kept.
+    """Writes the target, which appears complete or not at all; finished shards of an interrupted run are kept.
 
     Args:
-        say: told each tensor's name before it is written, the bytes written before it, and all bytes.
+        say: called before each tensor with its name, the bytes written so far, and the total bytes.
 
     Raises:
         ConfigError: another process is converting to this folder.
         CheckpointError: a value is NaN or infinite, or becomes so in the precision asked for; nothing is left.
-        CapacityError: the disk is full; run again, it goes on.
+        CapacityError: the disk is full; running it again continues.
     """
     plan.target.parent.mkdir(parents=True, exist_ok=True)
     meter = _Meter(plan, say)
@@ -184,21 +186,21 @@ def _convert(plan: Conversion, meter: _Meter) -> Path:
         raise
     if plan.target.suffix != ".safetensors":
         return begun.rename(plan.target)
-    whole = (begun / plan.target.name).rename(plan.target)
+    target = (begun / plan.target.name).rename(plan.target)
     shutil.rmtree(begun)
-    return whole
+    return target
 
 
 def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:
-    """What is missing of the shards, their index, and the files beside them."""
+    """Writes the missing shards, their index, and the files beside them."""
     for name, sources in plan.shards.items():
         if (begun / name).exists():
             meter.skip(sources)
         else:
             write_tensors(sources, begun / name, meter)
     if len(plan.shards) > 1:
-        places = {source.name: name for name, sources in plan.shards.items() for source in sources}
-        index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(places.items()))}
+        shard_of = {source.name: name for name, sources in plan.shards.items() for source in sources}
+        index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(shard_of.items()))}
         (begun / INDEX_NAME).write_text(json.dumps(index, indent=1))
     for name in plan.beside:
         shutil.copyfile(plan.source / name, begun / name)
@@ -206,7 +208,7 @@ def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:
 
 
 def _begin(plan: Conversion) -> Path:
-    """The folder in which shards are written: that of an earlier run of the same conversion, or an empty one."""
+    """Folder in which shards are written: that of an earlier run of the same conversion, or an empty one."""
     begun, record = plan.begun, json.dumps(plan.record)
     if not (begun / _RECORD).is_file() or (begun / _RECORD).read_text() != record:
         shutil.rmtree(begun, ignore_errors=True)
@@ -217,7 +219,7 @@ def _begin(plan: Conversion) -> Path:
 
 
 class _Meter:
-    """Counts the bytes of the tensors whose turn has come."""
+    """Counts the bytes of the tensors written or skipped so far."""
 
     def __init__(self, plan: Conversion, say: Callable[[str, int, int], None]) -> None:
         self._sizes = {source.name: source.bytes for sources in plan.shards.values() for source in sources}

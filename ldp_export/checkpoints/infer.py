@@ -1,4 +1,4 @@
-"""Architectures read from files alone: family and sizes from the shapes of tensors."""
+"""Inference of a model's family and sizes from the shapes of the tensors in its files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Config = TypeVar("Config")
 
 
 def check_name(spec: InfinitySpec | VarSpec, sources: Sources) -> None:
-    """Compares the sizes in a checkpoint's headers with those of its name, before any work.
+    """Compares the sizes in a checkpoint's headers with those of the named model, before any work.
 
     Raises:
-        CheckpointError: it is another model's, which is named where the registry knows it.
+        CheckpointError: the checkpoint is of another model; the error names it if the registry knows it.
     """
-    found = _sizes_in(sources.transformer, _config)
-    if _sizes(found) == _sizes(spec.transformer):
+    config = _sizes_in(sources.transformer, _config)
+    if _sizes(config) == _sizes(spec.transformer):
         return
-    names = [name for name, known in MODELS.items() if known.transformer == found]
+    names = [name for name, known in MODELS.items() if known.transformer == config]
     is_of = f"that is {' or '.join(names)}; " if names else ""
     raise CheckpointError(
-        f"{sources.transformer} is not {spec.name}: it has {_sizes(found)}; {is_of}{spec.name} has "
+        f"{sources.transformer} is not {spec.name}: it has {_sizes(config)}; {is_of}{spec.name} has "
         f"{_sizes(spec.transformer)}",
         hint="give the file that belongs to the name, or leave --model out: sizes are then read from the file",
     )
@@ -47,24 +47,24 @@ def _sizes(config: InfinityConfig | VarConfig) -> str:
 
 
 def _config(state: State) -> InfinityConfig | VarConfig:
-    """Sizes of a transformer of either family, told apart by their tables of classes or of unconditional text."""
+    """Sizes of a transformer of either family; only VAR has a table of classes."""
     return infer_var_config(state) if "class_emb.weight" in state else infer_infinity_config(state)
 
 
 def infer_spec(sources: Sources, name: str = "custom") -> InfinitySpec | VarSpec:
-    """Family and architecture from the files alone.
+    """Infers family and architecture from the files alone.
 
     Raises:
         CheckpointError: files of no family, or a transformer and a VAE that do not belong together.
     """
-    found, title = _sizes_in(sources.transformer, _config), f"from {sources.transformer.name}"
-    if isinstance(found, VarConfig):
-        return _var_spec(name, title, found, _sizes_in(sources.vae, infer_var_vae_config))
-    return _infinity_spec(name, title, found, _sizes_in(sources.vae, infer_infinity_vae_config))
+    config, title = _sizes_in(sources.transformer, _config), f"from {sources.transformer.name}"
+    if isinstance(config, VarConfig):
+        return _var_spec(name, title, config, _sizes_in(sources.vae, infer_var_vae_config))
+    return _infinity_spec(name, title, config, _sizes_in(sources.vae, infer_infinity_vae_config))
 
 
 def _sizes_in(path: Path, infer: Callable[[State], Config]) -> Config:
-    """What a file's tensors say of its sizes; an error names the file."""
+    """Sizes inferred from a file's tensors; errors name the file."""
     state = read_state(path)
     try:
         return infer(state)
@@ -84,7 +84,7 @@ def _var_spec(name: str, title: str, transformer: VarConfig, vae: VarVaeConfig) 
 
 
 def _infinity_spec(name: str, title: str, transformer: InfinityConfig, vae: InfinityVaeConfig) -> InfinitySpec:
-    """Patchify is on where a token has four times the VAE's bits."""
+    """Specification of an Infinity model; patchify is on if a token has four times the VAE's bits."""
     patches = {vae.bits: 1, 4 * vae.bits: 2}
     if transformer.bits not in patches:
         raise CheckpointError(

@@ -1,7 +1,7 @@
-"""The original file layouts, in and out. Loading is strict: every key used, every weight filled.
+"""Reading and writing of Infinity's original file layouts. Loading is strict: every key is used, every weight filled.
 
-The released code loads with `strict=False` and ignores what does not fit; here a missing, extra or misshapen key is
-a `CheckpointError` that lists them. No pickled code runs: `.pth` is read with `weights_only=True`.
+The released code loads with `strict=False` and ignores keys that do not fit. Here missing, extra or misshapen keys
+raise a `CheckpointError` that lists them. No pickled code runs: `.pth` is read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ldp_export.checkpoints.tensor_files import State, read_state
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
 
-#: Keys that the original files may hold and that carry nothing: recomputed, unused or all zeros.
+#: Keys of the original files whose values are not needed: recomputed, unused or all zeros.
 _IGNORED_TRANSFORMER = re.compile(
     r"(.*\.zero_k_bias|lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen)$"
 )
@@ -30,13 +30,13 @@ _CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.*)")
 
 
 def flatten_blocks(state: State) -> State:
-    """`block_chunks.{i}.module.{j}.*` to `blocks.{k}.*`; keys that are already flat stay."""
-    places = [(m, key) for key in state if (m := _CHUNKED.match(key))]
-    if not places:
+    """Renames `block_chunks.{i}.module.{j}.*` to `blocks.{k}.*`; keys that are already flat stay."""
+    chunked = [(m, key) for key in state if (m := _CHUNKED.match(key))]
+    if not chunked:
         return dict(state)
-    per_chunk = 1 + max(int(m[2]) for m, _ in places)
+    per_chunk = 1 + max(int(m[2]) for m, _ in chunked)
     flat = {key: value for key, value in state.items() if not _CHUNKED.match(key)}
-    for m, key in places:
+    for m, key in chunked:
         flat[f"blocks.{int(m[1]) * per_chunk + int(m[2])}.{m[3]}"] = state[key]
     return flat
 
@@ -92,7 +92,7 @@ def infer_infinity_vae_config(state: State) -> InfinityVaeConfig:
 
 
 def unwrap_vae_keys(state: State) -> State:
-    """Takes off the `.conv.` and `.norm.` wrappers: `x.conv.weight` -> `x.weight` where x is itself a layer."""
+    """Removes the `.conv.` and `.norm.` wrappers: `x.conv.weight` becomes `x.weight` if x is itself a layer."""
     wrapped = re.compile(r"(.*\.(?:conv\d?|conv_in|conv_out|nin_shortcut|norm\d?|norm_out))\.(?:conv|norm)\.(\w+)$")
     flat: State = {}
     for key, value in state.items():
@@ -102,19 +102,19 @@ def unwrap_vae_keys(state: State) -> State:
 
 
 def load_infinity(path: Path | str, config: InfinityConfig | None = None) -> InfinityTransformer:
-    """An Infinity transformer from its original files; sizes inferred unless given.
+    """Loads an Infinity transformer from its original files; its sizes are inferred unless given.
 
     Raises:
-        CheckpointError: unreadable, or keys and shapes are not those of the architecture (all are listed).
+        CheckpointError: a file is unreadable, or its keys or shapes differ from the architecture's (all are listed).
     """
     state = read_state(path)
     return build_infinity(state, config, origin=str(path))
 
 
 def map_infinity(path: Path | str, config: InfinityConfig) -> InfinityTransformer:
-    """As `load_infinity`, but every parameter is a view of its file, in the element type it has there.
+    """Opens a transformer like `load_infinity`, but memory-mapped and in the element types of its files.
 
-    Nothing is read until it is used, and nothing is converted: for export, and for models larger than memory.
+    Values are read when they are used and never converted. This serves export, and models larger than memory.
     """
     return map_strictly(InfinityTransformer, config, _plain_transformer(read_state(path)), str(path))
 
@@ -127,25 +127,25 @@ def build_infinity(
 
 
 def _plain_transformer(state: State) -> State:
-    """The original keys as the reference model names them, without what is recomputed."""
+    """Tensors under the reference model's names, without those that are recomputed."""
     flat = {
         key.replace("sa.scale_mul", "sa.scale_mul_1H11") if key.endswith("sa.scale_mul") else key: value
         for key, value in flatten_blocks(state).items()
         if not _IGNORED_TRANSFORMER.match(key)
     }
     for key, value in flat.items():
-        if key.endswith("sa.scale_mul_1H11"):  # FSDP-era files hold (1, 1, H, 1)
+        if key.endswith("sa.scale_mul_1H11"):  # files of FSDP training hold (1, 1, H, 1)
             flat[key] = value.reshape(1, -1, 1, 1)
     return flat
 
 
 def load_infinity_vae(path: Path | str, config: InfinityVaeConfig | None = None) -> InfinityVae:
-    """A BSQ VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
+    """Loads a BSQ VAE from its original file; its sizes are inferred unless given. Raises `CheckpointError`."""
     return build_infinity_vae(read_state(path), config, origin=str(path))
 
 
 def map_infinity_vae(path: Path | str, config: InfinityVaeConfig) -> InfinityVae:
-    """As `load_infinity_vae`, but every parameter is a view of its file; see `map_infinity`."""
+    """Opens a VAE like `load_infinity_vae`, but memory-mapped; see `map_infinity`."""
     return map_strictly(InfinityVae, config, _plain_vae(read_state(path)), str(path))
 
 
@@ -167,7 +167,7 @@ def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config
 
 
 def original_infinity_state(model: InfinityTransformer) -> State:
-    """The model's tensors under the original key names, block chunks and zero buffers included."""
+    """Tensors of the model under the original key names, with block chunks and zero buffers."""
     config = model.config
     per_chunk = config.depth // config.chunks
     state: State = {}
@@ -183,7 +183,7 @@ def original_infinity_state(model: InfinityTransformer) -> State:
 
 
 def original_infinity_vae_state(model: InfinityVae) -> State:
-    """The VAE's tensors under the original, wrapped key names, with the unused bit-mask buffers."""
+    """Tensors of the VAE under the original, wrapped key names, with the unused bit-mask buffers."""
     state: State = {}
     for key, value in model.state_dict().items():
         stem, _, kind = key.rpartition(".")

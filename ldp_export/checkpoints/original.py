@@ -1,4 +1,4 @@
-"""What the released files of an architecture hold: every tensor's name and shape, without values."""
+"""Contents of an architecture's released files: name and shape of every tensor, without values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ldp_export.models.var import VarConfig, VarTransformer
 
 
 def levels(config: VarConfig) -> torch.Tensor:
-    """VAR's buffer `lvl_1L`: the scale of each token [1, tokens]."""
+    """Values of VAR's buffer `lvl_1L`: the scale of each token [1, tokens]."""
     tokens = torch.tensor(config.schedule.tokens)
     return torch.repeat_interleave(torch.arange(len(tokens)), tokens)[None]
 
@@ -34,7 +34,7 @@ def original_state(config: Config) -> State:
 
 
 def _var_state(model: VarTransformer) -> State:
-    """Parameters, zero key biases, and the buffers of levels and of the training mask."""
+    """Parameters, zero key biases, and the buffers `lvl_1L` and the training mask."""
     state: State = {}
     for key, value in model.state_dict().items():
         state[key] = value
@@ -47,7 +47,10 @@ def _var_state(model: VarTransformer) -> State:
 
 
 def released_bytes(spec: NamedModel) -> dict[str, int]:
-    """Bytes of each released part: float32 tensors counted from the architecture, but for `HubFiles.vae_bytes`."""
+    """Bytes of each released part, counted from the architecture's float32 tensors.
+
+    `HubFiles.vae_bytes` replaces the count of the VAE where it is given.
+    """
     parts = {"transformer": spec.transformer, "vae": spec.vae}
     sizes = {part: sum(4 * t.numel() for t in original_state(config).values()) for part, config in parts.items()}
     if spec.hub is not None and spec.hub.vae_bytes is not None:

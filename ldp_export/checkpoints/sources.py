@@ -1,4 +1,4 @@
-"""Where a model's files are: part of the package, given by path, or fetched from the hub."""
+"""Locations of a model's files: part of the package, given by path, or fetched from the hub."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from ldp_runtime.bundle.files import hash_file
 from ldp_runtime.errors import CheckpointError
 
-#: Weights that are part of the package, a folder a model.
+#: Folder of the weights that are part of the package; each model has a folder in it.
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Files or folders of a model's parts; without a text encoder, a bundle takes text features."""
+    """Files or folders of a model's parts; without a text encoder, its bundle takes text features."""
 
     transformer: Path
     vae: Path
     text_encoder: Path | None = None
 
     def check(self) -> None:
-        """Raises CheckpointError when one of them is not there."""
+        """Raises CheckpointError if a file or folder does not exist."""
         for part, path in self.items():
             if not path.exists():
                 raise CheckpointError(f"the {part.replace('_', ' ')} {path} does not exist")
@@ -32,7 +32,7 @@ class Sources:
         return [(part, path) for part, path in pairs if path is not None]
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each part's content: of the file, or of all files of a folder in order of their names."""
+        """SHA-256 of each part: of its file, or of all files of its folder in the order of their names."""
         return {part: hash_tree(path) for part, path in self.items()}
 
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""Strict loading: every key used, every weight filled, every misfit named."""
+"""Strict loading: every key is used, every weight filled, every misfit named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
-    """Shape of a tensor that must be there with that many dimensions. Raises `CheckpointError`."""
+    """Shape of a tensor; raises `CheckpointError` if it is missing or has another number of dimensions."""
     if key not in state:
         raise CheckpointError(
             f"the checkpoint lacks {key!r}, from which its sizes are read",
@@ -31,19 +31,19 @@ def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
 
 
 def count_numbered(keys: Iterable[str], pattern: str) -> int:
-    """One more than the largest number that `pattern` finds in the keys."""
+    """Largest number that `pattern` captures in the keys, plus one; 0 if there is none."""
     return 1 + max((int(m[1]) for key in keys if (m := re.match(pattern, key))), default=-1)
 
 
 def map_strictly(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
-    """A model whose parameters are the tensors of `state` themselves; strict as to keys and shapes."""
+    """A model whose parameters are the tensors of `state` themselves; keys and shapes are checked strictly."""
     model = fitting_model(kind, config, state, origin)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def fill_strictly(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
-    """A model on the meta device filled with `state`, strictly, in float32."""
+    """A model filled strictly with the values of `state` in float32."""
     model = fitting_model(kind, config, state, origin)
     weights = {key: value.to(torch.float32) for key, value in state.items()}
     damaged = [key for key, value in weights.items() if not all_finite(value)]
@@ -70,10 +70,10 @@ def fitting_model(kind: Callable[..., Model], config: Config, state: State, orig
         "unexpected": sorted(set(state) - set(expected)),
         "of the wrong shape": misshapen,
     }
-    found = [f"{len(keys)} {what}: {listing(keys)}" for what, keys in problems.items() if keys]
-    if found:
+    misfits = [f"{len(keys)} {what}: {listing(keys)}" for what, keys in problems.items() if keys]
+    if misfits:
         raise CheckpointError(
-            f"{origin} does not fit {config}:\n  " + "\n  ".join(found),
+            f"{origin} does not fit {config}:\n  " + "\n  ".join(misfits),
             hint="the file is of another model, or of another size than named",
         )
     return model

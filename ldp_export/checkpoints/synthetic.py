@@ -1,8 +1,8 @@
 """Synthetic checkpoints: random weights under the true key names and in the released file layouts.
 
-For proving builds, loaders and latencies at true size where no checkpoint can be had. Such a model draws noise: it
-shows shapes, memory and time, nothing about pictures. Tensors are made one at a time, when they are
-written, so memory stays bounded by the largest of them whatever the model's size.
+They test builds, loaders and latencies at true size when no real checkpoint is available. Such a model draws noise:
+it shows shapes, memory and time, but nothing about image quality. Each tensor is created when it is written, so memory
+is bounded by the largest tensor, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ SHARD_BYTES = 4 * 2**30
 
 
 def write_checkpoint(spec: NamedModel, folder: Path, seed: int = 0, shard_bytes: int = SHARD_BYTES) -> Sources:
-    """Writes transformer (sharded, with an index file, when larger than a shard) and VAE; float32, as released.
+    """Writes the transformer and the VAE in float32, as released.
+
+    A transformer larger than one shard is split into shards with an index file.
 
     Raises:
         ConfigError: the folder is not empty.
@@ -35,7 +37,7 @@ def write_checkpoint(spec: NamedModel, folder: Path, seed: int = 0, shard_bytes:
         raise ConfigError(f"{folder} is not empty", hint="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     transformer, vae = original_state(spec.transformer), original_state(spec.vae)
-    if isinstance(spec.transformer, VarConfig):  # a buffer that says which scales there are
+    if isinstance(spec.transformer, VarConfig):  # loaders read the scales from this buffer
         transformer = transformer | {"lvl_1L": levels(spec.transformer)}
     write_tensors(_sources(vae, seed), folder / "vae.safetensors")
     size = sum(4 * tensor.numel() for tensor in transformer.values())
@@ -49,7 +51,7 @@ def write_checkpoint(spec: NamedModel, folder: Path, seed: int = 0, shard_bytes:
 
 
 def _sources(state: dict[str, torch.Tensor], seed: int) -> list[TensorSource]:
-    """Tensors on the meta device, as what is to be written in their place; others as they are."""
+    """Tensors to be written: random values for those on the meta device, the others unchanged."""
     return [
         TensorSource(name, tuple(like.shape), like.dtype, partial(_values, name, like, seed))
         for name, like in state.items()
@@ -57,7 +59,7 @@ def _sources(state: dict[str, torch.Tensor], seed: int) -> list[TensorSource]:
 
 
 def _values(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
-    """Depends on the seed and the tensor's own name and shape only."""
+    """Values of a tensor; they depend only on the seed and on the tensor's name and shape."""
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
     if name.endswith("lfq.mask"):
         return 2 ** torch.arange(like.numel() - 1, -1, -1, dtype=torch.int64)
@@ -69,15 +71,16 @@ def _values(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
         return torch.full(like.shape, 1.4)
     if re.search(r"norm(\d|_out)?(\.norm)?\.weight$", name):
         return torch.randn(like.shape, generator=generator).mul_(0.1).add_(1)
-    # Biases and tables small; matrices scaled so that activations keep their size.
+    # Biases and other vectors are small; matrices are scaled so that activations keep their size.
     spread = 0.02 if like.dim() < 2 else like[0].numel() ** -0.5
     return torch.randn(like.shape, generator=generator).mul_(spread)
 
 
 def write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard_bytes: int) -> None:
-    """`model-0000i-of-0000n.safetensors` and the index file, as the hub's libraries lay them out.
+    """Writes `model-0000i-of-0000n.safetensors` and the index file in the layout of the hub's libraries.
 
-    `state` gives names and shapes (tensors on the meta device), and the values of those that are not random.
+    Args:
+        state: tensors by name; those on the meta device get random values of their shape.
     """
     groups: list[list[str]] = [[]]
     filled = 0
@@ -89,11 +92,11 @@ def write_shards(state: dict[str, torch.Tensor], folder: Path, seed: int, shard_
         groups[-1].append(name)
         filled += size
     folder.mkdir(exist_ok=True)
-    places: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for i, names in enumerate(groups, start=1):
         file = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
         write_tensors(_sources({name: state[name] for name in names}, seed), folder / file)
-        places |= dict.fromkeys(names, file)
+        shard_of |= dict.fromkeys(names, file)
     total = sum(4 * tensor.numel() for tensor in state.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))

@@ -1,6 +1,6 @@
 """A synthetic T5 checkpoint in the layout of the released flan-t5-xl: config, shards with an index, tokenizer.
 
-Random weights of true size, for proving the text encoder where no checkpoint can be had; see `synthetic`.
+Its random weights have the true sizes, to test the text encoder when no real checkpoint is available; see `synthetic`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENCODER_NORMS, _DECODER_NORMS = 2, 3
 
 
 def write_t5(sizes: T5Sizes, folder: Path, seed: int = 0, decoder: bool = True, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Writes the checkpoint; with its decoder, as released, or the encoder alone.
+    """Writes the checkpoint: with its decoder as released, or the encoder alone.
 
     Raises:
         ConfigError: the folder is not empty.
@@ -86,7 +86,7 @@ def _config(sizes: T5Sizes) -> dict[str, object]:
 
 
 def _tokenizer() -> Tokenizer:
-    """Unigram pieces as SentencePiece makes them, one a letter, with T5's special tokens."""
+    """Tokenizer of unigram pieces in SentencePiece's manner, one per letter, with T5's special tokens."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     pieces += [(letter, -3.0) for letter in string.ascii_letters + string.digits + ".,-'"]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))

@@ -1,4 +1,4 @@
-"""T5 text encoders in the layout of `transformers`, which holds the architecture."""
+"""Loading of T5 text encoders in the layout of `transformers`, which implements the architecture."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ldp_export.checkpoints.tensor_files import read_state
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
 
 
-#: The module's second name of its table of tokens.
+#: Second name under which the module holds its table of token embeddings.
 _TIED = "encoder.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A T5 encoder in float32 and the tokenizer file that belongs to it."""
+    """A T5 encoder and the tokenizer file that belongs to it."""
 
     module: nn.Module
     tokenizer: Path
@@ -33,7 +33,7 @@ class TextEncoder:
 
 
 def load_text_encoder(folder: Path | str) -> TextEncoder:
-    """A folder in `transformers` layout: config.json, safetensors, tokenizer.json; in float32.
+    """Loads, in float32, a folder in the layout of `transformers`: config.json, safetensors, tokenizer.json.
 
     Raises:
         CheckpointError: files are missing, or the weights do not fit the configuration.
@@ -43,16 +43,16 @@ def load_text_encoder(folder: Path | str) -> TextEncoder:
 
 
 def map_text_encoder(folder: Path | str) -> TextEncoder:
-    """As `load_text_encoder`, but every parameter is a view of its file, in the element type it has there."""
+    """Opens a folder like `load_text_encoder`, but memory-mapped and in the element types of its files."""
     folder = Path(folder)
     check_folder(folder)
     module, state = encoder_skeleton(folder), encoder_state(read_state(folder))
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: state[key] for name in expected if (key := EMBEDDING if name == _TIED else name) in state}
-    missing = sorted(set(expected) - set(found))
+    weights = {name: state[key] for name in expected if (key := EMBEDDING if name == _TIED else name) in state}
+    missing = sorted(set(expected) - set(weights))
     misshapen = [
         f"{name} {tuple(tensor.shape)} instead of {expected[name]}"
-        for name, tensor in found.items()
+        for name, tensor in weights.items()
         if tuple(tensor.shape) != expected[name]
     ]
     if missing or misshapen:
@@ -60,12 +60,12 @@ def map_text_encoder(folder: Path | str) -> TextEncoder:
             f"the text encoder {folder} lacks {missing[:10]} (wrong shapes: {misshapen[:10]})",
             hint="its weights are of another model than its config.json",
         )
-    module.load_state_dict(found, assign=True)
+    module.load_state_dict(weights, assign=True)
     return TextEncoder(module.eval().requires_grad_(False), folder / TOKENIZER_FILE)
 
 
 def check_folder(folder: Path) -> None:
-    """Raises CheckpointError where the folder lacks what describes an encoder; reads no weights."""
+    """Raises CheckpointError if the folder lacks its configuration or tokenizer; reads no weights."""
     absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
     if absent:
         raise CheckpointError(
@@ -75,7 +75,7 @@ def check_folder(folder: Path) -> None:
 
 
 def encoder_skeleton(folder: Path | str) -> nn.Module:
-    """The encoder of the folder's configuration on the meta device."""
+    """Encoder of the folder's configuration, on the meta device."""
     from transformers import T5Config, T5EncoderModel
 
     try:
@@ -87,7 +87,7 @@ def encoder_skeleton(folder: Path | str) -> nn.Module:
         raise CheckpointError(f"cannot load the text encoder {folder}: {error}") from error
 
 
-#: One table of tokens; files hold it under one of these names, or under several.
+#: First name of the table of token embeddings; files hold it under one or several of `_NAMES`.
 EMBEDDING = "shared.weight"
 
 
@@ -95,7 +95,7 @@ _NAMES = (EMBEDDING, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight
 
 
 def encoder_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The encoder's tensors, the table of tokens among them under its first name where there is one."""
+    """Tensors of the encoder; the table of token embeddings, if there is one, is under its first name."""
     encoder = {key: value for key, value in state.items() if key.startswith("encoder.") and key not in _NAMES}
     table = next((state[name] for name in _NAMES if name in state), None)
     return encoder if table is None else {EMBEDDING: table} | encoder

@@ -1,7 +1,7 @@
-"""Tensor files in and out: safetensors, sharded folders with an index, and `.pth` without running pickled code.
+"""Reading and writing of tensor files: safetensors, sharded folders with an index, and `.pth`.
 
-Files are mapped, not read: a tensor is a view of its file, and its values come from the disk when they are used.
-A checkpoint larger than memory can therefore be opened, compared, and written anew tensor by tensor.
+No pickled code runs. Files are memory-mapped: the values of a tensor come from the disk when they are used. A
+checkpoint larger than memory can therefore be opened, compared, and written anew tensor by tensor.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 def read_state(path: Path | str) -> State:
-    """All tensors of a safetensors file, a sharded folder (or its index file), or a `.pth` file, as views of the files.
+    """All tensors, memory-mapped, of a safetensors file, a sharded folder (or its index file), or a `.pth` file.
 
     Raises:
-        CheckpointError: no such file, truncated, a shard missing, or pickled objects other than tensors.
+        CheckpointError: the file or a shard is missing, truncated, or holds pickled objects other than tensors.
     """
     path = Path(path)
     if not path.exists():
@@ -92,7 +92,7 @@ def _read_pth(path: Path) -> State:
 
 
 def _find_weights(loaded: object, path: Path) -> State:
-    """The tensor dictionary inside the known containers: flat, VAE files (`vae`), training checkpoints."""
+    """Tensor dictionary inside a known container: flat, `vae`, `state_dict`, or a training checkpoint."""
     if isinstance(loaded, Mapping):
         for keys in (("trainer", "gpt_fsdp"), ("vae",), ("state_dict",)):
             inner: object = loaded
@@ -118,9 +118,9 @@ def save_state(
     dtype: torch.dtype | None = None,
     on_tensor: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Writes safetensors, tensor by tensor; floating-point tensors are stored as `dtype` where one is given.
+    """Writes safetensors tensor by tensor; floating-point tensors are stored as `dtype` if it is given.
 
-    With a state from `read_state`, memory stays bounded by a small piece of one tensor.
+    With a state from `read_state`, memory is bounded by a small piece of one tensor.
 
     Raises:
         CheckpointError: a value is NaN or infinite, or becomes so as `dtype`.

@@ -1,7 +1,7 @@
-"""Writing safetensors as a stream: the header first, then one tensor after the other.
+"""Streamed writing of safetensors: the header first, then one tensor after the other.
 
-Anonymous memory stays near one piece (`PIECE_BYTES`) whatever the file's size: sources are views of mapped files, or
-are made when their turn comes. The file is written beside its place and renamed, so it is there whole or not at all.
+Anonymous memory stays near one piece (`PIECE_BYTES`), whatever the file's size: sources are memory-mapped or created
+only when they are written. The file is written under another name and then renamed, so it is complete or absent.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class TensorSource:
     """A tensor to be written.
 
     Attributes:
-        shape: of what `read` gives. dtype: as which it is stored.
-        read: gives the values, in any element type; called once, when it is the tensor's turn.
+        shape: shape of the values that `read` returns.
+        dtype: element type in which the values are stored.
+        read: returns the values in any element type; called once, just before they are written.
     """
 
     name: str
@@ -60,14 +61,14 @@ class TensorSource:
 
     @staticmethod
     def of(name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> TensorSource:
-        """A tensor that is there, such as a view of a mapped file; `dtype` applies to floating-point values only."""
+        """Source of an existing tensor, such as a memory-mapped one; `dtype` applies to floating-point values only."""
         stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         return TensorSource(name, tuple(tensor.shape), stored, lambda: tensor)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in its file, in bytes."""
+    """Range of a tensor in its file, in bytes."""
 
     offset: int
     length: int
@@ -76,10 +77,10 @@ class Place:
 def write_tensors(
     sources: Iterable[TensorSource], path: Path, on_tensor: Callable[[str], None] = lambda name: None
 ) -> dict[str, Place]:
-    """Writes a safetensors file tensor by tensor; says where each of them lies.
+    """Writes a safetensors file tensor by tensor, and returns the range of each in the file.
 
     Raises:
-        CheckpointError: a value is NaN or infinite, or becomes so in the element type that it is stored in.
+        CheckpointError: a value is NaN or infinite, or becomes so in the element type in which it is stored.
     """
     # Wide elements first, as the safetensors library orders them: each tensor is then aligned to its elements.
     ordered = sorted(sources, key=lambda source: (-source.dtype.itemsize, source.name))
@@ -114,14 +115,14 @@ def _write_values(source: TensorSource, file: BinaryIO) -> None:
         raise ValueError(f"{source.name} was announced as {source.shape} and is {tuple(tensor.shape)}")
     for piece in _pieces(tensor):
         stored = piece.to(source.dtype).contiguous()
-        wide = stored.float() if stored.dtype == torch.float8_e4m3fn else stored  # it has no test of its own
+        wide = stored.float() if stored.dtype == torch.float8_e4m3fn else stored  # float8 has no NaN test of its own
         if stored.is_floating_point() and not all_finite(wide):
             raise _not_finite(source, piece)
         file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensor in slices of its first dimension of at most about `PIECE_BYTES`."""
+    """Slices of the tensor along its first dimension, of at most about `PIECE_BYTES` each."""
     if tensor.numel() * tensor.element_size() <= PIECE_BYTES or tensor.dim() == 0:
         return iter((tensor,))
     rows = max(1, PIECE_BYTES // (tensor[0].numel() * tensor.element_size()))

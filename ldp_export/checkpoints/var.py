@@ -1,4 +1,4 @@
-"""VAR's original file layouts, as strictly as `infinity.py` reads its own."""
+"""Reading of VAR's original file layouts, as strict as the loading in `infinity.py`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _PHIS = "quantize.quant_resi."
 
 
 def infer_var_config(state: State) -> VarConfig:
-    """Sizes of a VAR transformer from its tensors; the scales' sides from its level buffer `lvl_1L`.
+    """Sizes of a VAR transformer from its tensors; the sides of the scales come from its buffer `lvl_1L`.
 
     Raises:
-        CheckpointError: tensors are missing, or their shapes make no such model.
+        CheckpointError: tensors are missing, or their shapes fit no VAR model.
     """
     classes, width = shape_of(state, "class_emb.weight", 2)
     if "lvl_1L" not in state:
@@ -62,7 +62,7 @@ def infer_var_config(state: State) -> VarConfig:
 
 
 def infer_var_vae_config(state: State) -> VarVaeConfig:
-    """Sizes of VAR's VAE from its tensors. Raises `CheckpointError` as above."""
+    """Sizes of VAR's VAE from its tensors. Raises `CheckpointError`, see `infer_var_config`."""
     flat = _plain_vae(state)
     codes, channels = shape_of(flat, "quantize.embedding.weight", 2)
     base = shape_of(flat, "encoder.conv_in.weight", 4)[0]
@@ -84,24 +84,24 @@ def infer_var_vae_config(state: State) -> VarVaeConfig:
 
 
 def load_var(path: Path | str, config: VarConfig | None = None) -> VarTransformer:
-    """A VAR transformer from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
+    """Loads a VAR transformer from its original file; its sizes are inferred unless given. Raises `CheckpointError`."""
     state = read_state(path)
     return fill_strictly(VarTransformer, config or infer_var_config(state), _plain_transformer(state), str(path))
 
 
 def load_var_vae(path: Path | str, config: VarVaeConfig | None = None) -> VarVae:
-    """VAR's VAE from its original file; sizes inferred unless given. Raises `CheckpointError` as above."""
+    """Loads VAR's VAE from its original file; its sizes are inferred unless given. Raises `CheckpointError`."""
     state = read_state(path)
     return fill_strictly(VarVae, config or infer_var_vae_config(state), _plain_vae(state), str(path))
 
 
 def map_var(path: Path | str, config: VarConfig) -> VarTransformer:
-    """As `load_var`, but every parameter is a view of its file, in the element type it has there."""
+    """Opens a transformer like `load_var`, but memory-mapped and in the element types of its file."""
     return map_strictly(VarTransformer, config, _plain_transformer(read_state(path)), str(path))
 
 
 def map_var_vae(path: Path | str, config: VarVaeConfig) -> VarVae:
-    """As `load_var_vae`, but every parameter is a view of its file; see `map_var`."""
+    """Opens a VAE like `load_var_vae`, but memory-mapped; see `map_var`."""
     return map_strictly(VarVae, config, _plain_vae(read_state(path)), str(path))
 
 
@@ -109,14 +109,14 @@ def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config:
     """Compares keys, shapes and scales of both files with the architecture, before any long work.
 
     Raises:
-        CheckpointError: they do not fit.
+        CheckpointError: a file does not fit the architecture.
     """
     state = read_state(transformer)
     fitting_model(VarTransformer, config, _plain_transformer(state), str(transformer))
     if "lvl_1L" in state:
-        found, expected = state["lvl_1L"].flatten().bincount().tolist(), list(config.schedule.tokens)
-        if found != expected:
-            raise CheckpointError(f"{transformer} has scales of {found} tokens, the model has {expected}")
+        tokens, expected = state["lvl_1L"].flatten().bincount().tolist(), list(config.schedule.tokens)
+        if tokens != expected:
+            raise CheckpointError(f"{transformer} has scales of {tokens} tokens, the model has {expected}")
     fitting_model(VarVae, vae_config, _plain_vae(read_state(vae)), str(vae))
 
 
@@ -125,7 +125,10 @@ def _plain_transformer(state: State) -> State:
 
 
 def _plain_vae(state: State) -> State:
-    """As the reference model names them: the original has other names where phis are one for all, or one a scale."""
+    """Tensors under the reference model's names.
+
+    The original has other names if all scales share one phi, or if each scale has its own.
+    """
     flat = {key: value for key, value in state.items() if key != _HITS}
     for key in list(flat):
         rest = key.removeprefix(_PHIS)

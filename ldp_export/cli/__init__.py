@@ -1,4 +1,4 @@
-"""The command line: one module a verb, thin. Heavy modules are imported where they are used, so help is instant."""
+"""Command line: one thin module per verb. Heavy modules are imported only where they are used, so help is instant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _VERBS = (
 )
 
 
-#: Which extra of this package brings a library.
+#: Extra of this package that installs a library, by the library's import name.
 _EXTRAS = {
     "onnx": "build",
     "onnx_ir": "build",
@@ -43,7 +43,7 @@ _EXTRAS = {
 
 
 class _Verbs(click.Group):
-    """Finds a verb's module when the verb is asked for; turns typed errors into exit codes."""
+    """Group of all verbs: imports a verb's module when it is asked for, and turns typed errors into exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -57,23 +57,23 @@ class _Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except (LdpError, KeyboardInterrupt, OSError, ImportError) as error:
-            found = _typed(error)
-            if found is None:
+            typed = _typed(error)
+            if typed is None:
                 raise
-        _say(found)
-        return ctx.exit(found.exit_code)
+        _say(typed)
+        return ctx.exit(typed.exit_code)
 
 
 def _typed(error: BaseException) -> LdpError | None:
-    """The error as one of ours, where the user can do something about it; None for a defect of this program."""
+    """Error as an `LdpError`, if the user can do something about it; None for a defect of this program."""
     if isinstance(error, LdpError):
         return error
     if isinstance(error, KeyboardInterrupt):
         return Cancelled("stopped")
     if isinstance(error, OSError) and error.filename is not None:
         logging.getLogger(__name__).info("where it happened", exc_info=True)
-        said = f"cannot read or write {error.filename}: {error.strerror}"
-        return ConfigError(said, hint="mend the path or its permissions")
+        message = f"cannot read or write {error.filename}: {error.strerror}"
+        return ConfigError(message, hint="mend the path or its permissions")
     if is_full(error):
         return CapacityError("the disk is full", hint="free some space, or name another place, and run it again")
     if isinstance(error, ImportError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
@@ -82,7 +82,7 @@ def _typed(error: BaseException) -> LdpError | None:
 
 
 def _say(error: LdpError) -> None:
-    """To people on stderr; with --json also to programs, on stdout."""
+    """Prints the error for people on stderr and, with --json, also for programs on stdout."""
     if "--json" in sys.argv:
         entry = {"code": error.code, "message": error.message, "hint": error.hint}
         click.echo(json.dumps({"error": entry}))
@@ -104,7 +104,7 @@ Examples:
 @click.version_option(__version__, prog_name="ldp-export")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, on stderr.")
 def main(verbose: bool) -> None:
-    """Compiled engines and LD-Pruning for next-scale (VAR, Infinity) image models.
+    """Run compiled engines and LD-Pruning for next-scale (VAR, Infinity) image models.
 
     Builds a bundle of engines from a checkpoint, verifies it, draws with it, and measures it against eager PyTorch.
     """

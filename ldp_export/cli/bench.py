@@ -1,4 +1,4 @@
-"""`ldp-export bench`."""
+"""Verb `ldp-export bench`: measures latency."""
 
 from __future__ import annotations
 
@@ -131,12 +131,12 @@ def command(
 ) -> None:
     """Compare latency: eager PyTorch, the engines, and the engines with pruning.
 
-    All candidates draw the same prompts with the same seeds and the same number of threads, each in a process of its
-    own (with --share-engines, policies of the same engines in one); while one is measured the others are stopped.
+    All candidates draw the same prompts with the same seeds and the same number of threads. Each has a process of its
+    own (with --share-engines, policies of the same engines share one); while one is measured the others are stopped.
     Rounds are interleaved, and speed-ups are ratios of times of the same round, so that a machine that slows down slows
     all of them. PSNR against the unpruned image stands beside.
 
-    Eager PyTorch reads the checkpoint the bundle was built from: found by the model's name, or given by
+    Eager PyTorch reads the checkpoint that the bundle was built from: found by the model's name, or given by
     --weights, --vae and --text-encoder.
     """
     from ldp_runtime.errors import ConfigError
@@ -155,9 +155,9 @@ def command(
             )
         if keep_from is not None and (keep is not None or stop_scale is not None):
             raise ConfigError("--keep-from brings shares and stop scale: leave --keep and --stop-scale out")
-        if policies and any(given is not None for given in (keep, stop_scale, keep_from)):
+        if policies and any(value is not None for value in (keep, stop_scale, keep_from)):
             raise ConfigError("--policy says what is kept: leave --keep, --stop-scale and --keep-from out")
-    elif int8 or any(given is not None for given in (model, depth, width, size, keep, stop_scale, keep_from)):
+    elif int8 or any(value is not None for value in (model, depth, width, size, keep, stop_scale, keep_from)):
         raise ConfigError(
             "--model, --depth, --width, --pn, --int8, --keep, --keep-from and --stop-scale belong to --random-weights"
         )
@@ -221,7 +221,7 @@ def _given_shares(
     stop_scale: int | None,
     keep_from: Path | None,
 ) -> dict[str, Any]:
-    """What random weights are measured with: the policies of given shares, unless policies are named."""
+    """Options of a bench on random weights: the named policies, or else those of the given shares."""
     from ldp_runtime.schedule import ScaleSchedule
 
     from ldp_export.bench.given_shares import calibrated, told
@@ -258,7 +258,7 @@ def _compare(before: Path, after: Path, as_json: bool) -> None:
 
 @contextmanager
 def _progress() -> Generator[Progress]:
-    """A bar on stderr that is drawn between calls only: a refreshing thread would take time from the measured one."""
+    """Progress bar on stderr, drawn between calls only: a refreshing thread would take time from the measured one."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars

@@ -1,4 +1,4 @@
-"""`ldp-export build`."""
+"""Verb `ldp-export build`: builds a bundle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ldp_export.verification.verify import Report
 
 
-#: What the options call the two kinds of caches.
+#: Kinds of KV caches, by their names in the option --kv-form.
 _KV_CACHES: dict[str, KvCacheKind] = {"concat": "dynamic", "in-place": "static"}
 
 
@@ -114,17 +114,17 @@ def command(
     from ldp_export.hub.resolve import pending_fetch, resolve_model, with_defaults
     from ldp_export.models.registry import find_model
 
-    chosen = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder, quantize, quantize_share)
+    backend_choice = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder, quantize, quantize_share)
     precision = precision or default_precision(backend)
 
     def options_for(spec: InfinitySpec | VarSpec) -> BuildOptions:
-        builder, place = choose_builder(chosen, spec, size or spec.size, precision), Path("bundles") / spec.name
+        builder, place = choose_builder(backend_choice, spec, size or spec.size, precision), Path("bundles") / spec.name
         return BuildOptions(
             output or place, size, chunk, force, builder, precision, discard_graphs, _KV_CACHES[kv_form]
         )
 
     if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):
-        # What would be refused after hours of downloading is refused before.
+        # Options that would be refused after hours of downloading are refused before it.
         named = with_defaults(find_model(pending.spec.name), guidance, temperature)
         check_options(BuildPlan(named, Sources(Path(), Path(), text_encoder), options_for(named)))
         if text_encoder is not None:
@@ -169,7 +169,7 @@ def _words(value: object) -> str:
 
 
 def _show_plan(plan: BuildPlan, as_json: bool) -> None:
-    """What would be done, and what it is predicted to need."""
+    """Prints the plan of a build, and its predicted needs."""
     from ldp_export.building.estimate import estimate_build
 
     estimate = estimate_build(plan)

@@ -1,4 +1,4 @@
-"""`ldp-export calibrate`."""
+"""Verb `ldp-export calibrate`: searches a policy for a bundle."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Find the cheapest thresholds whose loss stays within a budget, and save them as a policy profile.
+    """Find the cheapest thresholds whose loss stays within a budget, and save them as a policy beside the bundle.
 
-    Searches on half of the prompts, proves on the other half: the budget holds when the lower 95 % bound of the mean on
-    the held-out prompts meets it. Interrupted, it resumes. The profile serves this version of this bundle only.
+    Searches on half of the prompts, proves on the other half. The budget holds when the lower 95 % bound of the mean on
+    the held-out prompts meets it. Interrupted, it resumes. The saved policy serves this version of this bundle only.
     """
     from ldp_calibration.budget import Budget
     from ldp_calibration.drawing import pyplot
@@ -98,8 +98,8 @@ def command(
         if fit_only:
             raise ConfigError("--chart draws the search, and --fit-only searches nothing", hint="leave one of them out")
         check_file(chart, ".png", ".pdf", ".svg")
-        pyplot()  # where it is missing, no search begins
-    wanted = None if budget is None else Budget.parse(budget)
+        pyplot()  # refuses here if Matplotlib is missing, before the search
+    goal = None if budget is None else Budget.parse(budget)
     check_saved_name(name)
     opened = open_bundle(bundle)
     if opened.root is None:
@@ -113,19 +113,19 @@ def command(
         def report(done: int, total: int, detail: str) -> None:
             progress(ProgressEvent("calibrate", min(done, total - 1), total, "advanced", detail))
 
-        if wanted is None:
+        if goal is None:
             fitted = fit(pipe, texts, range(seed, seed + len(texts)), report)
             path = save_fits(opened.root, opened.manifest, fitted, texts)
             _say_fits(path, as_json)
             return
-        found = calibrate(pipe, texts, wanted, work, seed=seed, report=report)
-    profile = make_saved(name, opened.manifest, found)
-    path = save_policy(opened.root, opened.manifest, profile)
-    path.with_suffix(".search").write_text(calibration_json(found))
-    save_fits(opened.root, opened.manifest, found.fitted, texts)
+        calibration = calibrate(pipe, texts, goal, work, seed=seed, report=report)
+    saved = make_saved(name, opened.manifest, calibration)
+    path = save_policy(opened.root, opened.manifest, saved)
+    path.with_suffix(".search").write_text(calibration_json(calibration))
+    save_fits(opened.root, opened.manifest, calibration.fitted, texts)
     if chart is not None:
-        draw_front(found, chart)
-    print_json(profile.model_dump()) if as_json else _say_profile(path, found)
+        draw_front(calibration, chart)
+    print_json(saved.model_dump()) if as_json else _say_profile(path, calibration)
 
 
 def _say_profile(path: Path, found: Calibration) -> None:
@@ -147,7 +147,7 @@ def _say_fits(path: Path, as_json: bool) -> None:
 
 
 def _prompts(file: Path | None, count: int, seed: int, model: ModelEntry) -> list[str] | list[int]:
-    """What to measure on: the lines of a file, the project's own prompts, or for VAR classes spread over all."""
+    """Prompts or classes to measure on: a file's lines, the project's own prompts, or evenly spread classes for VAR."""
     from ldp_runtime.bundle.manifest import VarEntry
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline.request import check_labels

@@ -1,4 +1,4 @@
-"""`ldp-export convert`."""
+"""Verb `ldp-export convert`: converts a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ldp-export doctor`."""
+"""Verb `ldp-export doctor`: examines this machine."""
 
 from __future__ import annotations
 

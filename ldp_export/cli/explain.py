@@ -1,4 +1,4 @@
-"""`ldp-export explain`."""
+"""Verb `ldp-export explain`: draws what a policy did."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def command(
 
     drawn = conditions(prompts, classes)
     check_file(output, ".png", ".pdf", ".svg")
-    pyplot()  # where it is missing, nothing is drawn
+    pyplot()  # refuses here if Matplotlib is missing, before anything is drawn
     check_policy(bundle, policy)
     with Pipeline.load(bundle, device=device, threads=threads) as pipe:
         rows = [explain(pipe, prompt, policy, seed + i, guidance) for i, prompt in enumerate(drawn)]

@@ -1,4 +1,4 @@
-"""`ldp-export fetch`."""
+"""Verb `ldp-export fetch`: downloads a model's files."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ def command(
 
 
 def show_fetch(plan: FetchPlan) -> None:
-    """What would be downloaded, and what of it is here."""
+    """Prints the files that would be downloaded, and the part of them that is here already."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{plan.spec.name} ({plan.spec.licence}) into {plan.folder}")
     for title in ("repository", "file", "MB", "here"):
         table.add_column(title, justify="right" if title == "MB" else "left", overflow="fold")
-    for wanted in plan.files:
-        here = wanted.state if wanted.state != "partial" else f"{wanted.have / 1e6:.0f} MB"
-        table.add_row(wanted.file.repository, wanted.file.path, f"{wanted.file.size / 1e6:,.1f}", here)
+    for planned in plan.files:
+        here = planned.state if planned.state != "partial" else f"{planned.have / 1e6:.0f} MB"
+        table.add_row(planned.file.repository, planned.file.path, f"{planned.file.size / 1e6:,.1f}", here)
     Console().print(table)
     for repository, commit in plan.to_json()["revisions"].items():
         click.echo(f"{repository} at {commit}")

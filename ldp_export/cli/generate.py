@@ -1,4 +1,4 @@
-"""`ldp-export generate`."""
+"""Verb `ldp-export generate`: draws images with a bundle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ldp_runtime.pipeline.trace import Trace
     from PIL.Image import Image
 
-#: Endings that name a picture; an output with any other is a folder.
+#: Endings of an image file; an output with any other ending is a folder.
 _PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -130,7 +130,7 @@ def command(
         image.save(folder_of(path))
         rows.append({"file": str(path), "class" if classes else "prompt": drawn[i // num_images]} | _cost(one))
     if sheet is not None:
-        _write_sheet(sheet, [str(each) for each in drawn], result.images)
+        _write_sheet(sheet, [str(condition) for condition in drawn], result.images)
     if trace is not None:
         folder_of(trace).write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
     if as_json:
@@ -143,7 +143,7 @@ def command(
 
 
 def _cost(trace: Trace) -> dict[str, Any]:
-    """What an image cost; of an engine call that images shared, each bears its part."""
+    """Cost of an image; images that shared an engine call share its time equally."""
     seconds = sum(s.select_s + s.blocks_s / s.images_in_call + s.residual_s for s in trace.scales)
     return {
         "seed": trace.seed,
@@ -158,6 +158,6 @@ def _cost(trace: Trace) -> dict[str, Any]:
 def _write_sheet(path: Path, prompts: Sequence[str], images: Sequence[Image]) -> None:
     from ldp_export.inspection.contact_sheet import Panel, contact_sheet
 
-    each = len(images) // len(prompts)
-    blocks = [Panel(prompt, images[i * each : (i + 1) * each]) for i, prompt in enumerate(prompts)]
+    count = len(images) // len(prompts)
+    blocks = [Panel(prompt, images[i * count : (i + 1) * count]) for i, prompt in enumerate(prompts)]
     contact_sheet(blocks).save(folder_of(path))

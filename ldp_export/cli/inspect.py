@@ -1,4 +1,4 @@
-"""`ldp-export inspect`."""
+"""Verb `ldp-export inspect`: shows a bundle."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _print(bundle: Bundle) -> None:
 
 
 def _bits(manifest: Manifest, quantized: frozenset[int], scale: int) -> list[str]:
-    """The precision of a scale's blocks, where they differ."""
+    """Cell with the precision of a scale's blocks; none if all scales have the same."""
     if manifest.late is None:
         return []
     return [manifest.late.precision if scale in quantized else manifest.precision]
@@ -95,7 +95,7 @@ def _cache(manifest: Manifest) -> str:
 
 
 def _print_target(console: Console, manifest: Manifest) -> None:
-    """What compiled engines are for, and each of their profiles as what it covers."""
+    """Prints the library and GPUs that compiled engines are built for, and the sizes of each optimization profile."""
     if manifest.target is not None and manifest.target.compute_capabilities:
         gpus = ", ".join(manifest.target.compute_capabilities)
         console.print(f"built by {manifest.backend} {manifest.target.library} for compute capabilities {gpus}")
@@ -105,7 +105,7 @@ def _print_target(console: Console, manifest: Manifest) -> None:
 
 
 def _listed(tensors: tuple) -> str:
-    """The first tensors with their shapes; the per-layer ones are counted."""
+    """Names and shapes of the tensors in words; those of the layers are only counted."""
     plain = [t for t in tensors if not t.name[-1].isdigit()]
     text = ", ".join(f"{t.name} {list(t.shape)}".replace("'", "") for t in plain)
     layers = len(tensors) - len(plain)

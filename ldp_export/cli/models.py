@@ -1,4 +1,4 @@
-"""`ldp-export models`."""
+"""Verb `ldp-export models`: lists the known models."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def command(as_json: bool) -> None:
     """List the models that `build --model` and `fetch` know, and what of them is on this machine.
 
-    Sizes on disk are those of the published float32 files. Memory is what drawing one guided image takes at least in
-    bfloat16: all weights, and the keys and values of both branches at the most elongated image of the size.
+    Sizes on disk are those of the published float32 files. Memory is the least that drawing one guided image takes in
+    bfloat16. It counts all weights, and the keys and values of both branches at the most elongated image of the size.
     """
     from ldp_export.models.registry import MODELS
 

@@ -1,4 +1,4 @@
-"""Options and output that several verbs share."""
+"""Options and output shared by several verbs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ldp_export.progress import Progress, ProgressEvent
 
-#: Appended to the help of commands that take policies. Every option is named (a test compares).
+#: Appended to the help of commands that take policies. It names every option; a test compares it with the parser.
 POLICY_HELP = """\b
 Policies are NAME or NAME:option=value,...  ("none" for no value, lists as 5+6):
   none            the full model
@@ -50,7 +50,7 @@ threads_option = click.option(
 
 
 def weights_options(function: Any) -> Any:
-    """--weights, --vae and --text-encoder."""
+    """Adds the options --weights, --vae and --text-encoder."""
     path = click.Path(path_type=Path)
     for name, text in (
         ("--text-encoder", "Folder of a T5 encoder: config.json, safetensors, tokenizer.json."),
@@ -62,7 +62,7 @@ def weights_options(function: Any) -> Any:
 
 
 def backend_options(function: Any) -> Any:
-    """--backend, --compute-capability, --profiles, --max-batch, --int8-decoder, --late-precision and --late-share."""
+    """Adds --backend, --compute-capability, --profiles, --max-batch, --int8-decoder, --late-precision, --late-share."""
     kinds = click.Choice(["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"])
     for option in (
         click.option(
@@ -106,18 +106,18 @@ def backend_options(function: Any) -> Any:
 
 
 def local_dir_option(function: Any) -> Any:
-    """--local-dir, for commands that read a model."""
+    """Adds the option --local-dir, for commands that read a model."""
     text = "Take --model's files from this folder, written by `ldp-export fetch --local-dir`; no network."
     return click.option("--local-dir", type=click.Path(path_type=Path), help=text)(function)
 
 
 def precision_option(text: str, default: str | None = None) -> Any:
-    """--precision; checked where it is used, so that its error is typed like the others."""
+    """Option --precision. Its value is checked where it is used, so that its error is typed like the others."""
     return click.option("--precision", default=default, show_default=default is not None, help=text)
 
 
 def conditions(prompts: tuple[str, ...], classes: tuple[int, ...]) -> list[str] | list[int]:
-    """What to draw: prompts or classes.
+    """Prompts or classes to draw.
 
     Raises:
         ConfigError: both are given, or neither.
@@ -132,10 +132,10 @@ def conditions(prompts: tuple[str, ...], classes: tuple[int, ...]) -> list[str] 
 
 
 def prompt_lines(file: Path) -> list[str]:
-    """The lines of a file of prompts (or classes) that hold something.
+    """Lines of a file of prompts (or classes), without the empty ones.
 
     Raises:
-        ConfigError: the file cannot be read, or holds nothing.
+        ConfigError: the file cannot be read, or holds no prompt.
     """
     from ldp_runtime.errors import ConfigError
 
@@ -146,14 +146,14 @@ def prompt_lines(file: Path) -> list[str]:
             f"cannot read the prompts file {file}: {error}",
             hint="name a text file in UTF-8, a prompt (or class) a line",
         ) from error
-    found = list(filter(None, lines))
-    if not found:
+    prompts = list(filter(None, lines))
+    if not prompts:
         raise ConfigError(f"{file} holds no prompt", hint="write one prompt (or class) a line")
-    return found
+    return prompts
 
 
 def check_policy(bundle: Path, policy: str) -> None:
-    """Raises ConfigError for what is neither a policy nor a profile of the bundle, before an engine is opened."""
+    """Raises ConfigError for a text that is neither a policy nor a saved policy, before an engine is opened."""
     from ldp_runtime.bundle.files import open_bundle
     from ldp_runtime.bundle.saved_policies import resolve_policy
 
@@ -162,13 +162,13 @@ def check_policy(bundle: Path, policy: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """On a line of its own: with --json, what a command prints on stdout is JSON lines."""
+    """Prints a value as one line of JSON: with --json, all lines that a command prints on stdout are JSON."""
     click.echo(json.dumps(value))
 
 
 @contextmanager
 def shown_scales(images: int, hidden: bool) -> Generator[ScaleCallback]:
-    """A callback for the pipeline that draws on stderr how many scales of all images are done."""
+    """Callback for the pipeline that draws a progress bar on stderr: the finished scales of all images."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -185,7 +185,7 @@ def shown_scales(images: int, hidden: bool) -> Generator[ScaleCallback]:
 
 @contextmanager
 def shown_progress(as_json: bool) -> Generator[Progress]:
-    """Draws stages on stderr with rich, or prints each event as a line of JSON on stdout."""
+    """Callback that draws stages on stderr with rich, or prints each event as a line of JSON on stdout."""
     if as_json:
         yield lambda event: click.echo(json.dumps({"progress": event.__dict__}))
         return

@@ -1,4 +1,4 @@
-"""Where commands write: tried before any work is done, so that no result is lost for want of a place."""
+"""Checks of output paths before any work is done, so that no result is lost because it cannot be written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def check_file(path: Path, *endings: str) -> None:
-    """Raises ConfigError where no file can be written to `path`, or where it has none of the endings (if any given)."""
+    """Raises ConfigError if no file can be written to `path`, or if it has none of the given endings."""
     from ldp_runtime.errors import ConfigError
 
     if endings and path.suffix.lower() not in endings:
@@ -18,7 +18,7 @@ def check_file(path: Path, *endings: str) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raises ConfigError where no file can be written into the folder, which need not exist yet."""
+    """Raises ConfigError if no file can be written into the folder, which need not exist yet."""
     from ldp_runtime.disk import existing_parent
     from ldp_runtime.errors import ConfigError
 
@@ -33,6 +33,6 @@ def check_folder(path: Path) -> None:
 
 
 def folder_of(path: Path) -> Path:
-    """The file's path, its folder made where it is missing."""
+    """Path of the file, after its folder has been made if it was missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,4 +1,4 @@
-"""`ldp-export verify`."""
+"""Verb `ldp-export verify`: verifies a bundle on this machine."""
 
 from __future__ import annotations
 

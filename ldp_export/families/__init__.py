@@ -1,1 +1,1 @@
-"""What a build does differently for each family of models."""
+"""Parts of a build that differ between families of models; one module per family, behind `families.base.Family`."""

@@ -1,4 +1,4 @@
-"""What a family is to the build: its graphs, its constants, its entry in the manifest, its reference runs."""
+"""Interface of a family to the build: its graphs, constants, entry in the manifest, and reference runs."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ GraphKind = Literal["text_encoder", "prompt", "blocks", "late_blocks", "decoder"
 
 
 class Family(Protocol):
-    """One family. A graph is known by its name: its kind and, for chunks, `_FIRST_LAST` of the blocks it serves."""
+    """One family of models. A graph's name is its kind and, for chunks, `_FIRST_LAST` of the blocks that it serves."""
 
     @property
     def entry(self) -> ModelEntry:
-        """The architecture, for the manifest."""
+        """Description of the architecture, for the manifest."""
         ...
 
     @property
     def text_tokens(self) -> int:
-        """Longest text; 0 for models that read none."""
+        """Tokens of the longest text; 0 for models that read none."""
         ...
 
     @property
     def tokenizer(self) -> Path | None:
-        """File of the text encoder's tokenizer, where there is one."""
+        """File of the text encoder's tokenizer, or None."""
         ...
 
     @property
     def coverage(self) -> str:
-        """In words, what the reference runs cover on this machine: all scales, or the first ones of a large model."""
+        """Scales that the reference runs cover on this machine, in words: all, or the first ones of a large model."""
         ...
 
     @property
     def reference_bytes(self) -> int:
-        """Size of the recorded reference runs."""
+        """Bytes of the recorded reference runs."""
         ...
 
     @property
     def reference_memory(self) -> int:
-        """Memory that recording them takes, in bytes."""
+        """Bytes of memory that recording the reference runs takes."""
         ...
 
     def check_files(self) -> None:
         """Compares keys and shapes of the files with the architecture, before any long work.
 
         Raises:
-            CheckpointError: they do not fit.
+            CheckpointError: the files do not fit.
         """
         ...
 
     def graph_names(self, chunk: int | None) -> list[str]:
-        """The graphs of a build with `chunk` blocks a graph (None: all in one), in the order in which they are run."""
+        """Names of a build's graphs with `chunk` blocks per graph (None: all in one), in the order of execution."""
         ...
 
     def signature(self, graph: str, precision: Precision) -> GraphSignature:
@@ -66,11 +66,11 @@ class Family(Protocol):
         ...
 
     def graph(self, graph: str, precision: Precision) -> Graph:
-        """The graph to export: weights on the meta device, shapes without values."""
+        """Graph to export; its weights are on the meta device, shapes without values."""
         ...
 
     def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
-        """Values of the graph's weights by its own names: views of the mapped files, in the element types there."""
+        """Values of the graph's weights, by their names in the graph: views of the mapped files, in their types."""
         ...
 
     def constants(self) -> dict[str, torch.Tensor]:
@@ -80,13 +80,15 @@ class Family(Protocol):
     def record(
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
     ) -> ReferenceCases:
-        """Runs of the reference model, and what rounding to the precision, and to that of late scales, does to them; to
-        verify engines against."""
+        """Records runs of the reference model, against which engines are verified.
+
+        The errors caused by rounding to `precision`, and to `quantized` at the last scales, are recorded with them.
+        """
         ...
 
 
 def loaded_graph(family: Family, name: str, precision: Precision = "float32") -> Graph:
-    """A graph that can be run: its weights are in memory, in the element types of the precision."""
+    """Graph that can be run: its weights are in memory, in the element types of the precision."""
     graph = family.graph(name, precision)
     types = graph.weight_types()
     state = {key: value.to(types.get(key, value.dtype)) for key, value in family.weights(name).items()}
@@ -95,14 +97,14 @@ def loaded_graph(family: Family, name: str, precision: Precision = "float32") ->
 
 
 def chunk_names(kind: GraphKind, depth: int, chunk: int | None) -> list[str]:
-    """Names of a kind's graphs: one, or one a chunk of blocks."""
+    """Names of a kind's graphs: one graph, or one per chunk of blocks."""
     if chunk is None or chunk >= depth:
         return [kind]
     return [f"{kind}_{first}_{min(first + chunk, depth)}" for first in range(0, depth, chunk)]
 
 
 def graph_kind(graph: str) -> GraphKind:
-    """Also of an engine's name, which may be a late one's."""
+    """Kind of a graph or engine, from its name; engines of quantized blocks are `late_blocks`."""
     if graph.startswith(QUANTIZED):
         return "late_blocks"
     return "text_encoder" if graph == "text_encoder" else cast(GraphKind, graph.split("_")[0])
@@ -121,5 +123,5 @@ def graph_blocks(graph: str, depth: int) -> tuple[int, int]:
 
 
 def graph_part(graph: str) -> str:
-    """Which of a model's files a graph's weights are in."""
+    """Name of the part of the model (one of its sources) that holds a graph's weights."""
     return {"text_encoder": "text_encoder", "decoder": "vae"}.get(graph_kind(graph), "transformer")

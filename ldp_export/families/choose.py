@@ -1,4 +1,4 @@
-"""What a build does differently for each family of models. One module a family, behind `recipes.base.Recipe`."""
+"""Choice of a family for a model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ldp_export.models.registry import InfinitySpec, NamedModel, VarSpec
 
 
 def choose_family(spec: NamedModel, sources: Sources, size: str | None = None) -> Family:
-    """The recipe of a model's family; `size` names a scale schedule other than the model's own.
+    """Family of a model; `size` names a scale schedule other than the model's own.
 
     Raises:
-        ConfigError: a size that the model does not draw.
+        ConfigError: the model does not draw this size.
     """
     if isinstance(spec, VarSpec):
         return VarFamily(spec, sources, size)

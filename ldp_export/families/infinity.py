@@ -1,4 +1,4 @@
-"""Infinity: text to bits."""
+"""Family of the Infinity models: text to bits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from ldp_export.verification.rounding import measure_float32, measure_quantized,
 
 @dataclass(frozen=True)
 class _Models:
-    """The parts of a model, or their shapes alone."""
+    """Parts of a model: with their weights, or as shapes alone."""
 
     transformer: InfinityTransformer
     vae: InfinityVae
@@ -61,7 +61,7 @@ class _Models:
 
 
 class InfinityFamily:
-    """See `Recipe`."""
+    """Family of the Infinity models; see `Family`."""
 
     def __init__(self, spec: InfinitySpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources, self.size = spec, sources, size or spec.size
@@ -73,7 +73,7 @@ class InfinityFamily:
 
     @cached_property
     def _shapes(self) -> _Models:
-        """On the meta device."""
+        """Parts of the model on the meta device: shapes without values."""
         folder = self.sources.text_encoder
         with torch.device("meta"):
             transformer, vae = InfinityTransformer(self.spec.transformer), InfinityVae(self.spec.vae)
@@ -81,7 +81,7 @@ class InfinityFamily:
 
     @cached_property
     def _mapped(self) -> _Models:
-        """Views of the files."""
+        """Parts of the model whose weights are views of the mapped files."""
         transformer = map_infinity(self.sources.transformer, self.spec.transformer)
         encoder = self.text_encoder
         return _Models(transformer, map_infinity_vae(self.sources.vae, self.spec.vae), encoder and encoder.module)
@@ -92,9 +92,9 @@ class InfinityFamily:
         if folder is None:
             return None
         encoder = map_text_encoder(folder)
-        wanted = self.spec.transformer.text_channels
-        if encoder.channels != wanted:
-            raise CheckpointError(f"the text encoder has {encoder.channels} channels, the transformer reads {wanted}")
+        channels = self.spec.transformer.text_channels
+        if encoder.channels != channels:
+            raise CheckpointError(f"the text encoder has {encoder.channels} channels, the transformer reads {channels}")
         return encoder
 
     @property
@@ -207,7 +207,7 @@ class InfinityFamily:
         with streamed_weights(transformer, precision):
             if precision != "float32":
                 rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-            elif scales is None:  # else recorded from one call: there is no other way to compare it with
+            elif scales is None:  # first scales are recorded from one call, so no second way is left to compare with
                 rounding = measure_float32(cases, logits)
             if quantized is not None:
                 say(f"rounding of {quantized}")

@@ -1,4 +1,4 @@
-"""VAR: classes to indices into a codebook."""
+"""Family of the VAR models: classes to indices into a codebook."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ldp_export.verification.rounding import measure_float32, measure_quantized,
 
 
 class VarFamily:
-    """See `Recipe`."""
+    """Family of the VAR models; see `Family`."""
 
     text_tokens = 0
     tokenizer: Path | None = None
@@ -51,13 +51,13 @@ class VarFamily:
 
     @cached_property
     def _shapes(self) -> tuple[VarTransformer, VarVae]:
-        """On the meta device."""
+        """Parts of the model on the meta device: shapes without values."""
         with torch.device("meta"):
             return VarTransformer(self.spec.transformer), VarVae(self.spec.vae)
 
     @cached_property
     def _mapped(self) -> tuple[VarTransformer, VarVae]:
-        """Views of the files."""
+        """Parts of the model whose weights are views of the mapped files."""
         transformer = map_var(self.sources.transformer, self.spec.transformer)
         return transformer, map_var_vae(self.sources.vae, self.spec.vae)
 
@@ -124,7 +124,7 @@ class VarFamily:
 
     @property
     def reference_memory(self) -> int:
-        """The reference model in float32 and, for the oracle's single call, its attention scores."""
+        """Bytes of the reference model in float32 and, for the oracle's single call, of its attention scores."""
         t = self.spec.transformer
         stored = sum(p.numel() * p.itemsize for p in self._mapped[0].parameters() if p.itemsize < 4)
         return 2 * stored + 4 * 2 * t.heads * t.schedule.total_tokens**2

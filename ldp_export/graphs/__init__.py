@@ -1,1 +1,1 @@
-"""What is exported, one module a graph, each a thin view on the reference model; and the way to ONNX."""
+"""Graphs that are exported, each a thin wrapper of the reference model, and their export to ONNX."""

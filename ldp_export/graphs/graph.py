@@ -1,4 +1,4 @@
-"""What is exported: a module with a calling convention, and the element type of each of its weights."""
+"""Base class of exported graphs: a module with a calling convention and an element type for each weight."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ OPSET = 23
 
 
 class Graph(nn.Module):
-    """A module that takes and gives tensors in the order of its signature.
+    """A module that takes and returns tensors in the order of its signature.
 
-    Precision lies in the weights alone: layers compute in the type of theirs (`models/layers.py`).
+    Only the weights determine the precision: layers compute in the type of their weights (`models/layers.py`).
 
     Attributes:
-        ISLANDS: matches the names of weights that stay float32 in every precision.
+        ISLANDS: pattern that matches the names of weights that stay float32 in every precision.
         signature: names, shapes and element types of inputs and outputs.
-        precision: of all other weights.
+        precision: element type of all other weights.
     """
 
     ISLANDS: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
@@ -34,23 +34,23 @@ class Graph(nn.Module):
 
     @property
     def opset(self) -> int:
-        """Of ONNX, that the graph is exported in."""
+        """ONNX opset version of the exported graph."""
         return OPSET
 
     def stays_float32(self, name: str) -> bool:
         return self.ISLANDS.match(name) is not None
 
     def uses(self, name: str) -> bool:
-        """Whether the graph holds this weight: a graph may be a part of the model that its module is."""
+        """True if the exported graph includes this weight; a graph may export only a part of its module."""
         return True
 
     def weight_bytes(self) -> int:
-        """Size of the file that its weights are stored in, but for the header."""
+        """Bytes of the weights in their file, without its header."""
         types, state = self.weight_types(), self.state_dict()
         return sum(state[name].numel() * dtype.itemsize for name, dtype in types.items() if self.uses(name))
 
     def weight_types(self) -> dict[str, torch.dtype]:
-        """Element type in which each floating-point weight is stored and used."""
+        """Element type, by name, in which each floating-point weight is stored and used."""
         reduced: torch.dtype = getattr(torch, self.precision)
         return {
             name: torch.float32 if self.stays_float32(name) else reduced
@@ -60,7 +60,7 @@ class Graph(nn.Module):
 
 
 def convert_weights(graph: Graph) -> None:
-    """Puts every weight of a graph, in place, into the element type that it is stored in."""
+    """Converts every weight of a graph, in place, to the element type in which it is stored."""
     types = graph.weight_types()
     for name, parameter in graph.named_parameters():
         parameter.data = parameter.data.to(types[name])

@@ -1,8 +1,9 @@
-"""The `prompt` graph: everything of a prompt that no scale changes, computed once.
+"""Infinity's graphs: `prompt`, `blocks` and `decoder`.
 
-Hoisting it out of the scale loop takes the text projections (two matrix products a block and scale) with it.
-Rows of one call have the same text length, so no mask is needed. A large model's is split like its blocks: the first
-chunk also gives the projected text, from which the others compute the keys and values of their layers.
+The `prompt` graph computes once everything that depends on the prompt but not on the scale. The text projections (two
+matrix products per block and scale) thus leave the scale loop. Rows of one call have the same text length, so the
+`prompt` graph needs no mask. A large model's `prompt` graph is split into chunks like its blocks. The first chunk also
+returns the projected text, from which the others compute the keys and values of their layers.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ldp_export.models.layers import linear
 def infinity_prompt_signature(
     config: InfinityConfig, first: int = 0, last: int | None = None, precision: Precision = "float32"
 ) -> GraphSignature:
-    """Inputs and outputs of the chunk that serves blocks [first, last)."""
+    """Inputs and outputs of the chunk of the `prompt` graph that serves blocks [first, last)."""
     last = config.depth if last is None else last
     R, T, C, H, c = Axis.ROWS, Axis.TEXT, config.width, config.heads, config.head_dim
     whole, text = (first, last) == (0, config.depth), TensorSpec("text", (R, T, C), precision)
@@ -51,12 +52,12 @@ def infinity_prompt_signature(
             TensorSpec(f"text_k_{i}", (R, H, T, c), precision),
             TensorSpec(f"text_v_{i}", (R, H, T, c), precision),
         ]
-    given = TensorSpec("features", (R, T, config.text_channels)) if first == 0 else text
-    return GraphSignature("prompt" if whole else f"prompt_{first}_{last}", (given,), tuple(outputs))
+    source = TensorSpec("features", (R, T, config.text_channels)) if first == 0 else text
+    return GraphSignature("prompt" if whole else f"prompt_{first}_{last}", (source,), tuple(outputs))
 
 
 class InfinityPromptGraph(Graph):
-    """Text features [R, T, Ct] to the start token with its scale embedding, AdaLN modulation, and text K/V."""
+    """Text features [R, T, Ct] to the start token with its scale embedding, the AdaLN modulation, and text K/V."""
 
     ISLANDS = re.compile(rf"model\.{FLOAT32_ISLANDS.pattern}")
 
@@ -90,7 +91,7 @@ class InfinityPromptGraph(Graph):
 
 
 def level_offsets(model: InfinityTransformer) -> torch.Tensor:
-    """What the `blocks` graph adds to every token of scale k >= 1: embedding bias plus scale embedding [levels, C]."""
+    """Offsets that `blocks` adds to every token of scale k >= 1: embedding bias plus scale embedding [levels, C]."""
     return (model.word_embed.bias.float() + model.lvl_embed.weight.float()).detach()
 
 
@@ -122,11 +123,12 @@ def infinity_blocks_signature(
 
 
 class InfinityBlocksGraph(Graph):
-    """Blocks [first, last) of a transformer with the calling convention of `infinity_blocks_signature`.
+    """Blocks [first, last) of the transformer; `infinity_blocks_signature` is its calling convention.
 
-    Keys and values are sequence-major, [tokens, rows, heads, head_dim]: a prefix of a preallocated cache is then one
+    Keys and values are sequence-major, [tokens, rows, heads, head_dim]. A prefix of a preallocated cache is then one
     contiguous piece of memory and binds by pointer. The residual stream, normalisations, rotation, modulation and the
-    head are float32 in every precision, as in the original's inference; products and attention are in the graph's.
+    head are float32 in every precision, as in the original's inference. Products and attention have the graph's
+    precision.
     """
 
     ISLANDS = FLOAT32_ISLANDS
@@ -151,7 +153,7 @@ class InfinityBlocksGraph(Graph):
             self.head = model.head
 
     def with_static_cache(self, capacity: int) -> InfinityBlocksGraph:
-        """Turns the graph, which is given back, into the in-place form with a cache of `capacity` positions."""
+        """Switches the graph to a static KV cache of `capacity` positions, and returns it."""
         self.memory = StaticKeyValues(capacity)
         self.signature = static_signature(self.signature, capacity)
         return self
@@ -161,32 +163,32 @@ class InfinityBlocksGraph(Graph):
         return self.memory.opset
 
     def uses(self, name: str) -> bool:
-        # The prompt graph holds what makes the text's keys and values, and the offsets the embedding's bias.
+        # The `prompt` graph holds the projections to the text's K/V; `level_offsets` include the embedding's bias.
         return not name.endswith(("ca.mat_kv.weight", "ca.v_bias", "word_embed.bias"))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        given = dict(zip(self.signature.input_names, tensors, strict=True))
+        inputs = dict(zip(self.signature.input_names, tensors, strict=True))
         if self.first == 0:
-            # The bias of the embedding is part of `offset`, which differs for the start token (see prompt.py).
-            x = linear(given["latents"], self.word_embed.weight).float() + given["offset"][:, None]
+            # `offset` is the start token at scale 0, and else includes the embedding's bias (see `level_offsets`).
+            x = linear(inputs["latents"], self.word_embed.weight).float() + inputs["offset"][:, None]
         else:
-            x = given["hidden"]
-        rope = (given["cos"], given["sin"])
-        text_mask = given["text_mask"][:, None, None, :].expand(-1, 1, x.shape[1], -1)
+            x = inputs["hidden"]
+        rope = (inputs["cos"], inputs["sin"])
+        text_mask = inputs["text_mask"][:, None, None, :].expand(-1, 1, x.shape[1], -1)
         caches: list[torch.Tensor] = []
         for i, block in enumerate(self.layers, start=self.first):
-            text = (given[f"text_k_{i}"], given[f"text_v_{i}"])
-            attend = partial(self.memory.attend, given, i)
-            x, kept = self._block(block, x, given["modulation"], rope, text, text_mask, attend)
+            text = (inputs[f"text_k_{i}"], inputs[f"text_v_{i}"])
+            attend = partial(self.memory.attend, inputs, i)
+            x, kept = self._block(block, x, inputs["modulation"], rope, text, text_mask, attend)
             caches += kept
         if self.last_is_head:
-            scale, shift = given["head_modulation"].split(1, dim=1)
+            scale, shift = inputs["head_modulation"].split(1, dim=1)
             x = self.head(modulate(x, scale, shift, self.eps))
         return (x, *caches)
 
     @property
     def layers(self) -> list[InfinityBlock]:
-        """The blocks, typed."""
+        """The blocks as a typed list."""
         return cast(list[InfinityBlock], list(self.blocks))
 
     @property
@@ -203,7 +205,7 @@ class InfinityBlocksGraph(Graph):
         text_mask: torch.Tensor,
         attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, KeyValue]],
     ) -> tuple[torch.Tensor, KeyValue]:
-        """As `Block.forward`, with the text K/V given; returns also what is to be remembered."""
+        """Runs a block like `InfinityBlock.forward`, but with `attend`; also returns the K/V outputs of its layer."""
         gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0].float() + modulation).split(1, dim=1)
         q, k, v = block.sa.project(modulate(x, scale1, shift1, self.eps), None)  # [R, L, H, c]
         q, k = _rotate(q, rope).to(v.dtype), _rotate(k, rope).to(v.dtype)
@@ -216,7 +218,7 @@ class InfinityBlocksGraph(Graph):
 
 
 def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """`rotate` as the one ONNX operator that it is; x [R, L, H, c]."""
+    """Rotates x [R, L, H, c] like `models.infinity.rotate`, but as a single ONNX operator."""
     rows, tokens, heads, _ = x.shape
     cos, sin = (t[None].expand(rows, tokens, -1) for t in rope)
     flat = torch.onnx.ops.rotary_embedding(x.flatten(2), cos, sin, interleaved=True, num_heads=heads)
@@ -225,7 +227,7 @@ def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
 
 def infinity_decoder_signature(config: InfinityVaeConfig) -> GraphSignature:
     latent = TensorSpec("latent", (Axis.IMAGES, config.bits, Axis.HEIGHT, Axis.WIDTH))
-    # Pixel axes are `stride` times the latent's; they have no axis of their own.
+    # The image's height and width are `stride` times the latent's, so they have no axes of their own.
     return GraphSignature("decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3)),))
 
 

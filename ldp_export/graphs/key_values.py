@@ -1,10 +1,10 @@
-"""Keys and values between the calls of a `blocks` graph: two kinds of one cache, which compute the same.
+"""KV caches of a `blocks` graph, which carry keys and values from call to call: dynamic or static, same results.
 
-`DynamicKeyValues` joins the past that it is given with its own, and gives back its own. It is sequence-major, of any
-length, and runs on every backend.
+`DynamicKeyValues` concatenates the given past with the new keys and values, and returns only the new ones. It is
+sequence-major, has any length, and runs on every backend.
 
-`StaticKeyValues` writes its own into a cache of a fixed number of positions, which is input and output at once. It
-attends up to a length that each call says.
+`StaticKeyValues` writes the new keys and values into a cache of a fixed number of positions, which is both input and
+output. It attends to as many positions as each call says.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from ldp_export.graphs.graph import OPSET
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity import KeyValue
 
-#: Inputs of the in-place form that all layers share, [rows] each: where to write, and how much there is to attend to.
+#: Inputs of a static KV cache that all layers share, [rows] each: the first position to write, the length to attend to.
 WRITTEN, LENGTHS = "written", "lengths"
 
-#: The first opset with TensorScatter, and with lengths of keys and values in Attention.
+#: First ONNX opset with TensorScatter, and with lengths of keys and values in Attention.
 STATIC_OPSET = 24
 
 
 class KeyValues(Protocol):
     @property
     def opset(self) -> int:
-        """Of ONNX, that the form needs."""
+        """ONNX opset version that the cache needs."""
         ...
 
     def attend(
         self, given: Mapping[str, torch.Tensor], layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, KeyValue]:
-        """Self-attention of new tokens, q, k, v [R, L, H, c], to the past and each other.
+        """Self-attention of new tokens (q, k, v: [R, L, H, c]) to the past and to each other.
 
         Args:
             given: the graph's inputs by name.
 
         Returns:
-            What was attended to [R, L, C], and the layer's outputs.
+            Result of the attention [R, L, C], and the layer's K/V outputs.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DynamicKeyValues:
-    """Reads `past_k_I`, `past_v_I` [P, R, H, c]; gives `new_k_I`, `new_v_I` [L, R, H, c]."""
+    """Dynamic KV cache: reads `past_k_I`, `past_v_I` [P, R, H, c]; returns `new_k_I`, `new_v_I` [L, R, H, c]."""
 
     opset: int = OPSET
 
@@ -63,12 +63,12 @@ class DynamicKeyValues:
 
 @dataclass(frozen=True)
 class StaticKeyValues:
-    """Reads `cache_k_I`, `cache_v_I` and gives `present_k_I`, `present_v_I`, all [R, H, M, c] with a fixed M.
+    """Static KV cache: reads `cache_k_I`, `cache_v_I`; returns `present_k_I`, `present_v_I`, all [R, H, M, c].
 
-    Its operators have no PyTorch kernels: the graph can be exported, not run.
+    Its operators have no PyTorch kernels: the graph can be exported but not run.
 
     Attributes:
-        capacity: M, positions of the cache.
+        capacity: M, the fixed number of positions of the cache.
     """
 
     capacity: int
@@ -94,7 +94,7 @@ class StaticKeyValues:
 
 
 def static_signature(signature: GraphSignature, capacity: int) -> GraphSignature:
-    """Signature of a graph with a static cache, from that with a dynamic one; graphs without a cache are unchanged."""
+    """Signature of a graph with a static KV cache, from that with a dynamic one; without a cache it is unchanged."""
     if not any(spec.name.startswith("past_") for spec in signature.inputs):
         return signature
     shared = (TensorSpec(WRITTEN, (Axis.ROWS,), "int64"), TensorSpec(LENGTHS, (Axis.ROWS,), "int64"))
@@ -111,7 +111,7 @@ def _in_place(spec: TensorSpec, before: str, after: str, capacity: int) -> Tenso
 
 
 def _scattered(cache: torch.Tensor, new: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-    """`cache` [R, H, M, c] with `new` [R, H, L, c] at the positions from `written` [R] on."""
+    """Copy of `cache` [R, H, M, c] with `new` [R, H, L, c] at the positions from `written` [R] on."""
     return torch.onnx.ops.symbolic(
         "TensorScatter",
         (cache, new, written),
@@ -125,6 +125,6 @@ def _scattered(cache: torch.Tensor, new: torch.Tensor, written: torch.Tensor) ->
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """q [R, L, H, c] against k, v [R, H, S, c] -> [R, L, C]."""
+    """Attention [R, L, C] of q [R, L, H, c] to k, v [R, H, S, c]."""
     out = nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2).flatten(2)

@@ -1,9 +1,9 @@
-"""From a graph module to an ONNX file whose weights stay in safetensors.
+"""Export of a graph module to an ONNX file whose weights are in safetensors.
 
-The module is traced on fake tensors, so its own weights are neither needed nor copied: it may lie on the meta device.
-The ONNX initializers then point into a safetensors file in the graph's folder, which is written as a stream. Runtimes
-refuse external data outside the model's own folder, so that file lies beside the graph. Precision is part of the graph:
-weights are stored in their element types, and a reduced graph must be its float32 twin but for casts.
+The module is traced on fake tensors, so its weights are neither needed nor copied: it may be on the meta device. The
+ONNX initializers then point into a safetensors file, whose writing is streamed. Runtimes refuse external data outside
+the model's own folder, so the safetensors file is beside the graph. Precision is part of the graph: weights are
+stored in their element types. A reduced-precision graph must differ from its float32 twin in casts only.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ldp_export.logs import errors_only
 logger = logging.getLogger(__name__)
 
 
-#: Counts changes to what an export writes, so that graphs of earlier versions are not taken for this one's.
+#: Version of the exported files; raised when they change, so that graphs of earlier versions are not reused.
 FORMAT = 2
 
 
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
 
 
-#: Tensors above this many elements are never folded into new, anonymous constants: weights keep their names.
+#: Most elements of a tensor that is folded into a new, anonymous constant: weights are larger and keep their names.
 _FOLD_LIMIT = 4096
 
 
@@ -47,12 +47,12 @@ def export_graph(
     """Writes `model.onnx` and `weights.safetensors` of a graph into `folder`.
 
     Args:
-        weights: values of the graph's weights in any element type, such as views of a mapped checkpoint; None: its own.
-        say: told in words how far it is.
+        weights: values of the graph's weights in any element type, such as those of a memory-mapped checkpoint; None
+            takes the graph's own.
+        say: called with the name of each step.
 
     Raises:
-        ExportError: the module cannot be traced, does not use an input of its signature, or is in its precision another
-            graph than in float32.
+        ExportError: the module cannot be traced, or does not use an input of its signature.
         CheckpointError: a weight is NaN or infinite, or becomes so in its element type.
     """
     weights = graph.state_dict() if weights is None else weights
@@ -69,17 +69,17 @@ def export_graph(
 
 
 def check_twin(graph: Graph, twin: Graph) -> None:
-    """Raises ExportError unless a graph is, but for casts, node by node the same as its float32 twin."""
-    found = differences(_traced(graph), _traced(twin))
-    if found:
+    """Raises ExportError unless a graph is, node by node and apart from casts, the same as its float32 twin."""
+    mismatches = differences(_traced(graph), _traced(twin))
+    if mismatches:
         raise ExportError(
             f"the graph {graph.signature.name!r} in {graph.precision} is not its {twin.precision} twin but for casts: "
-            + "; ".join(found[:5])
+            + "; ".join(mismatches[:5])
         )
 
 
 def _traced(graph: Graph) -> Any:
-    """The ONNX model of a graph, weights without values."""
+    """ONNX model of a graph; its weights have no values."""
     try:
         return _trace(graph.eval()).model
     except Exception as error:  # torch.export raises many types
@@ -87,7 +87,7 @@ def _traced(graph: Graph) -> Any:
 
 
 def _trace(graph: Graph) -> Any:
-    """The ONNX program of the module, traced on fake tensors with every axis dynamic."""
+    """ONNX program of the module, traced on fake tensors with every axis dynamic."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     signature = graph.signature
@@ -109,7 +109,7 @@ def _trace(graph: Graph) -> Any:
 
 @contextmanager
 def _fake_weights(graph: Graph) -> Generator[None]:
-    """For the duration, every parameter is one without values, in the element type in which it will be stored."""
+    """Replaces every parameter, within its scope, by a fake one in the element type in which it will be stored."""
     types = graph.weight_types()
     fakes: dict[int, nn.Parameter] = {}
     places = [
@@ -128,9 +128,10 @@ def _fake_weights(graph: Graph) -> Generator[None]:
 
 
 def _take_out_transposes(model: Any) -> set[str]:
-    """Names of matrices that the graph only uses transposed; it then takes them as they will be stored: transposed.
+    """Removes the transposes of matrices that the graph only uses transposed, and returns the matrices' names.
 
-    Engine builders and runtimes would do so at every load; TensorRT-RTX builds twice as fast without.
+    These matrices are then stored transposed. Otherwise engine builders and runtimes would transpose them at every
+    load; TensorRT-RTX builds twice as fast without.
     """
     import onnx_ir as ir
 
@@ -155,7 +156,7 @@ def _store_weights(
     folder: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Streams the weights that the graph uses into its file and makes its initializers refer to it."""
+    """Streams the weights that the graph uses into their file, and makes the initializers refer to it."""
     import onnx_ir as ir
 
     initializers, types = model.graph.initializers, graph.weight_types()
@@ -193,7 +194,7 @@ def _write(model: Any, path: Path) -> None:
 
 
 def _strip_metadata(model: Any) -> None:
-    """Takes out the tracer's notes (stack traces, file paths): they differ from machine to machine."""
+    """Removes the tracer's metadata (stack traces, file paths), which differ from machine to machine."""
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -204,39 +205,39 @@ def _strip_metadata(model: Any) -> None:
     model.metadata_props.clear()
 
 
-#: What a node takes: an input or initializer by its name, or an output of an earlier node by its number.
+#: Origin of a node's input: name of a graph input or initializer, or numbers of an earlier node and of its output.
 Source = str | tuple[int, int] | None
 
 
-#: A node: its operator, what it takes, and its attributes but for values of constants.
+#: A node: its operator, the sources of its inputs, and its attributes except the values of constants.
 Described = tuple[str, tuple[Source, ...], tuple[str, ...]]
 
 
 def describe(model: Any) -> list[Described]:
-    """The nodes of an ONNX model in order, as if it had no casts."""
+    """Nodes of an ONNX model in order, as if it had no casts."""
     sources: dict[int, Source] = {id(v): v.name for v in (*model.graph.inputs, *model.graph.initializers.values())}
     described: list[Described] = []
     for node in model.graph:
-        taken = tuple(None if value is None else sources[id(value)] for value in node.inputs)
+        inputs = tuple(None if value is None else sources[id(value)] for value in node.inputs)
         if node.op_type == "Cast":
-            sources[id(node.outputs[0])] = taken[0]
+            sources[id(node.outputs[0])] = inputs[0]
             continue
         for i, output in enumerate(node.outputs):
             sources[id(output)] = (len(described), i)
-        described.append((node.op_type, taken, _attributes(node)))
+        described.append((node.op_type, inputs, _attributes(node)))
     described.append(("outputs", tuple(sources[id(value)] for value in model.graph.outputs), ()))
     return described
 
 
 def _attributes(node: Any) -> tuple[str, ...]:
-    """Constants hold values in the graph's element type, which the twin holds in its own."""
+    """Attributes of a node; none for constants, whose values are in the element type of their own graph."""
     if node.op_type == "Constant":
         return ()
     return tuple(f"{name}={attribute.value}" for name, attribute in sorted(node.attributes.items()))
 
 
 def differences(model: Any, twin: Any) -> list[str]:
-    """In words, where the two differ by more than casts."""
+    """Descriptions of the nodes in which two models differ, apart from casts."""
     pairs = zip_longest(describe(model), describe(twin))
     return [f"node {i} is {_say(a)}, its twin {_say(b)}" for i, (a, b) in enumerate(pairs) if a != b]
 

@@ -24,10 +24,10 @@ class Axis(StrEnum):
 
 Dim = Axis | int
 
-#: Begins the name of an engine that is made of the `blocks` graph whose name follows, and computes in 8 bits.
+#: Prefix of the name of an 8-bit engine; the name of the `blocks` graph from which it is built follows.
 QUANTIZED = "late_"
 
-#: Sizes used while tracing: all different and none 0 or 1, lest torch.export takes a size for a constant.
+#: Sizes used while tracing: different within a graph and never 0 or 1, lest torch.export takes a size for a constant.
 _EXAMPLE = {Axis.ROWS: 2, Axis.TOKENS: 6, Axis.PAST: 10, Axis.TEXT: 7, Axis.IMAGES: 2, Axis.HEIGHT: 5, Axis.WIDTH: 9}
 _LARGEST = 1 << 20
 
@@ -54,7 +54,7 @@ class GraphSignature:
     outputs: tuple[TensorSpec, ...]
 
     def quantized(self) -> GraphSignature:
-        """Of the engine in 8 bits that is made of this graph."""
+        """Signature of the 8-bit engine that is built from this graph."""
         return replace(self, name=QUANTIZED + self.name)
 
     @property
@@ -70,21 +70,21 @@ class GraphSignature:
         return frozenset(dim for spec in self.inputs for dim in spec.shape if isinstance(dim, Axis))
 
     def examples(self, device: str = "cpu") -> tuple[torch.Tensor, ...]:
-        """Inputs to trace a graph with."""
+        """Example inputs for tracing a graph."""
         return tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype, device=device) for spec in self.inputs)
 
     def dynamic_shapes(self) -> tuple[Any, ...]:
-        """For torch.export: every axis may have any size, and the past may be empty."""
+        """Dynamic shapes for torch.export: every axis may have any size, and the past may be empty."""
         dims = {
             axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in self.axes
         }
         shapes = tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, Axis)} for spec in self.inputs)
-        # Graphs take their inputs as *tensors: torch.export then wants the shapes of several as one argument's.
+        # Graphs take several inputs as *tensors, which torch.export counts as one argument.
         return (shapes,) if len(shapes) > 1 else shapes
 
 
 def tensor_entries(specs: tuple[TensorSpec, ...]) -> tuple[TensorEntry, ...]:
-    """Inputs or outputs as the manifest describes them."""
+    """Entries of the manifest that describe inputs or outputs."""
     return tuple(
         TensorEntry(name=s.name, shape=tuple(d if isinstance(d, int) else str(d) for d in s.shape), dtype=s.dtype)
         for s in specs

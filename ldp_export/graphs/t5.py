@@ -21,8 +21,8 @@ def t5_signature(channels: int) -> GraphSignature:
 class T5EncoderGraph(Graph):
     """Token ids [R, T] of equally long prompts to features [R, T, Ct]; no padding, hence no mask.
 
-    Only products are in reduced precision: the residual stream of a T5 leaves the range of float16. The products that
-    write to it (`wo`) do so too, and stay float32 in a float16 graph, as `transformers` keeps them.
+    Only products are in reduced precision: the residual stream of a T5 exceeds the range of float16. The products that
+    write to it (`wo`) exceed it too. They stay float32 in a float16 graph, as in `transformers`.
     """
 
     ISLANDS = re.compile(r".*(layer_norm|relative_attention_bias)\.")
@@ -54,5 +54,5 @@ class _Embedding(nn.Embedding):
         return super().forward(input).float()
 
 
-#: Layers of `transformers`, and the same computing in the type of their weights and giving float32.
+#: Replacements of layers of `transformers`: they compute in the type of their weights and return float32.
 _FLOAT32_RESULTS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, nn.Embedding: _Embedding}

@@ -1,7 +1,8 @@
-"""The `prompt` graph of class-conditional models: everything of a class that no scale changes, computed once.
+"""VAR's graphs: `prompt`, `blocks` and `decoder`.
 
-That is the start token and the AdaLN modulation of every block, which depends on the class alone: the projections
-behind it (a third of the weights of the larger models) leave the scale loop with it.
+The `prompt` graph computes once everything that depends on the class but not on the scale. That is the start token
+and the AdaLN modulation of every block. The AdaLN projections, a third of the weights of the larger models, thus leave
+the scale loop.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ def var_prompt_signature(config: VarConfig) -> GraphSignature:
 
 
 class VarPromptGraph(Graph):
-    """Class labels [R] to the start token with its scale embedding (its position is added with those of all tokens),
-    and the modulation of each block and of the head. The AdaLN projections are in the graph's precision, as in the
-    original's inference."""
+    """Class labels [R] to the start token and the modulation of each block and of the head.
+
+    The start token includes its scale embedding; `blocks` adds its position like those of all tokens. The AdaLN
+    projections have the graph's precision, as in the original's inference.
+    """
 
     ISLANDS = re.compile(r"model\.((class_emb|pos_start|lvl_embed)\b|blocks\.\d+\.ada_gss$)")
 
@@ -49,7 +52,11 @@ class VarPromptGraph(Graph):
 
 
 def var_placement(model: VarTransformer) -> dict[str, torch.Tensor]:
-    """What `blocks` adds to tokens: embedding bias plus scale embedding [scales, C], and positions [tokens, C]."""
+    """Tensors that `blocks` adds to tokens.
+
+    Returns:
+        `level_offsets`: embedding bias plus scale embedding [scales, C]; `positions`: position embeddings [tokens, C].
+    """
     offsets = (model.word_embed.bias.float() + model.lvl_embed.weight.float()).detach()
     return {"level_offsets": offsets, "positions": model.pos_1LC[0].detach().float()}
 
@@ -77,7 +84,7 @@ def var_blocks_signature(config: VarConfig, first: int, last: int, precision: Pr
 
 
 class VarBlocksGraph(Graph):
-    """Blocks [first, last) with the calling convention of `var_blocks_signature`.
+    """Blocks [first, last) of the transformer; `var_blocks_signature` is its calling convention.
 
     The residual stream, normalisations, modulation, attention's temperatures and the head are float32 in every
     precision.
@@ -99,30 +106,31 @@ class VarBlocksGraph(Graph):
             self.head = model.head
 
     def uses(self, name: str) -> bool:
-        # The prompt graph holds what makes the modulation, and the offsets the embedding's bias.
+        # The `prompt` graph holds the AdaLN projections; `level_offsets` include the embedding's bias.
         return re.search(r"ada_lin|ada_gss|word_embed\.bias", name) is None
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        given = dict(zip(self.signature.input_names, tensors, strict=True))
+        inputs = dict(zip(self.signature.input_names, tensors, strict=True))
         if self.first == 0:
-            # The bias of the embedding is part of `offset`, which differs for the start token (see class_prompt.py).
-            x = linear(given["latents"], self.word_embed.weight).float() + given["offset"][:, None] + given["positions"]
+            # `offset` is the start token at scale 0, and else includes the embedding's bias (see `var_placement`).
+            x = linear(inputs["latents"], self.word_embed.weight).float()
+            x = x + inputs["offset"][:, None] + inputs["positions"]
         else:
-            x = given["hidden"]
+            x = inputs["hidden"]
         caches: list[torch.Tensor] = []
         for i, block in enumerate(cast(list[VarBlock], list(self.blocks)), start=self.first):
-            past = (given[f"past_k_{i}"], given[f"past_v_{i}"])
-            x, new_k, new_v = self._block(block, x, given[f"modulation_{i}"], past)
+            past = (inputs[f"past_k_{i}"], inputs[f"past_v_{i}"])
+            x, new_k, new_v = self._block(block, x, inputs[f"modulation_{i}"], past)
             caches += [new_k, new_v]
         if hasattr(self, "head"):
-            scale, shift = given["head_modulation"].split(1, dim=1)
+            scale, shift = inputs["head_modulation"].split(1, dim=1)
             x = self.head(modulate(x, scale, shift, self.eps))
         return (x, *caches)
 
     def _block(
         self, block: VarBlock, x: torch.Tensor, modulation: torch.Tensor, past: KeyValue
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `VarBlock.forward`, with only the new K/V returned."""
+        """Runs a block like `VarBlock.forward`, but returns only the new K/V."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.split(1, dim=1)
         q, k, v = block.attn.project(modulate(x, scale1, shift1, self.eps), None)  # [R, L, H, c]
         q, k = q.to(v.dtype), k.to(v.dtype)

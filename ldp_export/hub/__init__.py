@@ -1,1 +1,1 @@
-"""The model hub: what it holds, downloads that resume and are checked, and what is already on this machine."""
+"""The model hub: its files, downloads that resume and are checked, and the files already on this machine."""

@@ -1,4 +1,4 @@
-"""What a repository of the hub holds at a revision: names, sizes, hashes. Every failure is a typed error."""
+"""Names, sizes and hashes of a hub repository's files at a revision. Every failure is a typed error."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ class HubFile:
     """One file of a repository at a commit.
 
     Attributes:
-        revision: as it was asked for; commit: what that meant.
-        size: bytes; blob: git's object id; sha256: of the content, for files kept with LFS.
+        revision: revision that was asked for.
+        commit: commit to which the revision resolved.
+        size: size in bytes.
+        blob: git's object id.
+        sha256: SHA-256 of the content, for files kept with LFS.
     """
 
     repository: str
@@ -35,11 +38,11 @@ class HubFile:
 
     @property
     def etag(self) -> str:
-        """How the hub, and the cache on this machine, call its content."""
+        """Name of the file's content on the hub and in the cache on this machine."""
         return self.sha256 or self.blob
 
     def matches(self, path: Path) -> bool:
-        """Whether a local file has this file's size and hash (reads all of it)."""
+        """True if a local file has this file's size and hash; reads the whole local file."""
         if path.stat().st_size != self.size:
             return False
         return (hash_file(path) if self.sha256 else git_blob_id(path)) == self.etag
@@ -49,16 +52,16 @@ class HubFile:
         if self.matches(path):
             return
         size = path.stat().st_size
-        found = f"{size} bytes" if size != self.size else "another content"
+        actual = f"{size} bytes" if size != self.size else "another content"
         raise IntegrityError(
-            f"{path} is not {self.path} of {self.repository} at {self.commit[:12]}: it has {found}, "
+            f"{path} is not {self.path} of {self.repository} at {self.commit[:12]}: it has {actual}, "
             f"expected {self.size} bytes with {'SHA-256' if self.sha256 else 'git id'} {self.etag}",
             hint=hint,
         )
 
 
 def git_blob_id(path: Path) -> str:
-    """The id that git gives a file's content; the hub lists it for files that are not kept with LFS."""
+    """Git's id of a file's content; the hub lists it for files that are not kept with LFS."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -68,7 +71,7 @@ def list_repository(repository: str, revision: str) -> list[HubFile]:
     """All files of a repository at a revision, in one request.
 
     Raises:
-        HubError: unreachable, not allowed, or no such repository or revision.
+        HubError: the hub is unreachable, access is denied, or there is no such repository or revision.
     """
     api = hub_module().HfApi(endpoint=endpoint())
     with hub_errors(repository, revision):
@@ -93,7 +96,7 @@ def endpoint() -> str:
 
 
 def cache_folder() -> Path:
-    """The hub's cache on this machine, shared with its other users: HF_HUB_CACHE, or in HF_HOME."""
+    """Cache of the hub's client on this machine, shared with other programs: HF_HUB_CACHE, or a folder in HF_HOME."""
     if "HF_HUB_CACHE" in os.environ:
         return Path(os.environ["HF_HUB_CACHE"]).expanduser()
     if "HF_HOME" in os.environ:
@@ -102,7 +105,7 @@ def cache_folder() -> Path:
 
 
 def hub_module() -> Any:
-    """huggingface_hub, which only fetching needs."""
+    """Imports huggingface_hub, which only fetching needs. Raises ConfigError if it is not installed."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -112,7 +115,7 @@ def hub_module() -> Any:
 
 @contextmanager
 def hub_errors(repository: str, revision: str) -> Generator[None]:
-    """Turns the client's many error types into HubError, which says what to do."""
+    """Turns the client's many error types into HubError, whose hint tells what to do."""
     from huggingface_hub import errors
 
     where = f"{repository} at {revision} on {endpoint()}"
@@ -140,7 +143,7 @@ def hub_errors(repository: str, revision: str) -> Generator[None]:
         raise HubError(
             f"the hub refused {where}: {_first_line(error)}", hint="try again later, or set HF_TOKEN"
         ) from error
-    except Exception as error:  # of whichever HTTP library this version of the client uses
+    except Exception as error:  # the HTTP library, and so its errors, depends on the client's version
         if isinstance(error, MemoryError | HubError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise _unreachable(where, error) from error

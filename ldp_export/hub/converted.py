@@ -1,4 +1,4 @@
-"""A fetched model, converted into a folder from which `build --local-dir` takes it."""
+"""Conversion of a fetched model into a folder from which `build --local-dir` takes it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from ldp_export.hub.local import TEXT_ENCODER, TRANSFORMER, VAE
 from ldp_export.models.registry import NamedModel
 from ldp_export.progress import Progress, ProgressEvent, silent
 
-#: What the parts of a folder were converted from, and to.
+#: File that records the precision and the source revisions of a folder's converted parts.
 RECORD = "converted.json"
 
 
 def check_converted(folder: Path, precision: str, revisions: Mapping[str, str]) -> None:
-    """Whether a conversion may begin in the folder, or go on in it.
+    """Checks that a conversion may begin or continue in the folder.
 
     Args:
-        revisions: commit by repository, of what is to be converted.
+        revisions: commit by repository, of the files to be converted.
 
     Raises:
-        ConfigError: the folder is a file, or holds parts that were converted to another precision or from another
-            revision, or that nobody noted anything of.
+        ConfigError: the folder is a file, or holds parts of another precision or revision, or parts without a record.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", hint="name a folder")
@@ -54,11 +53,11 @@ def check_converted(folder: Path, precision: str, revisions: Mapping[str, str]) 
 
 
 def check_room(spec: NamedModel, folder: Path, precision: str, text_encoder: bool, to_fetch: int) -> None:
-    """Whether all that is converted fits on the folder's disk, before gigabytes of it are downloaded.
+    """Checks that all converted parts fit on the folder's disk, before gigabytes are downloaded.
 
     Args:
-        text_encoder: whether it is converted too.
-        to_fetch: bytes that are still to be downloaded to the same disk; 0 for another one.
+        text_encoder: True if the text encoder is converted too.
+        to_fetch: bytes still to be downloaded to the same disk; 0 if they go to another disk.
 
     Raises:
         CapacityError: the disk is too small.
@@ -78,16 +77,16 @@ def convert_model(
     progress: Progress = silent,
     revisions: Mapping[str, str] | None = None,
 ) -> Sources:
-    """Converts every part that is not converted yet; the folder then needs nothing of the sources.
+    """Converts every part that is not converted yet; the sources are then no longer needed.
 
     Raises:
-        ConfigError: unknown precision, or see `check_converted`.
-        CheckpointError, CapacityError: see `plan_conversion`, `convert`.
+        ConfigError: unknown precision; see also `check_converted`.
+        CheckpointError, CapacityError: see `plan_conversion` and `convert`.
     """
     revisions = {} if revisions is None else dict(revisions)
     check_converted(folder, precision, revisions)
     targets = _targets(folder)
-    # The transformer last: the folder counts as converted once it is there.
+    # The transformer is last, because the folder counts as converted once its transformer exists.
     plans = [
         plan_conversion(path, targets[part], precision)
         for part, path in reversed(sources.items())
@@ -107,16 +106,16 @@ def _targets(folder: Path) -> dict[str, Path]:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What was noted when parts were converted here."""
+    """Record of the folder's conversions; without a valid one, an unknown precision and no revisions."""
     try:
-        noted = json.loads((folder / RECORD).read_text())
-        return {"precision": str(noted["precision"]), "revisions": dict(noted["revisions"])}
+        record = json.loads((folder / RECORD).read_text())
+        return {"precision": str(record["precision"]), "revisions": dict(record["revisions"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {"precision": "an unknown precision", "revisions": {}}
 
 
 def run_conversion(plan: Conversion, progress: Progress, index: int = 0, count: int = 1) -> None:
-    """Converts one checkpoint and reports how far it is."""
+    """Converts one checkpoint and reports its progress."""
     stage, started = f"convert {plan.target.name}", time.perf_counter()
     progress(ProgressEvent(stage, index, count, "started", f"{plan.bytes / 1e9:.2f} GB"))
 

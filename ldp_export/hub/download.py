@@ -1,7 +1,7 @@
-"""Downloads that resume where they were cut, and become visible only when their hash is right.
+"""Downloads that resume where they were interrupted, and appear only when their hash is right.
 
-The hub's client restarts a file whose download was interrupted by the end of the process. Here the part that has
-arrived stays beside its place under a fixed name, and the next try asks for the rest with a Range request.
+The hub's client restarts a download that was interrupted by the end of the process. Here the received part stays
+beside the target under a fixed name, and the next try asks for the rest with a Range request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ldp_runtime.errors import HubError, IntegrityError
 
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, hub_errors, hub_module
 
-#: Of the part of a file that has arrived.
+#: Ending of the name of a file that is received in part.
 PARTIAL = ".partial"
 OnBytes = Callable[[int], None]
 
@@ -27,11 +27,11 @@ def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None
     """Writes a file of the hub to `target`, which appears complete and checked, or not at all.
 
     Args:
-        on_bytes: told the number of bytes that have arrived so far, those of earlier tries included.
+        on_bytes: called with the number of bytes received so far, those of earlier tries included.
 
     Raises:
-        HubError: the connection failed; what has arrived is kept, and the next call resumes.
-        IntegrityError: the hub served another content than it lists; what has arrived is deleted.
+        HubError: the connection failed; the received part is kept, and the next call resumes.
+        IntegrityError: the hub served another content than it lists; the received file is deleted.
         CapacityError: the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,11 +54,11 @@ def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None
 
 
 def download_to_cache(file: HubFile, on_bytes: OnBytes = lambda count: None) -> Path:
-    """Into the hub's cache on this machine, where its client and other programs find the file too."""
+    """Downloads a file into the hub's cache on this machine, where other programs find it too."""
     hub = hub_module()
     download(file, blob_path(file), on_bytes)
     with hub_errors(file.repository, file.revision):
-        # The content is there: the client only enters it into the snapshot of its commit.
+        # The content is already in the cache: the client only enters it into the snapshot of its commit.
         return Path(
             hub.hf_hub_download(
                 file.repository, file.path, revision=file.revision, cache_dir=cache_folder(), endpoint=endpoint()
@@ -67,7 +67,7 @@ def download_to_cache(file: HubFile, on_bytes: OnBytes = lambda count: None) -> 
 
 
 def blob_path(file: HubFile) -> Path:
-    """Where the cache keeps the content of a file."""
+    """Path of a file's content in the cache."""
     return repository_cache(file.repository) / "blobs" / file.etag
 
 
@@ -77,7 +77,7 @@ def repository_cache(repository: str) -> Path:
 
 
 def _receive(file: HubFile, partial: Path, on_bytes: OnBytes) -> None:
-    """Appends what is missing. The client tries a few times to go on where a connection breaks."""
+    """Appends the missing bytes; the client itself resumes a broken connection a few times."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -101,7 +101,7 @@ def _receive(file: HubFile, partial: Path, on_bytes: OnBytes) -> None:
 
 
 class _Counted(io.RawIOBase):
-    """A file that tells how long it is after every piece that is written."""
+    """A file that reports its length after every write."""
 
     def __init__(self, file: BinaryIO, on_bytes: OnBytes) -> None:
         self._file, self._on_bytes = file, on_bytes
@@ -123,7 +123,7 @@ class _Counted(io.RawIOBase):
 
 @contextmanager
 def _quiet_client() -> Generator[None]:
-    """Progress is ours to show: switches the client's own bars off for the duration."""
+    """Switches off the client's progress bars within its scope, because this package shows its own."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     were_off = are_progress_bars_disabled()

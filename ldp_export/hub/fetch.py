@@ -1,4 +1,4 @@
-"""Fetching a model: what is to be downloaded, from where, and how much of it is here; then doing it."""
+"""Planning and running of a model's fetch: the files to download, their origin, and the parts already here."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ from ldp_export.progress import Progress, ProgressEvent, silent
 
 #: Seconds between two reports of a download.
 _REPORT_EVERY = 0.2
-#: A published transformer may differ from the architecture's float32 (or 16-bit) size by its container: share, bytes.
+#: Share and bytes by which a published transformer's file, for its container, may differ from the size of its weights
+#: in float32 (or 16 bits).
 _SIZE_TOLERANCE = (0.02, 2**20)
 
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file of the hub, where it belongs on this machine, and what of it is there.
+    """A file of the hub, its path on this machine, and the bytes of it that are already here.
 
     Attributes:
-        place: where its content lies once fetched.
-        state: here, begun, or absent; have: bytes of it that are here.
+        place: path of its content once it is fetched.
+        state: complete, partial (the download has begun), or absent.
+        have: number of its bytes that are here.
     """
 
     file: HubFile
@@ -57,7 +59,7 @@ class WantedFile:
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """A checked fetch. Making one asks the hub for its lists, and downloads nothing."""
+    """A checked fetch; planning it asks the hub for its lists of files and downloads nothing."""
 
     spec: NamedModel
     hub: HubFiles
@@ -78,7 +80,7 @@ class FetchPlan:
 
     @property
     def revisions(self) -> dict[str, str]:
-        """Commit by repository."""
+        """Commit of each repository."""
         return {wanted.file.repository: wanted.file.commit for wanted in self.files}
 
     def to_json(self) -> dict[str, Any]:
@@ -107,15 +109,16 @@ class FetchPlan:
 def plan_fetch(
     spec: NamedModel, revision: str | None = None, local_dir: Path | None = None, text_encoder: bool = True
 ) -> FetchPlan:
-    """Asks the hub what it holds and compares it with this machine.
+    """Asks the hub for its files and compares them with those on this machine.
 
     Args:
-        revision: of the model's repository, instead of the registry's.
-        local_dir: a folder of its own instead of the hub's cache, to be carried elsewhere.
-        text_encoder: fetch it too, where the model has one.
+        revision: revision of the model's repository, instead of the registry's.
+        local_dir: a separate folder instead of the hub's cache, to be carried to another machine.
+        text_encoder: fetch the text encoder too, if the model has one.
 
     Raises:
-        ConfigError: a model that no hub holds. HubError: see `list_repository`, or a file is not there.
+        ConfigError: no hub holds the model.
+        HubError: a file is missing on the hub; see also `list_repository`.
         CheckpointError: the hub's transformer has another size than the model of that name.
         CapacityError: the disk is too small.
     """
@@ -166,14 +169,14 @@ def _require(
 
 
 def _check_size(spec: NamedModel, hub: HubFiles, files: list[HubFile]) -> None:
-    """A transformer of another size than its name is found before its gigabytes are fetched."""
-    found = sum(file.size for file in files if file.path != hub.vae and not file.path.endswith(".json"))
+    """Raises CheckpointError, before gigabytes are fetched, if the transformer has another size than its name says."""
+    size = sum(file.size for file in files if file.path != hub.vae and not file.path.endswith(".json"))
     expected = released_bytes(spec)["transformer"]
     allowed = _SIZE_TOLERANCE[0] * expected + _SIZE_TOLERANCE[1]
-    if any(abs(found - expected * share) < allowed for share in (1, 0.5)):
+    if any(abs(size - expected * share) < allowed for share in (1, 0.5)):
         return
     raise CheckpointError(
-        f"{hub.transformer} of {hub.repository} has {gigabytes(found)}; the transformer of {spec.name} has "
+        f"{hub.transformer} of {hub.repository} has {gigabytes(size)}; the transformer of {spec.name} has "
         f"{gigabytes(expected)} in float32",
         hint="the revision or the mirror holds another model under this name: see --revision and HF_ENDPOINT",
     )
@@ -190,12 +193,14 @@ def _wanted(file: HubFile, folder: Path | None) -> WantedFile:
 
 
 def fetch(plan: FetchPlan, progress: Progress = silent) -> Sources:
-    """Downloads what is missing, checks every file's hash, and says where the parts lie.
+    """Downloads the missing files, checks every file's hash, and returns the paths of the parts.
 
-    Running it again after any failure goes on where it stopped.
+    Running it again after any failure continues where it stopped.
 
     Raises:
-        HubError: the connection failed. IntegrityError: a file with a wrong hash. CapacityError: the disk is full.
+        HubError: the connection failed.
+        IntegrityError: a file has a wrong hash.
+        CapacityError: the disk is full.
     """
     paths: dict[tuple[str, str], Path] = {}
     for index, wanted in enumerate(plan.files):
@@ -211,17 +216,17 @@ def fetch(plan: FetchPlan, progress: Progress = silent) -> Sources:
 
 
 def fetched_sources(spec: NamedModel, local_dir: Path | None, text_encoder: Path | None) -> Sources:
-    """The parts of a model of the hub, from the cache of this machine or from `local_dir`. Downloads nothing.
+    """Parts of a hub model, from the cache of this machine or from `local_dir`. Downloads nothing.
 
     Raises:
-        CheckpointError: files are missing there.
+        CheckpointError: files are missing in the cache or the folder.
     """
     hub, own_encoder = _published(spec), text_encoder is None
     if local_dir is not None:
-        found = _from_folder(spec, hub, local_dir, own_encoder)
+        sources = _from_folder(spec, hub, local_dir, own_encoder)
     else:
-        found = _from_cache(spec, hub, own_encoder)
-    return found if own_encoder else replace(found, text_encoder=text_encoder)
+        sources = _from_cache(spec, hub, own_encoder)
+    return sources if own_encoder else replace(sources, text_encoder=text_encoder)
 
 
 def _from_folder(spec: NamedModel, hub: HubFiles, folder: Path, text_encoder: bool) -> Sources:
@@ -239,9 +244,9 @@ def _from_folder(spec: NamedModel, hub: HubFiles, folder: Path, text_encoder: bo
 def _from_cache(spec: NamedModel, hub: HubFiles, text_encoder: bool) -> Sources:
     here = local_files(spec, text_encoder=text_encoder)
     _require_local(spec, here, f"the cache {cache_folder()}")
-    places = {name: path for name, path in here.files if path is not None}
-    vae = places[hub.vae]
-    encoder = places.get("tokenizer.json")
+    paths = {name: path for name, path in here.files if path is not None}
+    vae = paths[hub.vae]
+    encoder = paths.get("tokenizer.json")
     return Sources(_root(vae, hub.vae) / hub.transformer, vae, encoder.parent if encoder else None)
 
 
@@ -254,24 +259,24 @@ def _require_local(spec: NamedModel, here: LocalFiles, where: str, option: str =
 
 
 def raw_sources(hub: HubFiles, folder: Path, text_encoder: bool) -> Sources:
-    """The parts in a folder that holds the repository's files under their own names."""
+    """Parts in a folder that holds the repository's files under their own names."""
     return Sources(folder / hub.transformer, folder / hub.vae, folder / TEXT_ENCODER if text_encoder else None)
 
 
 def _root(path: Path, name: str) -> Path:
-    """The snapshot's folder, in which `name` is `path`."""
+    """Folder of the snapshot in which the file `name` is at `path`."""
     return path.parents[len(Path(name).parts) - 1]
 
 
 def _fetch_one(wanted: WantedFile, to_cache: bool, meter: _Meter) -> Path:
-    """A file that is here already is checked; another is downloaded, which checks it."""
+    """Checks the hash of a file that is already here; downloads any other, which checks it too."""
     file, place = wanted.file, wanted.place
     meter.begin(wanted.have)
-    if place.is_file() and place.stat().st_size == file.size:  # also where another process was faster
+    if place.is_file() and place.stat().st_size == file.size:  # here, or just fetched by another process
         meter.say("checking")
         file.require(place, hint=f"delete it and run the command again: rm {place}")
     elif place.exists() or place.is_symlink():
-        place.unlink()  # of another length than the hub's
+        place.unlink()  # its length differs from the hub's
     path = download_to_cache(file, meter.advance) if to_cache else place
     if not to_cache:
         download(file, place, meter.advance)

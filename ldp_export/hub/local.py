@@ -1,4 +1,4 @@
-"""What of a model is on this machine: in the hub's cache, or in a folder that was fetched with --local-dir."""
+"""Files of a model on this machine: in the hub's cache, or in a folder that was fetched with --local-dir."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldp_export.hub.client import cache_folder, hub_module
 from ldp_export.hub.download import PARTIAL, repository_cache
 from ldp_export.models.registry import HubFiles, NamedModel
 
-#: In a --local-dir: folder of the text encoder's repository; transformer and VAE once converted.
+#: Names in a --local-dir: of the text encoder's folder, and of the transformer and the VAE once they are converted.
 TEXT_ENCODER = "text_encoder"
 TRANSFORMER, VAE = "transformer", "vae.safetensors"
 _SINGLE = "model.safetensors"
@@ -23,7 +23,11 @@ Locate = Callable[[str], Path | None]
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files of a model that should be here: path in their repository, and where they lie (None: not here)."""
+    """Files of a model: their path in the repository, and their path on this machine (None: not here).
+
+    Attributes:
+        begun: True if the download of a file has begun.
+    """
 
     files: tuple[tuple[str, Path | None], ...]
     begun: bool = False
@@ -44,22 +48,22 @@ class LocalFiles:
 
 
 def local_files(spec: NamedModel, local_dir: Path | None = None, text_encoder: bool = True) -> LocalFiles:
-    """Looks on the disk only. Needs no network, and reads no file but the indexes of shards."""
+    """Finds a model's files on the disk; needs no network, and reads only the indexes of shards."""
     hub = spec.hub
     if hub is None:
         return LocalFiles(())
     locate = _in_folder(local_dir) if local_dir else _in_cache(hub.repository, hub.revision)
-    found = part_files(hub.transformer, locate) + part_files(hub.vae, locate)
+    files = part_files(hub.transformer, locate) + part_files(hub.vae, locate)
     begun = _has_partial(local_dir or repository_cache(hub.repository))
     if text_encoder and hub.text_encoder is not None:
         folder = None if local_dir is None else local_dir / TEXT_ENCODER
         locate = _in_folder(folder) if folder else _in_cache(hub.text_encoder, hub.text_encoder_revision)
-        found += text_encoder_files(locate)
-    return LocalFiles(tuple(found), begun)
+        files += text_encoder_files(locate)
+    return LocalFiles(tuple(files), begun)
 
 
 def part_files(name: str, locate: Locate) -> list[tuple[str, Path | None]]:
-    """A file; or the index of a folder, and the shards that it names."""
+    """Files of a part: the file itself, or a folder's index and the shards that it names."""
     if is_file(name):
         return [(name, locate(name))]
     index = f"{name}/{INDEX_NAME}"
@@ -69,15 +73,15 @@ def part_files(name: str, locate: Locate) -> list[tuple[str, Path | None]]:
 
 
 def text_encoder_files(locate: Locate) -> list[tuple[str, Path | None]]:
-    found = [(name, locate(name)) for name in ("config.json", "tokenizer.json")]
+    files = [(name, locate(name)) for name in ("config.json", "tokenizer.json")]
     index, single = locate(INDEX_NAME), locate(_SINGLE)
     if index is not None and single is None:
-        return found + [(INDEX_NAME, index), *((shard, locate(shard)) for shard in shard_names(index))]
-    return found + [(_SINGLE, single)]
+        return files + [(INDEX_NAME, index), *((shard, locate(shard)) for shard in shard_names(index))]
+    return files + [(_SINGLE, single)]
 
 
 def shard_names(index: Path) -> list[str]:
-    """Names of the shards in an index file; none where it cannot be read."""
+    """Names of the shards in an index file; empty if it cannot be read."""
     try:
         return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (OSError, ValueError, KeyError, AttributeError):
@@ -92,8 +96,8 @@ def _in_cache(repository: str, revision: str) -> Locate:
     hub = hub_module()
 
     def locate(name: str) -> Path | None:
-        found = hub.try_to_load_from_cache(repository, name, cache_dir=cache_folder(), revision=revision)
-        return Path(found) if isinstance(found, str) else None
+        path = hub.try_to_load_from_cache(repository, name, cache_dir=cache_folder(), revision=revision)
+        return Path(path) if isinstance(path, str) else None
 
     return locate
 
@@ -103,12 +107,12 @@ def _has_partial(folder: Path) -> bool:
 
 
 def is_file(name: str) -> bool:
-    """Whether a transformer's name is that of a file; without an ending it is a folder of shards."""
+    """True if a transformer's name has an ending, as files have; else it names a folder of shards."""
     return bool(Path(name).suffix)
 
 
 def is_file_of(hub: HubFiles, path: str) -> bool:
-    """Whether a path of the repository belongs to the transformer or the VAE."""
+    """True if a path of the repository belongs to the transformer or the VAE."""
     return path in (hub.transformer, hub.vae) or (
         path.startswith(f"{hub.transformer}/") and path.endswith((".safetensors", ".index.json"))
     )

@@ -1,4 +1,4 @@
-"""From what a user names (a registry name, files, or both) to an architecture and its files."""
+"""Resolution of a registry name, given files, or both to an architecture and its files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def resolve_model(
     temperature: float | None = None,
     local_dir: Path | None = None,
 ) -> tuple[InfinitySpec | VarSpec, Sources]:
-    """The model and its files, which are here; files without a name give a model whose sizes are read from them.
+    """The model and its files, all on this machine; without a name, sizes are read from the given files.
 
     Raises:
-        ConfigError: unknown name, parts missing, or impossible defaults. CheckpointError: files that are no such model.
+        ConfigError: unknown name, missing parts, or impossible defaults.
+        CheckpointError: the files are not of this model.
     """
     if name is None and (weights is not None or vae is not None):
         sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder, local_dir)
@@ -43,7 +44,7 @@ def resolve_model(
 def with_defaults(
     spec: InfinitySpec | VarSpec, guidance: float | None, temperature: float | None
 ) -> InfinitySpec | VarSpec:
-    """The model with other defaults; what every request would refuse is refused here."""
+    """The model with other defaults; raises ConfigError for values that every request would refuse."""
     if guidance is not None:
         if not math.isfinite(guidance):
             raise ConfigError(f"guidance must be finite, got {guidance}")
@@ -62,10 +63,11 @@ def pending_fetch(
     text_encoder: Path | None = None,
     local_dir: Path | None = None,
 ) -> FetchPlan | None:
-    """What would have to be downloaded before a build; None where everything is here.
+    """Plan of the downloads that a build needs first; None if all files are here.
 
     Raises:
-        ConfigError: unknown name. HubError, CheckpointError, CapacityError: see `plan_fetch`.
+        ConfigError: unknown name.
+        HubError, CheckpointError, CapacityError: see `plan_fetch`.
     """
     spec = find_model(name or DEFAULT_MODEL)
     if weights or vae or local_dir or spec.hub is None:
@@ -82,10 +84,10 @@ def find_sources(
     text_encoder: Path | None = None,
     local_dir: Path | None = None,
 ) -> Sources:
-    """The parts of a model: paths that are given, else the package's own, else what was fetched. Downloads nothing.
+    """Parts of a model: the given paths, else the package's own files, else fetched files. Downloads nothing.
 
     Args:
-        local_dir: a folder that `ldp-export fetch --local-dir` wrote, instead of the hub's cache.
+        local_dir: a folder written by `ldp-export fetch --local-dir`, instead of the hub's cache.
 
     Raises:
         ConfigError: a part is given and another cannot be found.
@@ -96,7 +98,7 @@ def find_sources(
             raise ConfigError("give --weights and --vae together")
         if local_dir is not None:
             raise ConfigError("--weights and --vae are files of their own", hint="leave --local-dir out")
-        found = Sources(weights, vae, text_encoder)
+        sources = Sources(weights, vae, text_encoder)
     elif spec.embedded:
         if text_encoder is not None or local_dir is not None:
             raise ConfigError(
@@ -104,14 +106,14 @@ def find_sources(
                 hint="leave --text-encoder and --local-dir out, or name another --model, or --weights and --vae",
             )
         folder = EMBEDDED / spec.name.replace("-", "_")
-        found = Sources(folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
+        sources = Sources(folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
     elif spec.hub is not None:
         from ldp_export.hub.fetch import fetched_sources
 
-        found = fetched_sources(spec, local_dir, text_encoder)
+        sources = fetched_sources(spec, local_dir, text_encoder)
     else:
         raise ConfigError(
             f"no weights of {spec.name} were ever released", hint="give your own with --weights and --vae"
         )
-    found.check()
-    return found
+    sources.check()
+    return sources

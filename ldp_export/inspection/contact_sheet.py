@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-#: In pixels: between images, around blocks, the height of letters and of a line of them.
+#: Pixels between images, around blocks, of the height of letters, and of a line of text.
 _GAP, _MARGIN, _TEXT, _LINE = 4, 16, 14, 18
 
 
@@ -27,7 +27,7 @@ class Panel:
 
 
 def contact_sheet(blocks: Sequence[Panel], columns: int = 2, side: int = 128) -> Image:
-    """All blocks, `columns` side by side in reading order; images are shown `side` pixels high.
+    """Draws all blocks, `columns` side by side in reading order; images are shown `side` pixels high.
 
     Raises:
         ValueError: there is nothing to show, or a block has no image.
@@ -64,7 +64,7 @@ def _strip(images: Sequence[Image], side: int) -> Image:
 
 
 def _wrap(title: str, width: int) -> list[str]:
-    """At most three lines of about `width` pixels."""
+    """Wraps a title to at most three lines of about `width` pixels."""
     from PIL import ImageFont
 
     letters = int(width / ImageFont.load_default(_TEXT).getlength("n"))

@@ -1,4 +1,4 @@
-"""What this machine has, what can be built and run on it, and the fix for what cannot.
+"""Diagnosis of this machine: its hardware and packages, what can be built and run on it, and the fix for the rest.
 
 Nothing is guessed: each verdict is the check that the build or the runtime itself would make.
 """
@@ -41,7 +41,10 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that this machine has, or has not (`value` is then what was looked for and why it is not there)."""
+    """Something that this machine has, or lacks.
+
+    If it is missing, `value` says what was looked for and why it is not there.
+    """
 
     name: str
     value: str
@@ -50,7 +53,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a backend can be built for, or run, on this machine; why not, and what to do."""
+    """Result of one check: a backend can be built for, or run, on this machine; if not, the reason and the fix."""
 
     what: str
     works: bool
@@ -60,7 +63,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found out."""
+    """All findings about this machine."""
 
     machine: tuple[Fact, ...]
     packages: dict[str, str]
@@ -109,25 +112,25 @@ def _check_exporter() -> None:
 
 
 def _check_graphs() -> None:
-    """What building takes: the exporter, and the engines that verify what it writes."""
+    """Checks the needs of a build: the exporter, and the engines that verify what it writes."""
     _check_exporter()
     check_provider(torch.device("cpu"))
 
 
 def _check_torch() -> None:
-    """What building takes: the exporter and a C++ compiler; for a GPU, Triton too."""
+    """Checks the needs of a build: the exporter and a C++ compiler; for a GPU, Triton too."""
     _check_exporter()
     check_compilers(local_capability() is not None)
 
 
 def _check_torch_on_gpu() -> None:
-    """What loading takes: the GPU, and the compilers of fused blocks."""
+    """Checks the needs of loading: the GPU, and the compilers of fused blocks."""
     local_target(torch.device("cuda"))
     check_compiler(torch.device("cuda"))
 
 
 def _check_build(flavour: Flavour) -> None:
-    """What building takes: the exporter, the library, Polygraphy and, for TensorRT, the GPU that runs the engines."""
+    """Checks the needs of a build: exporter, library, Polygraphy and, for TensorRT, the GPU that runs the engines."""
     _check_exporter()
     load_library(flavour)
     check_polygraphy()
@@ -162,7 +165,7 @@ def _gpu() -> Fact:
 
 
 def _driver() -> Fact:
-    """The newest CUDA that the driver serves, asked of the driver itself."""
+    """Newest CUDA version that the driver serves, asked of the driver itself."""
     try:
         library = ctypes.CDLL("libcuda.so.1" if platform.system() == "Linux" else "nvcuda.dll")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One run as a picture that a person understands at once: what each scale added, where it looked, and what it cost."""
+"""Draws one run as a picture: what each scale added, where it computed, and what it cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One image's run: the picture after each scale, its trace, and the full model's picture beside the final one."""
+    """Run of one image: the image after each scale, its trace, and the full model's image beside the final one."""
 
     prompt: str | int
     previews: tuple[Any, ...]
@@ -110,14 +110,14 @@ def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, score: st
 
 
 def show(axis: Axes, image: Any, title: str) -> None:
-    """An image without ticks."""
+    """Shows an image without ticks."""
     axis.imshow(np.asarray(image))
     axis.set_title(title, fontsize=8)
     axis.set(xticks=[], yticks=[])
 
 
 def dimmed(image: Any, scale: ScaleTrace) -> np.ndarray:
-    """The image [H, W, 3] with the places darkened that this scale did not compute."""
+    """Image [H, W, 3], darkened at the positions that this scale did not compute."""
     pixels = np.asarray(image).astype(float) / 255
     if scale.kept is None:
         return pixels
@@ -136,7 +136,7 @@ def quality(explanation: Explanation) -> float:
 
 
 def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
-    """Saves prompts x (full model, pruned, computed at each pruned scale, tokens per scale)."""
+    """Saves a grid of prompts x (full model, pruned, computed at each pruned scale, tokens per scale)."""
     plt = pyplot()
     masks = max(sum(s.kept is not None for s in row.trace.scales) for row in rows)
     columns = 3 + masks
@@ -162,7 +162,7 @@ def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
 
 
 def _draw_counts(axis: Axes, trace: Trace) -> None:
-    """Tokens times branches of each scale: what the full model computes, and what was computed here."""
+    """Draws tokens times branches of each scale: those of the full model, and those computed here."""
     ks = [scale.scale for scale in trace.scales]
     tokens = [s.tokens for s in trace.scales]
     axis.bar(ks, [2 * s.tokens_full for s in trace.scales], color="0.88", label="full model")

@@ -1,4 +1,4 @@
-"""Modules by configuration: an empty model of any family, and how many parameters it has."""
+"""Empty models of any family from their configuration, and counts of their parameters."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def empty_model(config: Config) -> nn.Module:
 
 
 def count_parameters(config: Config) -> int:
-    """Numbers that are parameters of the model: buffers of its files are not counted."""
+    """Number of the model's parameters; buffers in its files are not counted."""
     return sum(p.numel() for p in empty_model(config).parameters())

@@ -38,14 +38,14 @@ class InfinityConfig:
     Attributes:
         depth: number of blocks.
         width: C, channels of a token.
-        heads: attention heads H of the blocks; head_dim = C / H.
+        heads: attention heads H of the blocks; each has C / H channels (`head_dim`).
         ffn: hidden width of the feed-forward layers.
         bits: bits per token (the VAE's d, or 4 d with 2x2 patchify).
         text_channels: channels of the text features.
         text_tokens: longest text, and number of unconditional text rows.
         levels: number of scale embeddings.
         pool_heads: heads of the attention that pools the text into the start token (not H).
-        chunks: block chunks of the original checkpoint layout (a naming matter only).
+        chunks: block chunks of the original checkpoint layout; they affect the names of weights only.
     """
 
     depth: int
@@ -74,7 +74,7 @@ class InfinityConfig:
 
 
 class BlockSizes(Protocol):
-    """What the parts that all families share need to know."""
+    """Sizes that the layers shared by all families need."""
 
     @property
     def width(self) -> int: ...
@@ -127,7 +127,10 @@ class SelfAttention(nn.Module):
         self.proj = Linear(C, C)
 
     def project(self, x: torch.Tensor, rope: Rope | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [R, L, C] to q, k, v [R, L, H, c]: unit-norm (and rotated) q times temperature and k, plain v."""
+        """Projects x [R, L, C] to q, k, v [R, L, H, c].
+
+        q and k have unit norm and are rotated where `rope` is given; q is multiplied by the temperature.
+        """
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         q, k, v = linear(x, self.mat_qkv.weight, bias).chunk(3, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
@@ -140,7 +143,7 @@ class SelfAttention(nn.Module):
         self, x: torch.Tensor, rope: Rope | None, past: KeyValue | None, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, KeyValue]:
         q, k, v = self.project(x, rope)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # before they are remembered: the same values in half the memory
+        q, k = q.to(v.dtype), k.to(v.dtype)  # before they are cached: the same values in half the memory
         if past is not None:
             k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
         return self.proj(attend(q, k, v, 1.0, mask)), (k, v)
@@ -159,7 +162,7 @@ class CrossAttention(nn.Module):
         self.proj = Linear(C, C)
 
     def text_kv(self, text: torch.Tensor) -> KeyValue:
-        """Projected text [R, T, C] to keys and values [R, T, H, c]; the same at every scale."""
+        """Projected text [R, T, C] to keys and values [R, T, H, c]; they are the same at every scale."""
         bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
         k, v = linear(text, self.mat_kv.weight, bias).chunk(2, dim=-1)
         return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1))
@@ -180,7 +183,7 @@ class FeedForward(nn.Module):
 
 
 class InfinityBlock(nn.Module):
-    """Self-attention and feed-forward under AdaLN with gates, cross-attention to the text between them."""
+    """Self-attention and feed-forward, both under AdaLN with gates; between them cross-attention to the text."""
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -196,7 +199,7 @@ class InfinityBlock(nn.Module):
         x: torch.Tensor,  # [R, L, C]
         modulation: torch.Tensor,  # [R, 6, C]
         rope: Rope,
-        text: KeyValue | torch.Tensor,  # its keys and values, or as projected [R, T, C]
+        text: KeyValue | torch.Tensor,  # keys and values of the text, or the projected text [R, T, C]
         text_mask: torch.Tensor | None = None,
         past: KeyValue | None = None,
         mask: torch.Tensor | None = None,
@@ -251,12 +254,12 @@ class _HeadNorm(nn.Module):
 
 @dataclass(frozen=True)
 class InfinityPrompt:
-    """What a prompt contributes, computed once: nothing here depends on the scale.
+    """Tensors computed once from a prompt; none of them depends on the scale.
 
     Attributes:
         condition: pooled text [R, C].
-        start: first token before its scale embedding [R, C].
-        modulation: AdaLN of the blocks [R, 6, C], order gate1, gate2, scale1, scale2, shift1, shift2.
+        start: first token [R, C], before its scale embedding is added.
+        modulation: AdaLN of the blocks [R, 6, C] in the order gate1, gate2, scale1, scale2, shift1, shift2.
         head_modulation: scale and shift before the head [R, 2, C].
         text: projected text [R, T, C], input of every block's cross-attention.
         mask: True at real text tokens [R, T], or None where all rows have the same length.
@@ -275,7 +278,7 @@ class InfinityPrompt:
 
 
 class InfinityTransformer(nn.Module):
-    """Text features and the picture so far in; logits of the next scale's bits out."""
+    """Transformer from text features and the image so far to logits of the next scale's bits."""
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -295,11 +298,11 @@ class InfinityTransformer(nn.Module):
 
     @property
     def layers(self) -> list[InfinityBlock]:
-        """The blocks, typed."""
+        """The blocks as a typed list."""
         return cast(list[InfinityBlock], list(self.blocks))
 
     def encode_prompt(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> InfinityPrompt:
-        """Text features [R, T, Ct] (mask [R, T], True at real tokens) to everything the scales need."""
+        """Text features [R, T, Ct] (mask [R, T], True at real tokens) to the tensors that all scales share."""
         text = self.text_norm(features)
         pooled_mask = None if mask is None else mask[:, None, None, :]
         condition = self.text_proj_for_sos.ca(text, pooled_mask).float()  # [R, C]
@@ -313,11 +316,11 @@ class InfinityTransformer(nn.Module):
         )
 
     def unconditional_text(self, tokens: int) -> torch.Tensor:
-        """The first `tokens` unconditional rows [tokens, Ct]: as many as the prompt it accompanies has."""
+        """First `tokens` unconditional text rows [tokens, Ct]; `tokens` is the length of the paired prompt."""
         return self.cfg_uncond[:tokens]
 
     def embed(self, latents: torch.Tensor, scale: int) -> torch.Tensor:
-        """Down-sampled latents [R, L, bits] of a scale >= 1 to tokens [R, L, C]."""
+        """Down-sampled latents [R, L, bits] of a scale >= 1, embedded as tokens [R, L, C]."""
         return self.word_embed(latents) + self.lvl_embed.weight[scale]
 
     def start_token(self, prompt: InfinityPrompt) -> torch.Tensor:
@@ -337,12 +340,13 @@ class InfinityTransformer(nn.Module):
         schedule: ScaleSchedule,
         keep: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """All scales at once, teacher-forced: tokens of scale a see the scales up to a.
+        """Runs all scales at once, teacher-forced: tokens of scale a attend to all scales up to a.
 
         Args:
-            features: text [R, T, Ct]; text_mask: [R, T] or None.
+            features: text features [R, T, Ct].
+            text_mask: True at real text tokens [R, T], or None.
             latents: inputs of scales 1.. concatenated [R, total - 1, bits].
-            keep: [total] or [R, total]; tokens marked False are hidden from every token, as if never computed.
+            keep: keep mask [total] or [R, total]; tokens marked False are hidden from all tokens, as if never computed.
 
         Returns:
             Logits [R, total, 2 * bits]; those of hidden tokens have no meaning.

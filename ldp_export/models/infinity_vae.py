@@ -1,4 +1,4 @@
-"""Infinity's image tokenizer: a convolutional VAE whose latents are binary (BSQ), quantised scale by scale.
+"""Infinity's image tokenizer: a convolutional VAE whose latents are binary (BSQ), quantized scale by scale.
 
 Parameter names follow the original checkpoints with their `.conv.` / `.norm.` wrappers taken off.
 """
@@ -25,9 +25,9 @@ class InfinityVaeConfig:
     Attributes:
         bits: d, channels of the latent, one bit each.
         base_channels: width at full resolution.
-        channel_multipliers: width of each resolution level, fine to coarse.
+        channel_multipliers: width of each resolution level over `base_channels`, fine to coarse.
         res_blocks: residual blocks of an encoder level; a decoder level has one more.
-        stride: pixels per latent position and side, a power of two.
+        stride: pixels per latent position along one side, a power of two.
     """
 
     bits: int
@@ -99,7 +99,7 @@ class Upsample(nn.Module):
 
 
 class _Level(nn.Module):
-    """The blocks of one resolution, with its resampling where it has one."""
+    """Blocks of one resolution, followed by down- or upsampling if `resample` says so."""
 
     def __init__(self, in_channels: int, out_channels: int, count: int, resample: str | None) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
 
 
 class InfinityVae(nn.Module):
-    """Encoder and decoder; quantisation is `quantize`, a pure function."""
+    """Encoder and decoder; the pure function `quantize` quantizes between them."""
 
     def __init__(self, config: InfinityVaeConfig) -> None:
         super().__init__()
@@ -195,10 +195,10 @@ class InfinityVae(nn.Module):
 def quantize(
     latent: torch.Tensor, schedule: ScaleSchedule, layout: LatentLayout
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Multi-scale residual binary quantisation of an encoded image (the encoder side of BSQ).
+    """Multi-scale residual binary quantization of an encoded image (the encoder side of BSQ).
 
-    At each scale the remaining residual is area-resized to the scale's latent grid, its signs are the bits, and the
-    up-sampled codes are taken off. Area is the encoder's choice; generation resizes bilinearly in both directions.
+    At each scale the remaining residual is area-resized to the scale's latent grid. Its signs are the bits, and the
+    up-sampled codes are subtracted. Only the encoder resizes by area; generation resizes bilinearly in both directions.
 
     Args:
         latent: [B, d, H, W] at the final latent grid.

@@ -1,8 +1,8 @@
-"""Layers that compute in the element type of their weights, whatever they are given.
+"""Layers that compute in the element type of their weights, whatever the type of their input.
 
-A model is in reduced precision where its weights are: products and convolutions cast their input to the weight's type,
+A model's precision follows from its weights. Products and convolutions cast their input to the weight's type;
 normalisations always compute in float32. With float32 weights every cast is the identity and leaves no trace in an
-exported graph, so a reduced graph is its float32 twin but for casts.
+exported graph. A reduced-precision graph therefore differs from its float32 twin in casts only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b in the weight's type; what is applied to float32 weights is float32."""
+    """Product x W^T + b, computed in the weight's type: with float32 weights it is float32."""
     return F.linear(x.to(weight.dtype), weight, bias)
 
 

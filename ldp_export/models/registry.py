@@ -20,17 +20,18 @@ from ldp_export.models.var_vae import VarVaeConfig
 
 @dataclass(frozen=True)
 class HubFiles:
-    """Where a model's files are published.
+    """Repositories and names of a model's files on the hub.
 
-    A revision is a commit where one is known to hold the files, else the branch `main`.
+    A revision is a commit if one is known to hold the files, else the branch `main`.
 
     Attributes:
-        repository, revision: of the transformer and the VAE.
-        transformer: a file, or a folder of shards with its index file.
-        vae: a file.
-        vae_bytes: size of that file where it holds more than the VAE; None: the VAE's own tensors.
-        text_encoder, text_encoder_revision: repository of the T5 encoder and its tokenizer; None for models of classes.
-        text_encoder_licence: stated by that repository.
+        repository, revision: repository and revision of the transformer and the VAE.
+        transformer: name of a file, or of a folder of shards with its index file.
+        vae: name of a file.
+        vae_bytes: size of the VAE's file if it holds more than the VAE; None: the size of the VAE's tensors.
+        text_encoder, text_encoder_revision: repository of the T5 encoder and its tokenizer; None for class-conditional
+            models.
+        text_encoder_licence: licence stated by the text encoder's repository.
     """
 
     repository: str
@@ -48,12 +49,12 @@ class NamedModel:
     """One named model of either family.
 
     Attributes:
-        patch: latents per token side (2 with patchify).
-        size: name of its scale schedule; VAR's schedule is part of its architecture, and this names its pixels.
-        guidance, temperature, top_k, top_p: recommended settings, the bundle's defaults.
-        licence: of the weights, as their publisher states it.
-        hub: None for models that no hub holds.
-        embedded: its weights are part of this package.
+        patch: latent positions along one side of a token (2 with patchify).
+        size: name of the scale schedule; for VAR, whose schedule is part of its architecture, the pixels of a side.
+        guidance, temperature, top_k, top_p: recommended settings, which become the bundle's defaults.
+        licence: licence of the weights, as their publisher states it.
+        hub: files on the hub; None if no hub holds them.
+        embedded: True if the weights are part of this package.
     """
 
     name: str
@@ -73,17 +74,17 @@ class NamedModel:
 
     @property
     def text_encoder(self) -> T5Sizes | None:
-        """Sizes of the hub's text encoder; None for models of classes and for those no hub holds."""
+        """Sizes of the hub's text encoder; None for class-conditional models and for models that no hub holds."""
         return FLAN_T5_XL if self.hub is not None and self.hub.text_encoder is not None else None
 
     @property
     def defaults(self) -> Defaults:
-        """What a bundle of it does where a request does not say."""
+        """Settings of its bundle for requests that leave them out."""
         return Defaults(guidance=self.guidance, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     @property
     def schedules(self) -> tuple[ScaleSchedule, ...]:
-        """Of every image size it draws."""
+        """Scale schedules of all image sizes that it draws."""
         return tuple(ScaleSchedule.of_size(self.size, ratio) for ratio in TEMPLATES)
 
     @property
@@ -94,10 +95,10 @@ class NamedModel:
         return count_parameters(self.transformer) + count_parameters(self.vae)
 
     def run_bytes(self, element: int = 2) -> int:
-        """Memory that drawing one guided image takes at least: all weights, and the K/V of both branches.
+        """Least memory in bytes for drawing one guided image: all weights, and the KV cache of both branches.
 
         Args:
-            element: bytes of a number: 2 for bfloat16, 4 for float32.
+            element: bytes of one number: 2 for bfloat16, 4 for float32.
         """
         t, encoder = self.transformer, self.text_encoder
         past = max(schedule.offsets[-2] for schedule in self.schedules)
@@ -107,7 +108,7 @@ class NamedModel:
 
 @dataclass(frozen=True)
 class InfinitySpec(NamedModel):
-    """A model of the Infinity family: text to bits."""
+    """A model of the Infinity family, which turns text into bits."""
 
     transformer: InfinityConfig
     vae: InfinityVaeConfig
@@ -120,7 +121,7 @@ class InfinitySpec(NamedModel):
 
 @dataclass(frozen=True)
 class VarSpec(NamedModel):
-    """A model of the VAR family: classes to codebook indices; its one schedule is part of its architecture."""
+    """A model of the VAR family, from classes to codebook indices; its only schedule is part of its architecture."""
 
     transformer: VarConfig
     vae: VarVaeConfig
@@ -136,7 +137,7 @@ class VarSpec(NamedModel):
 
 
 def _infinity(depth: int, width: int, heads: int, bits: int, chunks: int) -> InfinityConfig:
-    """An Infinity transformer with flan-t5-xl's text channels; the pooling heads are the originals' rule."""
+    """Sizes of an Infinity transformer with flan-t5-xl's text channels and the original number of pooling heads."""
     text_channels = 2048
     pool_heads = text_channels // (64 if width > 4096 else 128)
     return InfinityConfig(
@@ -157,12 +158,12 @@ _VAE_D32 = InfinityVaeConfig(bits=32, channel_multipliers=_STRIDE_16)
 _VAE_D56 = InfinityVaeConfig(bits=14, channel_multipliers=(1, 2, 4, 4), stride=8)
 _VAR_VAE = VarVaeConfig()
 _HUB = "FoundationVision/Infinity"
-#: The BSQ VAE files hold 440 MB of VAE; the rest of their size belongs to its training.
+#: Bytes of a BSQ VAE file: 440 MB are the VAE, the rest was used only in training.
 _VAE_FILE = 1_560_000_000
 
 
 def _var(depth: int, pixels: int = 256, revision: str = "6d0ee6598a42f75079aa79e58b012b57b284c91b") -> VarSpec:
-    """A VAR model of the original code's rules: width 64 a block, and for 512 pixels one AdaLN for all blocks."""
+    """A VAR model sized by the original code's rules: width 64 per block; at 512 pixels all blocks share one AdaLN."""
     width = 64 * depth
     config = VarConfig(depth, width, heads=depth, ffn=4 * width)
     if pixels == 512:
@@ -243,14 +244,14 @@ _SPECS = (
         ),
     ),
     *(_var(depth) for depth in (16, 20, 24, 30)),
-    # No commit is on record that holds this file.
+    # No commit is known to hold this file, so the revision is the branch.
     _var(36, 512, "main"),
     _unreleased("infinity-layer16", 16, 1152, 12),
     _unreleased("infinity-layer24", 24, 1536, 16),
     _unreleased("infinity-layer32", 32, 2080, 20),
     _unreleased("infinity-layer40", 40, 2688, 24),
     _unreleased("infinity-layer48", 48, 3360, 28),
-    # 58 blocks do not divide into the four chunks the original code asks for; two do.
+    # 58 blocks do not divide into the four chunks that the original code asks for, but they do into two.
     _unreleased("infinity-20b", 58, 4608, 36, chunks=2),
 )
 
@@ -259,7 +260,7 @@ DEFAULT_MODEL = "infinity-shapes"
 
 
 def find_model(name: str) -> InfinitySpec | VarSpec:
-    """A model by its name. Raises ConfigError that names the nearest ones."""
+    """Model of that name. Raises ConfigError, which suggests the nearest names."""
     if name in MODELS:
         return MODELS[name]
     near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4)

@@ -1,4 +1,4 @@
-"""Sizes of a T5 model with gated feed-forward, and how many numbers its checkpoint holds."""
+"""Sizes of a T5 model with gated feed-forward, and the number of parameters in its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ class T5Sizes:
     """Sizes of the released model.
 
     Attributes:
-        layers: of the encoder, and of the decoder that is released with it.
-        width, heads, head_dim, ffn, vocabulary: as usual; `buckets` of relative positions.
+        layers: number of layers of the encoder, and of the decoder that is released with it.
+        width, heads, head_dim, ffn, vocabulary: the usual sizes of a transformer.
+        buckets: number of buckets of relative positions.
     """
 
     layers: int
@@ -24,14 +25,14 @@ class T5Sizes:
 
     @property
     def encoder_parameters(self) -> int:
-        """Numbers of the encoder with its embedding: what a bundle needs."""
+        """Number of parameters of the encoder and its embedding, which is what a bundle needs."""
         inner = self.heads * self.head_dim
         layer = 4 * self.width * inner + 3 * self.width * self.ffn + 2 * self.width
         return self.vocabulary * self.width + self.layers * layer + self.buckets * self.heads + self.width
 
     @property
     def parameters(self) -> int:
-        """Numbers of the whole released model: encoder, decoder, and an output head of its own."""
+        """Number of parameters of the whole released model: encoder, decoder, and a separate output head."""
         inner = self.heads * self.head_dim
         decoder_layer = 8 * self.width * inner + 3 * self.width * self.ffn + 3 * self.width
         decoder = self.layers * decoder_layer + self.buckets * self.heads + self.width

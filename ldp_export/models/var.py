@@ -1,7 +1,8 @@
-"""The VAR transformer: class-conditional next-scale prediction of codebook indices, and its original loop.
+"""The VAR transformer: class-conditional next-scale prediction of codebook indices.
 
-It differs from Infinity in what surrounds the blocks: a class table instead of text, learned absolute positions
-instead of RoPE, AdaLN per block (shared in d36 only), a head over the codebook, guidance that ramps up with the scale.
+It differs from Infinity around the blocks: it has a class table instead of text, and learned absolute positions
+instead of RoPE. Each block has its own AdaLN (shared in d36 only), and the head is over the codebook. Guidance ramps
+up with the scale.
 Parameter names are the original checkpoints' names.
 """
 
@@ -19,7 +20,7 @@ from torch import nn
 from ldp_export.models.infinity import FeedForward, KeyValue, SelfAttention, modulate
 from ldp_export.models.layers import Linear
 
-#: Parameters that stay float32, whatever the precision of the rest: those that the original's autocast leaves alone.
+#: Names of parameters that stay float32, whatever the precision of the rest: the original's autocast leaves them alone.
 FLOAT32_ISLANDS = re.compile(
     r"(class_emb|pos_start|pos_1LC|lvl_embed|head)\b|blocks\.\d+\.(ada_gss|attn\.scale_mul_1H11)$"
 )
@@ -30,10 +31,11 @@ class VarConfig:
     """Sizes of the transformer.
 
     Attributes:
-        grids: sides of the square scales (`patch_nums`); the positions are learned for exactly these.
-        codes: size of the codebook; channels: of a code.
+        grids: sides of the square scales (`patch_nums`); the position embeddings are learned for exactly these.
+        codes: size of the codebook.
+        channels: channels of a code.
         classes: number of classes; label `classes` is the unconditional one.
-        shared_ada: one AdaLN for all blocks, with an offset per block (d36).
+        shared_ada: True if all blocks share one AdaLN, with an offset per block (d36).
     """
 
     depth: int
@@ -74,7 +76,7 @@ class VarBlock(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), Linear(config.width, 6 * config.width))
 
     def modulation(self, condition: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
-        """AdaLN of this block [R, 6, C], order gate1, gate2, scale1, scale2, shift1, shift2."""
+        """AdaLN of this block [R, 6, C] in the order gate1, gate2, scale1, scale2, shift1, shift2."""
         if shared is not None:
             return self.ada_gss[0].float() + shared
         return self.ada_lin(condition).float().unflatten(-1, (6, -1))
@@ -95,7 +97,7 @@ class _HeadNorm(nn.Module):
 
 
 class VarTransformer(nn.Module):
-    """A class and the picture so far in; logits over the codebook out."""
+    """Transformer from a class and the image so far to logits over the codebook."""
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
@@ -117,16 +119,16 @@ class VarTransformer(nn.Module):
         return cast(list[VarBlock], list(self.blocks))
 
     def shared_modulation(self, condition: torch.Tensor) -> torch.Tensor | None:
-        """What the AdaLN of all blocks has in common [R, 6, C]; None where each has its own."""
+        """AdaLN that all blocks share [R, 6, C]; None if each block has its own."""
         return self.shared_ada_lin(condition).float().unflatten(-1, (6, -1)) if self.config.shared_ada else None
 
     def modulations(self, condition: torch.Tensor) -> list[torch.Tensor]:
-        """AdaLN of every block, [R, 6, C] each: it depends on the class alone."""
+        """AdaLN of every block, [R, 6, C] each; it depends on the class only."""
         shared = self.shared_modulation(condition)
         return [block.modulation(condition, shared) for block in self.layers]
 
     def positions(self, scale: int) -> torch.Tensor:
-        """Position plus scale embedding of the tokens of a scale [h*w, C]."""
+        """Position embedding plus scale embedding of the tokens of one scale [h*w, C]."""
         offsets = self.config.schedule.offsets
         return self.pos_1LC[0, offsets[scale] : offsets[scale + 1]] + self.lvl_embed.weight[scale]
 
@@ -139,24 +141,24 @@ class VarTransformer(nn.Module):
         return self.head_nm.ada_lin(condition).float().unflatten(-1, (2, -1))
 
     def logits(self, hidden: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Hidden tokens [R, L, C] to logits over the codebook [R, L, codes]."""
+        """Logits over the codebook [R, L, codes] of hidden tokens [R, L, C]."""
         scale, shift = self.head_modulation(condition).split(1, dim=1)
         return self.head(modulate(hidden.float(), scale, shift, self.config.norm_eps))
 
     def forward(self, labels: torch.Tensor, latents: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """All scales at once, teacher-forced: tokens of scale a see the scales up to a.
+        """Runs all scales at once, teacher-forced: tokens of scale a attend to all scales up to a.
 
         Args:
             labels: classes [R].
             latents: inputs of scales 1.. concatenated [R, total - 1, channels].
-            keep: [total]; tokens marked False are hidden from every token, as if never computed.
+            keep: keep mask [total]; tokens marked False are hidden from every token, as if never computed.
 
         Returns:
             Logits [R, total, codes]; those of hidden tokens have no meaning.
         """
         condition, tokens = self.class_emb(labels), self.config.schedule.tokens
-        places = torch.cat([self.positions(k) for k in range(1, len(tokens))]) if len(tokens) > 1 else latents[0]
-        x = torch.cat((self.start_tokens(condition), self.word_embed(latents) + places), dim=1)
+        positions = torch.cat([self.positions(k) for k in range(1, len(tokens))]) if len(tokens) > 1 else latents[0]
+        x = torch.cat((self.start_tokens(condition), self.word_embed(latents) + positions), dim=1)
         scale_of = torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(tokens))
         visible = scale_of[:, None] >= scale_of[None, :]  # [query, key]
         if keep is not None:

@@ -23,8 +23,10 @@ class VarVaeConfig:
     """Sizes of the VAE.
 
     Attributes:
-        codes: entries of the codebook; channels: of a code, and of the latent.
-        base_channels, channel_multipliers, res_blocks: as for the BSQ VAE; it halves after each level but the last.
+        codes: number of entries of the codebook.
+        channels: channels of a code and of the latent.
+        base_channels, channel_multipliers, res_blocks: see `InfinityVaeConfig`; every level but the last halves the
+            resolution.
         phis: number of shared phi convolutions.
         phi_share: share of the convolution in phi(h) = (1 - w) h + w conv(h).
     """
@@ -62,7 +64,7 @@ class SpatialAttention(nn.Module):
 
 
 class _Level(nn.Module):
-    """Blocks of one resolution, each followed by attention at the lowest one."""
+    """Blocks of one resolution, each followed by attention at the lowest resolution."""
 
     def __init__(
         self, sizes: tuple[int, int], count: int, attention: bool, resample: nn.Module | None, name: str
@@ -183,15 +185,15 @@ class VarVae(nn.Module):
 
     @property
     def phis(self) -> list[Conv2d]:
-        """The shared convolutions, typed."""
+        """The shared phi convolutions as a typed list."""
         return cast(list[Conv2d], list(self.quantize.quant_resi.qresi_ls))
 
     def codes(self, indices: torch.Tensor) -> torch.Tensor:
-        """Codebook entries [...] -> [..., C]."""
+        """Codebook entries [..., C] of indices [...]."""
         return self.quantize.embedding(indices)
 
     def residual(self, codes: torch.Tensor, grid: Grid, scale: int, scales: int) -> torch.Tensor:
-        """What a scale adds: codes [B, C, h, w], resized bicubically to `grid`, through the scale's phi."""
+        """Contribution of a scale to the latent: codes [B, C, h, w], resized bicubically to `grid`, through its phi."""
         if tuple(codes.shape[-2:]) != tuple(grid):
             codes = F.interpolate(codes, size=grid, mode="bicubic")
         convolution = self.phis[phi_index(scale, scales, self.config.phis)]
@@ -200,7 +202,11 @@ class VarVae(nn.Module):
 
 
 def quantize(vae: VarVae, latent: torch.Tensor, schedule: ScaleSchedule) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Multi-scale residual quantisation of an encoded image: indices [B, h*w] of every scale, and the accumulation."""
+    """Multi-scale residual quantization of an encoded image.
+
+    Returns:
+        Indices [B, h*w] of every scale, and the accumulated latent [B, C, H, W].
+    """
     full = (latent.shape[-2], latent.shape[-1])
     rest, total, indices = latent, torch.zeros_like(latent), []
     for k, grid in enumerate(schedule.grids):

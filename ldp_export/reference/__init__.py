@@ -1,1 +1,1 @@
-"""Drawing with the reference models, and the masked oracle of pruned runs."""
+"""Generation with the reference models, and the masked oracle of pruned runs."""

@@ -1,7 +1,7 @@
-"""The original generation loop of Infinity in eager PyTorch: the yardstick of parity and of latency.
+"""The original generation loop of Infinity in eager PyTorch: the reference for parity and latency.
 
-It does what the released code does, in its order: both branches in one batch, K/V grown by concatenation, every
-block projecting the text again at every scale. `ldp_runtime` must draw the same images from engines.
+It follows the released code step by step. Both branches run in one batch, the KV cache grows by concatenation, and
+every block projects the text again at every scale. `ldp_runtime` must draw the same images from engines.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ldp_runtime.schedule import ScaleSchedule, rope_table
 
 from ldp_export.models.infinity import InfinityPrompt, InfinityTransformer, KeyValue, Rope
 
-#: Mix guidance at the logits (0), or in the hidden states after block depth + n (n < 0).
+#: Points at which guidance mixes the branches: 0 is the logits, n < 0 the hidden states after block depth + n.
 AT_LOGITS = (0,)
 
 
 @dataclass(frozen=True)
 class InfinitySettings:
-    """How to run the loop. Guidance and temperature: a number, or one per scale."""
+    """Settings of the loop; guidance and temperature are a number, or one number per scale."""
 
     guidance: float | Sequence[float] = 3.0
     temperature: float | Sequence[float] = 1.0
@@ -44,14 +44,14 @@ class InfinitySettings:
 
 @dataclass
 class InfinityRun:
-    """Everything the loop produced; lists are indexed by scale.
+    """Results of the loop; lists are indexed by scale.
 
     Attributes:
-        bits: [B, h*w, bits] bool.
-        raw_logits: [rows, h*w, 2*bits] before temperature and guidance, rows = conditional then unconditional.
+        bits: sampled bits [B, h*w, bits], bool.
+        raw_logits: logits [rows, h*w, 2*bits] before temperature and guidance; conditional rows come first.
         guided: logit pairs [B, h*w, 2*bits] after temperature and guidance.
         inputs: input of the *next* scale [B, h'*w', bits].
-        accumulated: F_k [B, d, H, W].
+        accumulated: F_k, the latent summed up to scale k [B, d, H, W].
         latent: final latent [B, d, H, W].
     """
 
@@ -64,7 +64,7 @@ class InfinityRun:
 
 
 def pad_rows(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Texts of different lengths [T_i, Ct] to [R, T, Ct] and a mask [R, T] (None where all lengths are equal)."""
+    """Pads texts [T_i, Ct] to [R, T, Ct], with a mask [R, T] (None if all lengths are equal)."""
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     lengths = torch.tensor([len(row) for row in rows], device=padded.device)
     if bool((lengths == padded.shape[1]).all()):
@@ -78,7 +78,7 @@ def text_rows(
     negatives: Sequence[torch.Tensor] | None,
     guided: bool,
 ) -> list[torch.Tensor]:
-    """Conditional rows, then (when guided) the negative prompts' or the learned unconditional rows."""
+    """Conditional rows, followed (if guided) by the negative prompts or the learned unconditional rows."""
     if not guided:
         return list(texts)
     others = negatives if negatives is not None else [model.unconditional_text(len(t)) for t in texts]
@@ -99,13 +99,14 @@ def generate(
     keep_trace: bool = True,
     on_scale: Callable[[int], None] | None = None,
 ) -> InfinityRun:
-    """Draw one latent per text.
+    """Draws one latent per text.
 
     Args:
         texts: text features [T_i, Ct] of each prompt.
-        negatives: as many negative prompts, or None for the learned unconditional rows.
-        forced_bits: teacher forcing: bits of each scale [B, h*w, bits] that replace the sampled ones.
-        noise: of each scale [B, h*w, bits] on the model's device; None draws the originals' from the seed, on the CPU.
+        negatives: one negative prompt per text, or None for the learned unconditional rows.
+        forced_bits: bits of each scale [B, h*w, bits] that replace the sampled ones (teacher forcing).
+        noise: noise of each scale [B, h*w, bits] on the model's device; None draws it from the seed on the CPU, as the
+            original does.
         keep_trace: keep logits, inputs and accumulated latents of every scale.
     """
     S, B = len(schedule), len(texts)
@@ -152,7 +153,7 @@ def generate(
 
 @lru_cache(maxsize=8)
 def _ropes(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> tuple[Rope, ...]:
-    """The rotations of every scale, which no image changes."""
+    """Rotations (RoPE) of every scale, cached because they are the same for every image."""
     return tuple((cos.to(device), sin.to(device)) for cos, sin in rope_table(schedule, head_dim))
 
 
@@ -165,7 +166,7 @@ def _run_blocks(
     guidance: float,
     insertion: tuple[int, ...],
 ) -> torch.Tensor:
-    """All blocks on the tokens of one scale; mixes guidance into the hidden states where asked."""
+    """Runs all blocks on the tokens of one scale; mixes guidance into hidden states as `insertion` says."""
     depth = model.config.depth
     mixed_after = {depth + n for n in insertion if n < 0}
     if any(not 0 < after < depth for after in mixed_after) or any(n > 1 for n in insertion):

@@ -1,7 +1,7 @@
-"""An independent way to the logits of a pruned run: the whole sequence at once, pruned tokens masked out.
+"""Independent computation of a pruned run's logits: the whole sequence at once, with pruned tokens masked out.
 
-It shares neither cache, gathering, nor call structure with the scale loop: all scales go through the transformer in
-one call on full grids, and hidden tokens are invisible to every other token.
+It shares neither cache, gathering, nor call structure with the scale loop. All scales go through the transformer in
+one call on full grids, and pruned tokens are hidden from every other token.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def pruned_infinity_logits(
     schedule: ScaleSchedule,
     layout: LatentLayout,
 ) -> list[torch.Tensor]:
-    """Logits of the kept tokens, teacher-forced, with nothing (zero) in the residual where tokens are pruned.
+    """Teacher-forced logits of the kept tokens; pruned tokens add zero to the residual.
 
     Args:
-        rows: text features [R, T, Ct] of equally long rows.
+        rows: text features [R, T, Ct]; all rows have the same length.
         bits: bits of the full grid of every scale [h*w, bits].
-        keep: kept indices of every scale, None for all.
+        keep: indices of the kept tokens of every scale; None keeps all.
 
     Returns:
         Logits [R, kept, 2 * bits] of every scale.
@@ -62,13 +62,13 @@ def pruned_var_logits(
     indices: Sequence[torch.Tensor],
     keep: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor]:
-    """Logits as in `pruned_infinity_logits`, for classes and codebook indices.
+    """Teacher-forced logits of the kept tokens of VAR; see `pruned_infinity_logits`.
 
-    A pruned token's code is zero, which phi still convolves.
+    The code of a pruned token is zero; phi convolves it like any other code.
 
     Args:
         labels: classes of the rows [R].
-        indices: of the full grid of every scale [h*w].
+        indices: codebook indices of the full grid of every scale [h*w].
 
     Returns:
         Logits [R, kept, codes] of every scale.

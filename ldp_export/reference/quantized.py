@@ -1,4 +1,4 @@
-"""A reference model whose blocks multiply 8-bit numbers, as late scales do: what this costs is measured on it."""
+"""Reference models whose blocks multiply 8-bit numbers, to measure the cost of quantized last scales."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-#: Ends the names of a block's layers that the prompt graph computes, once an image and in full precision.
+#: Endings of the names of layers that the prompt graph computes, once per image and unquantized.
 _OF_THE_PROMPT = ("mat_kv", "ada_lin.1")
 
 
 @contextmanager
 def products_in_8_bits(blocks: nn.Module, precision: QuantizedPrecision) -> Generator[None]:
-    """For the duration, the linear layers of `blocks` round both sides of their products to 8 bits, row by row."""
+    """Rounds, within its scope, both factors of the products in the linear layers of `blocks` to 8 bits, row by row."""
     weights = {
         id(layer.weight)
         for name, layer in blocks.named_modules()
@@ -30,7 +30,10 @@ def products_in_8_bits(blocks: nn.Module, precision: QuantizedPrecision) -> Gene
 
 
 class _Rounded(TorchFunctionMode):
-    """Sees every call of PyTorch: weights may be converted and dropped meanwhile, but stay the same parameters."""
+    """Quantizes the products of some weights by intercepting every PyTorch call.
+
+    Weights are recognised by their parameter, because `streamed_weights` may replace the data meanwhile.
+    """
 
     def __init__(self, weights: set[int], kind: torch.dtype) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Running a model whose weights are views of files, block by block: one block's weights are in memory at a time."""
+"""Streamed weights: a memory-mapped model runs with the weights of one block in memory at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ldp_export.models.infinity import FLOAT32_ISLANDS, InfinityTransformer
 
 @contextmanager
 def streamed_weights(model: InfinityTransformer, precision: Precision = "float32") -> Generator[None]:
-    """For the duration, a mapped transformer computes in a precision, whatever its files hold.
+    """Lets a memory-mapped transformer compute, within a scope, in `precision`, whatever its files hold.
 
-    Each block's weights are converted when its turn comes and dropped after it; those outside the blocks stay.
+    The weights of each block are converted just before it runs and dropped afterwards; those outside the blocks stay.
     """
     dtype: torch.dtype = getattr(torch, precision)
     outside = {name: p for name, p in model.named_parameters() if not name.startswith("blocks.")}

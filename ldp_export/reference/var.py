@@ -1,8 +1,6 @@
-"""The VAR transformer: class-conditional next-scale prediction of codebook indices, and its original loop.
+"""The original generation loop of VAR in eager PyTorch; its transformer is in `ldp_export.models.var`.
 
-It differs from Infinity in what surrounds the blocks: a class table instead of text, learned absolute positions
-instead of RoPE, AdaLN per block (shared in d36 only), a head over the codebook, guidance that ramps up with the scale.
-Parameter names are the original checkpoints' names.
+It differs from Infinity's loop in that it draws codebook indices for classes, and guidance ramps up with the scale.
 """
 
 from __future__ import annotations
@@ -21,9 +19,10 @@ from ldp_export.models.var_vae import VarVae
 
 @dataclass(frozen=True)
 class VarSettings:
-    """How to run the loop; guidance is the ramp's end: its weight at scale k is `guidance * k / (S - 1)`.
+    """Settings of the loop.
 
-    Temperature is not the original's: it divides the guided logits, 1 leaves them.
+    Guidance ramps up: its weight at scale k of S is `guidance * k / (S - 1)`. The original has no temperature; here
+    it divides the guided logits, and 1 leaves them unchanged.
     """
 
     guidance: float = 1.5
@@ -36,8 +35,16 @@ class VarSettings:
 
 @dataclass
 class VarRun:
-    """What the loop produced: the final latent [B, C, H, W] and, by scale, where they are kept, indices [B, L], raw
-    logits [2B, L, V], guided [B, L, V], F_k [B, C, H, W], and the inputs of the next scale [B, C, h', w']."""
+    """Results of the loop; lists are indexed by scale, and empty unless the trace is kept.
+
+    Attributes:
+        indices: codebook indices [B, L].
+        raw_logits: logits [2B, L, V] before guidance; conditional rows come first.
+        guided: logits [B, L, V] after guidance and temperature.
+        accumulated: F_k, the latent summed up to scale k [B, C, H, W].
+        inputs: input of the *next* scale [B, C, h', w'].
+        latent: final latent [B, C, H, W].
+    """
 
     indices: list[torch.Tensor] = field(default_factory=list)
     raw_logits: list[torch.Tensor] = field(default_factory=list)
@@ -60,11 +67,12 @@ def generate(
 ) -> VarRun:
     """Draws one latent per class label; a label outside the table (or < 0) is unconditional.
 
-    As in the released code both branches run in one batch at every scale, and so does each block's AdaLN projection.
+    As in the released code, both branches run in one batch at every scale, and every block projects its AdaLN again at
+    every scale.
 
     Args:
-        forced_indices: teacher forcing: indices of each scale [B, h*w] that replace the drawn ones.
-        keep_trace: keep what every scale produced.
+        forced_indices: indices of each scale [B, h*w] that replace the drawn ones (teacher forcing).
+        keep_trace: keep indices, logits, inputs and accumulated latents of every scale.
     """
     config, schedule = model.config, model.config.schedule
     S, B, full = len(schedule), len(labels), schedule.final_grid
@@ -109,5 +117,5 @@ def generate(
 
 
 def _noise(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Exponential variates like logits [B, L, V], as `torch.multinomial` draws them; on the CPU whatever the device."""
+    """Exponential variates [B, L, V] as `torch.multinomial` draws them; drawn on the CPU whatever the device."""
     return torch.empty(logits.shape).exponential_(1, generator=generator).to(logits.device)

@@ -1,1 +1,1 @@
-"""What proves a bundle right: runs of the reference model that a build records, and engines compared with them."""
+"""Verification of a bundle: runs of the reference model that a build records, and engines compared with them."""

@@ -1,8 +1,8 @@
-"""What a bundle is verified against: runs of the reference model, recorded at build time.
+"""Reference cases: runs of the reference model, recorded at build time, against which a bundle is verified.
 
-A bundle carries them, so that `verify` needs neither the checkpoint nor the exporter. Every case is teacher-forced:
-the bits are given, so each scale's logits are compared on equal inputs, from the empty past of scale 0 and its single
-token to the largest scale.
+A bundle ships them, so that `verify` needs neither the checkpoint nor the exporter. Every case is teacher-forced: the
+tokens are given, so each scale's logits are compared on equal inputs. Scales range from scale 0, with an empty past and
+a single token, to the largest.
 """
 
 from __future__ import annotations
@@ -21,13 +21,28 @@ CASES_FILE, TENSORS_FILE, ROUNDING_FILE = "cases.json", "tensors.safetensors", "
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded run; its tensors are named `{name}.{what}`.
+    """One recorded run. Its tensors are named `{name}.{tensor}`; `k` stands for a scale.
 
-    `scales`: only the first ones were run, as a schedule of their own (None: all).
+    Tensors:
+        features: [T, Ct], of a text; a class has its `label` instead.
+        bits_k: [h*w, bits], tokens of Infinity.
+        indices_k: [h*w], tokens of VAR.
+        logits_k: [rows, computed, V].
+        latent: [d, H, W].
+        image: [3, H, W], for cases that have one.
+        keep_k: [kept], indices of the kept tokens at pruned scales.
+        ids: [T], if a text was encoded.
 
-    Tensors: `features` [T, Ct] of a text (a class has its `label`), `bits_{k}` [h*w, bits] or `indices_{k}` [h*w],
-    `logits_{k}` [rows, computed, V], `latent` [d, H, W], `image` [3, H, W] where there is one, `keep_{k}` [kept] at
-    pruned scales, `ids` [T] where a text was encoded.
+    Attributes:
+        name: name of the case.
+        aspect_ratio: height / width of the image.
+        guidance: guidance of the run.
+        pruned: True if tokens are pruned with `fixed_masks`.
+        prompt: text of the case, or None.
+        label: class of the case, or None.
+        seed: seed of the run, or None for a run on given tokens.
+        margin: closest decision of the run (see `closest_decision`), or None.
+        scales: number of first scales that were run, as a schedule of their own; None for all.
     """
 
     name: str
@@ -41,7 +56,7 @@ class Case:
     scales: int | None = None
 
     def of(self, schedule: ScaleSchedule) -> ScaleSchedule:
-        """The part of a schedule that the case runs."""
+        """Part of a scale schedule that the case runs."""
         return replace(schedule, grids=schedule.grids[: self.scales])
 
 
@@ -50,9 +65,11 @@ class ReferenceCases:
     """Recorded runs.
 
     Attributes:
-        rounding: largest errors that the precision alone causes, by kind of output ("logits", "image", "features"):
-            the reference model computed in the precision by PyTorch, against itself in float32; of float32 itself,
-            "logits" computed in another order. Where late scales are in 8 bits, "late_logits_{k}" of each scale too.
+        cases: the runs.
+        tensors: tensors of all runs by name; see `Case`.
+        rounding: largest errors that the precision alone causes, by kind of output ("logits", "image", "features").
+            They compare the reference model, computed by PyTorch in the precision, with itself in float32. For float32
+            they compare "logits" computed in another order. Quantized scales add "late_logits_{k}" for each scale.
     """
 
     cases: tuple[Case, ...]
@@ -72,17 +89,18 @@ class ReferenceCases:
         return ReferenceCases(cases, load_file(folder / TENSORS_FILE), rounding)
 
     def tokens(self, case: Case, scales: int) -> list[torch.Tensor]:
-        """Drawn tokens of every scale: bits as bool, or indices."""
+        """Drawn tokens of every scale: bits as bool, or indices into the codebook."""
         if case.label is not None:
             return [self.tensors[f"{case.name}.indices_{k}"] for k in range(scales)]
         return [self.tensors[f"{case.name}.bits_{k}"].bool() for k in range(scales)]
 
     def keep(self, case: Case, scales: int) -> list[torch.Tensor | None]:
+        """Indices of the kept tokens of every scale; None at scales that are not pruned."""
         return [self.tensors.get(f"{case.name}.keep_{k}") for k in range(scales)]
 
 
 def fixed_masks(schedule: ScaleSchedule) -> Sequence[torch.Tensor | None]:
-    """Seeded keep masks of the detail scales, for verification only."""
+    """Keep masks of the detail scales, as indices from a fixed seed, for verification only; None at other scales."""
     generator = torch.Generator().manual_seed(1)
     keep: list[torch.Tensor | None] = [None] * len(schedule)
     for k in schedule.detail_scales():

@@ -1,4 +1,4 @@
-"""Recording Infinity: reference runs over all scales, or the first ones of models too large for whole runs."""
+"""Reference runs of Infinity: over all scales, or over the first ones if a model is too large for whole runs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
 PROMPTS = ("a red circle", "a small blue square to the left of a large yellow star on a plain background")
 
 
-#: Aspect ratios that are verified: square, and the most elongated one, whose grids are odd and whose past is long.
+#: Aspect ratios that are verified: the square, and the most elongated one, whose grids are odd and whose past is long.
 _RATIOS = (1.0, 3.0)
 
 
 _TEXT_TOKENS = 12
 
 
-#: Rows whose logits are saved: two guided runs and an unguided one in full, the pruned one's computed tokens.
+#: Rows of logits that are saved: five of two guided runs and an unguided one, in full. The computed tokens of the
+#: pruned run count as one.
 _ROWS, _PRUNED_ROWS = 5, 1
 
 
@@ -43,7 +44,7 @@ def record_infinity_cases(
     defaults: Defaults,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> ReferenceCases:
-    """Runs the reference model: guided, unguided, elongated, pruned, and one prompt end to end."""
+    """Records runs of the reference model: guided, unguided, elongated, pruned, and one prompt end to end."""
     tensors: dict[str, torch.Tensor] = {}
     cases: list[Case] = []
     texts = reference_texts(transformer, encoder, tensors)
@@ -77,7 +78,7 @@ def _prompt(encoder: TextEncoder | None, index: int) -> str | None:
 def reference_texts(
     transformer: InfinityTransformer, encoder: TextEncoder | None, tensors: dict[str, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Features of the prompts, or seeded stand-ins where the bundle has no text encoder."""
+    """Features of the prompts, or seeded random ones if there is no text encoder; adds encoded texts to `tensors`."""
     if encoder is None:
         generator = torch.Generator().manual_seed(0)
         shape = (_TEXT_TOKENS, transformer.config.text_channels)
@@ -100,7 +101,7 @@ def _clearest(
     defaults: Defaults,
     guidance: float,
 ) -> tuple[InfinityRun, int, float]:
-    """Of a few seeds, the run whose closest decision is the clearest: rounding must not decide an end image."""
+    """Clearest run of a few seeds, its seed, and its closest decision: rounding must not decide the final image."""
     runs = []
     for seed in range(3):
         rule = SamplingFilter(defaults.top_k, defaults.top_p)
@@ -113,7 +114,7 @@ def _clearest(
 def closest_decision(
     run: InfinityRun, schedule: ScaleSchedule, layout: LatentLayout, seed: int, rule: SamplingFilter
 ) -> float:
-    """Smallest distance of any sampled bit's logit difference from the value at which the bit would flip."""
+    """Smallest distance of any sampled bit's logit difference to the value at which the bit would flip."""
     from ldp_runtime.noise import position_noise
 
     closest = float("inf")
@@ -142,7 +143,7 @@ def _store_pruned(
     layout: LatentLayout,
     tensors: dict[str, torch.Tensor],
 ) -> None:
-    """The oracle's logits under `fixed_masks`."""
+    """Adds a pruned run to `tensors`: the oracle's logits under `fixed_masks`."""
     rows = torch.stack((text, transformer.unconditional_text(len(text))))
     keep = fixed_masks(schedule)
     logits = pruned_infinity_logits(transformer, rows, [bits[0] for bits in run.bits], keep, schedule, layout)
@@ -159,7 +160,7 @@ def _store_pruned(
 def forced_infinity_logits(
     transformer: InfinityTransformer, cases: ReferenceCases, case: Case, model: InfinityEntry
 ) -> list[torch.Tensor]:
-    """Logits of a recorded case's scales on its own bits, in one call."""
+    """Logits of all scales of a recorded case, teacher-forced with its bits, in one call."""
     schedule = case.of(ScaleSchedule.of_size(model.size, case.aspect_ratio))
     text = cases.tensors[f"{case.name}.features"]
     rows = [text] if case.guidance == 1 else [text, transformer.unconditional_text(len(text))]
@@ -168,7 +169,7 @@ def forced_infinity_logits(
 
 
 def recorded_infinity_bytes(model: InfinityEntry, scales: int | None) -> int:
-    """Size of what is saved: logits of four runs (six rows in all), bits, latents, images; or of the first scales."""
+    """Bytes of the saved runs: logits of four runs (six rows in all), bits, latents, images; or of the first scales."""
     if scales is not None:
         first = ScaleSchedule.of_size(model.size)
         pixels = first.tokens[scales - 1] * model.pixels_per_token**2
@@ -181,7 +182,7 @@ def recorded_infinity_bytes(model: InfinityEntry, scales: int | None) -> int:
 
 
 def recording_memory(model: InfinityEntry) -> int:
-    """Memory of the reference model's largest call: keys, values, attention scores and the widest layer of two rows."""
+    """Bytes of the reference model's largest call: keys, values, attention scores and the widest layer of two rows."""
     schedule = max((ScaleSchedule.of_size(model.size, ratio) for ratio in _RATIOS), key=lambda s: s.total_tokens)
     tokens, total = max(schedule.tokens), schedule.total_tokens
     cache = 4 * 2 * 2 * model.depth * total * model.width
@@ -189,16 +190,16 @@ def recording_memory(model: InfinityEntry) -> int:
     return cache + scores + 4 * 2 * tokens * (model.ffn + 4 * model.width)
 
 
-#: Arithmetic operations that recording may take: minutes on two cores.
+#: Arithmetic operations that recording may take, for whole runs and for one call: minutes on two cores.
 _WHOLE_RUNS, _ONE_CALL = 20e12, 4.5e12
 
 
-#: Rows that whole runs compute: see `record_infinity_cases`.
+#: Rows that whole runs compute in all; see `record_infinity_cases`.
 _RUN_ROWS = 17
 
 
 def scales_to_record(model: InfinityEntry, parameters: int) -> int | None:
-    """How many first scales are recorded of a model with so many parameters; None: all, in whole runs."""
+    """Number of first scales to record for a model with so many parameters; None for all, in whole runs."""
     schedule = ScaleSchedule.of_size(model.size)
     if 2 * parameters * _RUN_ROWS * schedule.total_tokens <= _WHOLE_RUNS:
         return None
@@ -216,10 +217,10 @@ def record_first_scales(
     scales: int,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> ReferenceCases:
-    """Logits of the first scales, the latent they make, and its picture.
+    """Records logits of the first scales on random bits, the latent of these bits, and its decoded image.
 
     Args:
-        transformer: its weights may be views of files, in any element type.
+        transformer: reference model; its weights may be views of files, in any element type.
     """
     tensors: dict[str, torch.Tensor] = {}
     case = Case(f"first{scales}_guidance{defaults.guidance:g}", 1.0, defaults.guidance, scales=scales)

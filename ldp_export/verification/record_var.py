@@ -1,4 +1,4 @@
-"""Recording VAR: reference runs as in `record_infinity.py`, with classes and codebook indices."""
+"""Reference runs of VAR: as in `record_infinity.py`, with classes and indices into the codebook."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
 _SEEDS = 3
 
 
-#: Room given to the limits of top-k and top-p when asking whether rounding could have changed a draw.
+#: Amounts by which the limits of top-k and top-p are moved to see if rounding could have changed a draw.
 _ROOM_K, _ROOM_P = 4, 1e-4
 
 
@@ -26,7 +26,7 @@ _ROOM_K, _ROOM_P = 4, 1e-4
 def record_var_cases(
     transformer: VarTransformer, vae: VarVae, defaults: Defaults, on_case: Callable[[str], None] = lambda name: None
 ) -> ReferenceCases:
-    """Runs the reference model: two classes with guidance, one without, and one with tokens masked out."""
+    """Records runs of the reference model: two classes with guidance, one without, and one pruned."""
     tensors: dict[str, torch.Tensor] = {}
     cases: list[Case] = []
     last = transformer.config.classes - 1
@@ -50,14 +50,14 @@ def record_var_cases(
 
 
 def _guided(guidance: float, transformer: VarTransformer) -> bool:
-    """The ramp of guidance begins with none: a single scale has none."""
+    """True if any scale is guided. The ramp of guidance begins with none, so a single scale has none."""
     return guidance != 0 and len(transformer.config.grids) > 1
 
 
 def _clearest(
     transformer: VarTransformer, vae: VarVae, label: int, guidance: float, defaults: Defaults
 ) -> tuple[VarRun, int, float]:
-    """Of a few seeds, the run whose closest decision is the clearest: rounding must not decide an end image."""
+    """Clearest run of a few seeds, its seed, and its closest decision: rounding must not decide the final image."""
     runs = []
     for seed in range(_SEEDS):
         settings = VarSettings(guidance, defaults.top_k, defaults.top_p, seed, temperature=defaults.temperature)
@@ -67,10 +67,11 @@ def _clearest(
 
 
 def closest_decision(run: VarRun, schedule: ScaleSchedule, settings: VarSettings) -> float:
-    """How far any drawn index of a run with one image is from being another one, in logits.
+    """Smallest distance, in logits, of any drawn index to becoming another one, in a run of one image.
 
-    Each draw takes the largest of l - log E among the codes that top-k and top-p leave. Rounding moves their limits
-    too: codes just outside compete here as well, and a drawn code that is not safely inside counts as no distance.
+    Each draw takes the largest of l - log E (logit, exponential noise) among the codes that top-k and top-p leave.
+    Rounding moves the limits of top-k and top-p, too. So codes just outside the limits compete here as well, and a
+    drawn code that is not safely inside them has distance 0.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     closest = float("inf")
@@ -87,7 +88,7 @@ def closest_decision(run: VarRun, schedule: ScaleSchedule, settings: VarSettings
 
 
 def _filtered(logits: torch.Tensor, settings: VarSettings, side: int) -> torch.Tensor:
-    """Logits under limits that are a little wider (side 1) or narrower (side -1) than asked for."""
+    """Logits filtered with limits that are a little wider (side 1) or narrower (side -1) than the settings'."""
     top_k, top_p = settings.top_k, settings.top_p
     if top_k > 1:
         top_k = max(1, top_k + side * _ROOM_K)
@@ -101,7 +102,7 @@ def _filtered(logits: torch.Tensor, settings: VarSettings, side: int) -> torch.T
 def _store_pruned(
     case: Case, transformer: VarTransformer, vae: VarVae, run: VarRun, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """The oracle's logits under `fixed_masks`."""
+    """Adds a pruned run to `tensors`: the oracle's logits under `fixed_masks`."""
     config = transformer.config
     keep, indices = fixed_masks(config.schedule), [drawn[0] for drawn in run.indices]
     labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
@@ -116,7 +117,7 @@ def _store_pruned(
 def forced_var_logits(
     transformer: VarTransformer, vae: VarVae, cases: ReferenceCases, case: Case
 ) -> list[torch.Tensor]:
-    """Logits of a recorded case's scales on its own indices, in one call."""
+    """Logits of all scales of a recorded case, teacher-forced with its indices, in one call."""
     config = transformer.config
     labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
     count = len(config.grids)
@@ -124,7 +125,7 @@ def forced_var_logits(
 
 
 def recorded_var_bytes(model: VarEntry) -> int:
-    """Size of what `record_var_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
+    """Bytes that `record_var_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
     schedule = model.schedule()
     h, w = schedule.final_grid
     logits = 4 * 6 * schedule.total_tokens * model.codes

@@ -1,5 +1,7 @@
-"""A failed verification, made reproducible: the inputs of the engine call that failed, what it should have given, and
-the Polygraphy line that runs it again."""
+"""Replay of a failed verification.
+
+It saves the inputs and the expected outputs of the engine call that failed, with the Polygraphy line that repeats it.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,21 @@ INPUTS, EXPECTED = "inputs.json", "expected.json"
 
 
 def save_replay(bundle: Bundle, report: Report, folder: Path) -> str | None:
-    """Saves the call behind the first failed comparison of logits; returns the line that repeats it.
+    """Saves the engine call behind the first failed comparison of logits; returns the line that repeats it.
 
     Args:
-        folder: receives the call's inputs and the reference's logits, in Polygraphy's format.
+        folder: folder for the inputs of the call and the logits of the reference, in Polygraphy's format.
 
     Returns:
-        None where nothing can be replayed: no logits failed, Polygraphy is not installed or does not run the engines
-        (PyTorch's), or the graph reads bfloat16, which its files do not hold.
+        The line, or None if nothing can be replayed. Then no logits failed, Polygraphy is not installed or does not run
+        the engines (PyTorch's), or the graph reads bfloat16, which Polygraphy's files cannot hold.
     """
-    found = next((match for c in report.failures if (match := _AT_A_SCALE.fullmatch(c.name))), None)
-    if found is None or bundle.manifest.backend == "torch" or not _has_polygraphy():
+    failed = next((match for c in report.failures if (match := _AT_A_SCALE.fullmatch(c.name))), None)
+    if failed is None or bundle.manifest.backend == "torch" or not _has_polygraphy():
         return None
-    check = next(c for c in report.failures if c.name == found[0])
+    check = next(c for c in report.failures if c.name == failed[0])
     reference = ReferenceCases.load(bundle.path(REFERENCE))
-    case, scale = next(c for c in reference.cases if c.name == found["case"]), int(found["scale"])
+    case, scale = next(c for c in reference.cases if c.name == failed["case"]), int(failed["scale"])
     name, inputs = _inputs_of_call(bundle, reference, case, scale, torch.device(report.device))
     if any(tensor.dtype == torch.bfloat16 for tensor in inputs.values()):
         return None
@@ -46,7 +48,7 @@ def save_replay(bundle: Bundle, report: Report, folder: Path) -> str | None:
 
 
 def replay_line(bundle: Bundle, graph: GraphEntry, check: Check, folder: Path) -> str:
-    """The command that runs a saved call and compares it with what was expected."""
+    """Command that repeats a saved call and compares its outputs with the expected ones."""
     backend = bundle.manifest.backend
     variable = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if backend == "tensorrt-rtx" else ""
     words = ["polygraphy", "run", str(bundle.path(graph.file)), "--onnxrt" if backend == "onnxruntime" else "--trt"]
@@ -62,7 +64,7 @@ def _has_polygraphy() -> bool:
 
 
 class _Recorder:
-    """An engine that keeps a copy of the inputs of one of its calls."""
+    """Engine that keeps a copy of the inputs of its call number `call`, counted from 0."""
 
     def __init__(self, engine: Engine, call: int) -> None:
         self.name, self.device = engine.name, engine.device
@@ -82,7 +84,7 @@ class _Recorder:
 def _inputs_of_call(
     bundle: Bundle, reference: ReferenceCases, case: Case, scale: int, device: torch.device
 ) -> tuple[str, dict[str, torch.Tensor]]:
-    """Name of the graph that gives the logits, and what it read at a scale of a teacher-forced case."""
+    """Name of the graph that computes the logits, and its inputs at a scale of a teacher-forced case."""
     recorders: list[_Recorder] = []
 
     def record(engine: Engine) -> Engine:
@@ -99,10 +101,10 @@ def _inputs_of_call(
         run_case(bundle, watched, prompt, schedule, case, tokens, keep if case.pruned else None, None)
     finally:
         engines.close()
-    # The logits that fail are of blocks in the bundle's precision; those in 8 bits, wrapped after them, have no limit
-    # that Polygraphy knows.
-    found = recorders[len(bundle.manifest.chunks("blocks")) - 1]
-    return found.name, found.inputs
+    # Failed logits are those of blocks in the bundle's precision. Quantized blocks, wrapped after them, are limited by
+    # an RMS error, which Polygraphy cannot check.
+    recorder = recorders[len(bundle.manifest.chunks("blocks")) - 1]
+    return recorder.name, recorder.inputs
 
 
 def _save(folder: Path, inputs: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:

@@ -1,15 +1,15 @@
-"""What a precision does to a model: the reference computed in it by PyTorch on the CPU, against float32.
+"""Rounding errors of a precision: the reference computed in it by PyTorch on the CPU, against float32.
 
-ONNX Runtime's CPU provider has no bfloat16 products, so a bfloat16 graph is proven in two steps: it is its float32 twin
-but for casts (asserted when it is exported), the twin passes ONNX Runtime, and here the casts' effect is measured. The
-errors are recorded with the reference runs, and bound what `verify` accepts of engines in that precision.
+ONNX Runtime's CPU provider has no bfloat16 products, so a bfloat16 graph is proven in steps. It equals its float32 twin
+but for casts, which the export asserts. The twin passes ONNX Runtime. Here the effect of the casts is measured. The
+errors are recorded with the reference runs, and limit the errors that `verify` accepts from engines in that precision.
 
-Float32 rounds too, and a model says itself how much: the further training drives its weights, the more of each sum
-cancels. So the same logits are computed in two ways, scale by scale and all scales in one call, and their distance is
-recorded in the same place.
+Float32 rounds too, by an amount that depends on the model: the further training drives its weights, the more of each
+sum cancels. So the same logits are computed in two ways, scale by scale and all scales in one call. Their distance is
+recorded with the other errors.
 
-What 8-bit numbers at late scales cost is a model's own, too: the more, the more its blocks decide beside the embedding.
-It is measured on a reference model that computes in them.
+The error of quantized scales depends on the model, too: it grows with the blocks' share in the decision, beside the
+embedding's. It is measured on a reference model that computes in 8 bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ldp_runtime.errors import VerificationError
 from ldp_export.graphs.graph import Graph
 from ldp_export.verification.cases import Case, ReferenceCases
 
-#: Two ways to compute logits of a root mean square of 1 differ by less in float32: 1e-5 was seen at 2 to 5.
+#: Upper bound of the difference in float32 between two ways to compute logits whose root mean square is 1. At a root
+#: mean square of 2 to 5, differences of 1e-5 were seen.
 FLOAT32_NOISE = 2e-5
 
 
@@ -36,11 +37,12 @@ def measure_rounding(
     """Largest errors by kind of output: "logits", "image", "features".
 
     Args:
-        logits: of every scale of a case, teacher-forced, by the reference model in the precision.
-        graph: gives the loaded `decoder` and `text_encoder` in the precision.
+        cases: runs in float32 to compare with.
+        logits: computes the logits of every scale of a case, teacher-forced, by the reference model in the precision.
+        graph: returns the loaded `decoder` or `text_encoder` in the precision, by name.
 
     Raises:
-        VerificationError: an output in the precision is not finite, so it cannot bound anything.
+        VerificationError: an output in the precision is not finite, so it cannot limit anything.
     """
     tensors = cases.tensors
     errors = {"logits": _largest_logits(cases, logits)}
@@ -64,28 +66,29 @@ def measure_rounding(
 
 
 def measure_float32(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> dict[str, float]:
-    """Largest difference between the recorded logits and `logits`, the same ones in float32 computed in another way.
+    """Largest difference between the recorded logits and `logits`, computed in float32 in another way.
 
     Raises:
-        VerificationError: they differ by more than rounding explains: the reference model itself is wrong.
+        VerificationError: the logits differ by more than rounding explains, so the reference model itself is wrong.
     """
-    found = _largest_logits(cases, logits)
+    error = _largest_logits(cases, logits)
     recorded = [t for name, t in cases.tensors.items() if ".logits_" in name and t.numel()]
     size = max((float(t.double().square().mean().sqrt()) for t in recorded), default=0.0)
-    if not found <= FLOAT32_NOISE * max(1.0, size):
+    if not error <= FLOAT32_NOISE * max(1.0, size):
         raise VerificationError(
-            f"the reference model's logits, computed scale by scale and in one call, differ by {found:.3g} in float32, "
+            f"the reference model's logits, computed scale by scale and in one call, differ by {error:.3g} in float32, "
             f"at a root mean square of {size:.3g}: rounding explains {FLOAT32_NOISE * max(1.0, size):.3g}",
             hint="this is no fault of the engines; the checkpoint may hold values that float32 cannot carry",
         )
-    return {"logits": found}
+    return {"logits": error}
 
 
 def measure_quantized(cases: ReferenceCases, logits: Callable[[Case], Sequence[torch.Tensor]]) -> dict[str, float]:
-    """Largest RMS error of each scale's logits, in units of their own RMS, named by `quantized_rounding`.
+    """Largest RMS error of each scale's logits, in units of the logits' RMS; keys are from `quantized_rounding`.
 
     Args:
-        logits: of every scale of a case, teacher-forced, by blocks that multiply 8-bit numbers.
+        cases: runs in float32 to compare with.
+        logits: computes the logits of every scale of a case, teacher-forced, by blocks that multiply 8-bit numbers.
     """
     worst: dict[str, float] = {}
     for case in (case for case in cases.cases if not case.pruned):
@@ -98,7 +101,7 @@ def measure_quantized(cases: ReferenceCases, logits: Callable[[Case], Sequence[t
 
 
 def quantized_rounding(scale: int) -> str:
-    """Name of what 8-bit numbers do to a scale's logits, among the errors that are recorded."""
+    """Key of the error that 8-bit numbers cause in a scale's logits, in `ReferenceCases.rounding`."""
     return f"late_logits_{scale}"
 
 
@@ -113,6 +116,6 @@ def _largest_of(logits: Sequence[torch.Tensor], cases: ReferenceCases, case: Cas
 
 
 def _largest(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Infinite where either side is not finite: Python's `max` would pass over NaN."""
+    """Largest absolute error; infinite if either side is not finite, because Python's `max` would ignore NaN."""
     error = float((got.float() - expected).abs().max())
     return error if math.isfinite(error) else math.inf

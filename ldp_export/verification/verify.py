@@ -1,6 +1,6 @@
-"""Is the bundle right? Engines against the recorded runs of the reference model; fails closed.
+"""Verification of a bundle: its engines against the recorded runs of the reference model; fails closed.
 
-Everything is compared per output and per scale, on the machine that will run it, from the bundle alone.
+Everything is compared per output and per scale, on the machine that will run the engines, from the bundle alone.
 """
 
 from __future__ import annotations
@@ -30,31 +30,33 @@ from ldp_export.verification.cases import Case, ReferenceCases
 from ldp_export.verification.rounding import quantized_rounding
 from ldp_export.versions import installed
 
-#: Largest absolute error, per unit of the reference output's root mean square where that exceeds `UNIT`. Two correct
-#: float32 implementations of a model with logits of standard deviation 2.5 differ by up to 1.2e-5; a model that rounds
-#: more has said so when it was recorded (see rounding.py).
+#: Largest absolute errors; beyond a root mean square of `UNIT` of the reference output, they grow in proportion to it.
+#: Two correct float32 implementations of a model with logits of standard deviation 2.5 differ by up to 1.2e-5. For a
+#: model that rounds more, the larger error was recorded with the reference runs (see rounding.py).
 LOGITS, LATENT, IMAGE, FEATURES = 1.2e-5, 1e-6, 1e-4, 1e-5
-#: Pixels up to which `IMAGE` holds; it grows with their number beyond. ONNX Runtime adds up the values of a group norm
-#: one after another: two correct decoders differed by 2.3e-5 at 512x512 and by 2.7e-4 at 1024x1024 (random weights).
+#: Number of pixels up to which `IMAGE` holds; beyond, the limit grows with the number. ONNX Runtime adds up the values
+#: of a group norm one after another: two correct decoders differed by 2.3e-5 at 512x512 and by 2.7e-4 at 1024x1024
+#: (random weights).
 IMAGE_PIXELS = 2**16
-#: The same for logits over a codebook, as two implementations of VAR were found to differ.
-CLASS_LOGITS = 3e-5
+#: Limit like `LOGITS` for logits over a codebook: two implementations of VAR were found to differ by as much.
+VAR_LOGITS = 3e-5
 UNIT = 2.5
-#: Largest RMS error of an image in [-1, 1] that a decoder in 8-bit integers draws: a PSNR of 32 dB.
+#: Largest RMS error of an image in [-1, 1] from a decoder in 8-bit integers: a PSNR of 32 dB.
 QUANTIZED_IMAGE = 0.05
-#: Largest RMS error of logits from blocks that multiply 8-bit numbers, in units of the logits' own RMS, however the
-#: reference model rounds: a trained one by 0.02 to 0.04 in integers, by 0.05 to 0.1 in floats of 4 significant bits.
+#: Largest RMS error of logits from blocks that multiply 8-bit numbers, in units of the logits' own RMS, whatever was
+#: measured on the reference model. Trained models had 0.02 to 0.04 in integers, 0.05 to 0.1 in floats of 4 significant
+#: bits.
 QUANTIZED_LOGITS: dict[QuantizedPrecision, float] = {"int8": 0.1, "float8": 0.25}
-#: Engines of a reduced precision may err by this many times the error that PyTorch makes in it: they add in another
-#: order, and round in other places.
+#: Engines of a reduced precision may err by this many times the error that PyTorch makes in the same precision: they
+#: add in another order, and round at other steps.
 ROUNDING_SLACK = 3.0
-#: Closest decision above which rounding cannot flip a bit, so that end images must agree in every bit.
+#: Closest decision above which rounding cannot flip a bit, so that final images must agree in every bit.
 CLEAR_MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: what was measured, against which limit."""
+    """One comparison of a measured error with its limit."""
 
     name: str
     passed: bool
@@ -65,7 +67,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a verification: what was checked, where."""
+    """Result of a verification: its checks, and the machine they ran on."""
 
     digest: str
     state: str
@@ -88,10 +90,10 @@ def verify_bundle(
     threads: int | None = None,
     on_check: Callable[[Check], None] = lambda check: None,
 ) -> Report:
-    """Runs all checks on the bundle's engines; never raises for a wrong result, only for a bundle that cannot run.
+    """Runs all checks on the bundle's engines. Never raises for a wrong result, only for a bundle that cannot run.
 
     Raises:
-        ConfigError: an unknown device, or no thread.
+        ConfigError: the device is unknown, or the number of threads is not positive.
         IncompatibleBundleError, IntegrityError: the engines cannot be opened here.
     """
     check_threads(threads)
@@ -121,7 +123,7 @@ def verify_bundle(
 
 @contextmanager
 def _bad_numbers_fail(name: str, add: Callable[[Check], None]) -> Generator[None]:
-    """NaN or infinity ends a run; for a verification it is one more wrong result."""
+    """Turns the error that NaN or infinity raises within the context into a failed check."""
     try:
         yield
     except NonFiniteError as error:
@@ -129,7 +131,7 @@ def _bad_numbers_fail(name: str, add: Callable[[Check], None]) -> Generator[None
 
 
 def require_verified(report: Report, bundle: Bundle) -> None:
-    """Raises VerificationError that lists every failed check."""
+    """Raises VerificationError, which lists every failed check, unless the bundle is verified."""
     if report.state != "verified":
         lines = [f"{c.name}: {c.measured:.3g} exceeds {c.limit:.3g} {c.detail}".rstrip() for c in report.failures]
         raise VerificationError(
@@ -145,13 +147,13 @@ def machine_name(device: torch.device) -> str:
 
 
 def packages() -> dict[str, str]:
-    """Versions of what runs the engines."""
+    """Versions of the packages that run the engines."""
     names = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13")
     return installed(names)
 
 
 def _clear_margin(bundle: Bundle, reference: ReferenceCases, case: Case) -> float:
-    """Above it, neither the engines' rounding nor their precision's can flip a decision."""
+    """Margin of a case above which neither the engines' rounding nor that of their precision can flip a decision."""
     amplified = (2 * abs(case.guidance) + 1) / bundle.manifest.defaults.temperature
     return max(CLEAR_MARGIN, ROUNDING_SLACK * reference.rounding.get("logits", 0.0) * amplified)
 
@@ -159,10 +161,10 @@ def _clear_margin(bundle: Bundle, reference: ReferenceCases, case: Case) -> floa
 def _compare(
     name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: float, rounding: float | None = None
 ) -> Check:
-    """Largest absolute difference; NaN, infinity and wrong shapes fail.
+    """Check of the largest absolute difference; NaN, infinity and wrong shapes fail.
 
-    `rounding` is the error that the graphs' precision alone causes, float32 included, as it was measured when they
-    were built.
+    Args:
+        rounding: error that the graphs' precision alone causes (float32, too), as measured when they were built.
     """
     got, expected = got.cpu(), expected.cpu()
     if got.shape != expected.shape:
@@ -177,7 +179,7 @@ def _compare(
 
 
 def _compare_rms(name: str, got: torch.Tensor, expected: torch.Tensor, limit: float) -> Check:
-    """Root mean square of the difference; NaN and infinity fail."""
+    """Check of the root mean square of the difference; NaN and infinity fail."""
     difference = float((got.cpu().double() - expected.cpu().double()).square().mean().sqrt())
     return Check(name, difference <= limit, difference, limit)
 
@@ -185,6 +187,7 @@ def _compare_rms(name: str, got: torch.Tensor, expected: torch.Tensor, limit: fl
 def _check_text(
     engines: Engines, reference: ReferenceCases, device: torch.device, add: Callable[[Check], None]
 ) -> None:
+    """Checks the text encoder, if there is one, on the recorded prompts."""
     if engines.text_encoder is None:
         return
     for i in range(len([name for name in reference.tensors if name.endswith(".ids")])):
@@ -202,7 +205,10 @@ def _check_case(
     device: torch.device,
     add: Callable[[Check], None],
 ) -> None:
-    """A teacher-forced run through prompt, blocks and decoder, scale by scale; then a free run, where seeds say so."""
+    """Checks a teacher-forced run through prompt, blocks and decoder, scale by scale.
+
+    A free run follows if the case's margin says that rounding cannot flip a decision.
+    """
     schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
     S, quantized = len(schedule), _quantized_scales(bundle, case)
     tokens = [t.to(device) for t in reference.tokens(case, S)]
@@ -232,14 +238,14 @@ def _check_case(
 
 
 def _quantized_scales(bundle: Bundle, case: Case) -> frozenset[int]:
-    """The scales of an image of the case that run blocks in 8 bits, recorded ones or not."""
+    """Scales at which an image of the case runs quantized blocks, recorded or not."""
     return bundle.manifest.quantized_scales(bundle.manifest.schedule(case.aspect_ratio))
 
 
 def _check_quantized_blocks(
     bundle: Bundle, engines: Engines, reference: ReferenceCases, device: torch.device, add: Callable[[Check], None]
 ) -> None:
-    """Blocks in 8 bits at the scales that were recorded, where these end before the scales that they are for."""
+    """Checks quantized blocks at the recorded scales, if these end before the quantized scales."""
     case = reference.cases[0]
     schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
     recorded = frozenset(range(len(schedule)))
@@ -257,7 +263,10 @@ def _check_quantized_blocks(
 
 
 def _allowed_in_8_bits(quantized: QuantizedScales, reference: ReferenceCases, scale: int) -> float:
-    """What rounding explains of a scale's logits, as measured when the bundle was built: a share of their RMS."""
+    """Largest error that rounding explains in a quantized scale's logits, as a share of their RMS.
+
+    It follows from the error that was measured when the bundle was built.
+    """
     return min(QUANTIZED_LOGITS[quantized.precision], ROUNDING_SLACK * reference.rounding[quantized_rounding(scale)])
 
 
@@ -269,7 +278,7 @@ def _compare_8_bits(where: str, got: torch.Tensor, expected: torch.Tensor, allow
 def _check_image(
     bundle: Bundle, engines: Engines, reference: ReferenceCases, case: Case, add: Callable[[Check], None]
 ) -> None:
-    """The decoder on a case's recorded latent."""
+    """Checks the decoder on a case's recorded latent."""
     latent, expected = (reference.tensors[f"{case.name}.{what}"] for what in ("latent", "image"))
     device = engines.decoder.device
     image = torch.empty(1, *expected.shape, device=device)
@@ -282,7 +291,7 @@ def _check_image(
 
 
 def case_rows(bundle: Bundle, engines: Engines, reference: ReferenceCases, case: Case) -> PromptRows:
-    """Rows of a recorded case's text or class, with the unconditional one where it is guided."""
+    """Rows of a recorded case's text or class, with the unconditional row if the case is guided."""
     schedule = bundle.manifest.schedule(case.aspect_ratio)
     guided = any(g != 1 for g in guidance_weights(bundle.manifest.model, case.guidance, len(schedule)))
     if case.label is not None:
@@ -292,11 +301,11 @@ def case_rows(bundle: Bundle, engines: Engines, reference: ReferenceCases, case:
 
 
 def _logits_tolerance(case: Case) -> float:
-    return LOGITS if case.label is None else CLASS_LOGITS
+    return LOGITS if case.label is None else VAR_LOGITS
 
 
 def _image_tolerance(image: torch.Tensor) -> float:
-    """For an image [3, H, W]."""
+    """Largest error allowed in an image [3, H, W], before rounding is counted."""
     return IMAGE * max(1.0, image[0].numel() / IMAGE_PIXELS)
 
 
@@ -311,10 +320,10 @@ def run_case(
     on_logits: Callable[[int, torch.Tensor], Any] | None,
     quantized: frozenset[int] | None = None,
 ) -> ImageState:
-    """One image through the runtime's loop, teacher-forced where `tokens` are given.
+    """Draws one image with the runtime's loop, teacher-forced if `tokens` are given.
 
     Args:
-        late: scales that run blocks in 8 bits; None: those of the bundle.
+        quantized: scales that run quantized blocks; None for the bundle's.
     """
     manifest = bundle.manifest
     codec, S = engines.codec, len(schedule)
@@ -343,7 +352,7 @@ def run_case(
 
 
 def _twice(bundle: Bundle, engines: Engines, reference: ReferenceCases, case: Case) -> PromptRows:
-    """A case's text or class in two rows of one call."""
+    """Rows of a case's text or class, twice in one call."""
     if case.label is not None:
         both = torch.tensor([case.label] * 2, device=engines.prompt.device)
         return run_prompt(engines, bundle.manifest, {"labels": both})
@@ -358,7 +367,7 @@ def _check_identical_rows(
     device: torch.device,
     add: Callable[[Check], None],
 ) -> None:
-    """The same text (class) twice in one call gives the same logits twice."""
+    """Checks that the same text (or class) twice in one call gives the same logits twice."""
     case = reference.cases[0]
     schedule, worst = case.of(bundle.manifest.schedule(case.aspect_ratio)), 0.0
     prompt = _twice(bundle, engines, reference, case)

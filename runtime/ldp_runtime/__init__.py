@@ -1,4 +1,4 @@
-"""The runtime of ldp-export bundles: load one, draw with it. Needs no exporter.
+"""Runtime of ldp-export bundles: loads a bundle and draws images with it, without the exporter.
 
 Names are imported when they are first used, so that importing the package (or its errors) does not load PyTorch.
 """

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, by one process at a time, with room asked for before long work."""
+"""Safe writing: files are written whole or not at all, by one process at a time; disk space is checked beforehand."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ldp_runtime.errors import CapacityError, ConfigError, LdpError
 
 
 def existing_parent(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """The path itself, or the nearest folder above it that exists."""
     path = path.resolve()
     return path if path.exists() else existing_parent(path.parent)
 
 
 def require_room(folder: Path, needed: int, what: str, hint: str) -> None:
-    """Raises CapacityError where the disk of `folder` (which need not exist yet) has fewer than `needed` bytes free."""
+    """Raises CapacityError if the disk of `folder` (which need not exist yet) has fewer than `needed` bytes free."""
     free = shutil.disk_usage(existing_parent(folder)).free
     if needed > free:
         raise CapacityError(
@@ -33,26 +33,26 @@ def require_room(folder: Path, needed: int, what: str, hint: str) -> None:
 
 
 def same_disk(one: Path, other: Path) -> bool:
-    """Whether two folders, which need not exist yet, lie on one disk."""
+    """True if two folders, which need not exist yet, lie on the same disk."""
     return existing_parent(one).stat().st_dev == existing_parent(other).stat().st_dev
 
 
 def is_full(error: BaseException) -> bool:
-    """True if the system said that a disk or a quota is full."""
+    """True if the error says that a disk or a quota is full."""
     return system_error_number(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def system_error_number(error: BaseException) -> int | None:
-    """Number of a system error; safetensors has it in its message only."""
+    """Number (errno) of a system error; safetensors states it in its message only."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
-    return int(found[1]) if found else None
+    match = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(match[1]) if match else None
 
 
 @contextmanager
 def full_disk_is_typed(folder: Path, kind: type[LdpError] = CapacityError) -> Generator[None]:
-    """Error of the given kind where the disk of `folder` is full, for work that resumes."""
+    """Raises an error of the given kind if work that can be resumed finds the disk of `folder` full."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -64,16 +64,16 @@ def full_disk_is_typed(folder: Path, kind: type[LdpError] = CapacityError) -> Ge
 
 
 def gigabytes(count: float) -> str:
-    """Bytes in words."""
+    """Number of bytes as text, in GB or MB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
-#: A name that begins so is half-written, or was left by a process that was killed.
+#: Prefix of scratch files and folders: half-written, or left by a process that was killed.
 SCRATCH = ".tmp-"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what processes that were killed have left in a folder; no other may be writing there."""
+    """Deletes scratch files that killed processes left in a folder; no other process may be writing there."""
     for scratch in folder.glob(f"{SCRATCH}*"):
         if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
@@ -83,7 +83,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Generator[Path]:
-    """Scratch path beside `path` that is renamed to it at the end; after an error nothing is left of it."""
+    """Scratch path beside `path`, renamed to `path` at the end; after an error it is deleted."""
     scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
     try:
         yield scratch
@@ -105,10 +105,10 @@ def exclusive(lock: Path, work: str) -> Generator[None]:
     """Holds a lock file for the duration.
 
     Args:
-        work: what the lock stands for, as in "build is writing to DIR".
+        work: the work that the lock protects, for the error message, such as "build is writing to DIR".
 
     Raises:
-        ConfigError: another process holds it; nothing is waited for.
+        ConfigError: another process holds the lock; this one does not wait for it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:

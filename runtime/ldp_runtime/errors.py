@@ -1,10 +1,13 @@
-"""Every error that users meet. One root, a handful of leaves; each message says found, expected, and the mend."""
+"""Errors shown to users: one base class and its subclasses.
+
+Each message says what was found, what was expected, and how to fix it.
+"""
 
 from __future__ import annotations
 
 
 class LdpError(Exception):
-    """Root of all errors raised on purpose. `exit_code` is what the command line ends with."""
+    """Base class of all errors raised on purpose; `exit_code` is the exit status of the command line."""
 
     exit_code = 1
 
@@ -56,31 +59,31 @@ class IncompatibleBundleError(LdpError):
 
 
 class IntegrityError(LdpError):
-    """A bundle whose files are missing, truncated, or not the ones that were built."""
+    """A bundle whose files are missing, truncated, or not those that were built."""
 
     exit_code = 8
 
 
 class CapacityError(LdpError):
-    """Not enough memory or disk for what was asked: predicted before anything is allocated, or met on the way."""
+    """Not enough memory or disk for a request: predicted before anything is allocated, or noticed during work."""
 
     exit_code = 9
 
 
 class NonFiniteError(LdpError):
-    """NaN or infinity in an engine's output; the message names graph and scale. No image is returned."""
+    """NaN or infinity in an engine's output; the message names the graph and the scale. No image is returned."""
 
     exit_code = 10
 
 
 class BudgetError(LdpError):
-    """A quality or speed budget that no policy meets; the message says what came closest."""
+    """A quality or speed budget that no policy meets; the message names the policy that came closest."""
 
     exit_code = 11
 
 
 class HubError(LdpError):
-    """A model hub that cannot be reached, refuses access, or lacks what was asked for."""
+    """A model hub that cannot be reached, refuses access, or lacks the requested files."""
 
     exit_code = 12
 

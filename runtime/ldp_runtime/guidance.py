@@ -1,4 +1,4 @@
-"""Classifier-free guidance at the logits, and the gap between its two branches that SATS watches."""
+"""Classifier-free guidance at the logits, and the gap between its two branches, which SATS watches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ldp_runtime.numerics import scalar
 
 
 def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[float, ...]:
-    """A number, or one number per scale, to a tuple of `scales` numbers.
+    """Tuple of `scales` numbers, from one number for all scales or one number per scale.
 
     Raises:
-        ConfigError: no numbers, too few of them, or values that are not finite.
+        ConfigError: the value is not made of numbers, has too few of them, or one is not finite.
     """
     try:
         values = tuple(float(v) for v in value) if isinstance(value, Iterable) else (float(value),) * scales
@@ -28,24 +28,24 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
 
 
 def ramp(end: float, scales: int) -> tuple[float, ...]:
-    """VAR's guidance: weights of the conditional branch from 1 (none) at the first scale to 1 + end at the last."""
+    """VAR's guidance: weights of the conditional branch, from 1 (none) at the first scale to 1 + end at the last."""
     return tuple(1 + end * (k / (scales - 1) if scales > 1 else 0.0) for k in range(scales))
 
 
 def last_guided_scale(guidance: Sequence[float]) -> int:
-    """The last scale whose guidance differs from 1, or -1: after it the unconditional branch serves nothing."""
+    """The last scale whose guidance differs from 1, or -1: after it the unconditional branch has no effect."""
     return max((k for k, g in enumerate(guidance) if g != 1), default=-1)
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """g * l_cond + (1 - g) * l_uncond; any shape, the same for both."""
+    """Guided logits g * l_cond + (1 - g) * l_uncond, g being `scale`; any shape, the same for both branches."""
     return scalar(scale) * conditional + scalar(1 - scale) * unconditional
 
 
 def gap_per_token(conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
     """Mean over bits of the squared difference of per-bit logit differences: [L, bits] twice -> [L].
 
-    The difference l1 - l0 of a bit is what its softmax depends on; raw logits carry an arbitrary shift.
+    A bit's softmax depends on the difference l1 - l0 alone; raw logits carry an arbitrary shift.
     """
     difference = conditional - unconditional
     return (difference * difference).mean(dim=-1)

@@ -1,4 +1,4 @@
-"""Token layout: how the bits or codes of a token lie on the latent."""
+"""Token layout: the arrangement of a token's bits or codes on the latent."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ldp_runtime.schedule import Grid
 
 @dataclass(frozen=True)
 class LatentLayout:
-    """How tokens map to latents.
+    """Mapping of tokens to latents.
 
     Attributes:
-        channels: d, the VAE's bits per latent position.
-        patch: latents per token side (1, or 2 with patchify).
+        channels: d, bits of the VAE per latent position.
+        patch: latent positions per side of a token (1, or 2 with patchify).
     """
 
     channels: int
@@ -29,7 +29,7 @@ class LatentLayout:
 
     @cached_property
     def code(self) -> float:
-        """1 / sqrt(d) as float32 division rounds it: the size of every entry of a token's codes."""
+        """Magnitude of every entry of a token's codes: 1 / sqrt(d), rounded as float32 division rounds it."""
         return float(torch.ones(()) / self.channels**0.5)
 
     def latent_grid(self, grid: Grid) -> Grid:

@@ -1,4 +1,4 @@
-"""Noise of sampling: variates that belong to positions, drawn from the seed of an image."""
+"""Sampling noise: random variates of each token position, drawn from an image's seed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ldp_runtime.schedule import ScaleSchedule
 
 
 def logistic_noise(draws: torch.Tensor) -> torch.Tensor:
-    """Pairs of exponential variates [..., 2] to log(E1 / E0) [...]."""
+    """Logistic variates log(E1 / E0) [...] from pairs of exponential variates (E0, E1) [..., 2]."""
     return draws[..., 1].log() - draws[..., 0].log()
 
 
 def position_noise(seed: int, schedule: ScaleSchedule, bits: int) -> tuple[torch.Tensor, ...]:
-    """Noise of one image for the full grid of every scale: a [h*w, bits] float32 tensor on the CPU per scale."""
+    """Noise of one image for the full grid of every scale: one float32 tensor [h*w, bits] per scale, on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(draw_noise(generator, tokens, bits) for tokens in schedule.tokens)
 

@@ -1,4 +1,4 @@
-"""Decoder output to what callers ask for."""
+"""Conversion of decoder output to the output type that the caller asks for."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import torch
 
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] in [-1, 1] to uint8 RGB [B, H, W, 3], truncated as the originals do."""
+    """Converts [B, 3, H, W] in [-1, 1] to uint8 RGB [B, H, W, 3], truncating as the originals do."""
     return (image + 1).div_(2).mul_(255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def to_output(image: torch.Tensor, output_type: str) -> Any:
-    """[B, 3, H, W] in [-1, 1] to PIL images, a float array [B, H, W, 3] or a float tensor [B, 3, H, W] in [0, 1]."""
+    """Converts [B, 3, H, W] in [-1, 1] to PIL images ("pil"), or to floats in [0, 1].
+
+    The floats are an array [B, H, W, 3] ("numpy"), or a tensor [B, 3, H, W] for any other type.
+    """
     if output_type == "pil":
         from PIL import Image
 

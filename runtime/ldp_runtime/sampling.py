@@ -1,9 +1,10 @@
-"""Sampling of bits: one elementwise comparison per bit, with noise that belongs to positions.
+"""Sampling of bits: one elementwise comparison per bit, with noise that is fixed for each position.
 
 The originals draw each bit by `multinomial(softmax(l0, l1))`, which picks argmax(p / E) with two exponential
 variates. For two outcomes that is `l1 - l0 > log(E1 / E0)`: a logit difference against one logistic variate.
-Drawing the variates for the full grid of every scale up front makes a position's outcome independent of which
-other positions are computed, and (unbatched, unpruned) reproduces the originals' seeded draws exactly.
+
+The variates are drawn up front, for the full grid of every scale. The outcome at a position is then independent of
+which other positions are computed. Without batches and pruning, the originals' seeded draws are reproduced exactly.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class SamplingFilter:
     """Top-k and top-p as the originals apply them to the two outcomes of a bit.
 
     Attributes:
-        top_k: 1 is greedy; 0 or anything above 1 leaves both outcomes.
+        top_k: 1 is greedy; 0 or anything above 1 leaves both outcomes possible.
         top_p: an outcome of probability <= 1 - top_p is impossible; 0 switches the filter off.
     """
 
@@ -38,7 +39,7 @@ class SamplingFilter:
 
     @property
     def decided_at(self) -> float:
-        """Logit difference (absolute) from which the likelier outcome is certain."""
+        """Absolute logit difference from which on the likelier outcome is certain."""
         if self.top_k == 1:
             return torch.finfo(torch.float32).tiny  # an exact tie still keeps both outcomes
         if self.top_p == 0.0 or self.top_p == 1.0:
@@ -47,9 +48,10 @@ class SamplingFilter:
 
     @cached_property
     def noise_bounds(self) -> tuple[float, float] | None:
-        """Noise between these lets the likelier outcome win where it is certain and changes no other; None: as it is.
+        """Bounds to clamp the noise to, so that an outcome that is certain always wins; None: no clamping.
 
-        A logit difference must exceed the noise: one at the limit must, one at minus the limit must not.
+        No other outcome changes. A bit is 1 if its logit difference exceeds the noise. A difference at the limit must
+        therefore exceed the upper bound; one at minus the limit must not exceed the lower.
         """
         limit = self.decided_at
         if math.isinf(limit):
@@ -58,12 +60,12 @@ class SamplingFilter:
 
 
 def logit_difference(logits: torch.Tensor) -> torch.Tensor:
-    """Logit pairs [..., 2 * bits] (columns 2j, 2j+1 are bit j = 0, 1) to l1 - l0 [..., bits]."""
+    """Differences l1 - l0 [..., bits] of logit pairs [..., 2 * bits]; columns 2j and 2j+1 say that bit j is 0 or 1."""
     zero, one = logits.view(*logits.shape[:-1], -1, 2).unbind(-1)
     return one - zero
 
 
 def sample_bits(difference: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter) -> torch.Tensor:
-    """Guided, tempered logit differences [..., bits] and noise of the same shape to bits (bool)."""
+    """Bits (bool) from guided logit differences [..., bits], divided by temperature, and noise of the same shape."""
     bounds = rule.noise_bounds
     return difference > (noise if bounds is None else noise.clamp(*bounds))

@@ -1,8 +1,8 @@
-"""Scale schedules: which token grids a model draws, in which order, and where their tokens sit.
+"""Scale schedules: the token grids that a model draws, in order, and the positions of their tokens.
 
 Source: the Infinity reference implementation's dynamic-resolution templates and 2-D RoPE
-(`rope2d_normalized_by_hw = 2`): positions are measured in units of the *final grid of the 1M schedule*
-of the aspect ratio, also when a smaller schedule is run.
+(`rope2d_normalized_by_hw = 2`). Positions are measured in units of the *final grid of the 1M schedule* of the
+aspect ratio, also when a smaller schedule is run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TALL_TEMPLATES: dict[float, str] = {
     3.0: "1x1 2x2 6x2 9x3 15x5 21x7 27x9 36x12 45x15 54x18 72x24 90x30 111x37",
 }
 
-#: Number of scales of each named size, and roughly how many pixels it draws.
+#: Number of scales of each named size; the name is roughly the number of pixels.
 SCALES_OF_SIZE: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.6M": 12, "1M": 13}
 
 
@@ -126,7 +126,7 @@ class ScaleSchedule:
         return self.grids[-1]
 
     def detail_scales(self, share: float = 0.75) -> tuple[int, ...]:
-        """The fewest last scales that together hold at least `share` of all tokens: where pruning pays.
+        """The fewest last scales that together hold at least `share` of all tokens: those worth pruning.
 
         On the 1M square schedule these are scales 10, 11 and 12, the paper's choice.
         """
@@ -135,13 +135,13 @@ class ScaleSchedule:
     def positions(self, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column of each token of a scale in units of `position_grid`: two [h*w] float32 tensors."""
         h, w = self.grids[scale]
-        # Half-to-even rounding of exact .5 ties is part of the released models' behaviour.
+        # `torch.round` rounds exact .5 ties to even: part of the released models' behaviour.
         ys = torch.round(torch.arange(h) * (self.position_grid[0] / h))
         xs = torch.round(torch.arange(w) * (self.position_grid[1] / w))
         return ys.repeat_interleave(w), xs.repeat(h)
 
 
-@lru_cache(maxsize=64)  # policies ask several times a scale
+@lru_cache(maxsize=64)  # policies ask several times per scale
 def _detail_scales(schedule: ScaleSchedule, share: float) -> tuple[int, ...]:
     scales, total = len(schedule), schedule.total_tokens
     for first in range(scales - 1, -1, -1):
@@ -150,7 +150,7 @@ def _detail_scales(schedule: ScaleSchedule, share: float) -> tuple[int, ...]:
     return tuple(range(scales))
 
 
-@lru_cache(maxsize=64)  # one object a schedule: what it counts is then counted once, not with every request
+@lru_cache(maxsize=64)  # one object per schedule: its cached properties are computed once, not for every request
 def _of_template(size: str, template: float) -> ScaleSchedule:
     grids = TEMPLATES[template]
     return ScaleSchedule(grids[: SCALES_OF_SIZE[size]], grids[-1])
@@ -165,8 +165,8 @@ def nearest_template(aspect_ratio: float) -> float:
 def rope_table(schedule: ScaleSchedule, head_dim: int) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
     """Rotary cosines and sines of every scale: a (cos, sin) pair of [h*w, head_dim / 2] float32 per scale.
 
-    The first half of the angles turns with the row, the second half with the column (2-D RoPE, base 10000).
-    Tables are kept for the next image of the same schedule: nobody may write to them.
+    The first half of the angles depends on the row, the second half on the column (2-D RoPE, base 10000).
+    Tables are cached for the next image of the same schedule: callers must not write to them.
     """
     if head_dim % 4:
         raise ConfigError(f"2-D RoPE needs a head dimension divisible by 4, got {head_dim}")

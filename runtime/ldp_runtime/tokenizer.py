@@ -1,4 +1,4 @@
-"""Prompts to token ids, by the rules the models were trained with."""
+"""Tokenizer: prompts to token ids, by the rules that the models were trained with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ END_OF_TEXT = 1
 
 
 class PromptTokenizer:
-    """A `tokenizer.json` with T5's conventions: no cleaning, </s> (id 1) at the end, nothing padded."""
+    """A `tokenizer.json` with T5's conventions: no cleaning of the text, </s> (id 1) at the end, no padding."""
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         try:
@@ -30,7 +30,7 @@ class PromptTokenizer:
         self.max_tokens = max_tokens
 
     def __call__(self, prompt: str) -> torch.Tensor:
-        """Token ids [T] (int64). A longer prompt than the model reads is cut, as in the originals, with a warning.
+        """Token ids [T] (int64); a prompt longer than the model reads is cut, as in the originals, with a warning.
 
         Raises:
             ConfigError: the prompt is empty.

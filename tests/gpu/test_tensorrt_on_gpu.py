@@ -36,7 +36,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
 def engines(backend: Any, golden_2b: Golden, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The small 2B-like model; `build` has verified it on this GPU, or this fixture fails."""
     model = spec(golden_2b.transformer.config, golden_2b.vae.config)
-    sources = Sources(golden_2b.folder / "transformer.safetensors", golden_2b.folder / "vae.safetensors")
+    sources = Sources(golden_2b.weights / "transformer.safetensors", golden_2b.weights / "vae.safetensors")
     builder = choose_builder(BackendOptions(backend), model, model.size, "float32")
     output = tmp_path_factory.mktemp(backend)
     bundle, report = build(plan_build(model, sources, BuildOptions(output, builder=builder)))
@@ -48,7 +48,7 @@ def engines(backend: Any, golden_2b: Golden, tmp_path_factory: pytest.TempPathFa
 def test_in_place_cache(backend: Any, golden_2b: Golden, tmp_path: Path) -> None:
     """`build` compares it with the reference runs on this GPU."""
     model = spec(golden_2b.transformer.config, golden_2b.vae.config)
-    sources = Sources(golden_2b.folder / "transformer.safetensors", golden_2b.folder / "vae.safetensors")
+    sources = Sources(golden_2b.weights / "transformer.safetensors", golden_2b.weights / "vae.safetensors")
     builder = choose_builder(BackendOptions(backend), model, model.size, "float32")
     bundle, _ = build(plan_build(model, sources, BuildOptions(tmp_path, builder=builder, kv_cache="static")))
     assert (bundle.state, bundle.manifest.kv_cache) == ("verified", "static")

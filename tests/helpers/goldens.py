@@ -13,12 +13,13 @@ from ldp_runtime.layout import LatentLayout
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
 
+from helpers.golden_weights import GOLDEN, golden_folder
 from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.reference.infinity import InfinitySettings
 
-FOLDER = Path(__file__).parents[1] / "golden"
+FOLDER = GOLDEN
 CASES = ("infinity_2blike", "infinity_8blike")
 
 #: Tolerances that two correct float32 implementations meet (the noise floor of the originals' own goldens).
@@ -35,7 +36,14 @@ MARGIN = 1e-4
 
 @dataclass(frozen=True)
 class Golden:
+    """One golden model; `folder` holds its configuration and vectors."""
+
     folder: Path
+
+    @cached_property
+    def weights(self) -> Path:
+        """Folder of its checkpoints in the originals' layout."""
+        return golden_folder(self.folder.name)
 
     @cached_property
     def config(self) -> dict:
@@ -52,11 +60,11 @@ class Golden:
 
     @cached_property
     def transformer(self) -> InfinityTransformer:
-        return load_infinity(self.folder / "transformer.safetensors")
+        return load_infinity(self.weights / "transformer.safetensors")
 
     @cached_property
     def vae(self) -> InfinityVae:
-        return load_infinity_vae(self.folder / "vae.safetensors")
+        return load_infinity_vae(self.weights / "vae.safetensors")
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         with np.load(self.folder / f"{name}.npz") as file:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from ldp_runtime.bundle.files import Bundle
 
+from helpers.golden_weights import golden_folder
 from helpers.goldens import FOLDER
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.infer import infer_spec
@@ -21,14 +22,18 @@ from ldp_export.models.var_vae import VarVae, VarVaeConfig
 from ldp_export.reference.var import VarSettings
 
 #: Two correct float32 implementations of the original differ by up to this in raw logits.
-CLASS_LOGITS = 3e-5
+VAR_LOGITS = 3e-5
 
 
-class ClassGolden:
+class VarGolden:
     """The original's vectors: two classes drawn in one batch from one stream of noise."""
 
     folder = FOLDER / "var_d16like"
-    sources = Sources(folder / "var.safetensors", folder / "vae.safetensors")
+
+    @cached_property
+    def sources(self) -> Sources:
+        weights = golden_folder(self.folder.name)
+        return Sources(weights / "var.safetensors", weights / "vae.safetensors")
 
     @cached_property
     def config(self) -> dict:
@@ -88,7 +93,7 @@ class Held:
 
 
 #: Checkpoints of other sizes, scales and namings than the goldens'.
-CLASS_MODELS = {
+VAR_MODELS = {
     "one AdaLN for all blocks": Held(
         VarConfig(3, 48, 3, 64, codes=40, channels=6, classes=5, grids=(1, 2, 4, 7), shared_ada=True),
         VarVaeConfig(codes=40, channels=6, base_channels=32, channel_multipliers=(1, 2), res_blocks=2),
@@ -116,6 +121,6 @@ def _randomised(model: torch.nn.Module, generator: torch.Generator) -> dict[str,
     }
 
 
-def build_class_bundle(sources: Sources, output: Path, chunk: int | None = None, guidance: float = 1.5) -> Bundle:
+def build_var_bundle(sources: Sources, output: Path, chunk: int | None = None, guidance: float = 1.5) -> Bundle:
     spec = replace(infer_spec(sources), guidance=guidance, top_k=100, top_p=0.95)
     return build(plan_build(spec, sources, BuildOptions(output, chunk=chunk)))[0]

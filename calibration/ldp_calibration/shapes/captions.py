@@ -1,7 +1,7 @@
 """Words for scenes: free captions to train on, and structured prompts whose truth can be decided.
 
-A `Prompt` holds its text and what that text claims, so one predicate (`holds`) judges a scene that was drawn and an
-image in which the evaluator found shapes.
+A `Prompt` holds its text and the claims that the text makes. One predicate (`holds`) therefore judges both a scene that
+was drawn and an image in which the evaluator found shapes.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Seen(Protocol):
 
 @dataclass(frozen=True)
 class Claim:
-    """There is a shape of this kind; `colour` None leaves the colour open."""
+    """Claim that there is a shape of this kind; `colour` None leaves the colour open."""
 
     kind: str
     colour: str | None = None
@@ -56,8 +56,8 @@ class Claim:
 class Prompt:
     """A text of one category and its claims.
 
-    With `count` there must be exactly that many shapes fitting the one claim and none besides; with `relation` the
-    first claim's shape must stand so to the second's.
+    With `count` there must be exactly that many shapes that fit the one claim, and none besides. With `relation` the
+    first claim's shape must stand in this relation to the second's.
     """
 
     category: str
@@ -68,7 +68,7 @@ class Prompt:
 
 
 def holds(prompt: Prompt, shapes: Sequence[Seen]) -> bool:
-    """Whether the shapes make the prompt true. Further shapes do no harm, except to a count (as in GenEval)."""
+    """True if the shapes make the prompt true. Further shapes do no harm, except to a count (as in GenEval)."""
     fitting = [[shape for shape in shapes if claim.fits(shape)] for claim in prompt.claims]
     if prompt.count is not None:
         return len(fitting[0]) == prompt.count == len(shapes)
@@ -81,7 +81,7 @@ def holds(prompt: Prompt, shapes: Sequence[Seen]) -> bool:
 
 
 def related(a: Seen, b: Seen) -> str | None:
-    """How `a` stands to `b` along the axis in which they are further apart; None if they share a centre."""
+    """Relation of `a` to `b` along the axis in which they are further apart; None if they share a centre."""
     dx, dy = a.x - b.x, a.y - b.y
     if max(abs(dx), abs(dy)) < 0.05:
         return None
@@ -91,7 +91,7 @@ def related(a: Seen, b: Seen) -> str | None:
 
 
 def caption(scene: Scene, rng: np.random.Generator, coloured: float = 0.8) -> str:
-    """A free caption: what it says is true, but it may leave out colours, sizes, places and the background.
+    """A free caption: all that it says is true, but it may leave out colours, sizes, places and the background.
 
     `coloured` is the share of captions that name colours.
     """
@@ -141,18 +141,18 @@ def prompts_of(scene: Scene) -> list[Prompt]:
     shapes = scene.shapes
     claims = tuple(Claim(shape.kind, shape.colour) for shape in shapes[:2])
     bare = tuple(Claim(shape.kind) for shape in shapes[:2])
-    found = [
+    prompts = [
         Prompt("single object", f"a {bare[0].kind}", bare[:1]),
         Prompt("colours", f"{article(shapes[0].colour)} {shapes[0].kind}", claims[:1]),
     ]
     if _alike(scene) or len(shapes) == 1:
         noun = shapes[0].kind if len(shapes) == 1 else plural(shapes[0].kind)
         text = f"{NUMBERS[len(shapes)]} {shapes[0].colour} {noun}"
-        return [*found, Prompt("counting", text, claims[:1], count=len(shapes))]
+        return [*prompts, Prompt("counting", text, claims[:1], count=len(shapes))]
     relation = related(shapes[0], shapes[1])
     texts = [f"{article(shape.colour)} {shape.kind}" for shape in shapes[:2]]
     return [
-        *found,
+        *prompts,
         Prompt("two objects", f"a {bare[0].kind} and a {bare[1].kind}", bare),
         Prompt("position", f"a {bare[0].kind} {relation} a {bare[1].kind}", bare, relation=relation),
         Prompt("colour attribution", " and ".join(texts), claims),

@@ -1,7 +1,7 @@
-"""Finds coloured shapes in an image and judges whether they make a prompt true.
+"""Finds coloured shapes in an image and judges if they make a prompt true.
 
-Three steps: each vivid pixel takes the nearest colour of the palette; connected pixels of one colour are one object;
-an object's kind is the template that overlaps it best. Images come in as uint8 [H, W, 3]; needs scipy.
+Each vivid pixel first takes the nearest colour of the palette. Connected pixels of one colour are then one object. Its
+kind is the template that overlaps it best. Images come in as uint8 [H, W, 3]; needs scipy.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,10 @@ _TEMPLATE_SIDE = 48
 
 @dataclass(frozen=True)
 class Found:
-    """One object seen in an image; centre and radius as fractions of the side, `overlap` with its template."""
+    """One object seen in an image.
+
+    The centre is in fractions of the sides, the area a fraction of the image; `overlap` is with the object's template.
+    """
 
     kind: str
     colour: str
@@ -65,11 +68,11 @@ def find_shapes(image: np.ndarray) -> list[Found]:
 
 
 def find_objects(image: np.ndarray) -> list[Found]:
-    """All vivid objects of some size [H, W, 3] -> list, each with its best template, however badly it fits."""
+    """All vivid objects of some size in an image [H, W, 3], each with its best template, however badly it fits."""
     from scipy import ndimage
 
     labels = nearest_colour(image)  # [H, W], -1 where muted
-    found = []
+    objects = []
     for index, colour in enumerate(COLOURS):
         labelled: Any = ndimage.label(labels == index, structure=np.ones((3, 3)))
         parts, count = labelled
@@ -77,12 +80,12 @@ def find_objects(image: np.ndarray) -> list[Found]:
         for number, box in enumerate(boxes, start=1):
             mask = parts[box] == number
             if mask.sum() >= MIN_AREA * labels.size:
-                found.append(_describe(mask, box, colour, labels.shape))
-    return found
+                objects.append(_describe(mask, box, colour, labels.shape))
+    return objects
 
 
 def object_mask(image: np.ndarray, margin: int = 2) -> np.ndarray:
-    """Where an image [H, W, 3] uint8 shows vivid objects of some size, with `margin` pixels around: bool [H, W]."""
+    """Mask [H, W] of the vivid objects of some size in an image [H, W, 3] uint8, with `margin` pixels around them."""
     from scipy import ndimage
 
     labelled: Any = ndimage.label(nearest_colour(image) >= 0, structure=np.ones((3, 3)))
@@ -94,7 +97,7 @@ def object_mask(image: np.ndarray, margin: int = 2) -> np.ndarray:
 
 
 def nearest_colour(image: np.ndarray) -> np.ndarray:
-    """Index of the nearest palette colour for each pixel [H, W, 3] -> [H, W]; -1 where the pixel is not vivid."""
+    """Index of the nearest palette colour for each pixel [H, W, 3] -> [H, W]; -1 at pixels that are not vivid."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected a uint8 image [H, W, 3], got {image.dtype} {list(image.shape)}")
     pixels = image.astype(np.float32)
@@ -106,7 +109,7 @@ def nearest_colour(image: np.ndarray) -> np.ndarray:
 
 
 def judge(image: np.ndarray, prompt: Prompt) -> bool:
-    """Whether the image [H, W, 3] uint8 shows what the prompt claims."""
+    """True if the image [H, W, 3] uint8 shows what the prompt claims."""
     return holds(prompt, find_shapes(image))
 
 
@@ -120,7 +123,7 @@ def score(judgements: Iterable[tuple[Prompt, bool]]) -> Mapping[str, Score]:
 
 
 def _hue_vector(pixels: np.ndarray) -> np.ndarray:
-    """Colour without grey and without strength: the channels less their least, over their greatest. [..., 3]"""
+    """Colour without grey and without strength [..., 3]: the channels less their least, over their greatest."""
     chroma = pixels - pixels.min(-1, keepdims=True)
     return chroma / np.maximum(chroma.max(-1, keepdims=True), 1)
 
@@ -142,8 +145,8 @@ def _overlap(mask: np.ndarray, kind: str) -> float:
     rows = ((np.arange(height) + 0.5) / height * template.shape[0]).astype(int)
     columns = ((np.arange(width) + 0.5) / width * template.shape[1]).astype(int)
     fitted = template[rows][:, columns]
-    wanted = template.shape[1] / template.shape[0]
-    stretch = (width / height) / wanted
+    aspect = template.shape[1] / template.shape[0]
+    stretch = (width / height) / aspect
     return float((mask & fitted).sum() / (mask | fitted).sum()) * min(1.0, 1.25 * min(stretch, 1 / stretch))
 
 

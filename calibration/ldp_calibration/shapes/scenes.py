@@ -85,7 +85,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def sample_background(rng: np.random.Generator) -> Background:
-    """Mostly plain, sometimes graded, sometimes textured."""
+    """Random background: mostly plain, sometimes graded, sometimes textured."""
     style = ("plain", "graded", _pick(rng, TEXTURES))[rng.choice(3, p=(0.6, 0.2, 0.2))]
     ground, second = (str(name) for name in rng.choice(list(GROUNDS), size=2, replace=False))
     angle = float(rng.choice(4)) * np.pi / 4
@@ -102,7 +102,7 @@ def draw(scene: Scene, side: int = 128) -> np.ndarray:
 
 
 def coverage(kind: str, x: float, y: float, radius: float, side: int) -> np.ndarray:
-    """How much of each pixel the shape covers, float32 [side, side] in 0..1."""
+    """Share of each pixel that the shape covers, float32 [side, side] in 0..1."""
     ys, xs = np.mgrid[0:side, 0:side].astype(np.float32)
     dx, dy = (xs + 0.5) / side - x, (ys + 0.5) / side - y
     distance = _SIGNED_DISTANCE[kind](dx, dy, np.float32(radius))  # negative inside
@@ -154,7 +154,7 @@ def _place_all(rng: np.random.Generator, looks: list[tuple[str, str]], layout: s
 
 
 def _apart(shapes: tuple[Shape, ...], gap: float = 0.03) -> bool:
-    """Whether no two shapes touch or overlap."""
+    """True if no two shapes touch or overlap."""
     return all(
         np.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius + gap for i, a in enumerate(shapes) for b in shapes[:i]
     )

@@ -33,14 +33,14 @@ def main() -> None:
 
 
 def _take_stdout() -> TextIO:
-    """Keeps standard output for replies: what libraries print goes to standard error."""
+    """Keeps standard output for replies: libraries then print to standard error."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel
 
 
 def _die_with_parent(parent: int) -> None:
-    """A stopped process never sees its input end; on Linux the kernel can be asked to end it with its parent."""
+    """Asks the kernel (on Linux) to end this process with its parent: a stopped process never sees its input end."""
     if sys.platform != "linux":
         return
     import ctypes

@@ -1,4 +1,4 @@
-"""What is measured: eager PyTorch and the engines behind one question, "draw these prompts with these seeds"."""
+"""Candidates of a measurement: eager PyTorch and the engines behind one call, "draw these prompts with these seeds"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ldp_export.bench.worker.eager import EagerEngine
 from ldp_export.bench.worker.messages import Job
 from ldp_export.bench.worker.timing import Drawing
 
-#: What images are drawn from: prompts, class labels, or text features [T, text_channels].
+#: Conditions of images: prompts, class labels, or text features [T, text_channels].
 Conditions = Sequence[str] | Sequence[int] | Sequence[torch.Tensor]
 
 
@@ -30,7 +30,7 @@ class Candidate(Protocol):
 
 
 def conditions_of(job: Job, manifest: Manifest) -> Conditions:
-    """The job's prompts or classes, or the seeded random features that stand in for prompts."""
+    """Prompts or classes of the job, or the seeded random features that stand in for prompts."""
     if job.classes is not None:
         return job.classes
     if job.prompts is not None:
@@ -55,8 +55,8 @@ class EngineCandidate:
 
     def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         conditions = [self.conditions[i] for i in prompts]
-        features = [each for each in conditions if isinstance(each, torch.Tensor)]
-        others = [each for each in conditions if not isinstance(each, torch.Tensor)]
+        features = [condition for condition in conditions if isinstance(condition, torch.Tensor)]
+        others = [condition for condition in conditions if not isinstance(condition, torch.Tensor)]
         options: dict[str, Any] = {"seed": list(seeds), "policy": policy, "output_type": "torch"}
         options["aspect_ratio"] = self.aspect_ratio
         pipe = self.pipeline
@@ -76,7 +76,7 @@ class EngineCandidate:
 
 
 def _scales(traces: Sequence[Trace]) -> tuple[tuple[float, float, float, float], ...]:
-    """What the images of a call spent at each scale, and their mean tokens and rows."""
+    """Seconds of blocks and loop that the images of a call took at each scale, and their mean tokens and rows."""
     n = len(traces)
     return tuple(
         (
@@ -91,7 +91,10 @@ def _scales(traces: Sequence[Trace]) -> tuple[tuple[float, float, float, float],
 
 
 class GraphsCandidate(EngineCandidate, ABC):
-    """The bundle's loop and graphs, the graphs in eager PyTorch: what leaving the loop alone is worth by itself."""
+    """The bundle's loop and graphs, with the graphs in eager PyTorch.
+
+    It shows the gain of the bundle's loop over the original one, without the gain of the engines.
+    """
 
     def _open(self, bundle: Bundle, job: Job) -> Pipeline:
         graph_of = self._graphs(job, bundle.manifest)
@@ -108,4 +111,4 @@ class GraphsCandidate(EngineCandidate, ABC):
 
     @abstractmethod
     def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
-        """From a graph's entry to its module with loaded weights."""
+        """Function from a graph's entry to its module with loaded weights."""

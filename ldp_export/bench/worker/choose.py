@@ -1,4 +1,4 @@
-"""Candidates by job: engines, or the eager ones of a family."""
+"""Chooses the candidate of a job: engines, or an eager one of the model's family."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ldp_export.bench.worker.var import EagerVar, VarGraphs
 
 
 def load_candidate(job: Job) -> Candidate:
-    """Opens what the job names. The comparison has hashed all files already, so only sizes are compared here."""
+    """Opens the candidate of a job. The comparison has hashed all files already, so only sizes are compared here."""
     if job.kind == "engines":
         return EngineCandidate(job)
     eager, hoisted = (EagerInfinity, InfinityGraphs) if job.classes is None else (EagerVar, VarGraphs)

@@ -1,4 +1,4 @@
-"""An engine that runs a PyTorch module: for parity tests and as the eager candidate of comparisons."""
+"""Engine that runs a PyTorch module: for parity tests and as the eager candidate of comparisons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class EagerEngine:
     """Runs `module(*inputs) -> tuple` with inputs and outputs in the given order of names.
 
     Args:
-        threads: of a call on a CPU; None leaves PyTorch's number on the calling thread, which is one in a pipeline.
+        threads: threads of a call on a CPU; None leaves PyTorch's number on the calling thread, which is one in a
+            pipeline.
     """
 
     def __init__(

@@ -91,8 +91,10 @@ class _Modules:
 
 
 def _load_modules(job: Job, manifest: Manifest) -> _Modules:
-    """The checkpoint's modules, weights in the types that the bundle holds them in (a text encoder's stay float32), so
-    that no baseline reads twice the bytes; no text encoder where the bundle has none."""
+    """Modules of the checkpoint, weights in the types that the bundle holds them in; no baseline reads twice the bytes.
+
+    A text encoder's weights stay float32. There is no text encoder if the bundle has none.
+    """
     assert job.weights is not None
     assert job.vae is not None
     reads = job.text_encoder is not None and manifest.has_text_encoder
@@ -106,7 +108,7 @@ def _load_modules(job: Job, manifest: Manifest) -> _Modules:
 
 
 class InfinityGraphs(GraphsCandidate):
-    """See `GraphsCandidate`."""
+    """Graphs of an Infinity bundle in eager PyTorch: see `GraphsCandidate`."""
 
     def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
         return partial(_graph, _load_modules(job, manifest), manifest.precision)

@@ -1,4 +1,4 @@
-"""What the comparison and its workers say to each other: one JSON object a line."""
+"""Messages between the comparison and its workers: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Kind = Literal["eager", "hoisted", "engines"]
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker loads.
+    """Candidate that a worker loads.
 
     Attributes:
         bundle: folder of one version of a bundle.
-        threads: of PyTorch and of ONNX Runtime.
+        threads: threads of PyTorch and of ONNX Runtime.
         batch: images of every call.
         prompts: texts, or None where `embed_count` seeded random features [embed_tokens, text_channels] stand in.
         weights, vae, text_encoder: the checkpoint's files, for the eager candidate.
         device: "cpu" or "cuda".
-        classes: labels, of class-conditional models; they have no prompts.
+        classes: labels of class-conditional models, which have no prompts.
         aspect_ratio: height / width of the images.
     """
 
@@ -41,11 +41,12 @@ class Job:
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """One call.
+    """Request of one call.
 
     Attributes:
-        prompts: index of each image's prompt or class; seeds: of each image.
-        policy: as `parse_policy` reads it; the original loop has none.
+        prompts: index of each image's prompt or class.
+        seeds: seed of each image.
+        policy: text that `parse_policy` reads; the original loop has no policy.
         save: file for the images [B, 3, H, W] float32 in [0, 1] (.npy), written after the clock has stopped.
     """
 
@@ -57,19 +58,24 @@ class DrawRequest:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one call took; times in milliseconds.
+    """Reply to one call; times in milliseconds.
 
     Attributes:
-        wall_ms, cpu_ms: of the whole call; process CPU time counts all threads.
-        text_ms: from prompts to what the blocks read of them; blocks_ms: embedding, blocks and head of all scales;
-            decode_ms: latents to pixels; loop_ms: everything else.
-        tokens: tokens computed per image, each once; row_tokens: times the rows (branches) that computed them.
+        wall_ms, cpu_ms: times of the whole call; process CPU time counts all threads.
+        text_ms: from prompts to the inputs of the blocks.
+        blocks_ms: embedding, blocks and head of all scales.
+        loop_ms: everything else.
+        decode_ms: latents to pixels.
+        tokens: tokens computed per image, each once.
+        row_tokens: tokens times the rows (branches) that computed them, per image.
         tokens_full: tokens of the whole schedule.
-        scales_ms: of `blocks_ms`, what each scale took; loop_scales_ms: of `loop_ms`, where it can be told apart.
+        scales_ms: parts of `blocks_ms` by scale.
+        loop_scales_ms: parts of `loop_ms` by scale, where they can be told apart.
         scale_tokens, scale_rows: tokens and rows of each scale, means over the call's images.
         flops: floating-point operations of the blocks, counted from architecture, tokens, rows and past.
-        peak_rss_mb: largest resident memory of the process so far, in MiB; peak_device_mb: allocated on a GPU.
-        device_ms: of the whole call by CUDA events; None on a CPU.
+        peak_rss_mb: largest resident memory of the process so far, in MiB.
+        peak_device_mb: most memory allocated on a GPU, in MiB; None on a CPU.
+        device_ms: time of the whole call by CUDA events; None on a CPU.
     """
 
     wall_ms: float

@@ -1,4 +1,4 @@
-"""The machine's own peak, measured: a share of a data sheet's number says little on a shared or throttled machine."""
+"""Measures the machine's own peak: a share of a data sheet's number says little on a shared or throttled machine."""
 
 from __future__ import annotations
 

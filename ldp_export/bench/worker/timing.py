@@ -14,7 +14,7 @@ from ldp_runtime.schedule import ScaleSchedule
 
 
 class Clock:
-    """Runs from its making until `stop`; on a GPU it waits for queued work at both ends."""
+    """Clock of one call, from its creation until `stop`; on a GPU it waits for queued work at both ends."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device.startswith("cuda")
@@ -26,7 +26,7 @@ class Clock:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def stop(self) -> tuple[float, float, float | None]:
-        """Milliseconds: wall, process CPU (all threads), and between the events."""
+        """Milliseconds: wall, process CPU (all threads), and between the CUDA events (None on a CPU)."""
         between = None
         if self._cuda:
             self._record()
@@ -35,7 +35,7 @@ class Clock:
         return 1e3 * (time.perf_counter() - self._wall), 1e3 * (time.process_time() - self._cpu), between
 
     def peak_device_mb(self) -> float | None:
-        """Most memory that PyTorch held on the GPU since the clock was made, in MiB."""
+        """Most memory that PyTorch held on the GPU since the clock was created, in MiB."""
         return torch.cuda.max_memory_allocated() / 2**20 if self._cuda else None
 
     def _record(self) -> None:
@@ -68,7 +68,7 @@ class Drawing:
 class Stopwatch:
     """Notes when the methods it is put on begin and end.
 
-    On a GPU these are events in its stream: PyTorch has returned long before the GPU is done, and waiting for it would
+    On a GPU the times are events in its stream: PyTorch returns long before the GPU is done. Waiting for the GPU would
     slow down the loop that is measured.
     """
 
@@ -84,7 +84,7 @@ class Stopwatch:
         return event
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two such times; on a GPU both must have passed."""
+        """Seconds between two such times; on a GPU both must have passed."""
         return start.elapsed_time(end) / 1e3 if self.device.type == "cuda" else end - start
 
     def timed(self, phase: str, function: Callable[..., Result]) -> Callable[..., Result]:
@@ -102,14 +102,14 @@ class Stopwatch:
             setattr(owner, name, self.timed(phase, getattr(owner, name)))
 
     def start(self) -> Laps:
-        """The times of one call that begins now."""
+        """Starts the laps of one call."""
         self.spans.clear()
         return Laps(self)
 
 
 @dataclass(frozen=True)
 class Laps:
-    """A call of an original loop: when its start and each scale ended, and how many spans had been noted by then."""
+    """Laps of an original loop: when its start and each scale ended, and how many spans had been noted by then."""
 
     watch: Stopwatch
     ends: list[tuple[int, Any]] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Laps:
         self.ends.append((len(self.watch.spans), self.watch.now()))
 
     def drawing(self, images: torch.Tensor, manifest: Manifest, schedule: ScaleSchedule, rows: int) -> Drawing:
-        """Of images [B, 3, H, W], drawn with every token in `rows` branches."""
+        """Drawing of images [B, 3, H, W], with every token computed in `rows` branches."""
         if self.watch.device.type == "cuda":
             torch.cuda.synchronize(self.watch.device)
         count, tokens = len(images), schedule.total_tokens

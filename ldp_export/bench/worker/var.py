@@ -1,4 +1,4 @@
-"""The eager candidates of class-conditional models: VAR's original loop, and the bundle's graphs in eager PyTorch."""
+"""Eager candidates of class-conditional models: VAR's original loop, and the bundle's graphs in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EagerVar:
 
 
 class VarGraphs(GraphsCandidate):
-    """See `GraphsCandidate`."""
+    """Graphs of a VAR bundle in eager PyTorch: see `GraphsCandidate`."""
 
     def _graphs(self, job: Job, manifest: Manifest) -> Callable[[GraphEntry], nn.Module]:
         transformer, vae = _load_modules(job, manifest)
@@ -72,7 +72,7 @@ class VarGraphs(GraphsCandidate):
 
 
 def _load_modules(job: Job, manifest: Manifest) -> tuple[VarTransformer, VarVae]:
-    """The checkpoint's modules, weights in the types that the bundle holds them in, as Infinity's are."""
+    """Modules of the checkpoint, weights in the types that the bundle holds them in, as for Infinity."""
     assert job.weights is not None
     assert job.vae is not None
     transformer, vae = load_var(job.weights), load_var_vae(job.vae)

@@ -1,4 +1,4 @@
-"""The worker: loads one candidate, draws what it is asked for, and says what that took."""
+"""Worker that loads one candidate, draws the requested images, and reports what that took."""
 
 from __future__ import annotations
 

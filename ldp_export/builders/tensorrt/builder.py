@@ -1,4 +1,7 @@
-"""TensorRT and TensorRT-RTX: strongly typed engines with profiles from the scale schedule, streamed to disk."""
+"""Builder for TensorRT and TensorRT-RTX.
+
+Engines are strongly typed, have optimization profiles from the scale schedules, and are streamed to disk.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,14 @@ class TensorRtBuilder:
     """Builds engines with one of the two libraries.
 
     Attributes:
-        flavour: which library.
-        capabilities: GPUs to build for, as ("8.9",); of TensorRT, those of this machine's GPU.
-        schedules: of every shape that the model draws, the usual one first; layout: of its tokens on the latent.
-        buckets: profiles of a graph that runs once per scale.
-        max_rows, text_tokens: the largest sizes.
-        local: whether a GPU of this machine is among the targets.
+        flavour: the library, TensorRT or TensorRT-RTX.
+        capabilities: compute capabilities of the GPUs to build for, as ("8.9",); for TensorRT, that of this machine's.
+        schedules: scale schedules of every shape that the model draws, the usual one first.
+        layout: layout of the tokens on the latent.
+        buckets: number of profiles of a graph that runs once per scale.
+        max_rows: largest number of rows in one call.
+        text_tokens: longest prompt, in tokens.
+        local: True if this machine's GPU is among the targets.
         timing_cache: file in which TensorRT keeps measured kernels between builds, or None.
     """
 
@@ -84,11 +89,11 @@ class TensorRtBuilder:
         }
 
     def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
-        """Writes `engine.plan`, and `layers.json`: how many layers of each type it was built from.
+        """Writes `engine.plan`, and `layers.json`: the number of layers of each type that it was built from.
 
         Raises:
-            EngineBuildError: see `parse_network`; or the library found no kernels, or ran out of memory.
-            KeyboardInterrupt: after the library has stopped.
+            EngineBuildError: as `parse_network`; or the library found no kernels, or ran out of memory.
+            KeyboardInterrupt: the user stopped the build; the library has stopped.
         """
         library, progress = self.library, BuildProgress()
 
@@ -104,7 +109,7 @@ class TensorRtBuilder:
         run_cancellable(work, progress, say)
 
     def _config(self, library: Library, network: Network, signature: GraphSignature, progress: BuildProgress) -> Any:
-        """The builder configuration: profiles, targets, exact arithmetic, progress."""
+        """Builder configuration: profiles, targets, exact arithmetic, progress."""
         config = network.builder.create_builder_config()
         for profile in self.profiles(signature):
             ranges = polygraphy_profile(library, signature, profile)
@@ -115,21 +120,21 @@ class TensorRtBuilder:
         config.progress_monitor = progress_monitor(library.module, progress)
         if library.has_timing_cache:
             stored = self.timing_cache.read_bytes() if self.timing_cache and self.timing_cache.is_file() else b""
-            if not config.set_timing_cache(config.create_timing_cache(stored), False):  # of another version or GPU
+            if not config.set_timing_cache(config.create_timing_cache(stored), False):  # from another version or GPU
                 config.set_timing_cache(config.create_timing_cache(b""), False)
         return config
 
 
 def polygraphy_profile(library: Library, signature: GraphSignature, profile: OptimizationProfile) -> Any:
-    """The profile as shapes of each input: a `polygraphy.backend.trt.Profile`, whose repr is valid code."""
+    """Optimization profile as shapes of each input: a `polygraphy.backend.trt.Profile`, whose repr is valid code."""
     Profile = polygraphy_backend(library).Profile
     ranges = Profile()
     for spec in signature.inputs:
-        at = [
+        shapes = [
             tuple(_side(profile, dim, which) if isinstance(dim, Axis) else dim for dim in spec.shape)
             for which in ("smallest", "typical", "largest")
         ]
-        ranges.add(spec.name, min=at[0], opt=at[1], max=at[2])
+        ranges.add(spec.name, min=shapes[0], opt=shapes[1], max=shapes[2])
     return ranges
 
 
@@ -138,7 +143,7 @@ def _side(profile: OptimizationProfile, axis: Axis, which: str) -> int:
 
 
 def check_polygraphy() -> None:
-    """Raises IncompatibleBundleError where Polygraphy, which speaks of profiles, is not installed."""
+    """Raises IncompatibleBundleError if Polygraphy, which defines the optimization profiles, is not installed."""
     if importlib.util.find_spec("polygraphy") is None:
         raise IncompatibleBundleError(
             "building TensorRT engines needs the Python package 'polygraphy', which is not installed",
@@ -147,10 +152,10 @@ def check_polygraphy() -> None:
 
 
 def polygraphy_backend(library: Library) -> Any:
-    """Polygraphy's TensorRT backend, bound to this flavour: it takes the one that is chosen when it is imported.
+    """Polygraphy's TensorRT backend for this flavour. Polygraphy binds itself to one flavour when it is imported.
 
     Raises:
-        EngineBuildError: it was imported for the other flavour.
+        EngineBuildError: this process has imported it for the other flavour.
     """
     from polygraphy import config
 
@@ -175,7 +180,7 @@ def _write_engine(
     progress: BuildProgress,
     heard: list[Message],
 ) -> None:
-    """Streams the engine to disk: its weights are never in memory twice."""
+    """Builds the engine and streams it to disk, so that its weights are never in memory twice."""
     trt = library.module
     with path.open("wb") as file:
         writer = _stream_writer(trt, file.write)
@@ -196,7 +201,7 @@ def _write_engine(
 
 def _stream_writer(trt: Any, write: Callable[[bytes], int]) -> Any:
     class Writer(trt.IStreamWriter):
-        """Notes an error of the disk instead of raising it through the library."""
+        """Writer that stores a disk error instead of raising it through the library."""
 
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
@@ -213,7 +218,7 @@ def _stream_writer(trt: Any, write: Callable[[bytes], int]) -> Any:
 
 
 def _save_timing_cache(library: Library, config: Any, path: Path | None) -> None:
-    """For the next build. Where it cannot be written, that one measures again, and the engine is kept all the same."""
+    """Saves the measured kernels for the next build, which measures again if they cannot be written."""
     if path is None or not library.has_timing_cache:
         return
     cache = config.get_timing_cache()

@@ -1,8 +1,8 @@
-"""From an ONNX file to a TensorRT network that is known to be the graph that was exported.
+"""Parser from an ONNX file to a TensorRT network that is known to be the graph that was exported.
 
-Parsing alone proves little: the parser may drop an input with no more than a warning, and an attention that is not
-taken for one runs as plain matrix products. So warnings about unused inputs are errors, and the operators that matter
-must all arrive as the layers that stand for them.
+Parsing alone proves little. The parser may drop an input with no more than a warning, and an attention that it does not
+recognize runs as plain matrix products. So warnings about unused inputs are errors, and the operators that matter must
+all arrive as the layers that stand for them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ _UNUSED = re.compile(r"unused input:?\s*(\S+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Network:
-    """A parsed graph; `builder` and `parser` must outlive `network`.
+    """Parsed graph; `builder` and `parser` must outlive `network`.
 
     Attributes:
-        layers: how many of each type. wired: inputs that the parser ignored, and that are in use all the same.
+        layers: number of layers of each type.
+        wired: inputs that the parser ignored, and that `wire_lengths` put to use afterwards.
     """
 
     builder: Any
@@ -52,10 +53,10 @@ class Network:
 
 
 def parse_network(library: Library, signature: GraphSignature, folder: Path, heard: list[Message]) -> Network:
-    """Parses `folder/model.onnx`; the library maps its weights into memory rather than reading them.
+    """Parses `folder/model.onnx`; the library maps the weights into memory instead of reading them.
 
     Args:
-        heard: where the library's messages arrive (see `Library.listening`).
+        heard: list that receives the library's messages (see `Library.listening`).
 
     Raises:
         EngineBuildError: the parser refuses the graph, drops an input, or takes an operator apart.
@@ -74,21 +75,21 @@ def parse_network(library: Library, signature: GraphSignature, folder: Path, hea
 
 
 def count_layers(network: Any) -> Counter[str]:
-    """How many layers of each type a network has."""
+    """Number of layers of each type in a network."""
     return Counter(network.get_layer(i).type.name for i in range(network.num_layers))
 
 
 def count_operators(path: Path) -> Counter[str]:
-    """How many nodes of each type an ONNX file has; the weights are not read."""
+    """Number of nodes of each type in an ONNX file; the weights are not read."""
     import onnx
 
     return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
 def allow_plain_attention(library: Library, network: Any, signature: GraphSignature) -> None:
-    """Lets the library take an attention apart where that is harmless, so that it stays an error where it is not.
+    """Lets the library take an attention apart where that is harmless; elsewhere it stays an error.
 
-    That is, in float32, which no fused kernel computes in; and in graphs that run once a prompt.
+    It is harmless in float32, in which no fused kernel computes, and in graphs that run once per prompt.
     """
     trt = library.module
     for index in range(network.num_layers):
@@ -100,22 +101,22 @@ def allow_plain_attention(library: Library, network: Any, signature: GraphSignat
 
 
 def wire_lengths(library: Library, network: Any, signature: GraphSignature) -> frozenset[str]:
-    """Tells every self-attention over an in-place cache how much of it there is to attend to.
+    """Gives every self-attention over a static KV cache the number of cached positions to attend to.
 
-    The parser reads Attention's `nonpad_kv_seqlen` and forgets it: the attention would go over the whole cache.
+    The parser reads Attention's `nonpad_kv_seqlen` and then drops it: the attention would go over the whole cache.
 
     Returns:
-        The graph's inputs that are in use by this, whatever the parser said of them.
+        Inputs of the graph that are used from now on, although the parser reported them as unused.
 
     Raises:
-        EngineBuildError: not one attention for each block reads a cache.
+        EngineBuildError: a cache is read by no attention that accepts the lengths.
     """
     caches = {spec.name for spec in signature.outputs if spec.name.startswith("present_v_")}
     if not caches:
         return frozenset()
     trt = library.module
-    given = next(t for t in map(network.get_input, range(network.num_inputs)) if t.name == LENGTHS)
-    lengths = network.add_cast(given, trt.int32).get_output(0)
+    lengths_input = next(t for t in map(network.get_input, range(network.num_inputs)) if t.name == LENGTHS)
+    lengths = network.add_cast(lengths_input, trt.int32).get_output(0)
     wired = set()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -134,8 +135,8 @@ def wire_lengths(library: Library, network: Any, signature: GraphSignature) -> f
 
 
 def refuse_unused(library: Library, graph: str, heard: list[Message], wired: frozenset[str]) -> None:
-    """Raises EngineBuildError when the library said that it ignores one of the graph's inputs that is not `wired`."""
-    dropped = sorted({found[1] for message in heard if (found := _UNUSED.search(message.text))} - wired)
+    """Raises EngineBuildError if the library reported an unused input of the graph that is not in `wired`."""
+    dropped = sorted({match[1] for message in heard if (match := _UNUSED.search(message.text))} - wired)
     if dropped:
         raise EngineBuildError(
             f"{library.title} ignores the inputs {dropped} of the graph {graph!r}: the engine would compute "
@@ -144,13 +145,14 @@ def refuse_unused(library: Library, graph: str, heard: list[Message], wired: fro
 
 
 def check_layers(signature: GraphSignature, operators: Mapping[str, int], layers: Mapping[str, int]) -> None:
+    """Raises EngineBuildError if an operator or an attention of the graph did not become its layer."""
     for operator, layer in LAYER_OF.items():
         if operators.get(operator, 0) != layers.get(layer, 0):
             raise EngineBuildError(
                 f"the graph {signature.name!r} has {operators.get(operator, 0)} {operator} operators, but its network "
                 f"{layers.get(layer, 0)} {layer} layers: some were taken apart"
             )
-    # Self-attention and, where there is a text, cross-attention to it.
+    # Each block has self-attention and, if the graph reads a text, cross-attention to it.
     expected = (2 if Axis.TEXT in signature.axes else 1) * blocks_of(signature)
     if layers.get("ATTENTION_INPUT", 0) < expected:
         raise EngineBuildError(
@@ -160,7 +162,7 @@ def check_layers(signature: GraphSignature, operators: Mapping[str, int], layers
 
 
 def blocks_of(signature: GraphSignature) -> int:
-    """Transformer blocks of a graph that runs once per scale."""
+    """Number of transformer blocks of a graph that runs once per scale; 0 for other graphs."""
     if Axis.TOKENS not in signature.axes:
         return 0
     return sum(spec.name.startswith(("new_k_", "present_k_")) for spec in signature.outputs)

@@ -1,8 +1,8 @@
-"""Optimization profiles from the scale schedules: which sizes each engine must serve, never constants.
+"""Optimization profiles, derived from the scale schedules and never constant: the sizes that each engine must serve.
 
 The scales of a size are cut into buckets, early to late. A bucket serves each of its scales at every aspect ratio of
-the size, with all tokens or any smaller number (pruned), behind any past up to the full one. So every call that the
-loop can make lies in the bucket of its scale, and a later bucket serves all that an earlier one does.
+the size. It takes all tokens or any smaller number (pruned), and any past up to the full one. So every call that the
+loop can make lies in the bucket of its scale. A later bucket serves all calls that an earlier one does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 
 from ldp_export.graphs.signature import Axis, GraphSignature
 
-#: A branch for the prompt and one for its unconditional text: what batch 1 with guidance runs.
+#: Rows of batch 1 with guidance: a branch for the prompt and one for the unconditional text.
 _TYPICAL_ROWS = 2
 
 
@@ -33,13 +33,14 @@ def graph_profiles(
     max_rows: int,
     text_tokens: int,
 ) -> tuple[OptimizationProfile, ...]:
-    """The profiles of one graph.
+    """Optimization profiles of one graph.
 
     Args:
-        schedules: of every shape that the model draws; kernels are tuned for the first.
-        layout: how tokens lie on the latent, for the decoder.
-        buckets: of scales, for graphs that run once per scale.
-        max_rows: branches of images in one call; text_tokens: of the longest prompt, 0 for models of classes.
+        schedules: scale schedules of every shape that the model draws; kernels are tuned for the first.
+        layout: layout of the tokens on the latent, for the decoder.
+        buckets: number of buckets of scales, for graphs that run once per scale.
+        max_rows: largest number of rows (guidance branches of images) in one call.
+        text_tokens: tokens of the longest prompt; 0 for class-conditional models.
     """
     if Axis.TOKENS in signature.axes:
         of_scales = scale_profiles(schedules, buckets, max_rows, text_tokens if Axis.TEXT in signature.axes else 0)
@@ -52,10 +53,10 @@ def graph_profiles(
 def scale_profiles(
     schedules: Sequence[ScaleSchedule], buckets: int, max_rows: int, text_tokens: int
 ) -> tuple[OptimizationProfile, ...]:
-    """One profile per bucket of scales, early to late.
+    """Optimization profiles, one per bucket of scales, early to late.
 
     Raises:
-        ConfigError: fewer than one bucket, or more than scales.
+        ConfigError: there are fewer buckets than one, or more than scales.
     """
     profiles = []
     for first, last in buckets_of(len(schedules[0]), buckets):
@@ -70,15 +71,15 @@ def scale_profiles(
 
 
 def _of_axes(profile: OptimizationProfile, signature: GraphSignature) -> OptimizationProfile:
-    """The profile without what the graph has no axis for: a cache that is written in place has no past."""
+    """Profile without the axes that the graph lacks: with a static KV cache, for example, it has no past."""
     return replace(profile, axes={name: sides for name, sides in profile.axes.items() if name in signature.axes})
 
 
 def latent_profiles(schedules: Sequence[ScaleSchedule], layout: LatentLayout) -> tuple[OptimizationProfile, ...]:
-    """Two profiles for the decoder, tall and wide: one range for both would hold squares of the longest side."""
+    """Two profiles for the decoder, tall and wide: one for both would include squares of the longest side."""
     grids = [layout.latent_grid(schedule.final_grid) for schedule in schedules]
     tall, wide = [g for g in grids if g[0] >= g[1]], [g for g in grids if g[0] < g[1]]
-    return tuple(_latent_profile(chosen) for chosen in (tall, wide) if chosen)
+    return tuple(_latent_profile(group) for group in (tall, wide) if group)
 
 
 def _latent_profile(grids: Sequence[tuple[int, int]]) -> OptimizationProfile:
@@ -93,21 +94,21 @@ def _latent_profile(grids: Sequence[tuple[int, int]]) -> OptimizationProfile:
 
 
 def all_schedules(size: str) -> tuple[ScaleSchedule, ...]:
-    """The schedules of a size at every aspect ratio, the square one first."""
+    """Scale schedules of a size at every aspect ratio, the square one first."""
     return tuple(ScaleSchedule.of_size(size, ratio) for ratio in TEMPLATES)
 
 
 def buckets_of(scales: int, buckets: int) -> list[tuple[int, int]]:
-    """First and last scale of each bucket: equally many scales each, the first buckets one more where it must be."""
+    """First and last scale of each bucket. All have equally many scales, or the first ones one more if they must."""
     if not 1 <= buckets <= scales:
         raise ConfigError(f"{scales} scales can be served by 1 to {scales} profiles, not by {buckets}")
     share, extra = divmod(scales, buckets)
-    found, first = [], 0
+    ranges, first = [], 0
     for index in range(buckets):
         last = first + share - (index >= extra)
-        found.append((first, last))
+        ranges.append((first, last))
         first = last + 1
-    return found
+    return ranges
 
 
 def _prompt_axes(max_rows: int, text_tokens: int) -> Mapping[str, AxisRange]:

@@ -1,6 +1,6 @@
-"""Which precision runs on which GPU, by which library: refused before a build that could not succeed.
+"""Checks that a library serves a precision on a GPU, before a build that could not succeed.
 
-Sources: the libraries' own enumeration of targets, and the errors they give (each is reproduced by a test).
+Sources: the libraries' own lists of targets, and their error messages (a test reproduces each).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from ldp_runtime.engines.tensorrt.library import Flavour, capability
 from ldp_runtime.errors import ConfigError
 
-#: First compute capability that serves a graph of each precision. Graphs keep float32 islands with matrix products in
-#: them (the head), which TensorRT-RTX does not have on 7.5.
+#: Lowest compute capability that runs a graph of each precision. Every graph keeps float32 islands with matrix products
+#: (the head), and TensorRT-RTX has no float32 products on 7.5.
 _SINCE: dict[Flavour, dict[str, tuple[int, int]]] = {
     "tensorrt": {"float32": (7, 5), "float16": (7, 5), "bfloat16": (8, 0)},
     "tensorrt-rtx": {"float32": (8, 0), "float16": (8, 0), "bfloat16": (8, 0)},
@@ -23,25 +23,25 @@ _DATA_CENTRE = {(9, 0): "H100, H200", (10, 0): "B200", (10, 3): "B300"}
 
 
 def parse_capabilities(text: str) -> tuple[str, ...]:
-    """ "8.6,8.9" as ("8.6", "8.9"), in ascending order, each once.
+    """Compute capabilities in a text, in ascending order, each once: "8.9,8.6" gives ("8.6", "8.9").
 
     Raises:
-        ConfigError: something between the commas is no compute capability.
+        ConfigError: a part between the commas is no compute capability.
     """
-    found = {capability(part) for part in text.split(",")}
-    return tuple(f"{major}.{minor}" for major, minor in sorted(found))
+    capabilities = {capability(part) for part in text.split(",")}
+    return tuple(f"{major}.{minor}" for major, minor in sorted(capabilities))
 
 
 def check_targets(flavour: Flavour, wanted: Sequence[str], offered: Sequence[str], precision: str) -> None:
-    """Refuses GPUs that the library cannot build for, and precisions that they cannot compute in.
+    """Refuses GPUs that the library cannot build for, and precisions in which the GPUs cannot compute.
 
     Args:
         wanted: compute capabilities to build for.
-        offered: those that the library can build for.
+        offered: compute capabilities that the library can build for.
         precision: "float32", "float16" or "bfloat16".
 
     Raises:
-        ConfigError: which GPU, why, and what to do instead.
+        ConfigError: says which GPU is refused, why, and what to do instead.
     """
     if not wanted:
         raise ConfigError(
@@ -55,7 +55,7 @@ def check_targets(flavour: Flavour, wanted: Sequence[str], offered: Sequence[str
 
 
 def check_precision(flavour: Flavour, name: str, precision: str) -> None:
-    """Refuses a precision that `flavour` does not compute in on GPUs of compute capability `name`."""
+    """Refuses a precision in which `flavour` does not compute on GPUs of compute capability `name`."""
     known = _SINCE[flavour]
     if precision not in known:
         raise ConfigError(f"{flavour} engines are built in {', '.join(sorted(known))}, not in {precision!r}")

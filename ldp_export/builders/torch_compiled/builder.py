@@ -1,9 +1,10 @@
-"""PyTorch's own compiler: for machines without another engine, and as a yardstick.
+"""Builder for PyTorch's own compiler: for machines without another engine, and as a yardstick.
 
-On a CPU every graph is compiled ahead of time (AOTInductor): a package of machine code and weights, which takes a C++
-compiler to build and none to run. On a GPU Infinity's blocks are built as *fused* ones instead: their weights alone, in
-the layout of the runtime's own pieces (`ldp_runtime/engines/fused`), which PyTorch compiles where they are loaded; only
-those can be replayed as CUDA graphs. Either runs where it was built: this PyTorch, this kind of processor or GPU.
+On a CPU every graph is compiled ahead of time (AOTInductor) to a package of machine code and weights. Building it takes
+a C++ compiler; running it takes none. On a GPU Infinity's blocks are built as *fused* ones instead. Their file holds
+the weights alone, in the layout of the runtime's own pieces (`ldp_runtime/engines/torch_compiled/fused`). PyTorch
+compiles the pieces where they are loaded; only they can be replayed as CUDA graphs. Either kind of engine runs where it
+was built: with this PyTorch, on this kind of processor or GPU.
 """
 
 from __future__ import annotations
@@ -31,23 +32,24 @@ from ldp_export.graphs.signature import QUANTIZED, GraphSignature
 ENGINE_FILE = "engine.pt2"
 
 
-#: Threads are the caller's choice at run time, not a constant of the machine code; weights are laid out for a CPU's
-#: matrix products when they are compiled and not in every call: 3 to 6 % of the blocks of a pruned small picture.
+#: The number of threads is the caller's choice at run time, not a constant of the machine code. Freezing lays weights
+#: out for a CPU's matrix products once, at compilation, not in every call: that saves 3 to 6 % of the blocks' time on a
+#: small pruned image.
 _CPU_CONFIG = {"cpp.dynamic_threads": True, "freezing": True}
 
 
-#: Layout of the fused blocks' file: part of what decides whether one that is there is built anew.
+#: Version of the layout of the fused blocks' file: part of the stage's cache key, so that a new layout is built anew.
 _FUSED_LAYOUT = 1
 
 
 @dataclass(frozen=True)
 class TorchBuilder:
-    """Makes engines for one device of this machine; any number of rows, tokens and past runs.
+    """Makes engines for one device of this machine; they run any number of rows and tokens, and any past.
 
     Attributes:
-        fused: Infinity's blocks are compiled where they are loaded. On a CPU packages were found to be faster.
-        int8: makes the decoder, which ONNX Runtime then runs; None: it is compiled like the others.
-        late: from where on fused blocks compute in 8 bits; None: nowhere.
+        fused: compiles Infinity's blocks where they are loaded. On a CPU, packages were measured to be faster.
+        int8: builder of the decoder, which ONNX Runtime then runs; None: the decoder is compiled like other graphs.
+        quantized: last scales at which fused blocks compute in 8 bits; None for none.
     """
 
     device: str = "cpu"
@@ -83,7 +85,7 @@ class TorchBuilder:
         return {"target": local_target(torch.device(self.device)).model_dump(mode="json"), "config": self._config}
 
     def build(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> None:
-        """Writes the engine's file. Raises EngineBuildError when the graph cannot be traced, compiled or fused."""
+        """Writes the engine's file. Raises EngineBuildError if the graph cannot be traced, compiled or fused."""
         if self.int8 is not None and self.int8.quantizes(graph.signature.name):
             self.int8.build(graph, folder, say)
             return
@@ -118,8 +120,8 @@ class TorchBuilder:
 
 
 def trace_program(module: nn.Module, signature: GraphSignature, device: str = "cpu") -> torch.export.ExportedProgram:
-    """The module's program with every axis of its signature dynamic."""
+    """Traced program of the module, with every axis of its signature dynamic."""
     with torch.no_grad():
         program = torch.export.export(module, signature.examples(device), dynamic_shapes=signature.dynamic_shapes())
-    # Graphs may hold ONNX operators as such; compiled code must not depend on their Python implementations.
+    # Graphs may contain ONNX operators; compiled code must not depend on their Python implementations.
     return program.run_decompositions(ONNX_ATEN_DECOMP_TABLE)  # pyright: ignore[reportArgumentType]

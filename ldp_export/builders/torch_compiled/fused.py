@@ -1,4 +1,4 @@
-"""From the `blocks` graph of an Infinity model to the weights of fused blocks, which the runtime compiles."""
+"""Converter from the `blocks` graph of an Infinity model to weights of fused blocks, which the runtime compiles."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ldp_export.models.layers import Linear
 
 
 def is_fusible(signature: GraphSignature) -> bool:
-    """Whether a graph is blocks of Infinity: the fused pieces share one modulation and attend to a text."""
+    """True if a graph is blocks of Infinity: the fused pieces share one modulation and attend to a text."""
     names = signature.input_names
     return "modulation" in names and "text_mask" in names
 
 
 def fused_weights(graph: InfinityBlocksGraph) -> FusedWeights:
-    """The graph's weights, in the types that it has them in; matrices are not copied.
+    """Weights of the graph, in its own element types; matrices are not copied.
 
     Raises:
-        EngineBuildError: an architecture that the fused pieces do not compute.
+        EngineBuildError: the fused pieces do not compute this architecture.
     """
     if graph.eps != EPS:
         raise EngineBuildError(
@@ -44,7 +44,7 @@ def fused_weights(graph: InfinityBlocksGraph) -> FusedWeights:
 
 
 def block_weights(block: InfinityBlock) -> BlockWeights:
-    """Of one block; what does not depend on the call is joined or converted."""
+    """Weights of one transformer block; values that do not depend on the call are joined or converted once, here."""
     sa, ca, ffn = block.sa, block.ca, block.ffn
     bias = torch.cat((sa.q_bias, torch.zeros_like(sa.q_bias), sa.v_bias))
     return BlockWeights(
@@ -66,9 +66,10 @@ def matrix(layer: Linear | nn.Linear) -> Matrix:
 
 
 def write_fused(graph: InfinityBlocksGraph, folder: Path, bits: QuantizedPrecision | None = None) -> None:
-    """Writes the engine's file into `folder`, matrices of the blocks in 8 `bits` where that is asked for.
+    """Writes the engine's file into `folder`, with the blocks' matrices in the 8-bit format `bits` unless it is None.
 
-    Raises EngineBuildError as `fused_weights`.
+    Raises:
+        EngineBuildError: as `fused_weights`.
     """
     weights = fused_weights(graph)
     if bits is not None:

@@ -1,14 +1,14 @@
-"""The bundle: a directory of engines and everything that they depend on, described by a manifest.
+"""Bundle: a folder of engines and everything that they depend on, described by a manifest.
 
     OUTPUT/
       CURRENT                     name of the version that serves; replaced atomically
       versions/DIGEST/            hashed content, never changed
         manifest.json  constants.safetensors  tokenizer.json  reference/
-        text_encoder/  prompt/  blocks/  late_blocks/  decoder/             one folder a graph, or a chunk of one
+        text_encoder/  prompt/  blocks/  late_blocks/  decoder/             one folder per graph or chunk of one
       reports/DIGEST.json         what `verify` found, on which machine
 
-The manifest is read and checked before any engine is opened. Its digest covers every file's hash, so an edit by hand
-is found.
+The manifest is read and checked before any engine is opened. Its digest covers every file's hash, so edits by hand
+are noticed.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "re
 State = Literal["verified", "unverified", "rejected"]
 
 
-#: How files are compared with the manifest: by hash, or by size only (large models, trusted disks).
+#: Comparison of files with the manifest: by hash ("full"), or by size only (large models, trusted disks).
 Integrity = Literal["full", "sizes"]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A manifest that fits its files, and where they lie.
+    """A manifest whose files were checked, and the folder that holds them.
 
     Attributes:
-        folder: of this version; root: the output path it belongs to, or None for a version that lies alone.
-        state: what verification on this machine's kind of target said.
+        folder: folder of this version.
+        root: output path of the build that the version belongs to; None for a version's folder on its own.
+        state: result of the last verification; see `read_state`.
     """
 
     manifest: Manifest
@@ -61,13 +62,13 @@ def open_bundle(path: Path | str, integrity: Integrity = "full") -> Bundle:
     """Reads and checks a bundle; opens no engine.
 
     Args:
-        path: the output path of a build, or one version's folder.
+        path: output path of a build, or the folder of one version.
         integrity: see `Integrity`.
 
     Raises:
         ConfigError: there is no bundle at `path`, or no such `integrity`.
         IntegrityError: the manifest was edited, or a file is missing, truncated or changed.
-        IncompatibleBundleError: written by another version of the toolkit.
+        IncompatibleBundleError: the bundle was written by another version of the toolkit.
     """
     if integrity not in get_args(Integrity):
         raise ConfigError(f"integrity must be one of {', '.join(get_args(Integrity))}, got {integrity!r}")
@@ -98,7 +99,12 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a version's folder, digest checked."""
+    """The manifest in a version's folder, with its digest checked.
+
+    Raises:
+        IntegrityError: the manifest cannot be read, or was edited.
+        IncompatibleBundleError: it has another schema version.
+    """
     path = folder / MANIFEST
     try:
         raw: Any = json.loads(path.read_text())
@@ -125,7 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_files(folder: Path, files: dict[str, FileEntry], integrity: Integrity) -> None:
-    """Compares the files of a version with its manifest."""
+    """Raises IntegrityError if files of a version are missing or differ from those in its manifest."""
     problems: list[str] = []
     for name, entry in files.items():
         path = folder / name
@@ -159,7 +165,7 @@ def report_path(root: Path, manifest: Manifest) -> Path:
 
 
 def read_state(root: Path | None, manifest: Manifest) -> State:
-    """What the last verification said; unverified where there is none."""
+    """Result of the last verification of this version; "unverified" if there is none that can be read."""
     if root is None or not report_path(root, manifest).is_file():
         return "unverified"
     try:

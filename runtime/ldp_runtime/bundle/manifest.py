@@ -1,14 +1,6 @@
-"""The bundle: a directory of engines and everything that they depend on, described by a manifest.
+"""Manifest of a bundle: the model, its graphs and files, and everything that its engines depend on.
 
-    OUTPUT/
-      CURRENT                     name of the version that serves; replaced atomically
-      versions/DIGEST/            hashed content, never changed
-        manifest.json  constants.safetensors  tokenizer.json  reference/
-        text_encoder/  prompt/  blocks/  late_blocks/  decoder/             one folder a graph, or a chunk of one
-      reports/DIGEST.json         what `verify` found, on which machine
-
-The manifest is read and checked before any engine is opened. Its digest covers every file's hash, so an edit by hand
-is found.
+It is read and checked before any engine is opened; `files.py` shows the folder that it describes.
 """
 
 from __future__ import annotations
@@ -29,22 +21,22 @@ from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 SCHEMA_VERSION = 3
 
 
-#: Engine file of blocks that PyTorch compiles where they are loaded: their weights alone.
+#: Engine file of fused blocks: only their weights, since PyTorch compiles them on the machine that loads them.
 FUSED_WEIGHTS = "fused.safetensors"
 
 
-#: Element type of the graphs' matrix products; what the original keeps in float32 is float32 in all of them.
+#: Element type of the graphs' matrix products; operations that the original keeps in float32 are float32 in each case.
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-#: Whether engines join the past with their new keys and values, or write these into a cache of a fixed size.
+#: "dynamic": engines concatenate the past and new keys and values; "static": they write into a cache of fixed size.
 KvCacheKind = Literal["dynamic", "static"]
 
 
 Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 
 
-#: Of the matrix products of `late_blocks`: 8-bit integers, or 8-bit floats of which 4 bits are exponent (E4M3).
+#: Element type of the matrix products of `late_blocks`: 8-bit integers, or 8-bit floats with 4 exponent bits (E4M3).
 QuantizedPrecision = Literal["int8", "float8"]
 
 
@@ -64,9 +56,12 @@ class TensorEntry(_Entry):
 
 
 class GraphEntry(_Entry):
-    """One graph; `first` and `last` bound the blocks that a chunk serves. No profiles: it takes any size.
+    """One graph, or one chunk of a graph that is split by transformer blocks.
 
     Attributes:
+        file: path of its engine in the bundle.
+        first, last: the chunk serves the transformer blocks [first, last).
+        profiles: optimization profiles of its engine; none: it takes any size.
         quantized: its matrix products or convolutions multiply 8-bit numbers.
     """
 
@@ -81,12 +76,12 @@ class GraphEntry(_Entry):
 
     @property
     def is_onnx(self) -> bool:
-        """Whether ONNX Runtime runs it."""
+        """True if ONNX Runtime runs this graph."""
         return Path(self.file).suffix == ".onnx"
 
 
 class _ModelEntry(_Entry):
-    """A model's architecture, as far as the runtime needs it; the families add what is their own."""
+    """Architecture of a model, as far as the runtime needs it; each family adds its own fields."""
 
     name: str
     depth: int
@@ -117,17 +112,17 @@ class InfinityEntry(_ModelEntry):
 
     @property
     def token(self) -> str:
-        """A token in words."""
+        """Content of a token, in words."""
         return f"{self.bits} bits a token"
 
     @property
     def logits(self) -> int:
-        """Logits of a token."""
+        """Number of logits per token."""
         return 2 * self.bits
 
     @property
     def aspect_ratios(self) -> tuple[float, ...]:
-        """height / width of what it draws."""
+        """Aspect ratios (height / width) that the model draws."""
         return tuple(TEMPLATES)
 
     def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
@@ -138,8 +133,10 @@ class VarEntry(_ModelEntry):
     """A class-conditional model that draws indices into a codebook, on the square grids it was trained on.
 
     Attributes:
-        codes: entries of the codebook; classes: that can be drawn, label `classes` is the unconditional one.
-        grids: sides of the scales; phi_share: see `CodebookCodec`.
+        codes: number of entries of the codebook.
+        classes: number of classes that can be drawn; the label `classes` is the unconditional one.
+        grids: side of each scale's square token grid.
+        phi_share: see `CodebookCodec`.
     """
 
     family: Literal["var"] = "var"
@@ -150,7 +147,7 @@ class VarEntry(_ModelEntry):
 
     @property
     def size(self) -> str:
-        """Name of its schedule: the side of its images in pixels."""
+        """Name of the schedule: the side of the images in pixels."""
         return f"{self.grids[-1] * self.vae_stride}px"
 
     @property
@@ -182,7 +179,7 @@ ModelEntry = InfinityEntry | VarEntry
 
 
 class Defaults(_Entry):
-    """What a request that does not say gets."""
+    """Settings of a request that does not choose its own."""
 
     guidance: float
     temperature: float
@@ -191,7 +188,7 @@ class Defaults(_Entry):
 
 
 class Limits(_Entry):
-    """The largest sizes that the engines were built for."""
+    """Largest sizes that the engines were built for."""
 
     rows: int
     text_tokens: int
@@ -200,9 +197,9 @@ class Limits(_Entry):
 
 
 class QuantizedScales(_Entry):
-    """Late scales: the fewest last ones that hold `share` of all tokens. They cost most, and decide least of a picture.
+    """Quantized last scales: the fewest last scales that together hold at least `share` of all tokens.
 
-    Their blocks compute in 8 bits; they are graphs of the kind `late_blocks`.
+    They cost most, and decide least of an image. Their blocks compute in 8 bits, in graphs of the kind `late_blocks`.
     """
 
     precision: QuantizedPrecision
@@ -210,13 +207,13 @@ class QuantizedScales(_Entry):
 
 
 class TargetEntry(_Entry):
-    """What compiled engines depend on beside their graphs.
+    """Library and machine that compiled engines were built for.
 
     Attributes:
-        library: version of the library that built them, which must be the one that runs them.
-        compute_capabilities: of the GPUs that they run on, as "8.9".
-        system: operating system and processor family, where engines hold their machine code.
-        instructions: extensions of the processor that this code may use.
+        library: version of the library that built the engines, which must be the one that runs them.
+        compute_capabilities: compute capabilities of the GPUs that the engines run on, such as "8.9".
+        system: operating system and processor family, if the engines hold machine code for the processor.
+        instructions: instruction set extensions of the processor that this code may use.
     """
 
     library: str
@@ -226,7 +223,12 @@ class TargetEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """Everything an engine depends on."""
+    """Everything that a bundle's engines depend on.
+
+    Attributes:
+        late: the quantized last scales, or None.
+        digest: SHA-256 of all other fields; empty until `sealed` computes it.
+    """
 
     schema_version: int
     model: ModelEntry = Field(discriminator="family")
@@ -252,7 +254,7 @@ class Manifest(_Entry):
         return self.model_copy(update={"digest": self.computed_digest()})
 
     def chunks(self, kind: str) -> list[GraphEntry]:
-        """The graphs of a kind, in the order of their blocks."""
+        """Graphs of one kind, in the order of their blocks."""
         return sorted((graph for graph in self.graphs.values() if graph.kind == kind), key=lambda graph: graph.first)
 
     @property
@@ -262,23 +264,23 @@ class Manifest(_Entry):
 
     @property
     def cache_tokens(self) -> int | None:
-        """Positions of the cache that the engines write in place; None where they give new keys and values."""
+        """Number of positions of a static KV cache; None for a dynamic one."""
         size = self._keys.shape[2]
         return size if self.kv_cache == "static" and isinstance(size, int) else None
 
     @property
     def kv_cache(self) -> KvCacheKind:
-        """How the engines remember keys and values, as their signature says."""
+        """Kind of the engines' KV cache, read from the names of their inputs."""
         return "static" if self._keys.name.startswith("cache_") else "dynamic"
 
     @property
     def has_fused_blocks(self) -> bool:
-        """Whether PyTorch compiles the blocks where they are loaded; see `engines/fused`."""
+        """True if PyTorch compiles the blocks on the machine that loads them; see `engines/torch_compiled/fused`."""
         return Path(self.chunks("blocks")[0].file).name == FUSED_WEIGHTS
 
     @property
     def _keys(self) -> TensorEntry:
-        """The first layer's keys, as an input."""
+        """Input of the first blocks graph that holds its first layer's keys."""
         tensors = self.chunks("blocks")[0].inputs
         return next(tensor for tensor in tensors if tensor.name.startswith(("past_k_", "cache_k_")))
 
@@ -291,14 +293,14 @@ class Manifest(_Entry):
         return self.model.schedule(aspect_ratio)
 
     def quantized_scales(self, schedule: ScaleSchedule) -> frozenset[int]:
-        """The scales of an image whose blocks compute in 8 bits."""
+        """Indices of the scales whose blocks compute in 8 bits."""
         return frozenset() if self.late is None else frozenset(schedule.detail_scales(self.late.share))
 
     def schedules(self) -> list[ScaleSchedule]:
-        """All that the bundle draws."""
+        """Schedules of all aspect ratios that the bundle draws."""
         return [self.model.schedule(ratio) for ratio in self.model.aspect_ratios]
 
     def weight_bytes(self) -> int:
-        """Bytes of all graphs with their weights."""
+        """Total bytes of all graphs and their weights."""
         folders = {str(Path(graph.file).parent) for graph in self.graphs.values()}
         return sum(entry.size for name, entry in self.files.items() if str(Path(name).parent) in folders)

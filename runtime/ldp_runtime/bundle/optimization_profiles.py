@@ -1,7 +1,7 @@
 """Optimization profiles: the sizes of each dynamic axis that an engine was built for, and the choice between them.
 
-An engine with dynamic shapes is built for ranges, not for shapes. Each profile is tuned for its typical sizes and
-serves everything within its ranges; a call must lie within one of them. Choosing it is a pure function of the sizes.
+An engine with dynamic shapes is built for ranges of sizes. Each profile is tuned for its typical sizes and serves
+all sizes within its ranges; a call must lie within one profile. The choice depends on the call's sizes alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ldp_runtime.errors import CapacityError, ConfigError
 
 @dataclass(frozen=True)
 class AxisRange:
-    """Sizes of one axis: the smallest and largest that are served, and the one that kernels are tuned for."""
+    """Sizes of one axis: the smallest and largest that are served, and the typical one that kernels are tuned for."""
 
     smallest: int
     typical: int
@@ -37,24 +37,24 @@ class AxisRange:
 
 @dataclass(frozen=True)
 class OptimizationProfile:
-    """What one profile of an engine serves.
+    """Sizes that one optimization profile of an engine serves.
 
     Attributes:
         axes: name of each dynamic axis ("rows", "tokens", "past", "text", ...) -> its range.
-        scales: first and last scale that it is meant for (of every aspect ratio, pruned or not), or None for graphs
-            that do not run once per scale.
+        scales: first and last scale that the profile is meant for, in every aspect ratio, pruned or not. None for
+            graphs that do not run once per scale.
     """
 
     axes: Mapping[str, AxisRange]
     scales: tuple[int, int] | None = None
 
     def covers(self, sizes: Mapping[str, int]) -> bool:
-        """Whether a call with these sizes, one per axis, can run in this profile."""
+        """True if a call with these sizes, one per axis, can run in this profile."""
         return all(sizes[axis] in sides for axis, sides in self.axes.items())
 
     @property
     def volume(self) -> int:
-        """Product of the largest sizes: of two profiles that cover a call, the smaller one is tuned closer to it."""
+        """Product of the largest sizes; of the profiles that cover a call, the smallest is tuned closest to it."""
         return prod(max(1, sides.largest) for sides in self.axes.values())
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class OptimizationProfile:
         return f"{f'scales {first}-{last}' if first != last else f'scale {first}'}: {words}"
 
 
-#: Axes that count things; the others are lengths.
+#: Axes whose name is a plural, so that text puts the number first: "4 rows", but "past 340".
 _COUNTED = ("tokens", "rows", "images")
 
 
@@ -81,7 +81,7 @@ def choose_profile(profiles: Sequence[OptimizationProfile], sizes: Mapping[str, 
         graph: name of the graph, for the message.
 
     Raises:
-        CapacityError: no profile covers it; nothing was sent to the device.
+        CapacityError: no profile covers the call; nothing was sent to the device.
     """
     covering = [index for index, profile in enumerate(profiles) if profile.covers(sizes)]
     if not covering:

@@ -1,4 +1,4 @@
-"""What a parser found wrong, in words for one line."""
+"""Errors of a parser as text for one line."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _MOST = 3
 
 
 def complaint(error: Exception) -> str:
-    """The error's text; pydantic's own takes three lines a field and names its web site."""
+    """Text of an error on one line; pydantic's own takes three lines per field and names its web site."""
     if not isinstance(error, ValidationError):
         return str(error)
-    found = [f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}" for each in error.errors()]
-    more = f" (and {len(found) - _MOST} more)" if len(found) > _MOST else ""
-    return "; ".join(found[:_MOST]) + more
+    texts = [f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}" for item in error.errors()]
+    more = f" (and {len(texts) - _MOST} more)" if len(texts) > _MOST else ""
+    return "; ".join(texts[:_MOST]) + more

@@ -1,7 +1,7 @@
-"""Policy profiles: thresholds that calibration found for one bundle, with the evidence for them.
+"""Saved policies: thresholds that calibration found for one bundle, with the evidence for them.
 
-A profile lies beside a bundle's versions, in `profiles/VERSION/NAME.json`, and names the version it was made for: the
-thresholds of another model, precision or engine mean nothing here.
+A saved policy lies beside a bundle's versions, in `profiles/VERSION/NAME.json`, and names the version it was made for.
+Thresholds of another model, precision or engine do not carry over.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ldp_runtime.pruning.policy import Policy
 SAVED = "profiles"
 
 
-#: Holds what was fitted to a version; policies given as text take their numbers from it.
+#: File of the numbers that were fitted to a version; policies given as text use them.
 FITTED = "fitted.json"
 
 
@@ -36,8 +36,11 @@ class SavedPolicy(BaseModel):
     """A calibrated policy.
 
     Attributes:
-        name: by which requests ask for it; policy: what `parse_policy` reads; digest: of the bundle it was made for.
-        budget: what was asked; evidence: what was measured on held-out prompts, and how.
+        name: name by which requests ask for the policy.
+        policy: the policy as text, for `parse_policy`.
+        digest: digest of the bundle that the policy was made for.
+        budget: the budget that calibration was given.
+        evidence: measurements on held-out prompts, and how they were made.
         fitted: numbers that the policy needs, as `Fitted.to_json` writes them, or None.
     """
 
@@ -56,7 +59,7 @@ class SavedPolicy(BaseModel):
 
 
 class FittedFile(BaseModel):
-    """What was fitted to the bundle `digest`, and on which prompts."""
+    """Numbers fitted to the bundle `digest`, and the prompts that they were fitted on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,17 +70,18 @@ class FittedFile(BaseModel):
 
 
 def with_fits(policy: Policy | None, fitted: Fitted | None) -> Policy | None:
-    """The policy with the numbers that it needs and lacks; any other as it is."""
+    """The policy with the fitted numbers that it lacks; any policy that lacks none is returned unchanged."""
     if fitted is None or not needs_fits(policy):
         return policy
     return dataclasses.replace(policy, fitted=fitted)  # pyright: ignore[reportArgumentType, reportCallIssue, reportReturnType]
 
 
 def bundle_fits(root: Path | None, manifest: Manifest) -> Fitted | None:
-    """What was fitted to this version, or None.
+    """Numbers that were fitted to this version, or None.
 
     Raises:
-        IntegrityError: unreadable. IncompatibleBundleError: of another bundle.
+        IntegrityError: the file cannot be read.
+        IncompatibleBundleError: the file was made for another bundle.
     """
     path = None if root is None else saved_folder(root, manifest) / FITTED
     if path is None or not path.is_file():
@@ -87,22 +91,25 @@ def bundle_fits(root: Path | None, manifest: Manifest) -> Fitted | None:
 
 @lru_cache(maxsize=8)
 def _read_fits(path: Path, _: int, digest: str) -> Fitted:
-    """Read once: requests ask for it again and again. (The time of the last change tells a new file from the old.)"""
+    """Fitted numbers of a file, cached because every request asks for them.
+
+    The second argument, the time of the last change, tells a new file from the cached one.
+    """
     try:
-        found = FittedFile.model_validate_json(path.read_text())
+        file = FittedFile.model_validate_json(path.read_text())
     except (OSError, ValueError) as error:
         raise IntegrityError(
             f"{path} does not hold fitted numbers: {complaint(error)}", hint="calibrate again"
         ) from error
-    if found.digest != digest:
+    if file.digest != digest:
         raise IncompatibleBundleError(
-            f"{path} was fitted to the bundle {found.digest[:16]}, this is {digest[:16]}", hint="calibrate this bundle"
+            f"{path} was fitted to the bundle {file.digest[:16]}, this is {digest[:16]}", hint="calibrate this bundle"
         )
-    return Fitted.from_json(found.fitted)
+    return Fitted.from_json(file.fitted)
 
 
 def check_saved_name(name: str) -> None:
-    """Raises ConfigError for a name that is no plain file name, or that a policy already has."""
+    """Raises ConfigError for a name that is not a plain file name, or that a built-in policy has."""
     if not _NAME.fullmatch(name) or name.endswith(".json") or name in (*POLICY_NAMES, Path(FITTED).stem):
         raise ConfigError(
             f"{name!r} cannot name a profile",
@@ -115,17 +122,19 @@ def saved_folder(root: Path, manifest: Manifest) -> Path:
 
 
 def list_saved(root: Path | None, manifest: Manifest) -> list[str]:
-    """Names of the profiles that were made for this version."""
+    """Names of the saved policies of this version."""
     if root is None:
         return []
     return sorted(path.stem for path in saved_folder(root, manifest).glob("*.json") if path.name != FITTED)
 
 
 def read_saved(path: Path, manifest: Manifest) -> Policy | None:
-    """The policy of a profile, which is checked against the bundle that it is to be used with.
+    """Policy of a saved policy's file, checked against the bundle that it is to be used with.
 
     Raises:
-        ConfigError: no such file. IntegrityError: unreadable. IncompatibleBundleError: made for another bundle.
+        ConfigError: there is no such file.
+        IntegrityError: the file cannot be read.
+        IncompatibleBundleError: it was made for another bundle.
     """
     if not path.is_file():
         raise ConfigError(f"there is no policy profile {path}", hint="ldp-export calibrate makes profiles")
@@ -134,24 +143,27 @@ def read_saved(path: Path, manifest: Manifest) -> Policy | None:
 
 @lru_cache(maxsize=8)
 def _read_policy(path: Path, _: int, digest: str) -> Policy | None:
-    """Read once, as fits are: they are most of a profile."""
+    """Policy of a file, cached as in `_read_fits`: most of the file is fitted numbers."""
     try:
-        profile = SavedPolicy.model_validate(json.loads(path.read_text()))
+        saved = SavedPolicy.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError, ValidationError) as error:
         raise IntegrityError(f"{path} is not a policy profile: {complaint(error)}", hint="calibrate again") from error
-    if profile.digest != digest:
+    if saved.digest != digest:
         raise IncompatibleBundleError(
-            f"the profile {profile.name!r} was made for the bundle {profile.digest[:16]}, this is {digest[:16]}",
+            f"the profile {saved.name!r} was made for the bundle {saved.digest[:16]}, this is {digest[:16]}",
             hint="calibrate this bundle: ldp-export calibrate",
         )
-    return profile.to_policy()
+    return saved.to_policy()
 
 
 def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Manifest) -> Policy | None:
-    """A policy object as it is, a policy's text, the name of a profile of this bundle, or the path of one.
+    """Turns what a request names into a policy, with the fitted numbers that it needs.
+
+    Args:
+        policy: a policy object; a policy's text; or the name or path (.json) of a saved policy of this bundle.
 
     Raises:
-        ConfigError: neither a policy nor a profile.
+        ConfigError: the text is neither a policy nor a saved policy.
     """
     if not isinstance(policy, str):
         return with_fits(policy, bundle_fits(root, manifest)) if needs_fits(policy) else policy

@@ -9,10 +9,10 @@ import torch
 
 
 class Engine(Protocol):
-    """A compiled (or eager) graph.
+    """Engine of a compiled (or eager) graph.
 
     The caller owns all memory: inputs and outputs are contiguous tensors on `device`, outputs preallocated. An engine
-    computes only the outputs it is given a place for.
+    computes only the outputs that it is given a tensor for.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Running the `blocks` graph: rows of prompts in, logits out, keys and values straight into the cache."""
+"""Runs the `blocks` graph: rows of prompts in, logits out, keys and values straight into the cache."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class ModelShape:
     """Sizes of the transformer that the runtime needs: see the bundle's manifest.
 
     Attributes:
-        logits: of a token. cache: element type of keys and values.
-        cache_tokens: positions of a cache that engines write in place; None where they give new keys and values.
-        writes_all: engines write keys and values of the last scale too, which nobody reads.
+        logits: number of logits of a token.
+        cache: element type of keys and values.
+        cache_tokens: positions of a static KV cache, which engines write in place; None for a dynamic one.
+        writes_all: True if engines also write keys and values of the last scale, which nobody reads.
     """
 
     depth: int
@@ -40,30 +41,31 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Placement:
-    """What tells the blocks where a token stands.
+    """Tensors that tell the blocks the position of each token.
 
     Attributes:
         offsets: added to every embedded token of scale k >= 1 [scales, C]; for scale 0 see `PromptRows.start`.
-        tables: of each scale, the graph's inputs that hold a row per token of the full grid, [h*w, ...] each.
+        tables: for each scale, the graph's inputs with a row per token of the full grid, [h*w, ...] each.
     """
 
     offsets: torch.Tensor
     tables: tuple[Mapping[str, torch.Tensor], ...]
 
     def at(self, scale: int, kept: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """The rows of the computed tokens (None: all)."""
+        """Rows of the computed tokens `kept` (None: all)."""
         tables = self.tables[scale].items()
         return {name: table if kept is None else table.index_select(0, kept) for name, table in tables}
 
 
 @dataclass(frozen=True)
 class PromptRows:
-    """What the prompt graph computed, one row per branch of an image.
+    """Outputs of the prompt graph, one row per branch of an image.
 
     Attributes:
-        start: the token of scale 0 [R, C].
-        inputs: what the `blocks` graphs read of a prompt, by their names, [R, ...] each: AdaLN modulation, and for
-            models with text its mask [R, T] (True at real tokens) and each layer's keys and values [R, H, T, head_dim].
+        start: token of scale 0 [R, C].
+        inputs: inputs of the `blocks` graphs that depend on the prompt, by name, [R, ...] each. AdaLN's modulation is
+            always there. Models with text add its mask [R, T] (True at real tokens) and each layer's keys and values
+            [R, H, T, head_dim].
     """
 
     start: torch.Tensor
@@ -74,7 +76,7 @@ class PromptRows:
         return self.start.shape[0]
 
     def take(self, rows: Sequence[int]) -> PromptRows:
-        """These rows, in this order."""
+        """The given rows, in the given order."""
         if list(rows) == list(range(len(rows))):  # the first rows: views, which are contiguous
             return PromptRows(self.start[: len(rows)], {name: t[: len(rows)] for name, t in self.inputs.items()})
         index = torch.as_tensor(rows, device=self.start.device)
@@ -90,7 +92,7 @@ class PromptRows:
 
 
 def _cat(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Rows of one input, zero-padded along its text axis where it has one."""
+    """Concatenates the rows of one input, zero-padded along its text axis if it has one."""
     axis = 1 if name == "text_mask" else 2 if name.startswith("text_") else None
     if axis is not None:
         longest = max(tensor.shape[axis] for tensor in tensors)
@@ -101,7 +103,7 @@ def _cat(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class BlocksChunk:
-    """Blocks [first, last) as one engine; `inputs` are the names of what it reads."""
+    """Blocks [first, last) as one engine; `inputs` are the names of the tensors that it reads."""
 
     engine: Engine
     first: int
@@ -110,10 +112,11 @@ class BlocksChunk:
 
 
 class Blocks:
-    """The chunks of a model, run one after the other as if they were one engine.
+    """Chunks of a model, run one after the other as if they were one engine.
 
     Args:
-        late: chunks that compute in 8 bits, for late scales; none where the bundle has none.
+        chunks: the model's blocks, in order.
+        quantized: chunks that compute in 8 bits, for quantized last scales; empty if the bundle has none.
     """
 
     def __init__(self, chunks: Sequence[BlocksChunk], shape: ModelShape, quantized: Sequence[BlocksChunk] = ()) -> None:
@@ -122,8 +125,11 @@ class Blocks:
         self.device = self._chunks[0].engine.device
 
     def new_cache(self, capacity: int, rows: int, last: int) -> Cache:
-        """A cache for `capacity` tokens, and `last` of the last scale where engines want room for them; one that is
-        written in place has the size that the engines were built for."""
+        """Creates a cache for `capacity` tokens.
+
+        A dynamic cache also has room for the `last` tokens of the last scale, if engines write them. A static cache has
+        the size that the engines were built for.
+        """
         shape = self.shape
         if shape.cache_tokens is not None:
             sizes = (shape.depth, shape.cache_tokens, rows, shape.heads, shape.head_dim)
@@ -132,7 +138,7 @@ class Blocks:
         return DynamicKVCache(*sizes, self.device, shape.cache, spare=last if shape.writes_all else 0)
 
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
-        """The same chunks with every engine in a wrapper, to watch their calls."""
+        """The same chunks with every engine in a wrapper, which watches its calls."""
         exact, quantized = (
             [replace(chunk, engine=wrap(chunk.engine)) for chunk in chunks]
             for chunks in (self._chunks, self._quantized)
@@ -156,36 +162,37 @@ class Blocks:
         remember: bool = True,
         quantized: bool = False,
     ) -> torch.Tensor:
-        """One scale.
+        """Runs one scale.
 
         Args:
             latents: inputs of the computed tokens [R, L, channels].
             offset: added to every embedded token [R, C]: the start token at scale 0, else the scale's embedding.
-            places: see `Placement.at`.
-            scale: index, for error messages. watch: sees the logits.
+            positions: see `Placement.at`.
+            scale: index of the scale, for error messages.
+            watch: checks that the logits are finite.
             remember: append keys and values to the cache; the last scale has no use for them.
-            late: run the chunks that compute in 8 bits.
+            quantized: run the chunks that compute in 8 bits.
 
         Returns:
             Logits [R, L, V].
 
         Raises:
-            NonFiniteError: the logits hold NaN or infinity; on a GPU, the watch says so.
+            NonFiniteError: the logits hold NaN or infinity; on a GPU, only `watch.check` raises it.
         """
         R, L, _ = latents.shape
         logits = latents.new_empty(R, L, self.shape.logits)
-        given = {**positions, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
+        tensors = {**positions, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
         reads, writes = cache.reads(), cache.writes(L, remember)
         for chunk in self._quantized if quantized else self._chunks:
             is_last = chunk.last == self.shape.depth
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
-            inputs = {name: tensor for name, tensor in given.items() if name in chunk.inputs}
+            inputs = {name: tensor for name, tensor in tensors.items() if name in chunk.inputs}
             outputs = {"logits" if is_last else "hidden_out": out}
             for layer in range(chunk.first, chunk.last):
                 inputs |= reads[layer]
                 outputs |= writes[layer]
             chunk.engine.run(inputs, outputs)
-            given["hidden"] = out
+            tensors["hidden"] = out
         if remember:
             cache.advance(L)
         graph = "late_blocks" if quantized else "blocks"

@@ -1,8 +1,7 @@
-"""Which CUDA graphs are kept: the bookkeeping, without CUDA.
+"""Bookkeeping of captured CUDA graphs, without CUDA: which of them are kept.
 
-A graph replays one call: the same shapes at the same addresses. Capturing costs more than it saves once, so a call is
-captured when it comes back, and the graphs that were not used for the longest time go when their bytes exceed the
-bound.
+A graph replays one call: the same shapes at the same addresses. Capturing costs more than one replay saves, so a call
+is captured when it comes back. When the graphs' bytes exceed the bound, the least recently used graphs are dropped.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import Generic, TypeVar
 
 Graph = TypeVar("Graph")
 
-#: Calls that are remembered while they have been seen once.
+#: Number of calls that are remembered after being seen once.
 SEEN = 1024
 
 
 @dataclass
 class GraphCounters:
-    """What happened so far, for monitoring."""
+    """Counts of calls and graphs so far, for monitoring."""
 
     replays: int = 0
     captures: int = 0
@@ -29,12 +28,12 @@ class GraphCounters:
 
 
 class GraphCache(Generic[Graph]):
-    """Captured graphs, the least recently used of which go first. Not safe for threads: calls queue before it.
+    """Captured graphs; the least recently used are dropped first. Not safe for threads: calls queue before it.
 
     Args:
         limit: bytes (or whatever `keep` is told as a size) that all graphs may hold together; 0 keeps none.
-        seen: calls that are remembered while they have been seen once.
-        counters: what to count in, where several caches count together.
+        seen: number of calls that are remembered after being seen once.
+        counters: counters to update, if several caches count together.
     """
 
     def __init__(self, limit: int, seen: int = SEEN, counters: GraphCounters | None = None) -> None:
@@ -62,7 +61,7 @@ class GraphCache(Generic[Graph]):
         return entry[0]
 
     def is_worth_capturing(self, call: Hashable) -> bool:
-        """Whether a call without a graph has been seen before; remembers it."""
+        """True if a call without a graph has been seen before; remembers the call."""
         if self.limit == 0:
             return False
         known = call in self._seen
@@ -73,20 +72,20 @@ class GraphCache(Generic[Graph]):
         return known
 
     def keep(self, call: Hashable, graph: Graph, size: int) -> list[Graph]:
-        """Stores a graph of `size` bytes; returns the graphs that had to go for it (itself, if it is too large)."""
+        """Stores a graph of `size` bytes; returns the graphs dropped for it (itself, if it is too large)."""
         self.counters.captures += 1
         self._seen.pop(call, None)
         if size > self.limit:
             self.counters.evictions += 1
             return [graph]
         self._graphs[call] = (graph, size)
-        gone: list[Graph] = []
+        dropped: list[Graph] = []
         while self.size > self.limit:
-            gone.append(self._graphs.popitem(last=False)[1][0])
-        self.counters.evictions += len(gone)
-        return gone
+            dropped.append(self._graphs.popitem(last=False)[1][0])
+        self.counters.evictions += len(dropped)
+        return dropped
 
     def clear(self) -> None:
-        """Forgets everything: the addresses that graphs hold are no longer valid."""
+        """Forgets all graphs and calls, since the addresses that graphs hold are no longer valid."""
         self._graphs.clear()
         self._seen.clear()

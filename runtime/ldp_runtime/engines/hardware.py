@@ -19,10 +19,10 @@ def local_capability(device: torch.device | None = None) -> str | None:
 
 
 def require_gpu(backend: str, device: torch.device) -> str:
-    """The compute capability of `device`.
+    """Compute capability of `device`.
 
     Raises:
-        IncompatibleBundleError: it is no CUDA device, or there is none: the message says what is missing.
+        IncompatibleBundleError: it is no CUDA device, or there is none; the message says what is missing.
     """
     if device.type != "cuda":
         raise IncompatibleBundleError(
@@ -55,12 +55,12 @@ def check_capability(backend: str, here: str, built_for: Sequence[str]) -> None:
         )
 
 
-#: What decides how fast matrices are multiplied, as parts of Linux's names of instruction set extensions.
+#: Instruction sets that decide how fast matrices are multiplied, as parts of Linux's names of them.
 _DECISIVE = ("avx2", "avx512", "vnni", "bf16", "amx", "sve", "i8mm")
 
 
 def cpu_features() -> frozenset[str]:
-    """Instruction set extensions as Linux names them; empty on other systems."""
+    """Names of this processor's instruction set extensions, as Linux gives them; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -70,11 +70,11 @@ def cpu_features() -> frozenset[str]:
 
 
 def instructions() -> str:
-    """What decides how fast this processor multiplies, e.g. "avx2, avx512, vnni"; empty where nothing is known."""
+    """Instruction sets that decide how fast this processor multiplies, as "avx2, avx512, vnni"; empty if unknown."""
     features = cpu_features()
     return ", ".join(kind for kind in _DECISIVE if any(kind in feature for feature in features))
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether products in bfloat16 are the processor's own, or nothing is known; elsewhere they are emulated."""
+    """True if the processor multiplies bfloat16 itself, or nothing is known; other processors emulate it."""
     return not cpu_features() or "bf16" in instructions()

@@ -11,14 +11,14 @@ from ldp_runtime.errors import ConfigError
 
 
 class DynamicKVCache:
-    """Keys and values of all layers, of each layer [capacity, rows, heads, head_dim].
+    """Keys and values of all layers, [capacity, rows, heads, head_dim] for each layer.
 
-    Engines read the first `length` positions of a layer and write the new ones right behind them: nothing is appended
-    by hand. Pruned tokens are never written, so positions are dense in what was computed.
+    Engines read the first `length` positions of a layer and write the new ones right behind them: nothing is copied to
+    be appended. Pruned tokens are never written, so positions are dense in the computed tokens.
 
-    Layers lie in descending order: behind the positions of layer i are those of layer i - 1. The last scale, whose keys
-    and values no later scale reads, may therefore run over the end of a layer's room: what it overwrites belongs to a
-    layer that has run already. An engine that must write them somewhere gets `spare` positions once, not once a layer.
+    Layers lie in descending order: behind the positions of layer i are those of layer i - 1. No later scale reads the
+    keys and values of the last scale, so they may run over the end of a layer's room. There they overwrite only a layer
+    that has run already. An engine that must write them somewhere gets `spare` positions once, not once per layer.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class DynamicKVCache:
         spare: int = 0,
     ) -> None:
         self.layers, self.capacity, self.spare, self.length = layers, capacity, spare, 0
-        # One position in front: PyTorch's compiler takes a tensor at the start of its memory for a case of its own.
+        # One position in front: PyTorch's compiler treats a tensor at the start of its memory as a special case.
         shape = (2, 1 + layers * capacity + spare, rows, heads, head_dim)
         self._arena = torch.empty(shape, device=device, dtype=dtype)
 
@@ -42,11 +42,11 @@ class DynamicKVCache:
         return self._arena.shape[2]
 
     def past(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values computed so far: of each layer two views [length, rows, heads, head_dim]."""
+        """Keys and values computed so far: two views [length, rows, heads, head_dim] for each layer."""
         return self._positions(0, self.length)
 
     def slots(self, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Where the next `tokens` positions belong: of each layer two views [tokens, rows, heads, head_dim].
+        """Memory of the next `tokens` positions: two views [tokens, rows, heads, head_dim] for each layer.
 
         Raises:
             ConfigError: the cache has no room for them.
@@ -60,7 +60,7 @@ class DynamicKVCache:
         return self._positions(self.length, end)
 
     def _positions(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        # All views in three calls: a slice a layer and kind would cost a tenth of a millisecond of every scale.
+        # All views in three calls: slicing for each layer and kind would cost a tenth of a millisecond at every scale.
         kind, position, *inner = self._arena.stride()
         views = self._arena.as_strided(
             (2, self.layers, end - first, *self._arena.shape[2:]),
@@ -71,43 +71,45 @@ class DynamicKVCache:
         return list(zip(keys, values, strict=True))
 
     def counters(self, tokens: int) -> dict[str, torch.Tensor]:
-        """What all layers of a call read of the cache beside their past: nothing."""
+        """Cache inputs that all layers of a call share: none."""
         return {}
 
     def reads(self) -> list[dict[str, torch.Tensor]]:
-        """Inputs of each layer, by their names."""
+        """Inputs of each layer, by name."""
         return [{f"past_k_{i}": key, f"past_v_{i}": value} for i, (key, value) in enumerate(self.past())]
 
     def writes(self, tokens: int, wanted: bool) -> list[dict[str, torch.Tensor]]:
-        """Outputs of each layer, by their names; none for a call whose keys and values are not wanted later, but where
-        the cache has spare positions for them."""
+        """Outputs of each layer, by name.
+
+        A call whose keys and values are not wanted later has none, unless the cache has spare positions for them.
+        """
         if not wanted and not self.spare:
             return [{}] * self.layers
         slots = self.slots(tokens) if wanted else self._next(tokens, self.capacity + self.spare)
         return [{f"new_k_{i}": key, f"new_v_{i}": value} for i, (key, value) in enumerate(slots)]
 
     def advance(self, tokens: int) -> None:
-        """Counts the slots that an engine has just filled."""
+        """Counts the positions that an engine has just written."""
         self.length += tokens
 
     def with_rows(self, rows: Sequence[int]) -> DynamicKVCache:
-        """A new arena that holds these rows only, in this order; the caller drops the old one."""
+        """New cache that holds only these rows, in this order; the caller drops the old one."""
         _, _, _, heads, head_dim = self._arena.shape
         sizes = (self.layers, self.capacity, len(rows), heads, head_dim)
-        chosen = DynamicKVCache(*sizes, self._arena.device, self._arena.dtype, self.spare)
-        chosen.length = self.length
-        mine, other = self._by_layer()[:, :, : self.length], chosen._by_layer()[:, :, : self.length]
+        subset = DynamicKVCache(*sizes, self._arena.device, self._arena.dtype, self.spare)
+        subset.length = self.length
+        mine, other = self._by_layer()[:, :, : self.length], subset._by_layer()[:, :, : self.length]
         if list(rows) == list(range(len(rows))):  # the first rows, as when an unconditional branch stops: one copy
             other.copy_(mine[:, :, :, : len(rows)])
-            return chosen
+            return subset
         index = torch.as_tensor(rows, device=self._arena.device)
         for kind in range(2):
             for layer in range(self.layers):  # layer by layer: the copy's temporary stays small
                 torch.index_select(mine[kind, layer], 1, index, out=other[kind, layer])
-        return chosen
+        return subset
 
     def _by_layer(self) -> torch.Tensor:
-        """[2, layers, capacity, rows, heads, head_dim], layers in the arena's order, without the spare positions."""
+        """Memory without the spare positions [2, layers, capacity, rows, heads, head_dim], layers as they lie."""
         return self._arena[:, 1 : 1 + self.layers * self.capacity].unflatten(1, (self.layers, self.capacity))
 
     @staticmethod
@@ -116,11 +118,11 @@ class DynamicKVCache:
 
 
 class StaticKVCache:
-    """Keys and values of all layers, two tensors [rows, heads, capacity, head_dim] a layer.
+    """Keys and values of all layers, two tensors [rows, heads, capacity, head_dim] for each layer.
 
-    An engine reads a tensor and gives it back changed, at the same address: the new positions are written behind the
-    `length` that are there, and attention reads up to their end. What lies behind is zero at first, since a product
-    with a weight of 0 is NaN where memory holds NaN. Pruned tokens are never written.
+    An engine reads a tensor and returns it changed, at the same address. New positions are written behind the `length`
+    existing ones, and attention reads up to their end. Memory behind the end is zero at first, since a product with a
+    weight of 0 is NaN where memory holds NaN. Pruned tokens are never written.
     """
 
     def __init__(
@@ -148,7 +150,11 @@ class StaticKVCache:
         return self._tensors[0]["k"].shape[0]
 
     def counters(self, tokens: int) -> dict[str, torch.Tensor]:
-        """What all layers of a call of `tokens` read: where to write, and how much there is to attend to, per row."""
+        """Cache inputs that all layers of a call of `tokens` share: for each row, where to write and how far to attend.
+
+        Raises:
+            ConfigError: the cache has no room for the tokens.
+        """
         end = self.length + tokens
         if end > self.capacity:
             raise ConfigError(f"the KV cache holds {self.capacity} tokens, {end} were asked for")
@@ -159,11 +165,11 @@ class StaticKVCache:
         }
 
     def reads(self) -> list[dict[str, torch.Tensor]]:
-        """Inputs of each layer, by their names."""
+        """Inputs of each layer, by name."""
         return self._named("cache")
 
     def writes(self, tokens: int, wanted: bool) -> list[dict[str, torch.Tensor]]:
-        """Outputs of each layer: its inputs. They have no other place, wanted later or not."""
+        """Outputs of each layer: its inputs, written in place whether they are wanted later or not."""
         return self._named("present")
 
     def _named(self, prefix: str) -> list[dict[str, torch.Tensor]]:
@@ -176,14 +182,14 @@ class StaticKVCache:
         self.length += tokens
 
     def with_rows(self, rows: Sequence[int]) -> StaticKVCache:
-        """A cache of these rows only, in this order; the caller drops the old one.
+        """New cache of only these rows, in this order; the caller drops the old one.
 
         The first rows are a view: stopping the unconditional branches, whose rows are the last, copies nothing.
         """
-        chosen = copy.copy(self)
+        subset = copy.copy(self)
         if list(rows) == list(range(len(rows))):
-            chosen._tensors = [{kind: t[: len(rows)] for kind, t in layer.items()} for layer in self._tensors]
+            subset._tensors = [{kind: t[: len(rows)] for kind, t in layer.items()} for layer in self._tensors]
         else:
             index = torch.as_tensor(rows, device=self._tensors[0]["k"].device)
-            chosen._tensors = [{kind: t[index] for kind, t in layer.items()} for layer in self._tensors]
-        return chosen
+            subset._tensors = [{kind: t[index] for kind, t in layer.items()} for layer in self._tensors]
+        return subset

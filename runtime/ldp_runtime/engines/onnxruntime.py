@@ -1,7 +1,7 @@
 """ONNX Runtime engines: the CPU provider anywhere, the CUDA provider by configuration.
 
-Tensors are bound by pointer, so the K/V of a call lands in the cache without a copy, and outputs that have no place
-are not computed.
+Tensors are bound by pointer, so a call's keys and values land in the cache without a copy. Outputs without a tensor to
+write to are not computed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ELEMENT_TYPES: dict[torch.dtype, Any] = {
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module, or an error that names the extra to install."""
+    """Imports onnxruntime, or raises an error that names the extra to install."""
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -45,12 +45,12 @@ def import_onnxruntime() -> Any:
 def check_provider(device: torch.device) -> None:
     """Raises IncompatibleBundleError when ONNX Runtime cannot run on `device` here."""
     ort = import_onnxruntime()
-    wanted = _PROVIDERS.get(device.type)
-    if wanted is None:
+    provider = _PROVIDERS.get(device.type)
+    if provider is None:
         raise IncompatibleBundleError(f"ONNX Runtime engines run on 'cpu' or 'cuda', not on {device.type!r}")
-    if wanted not in ort.get_available_providers():
+    if provider not in ort.get_available_providers():
         raise IncompatibleBundleError(
-            f"this ONNX Runtime ({ort.__version__}) has no {wanted}; it offers {ort.get_available_providers()}",
+            f"this ONNX Runtime ({ort.__version__}) has no {provider}; it offers {ort.get_available_providers()}",
             hint="install onnxruntime-gpu instead of onnxruntime (ldp-export[cuda]), or load with device='cpu'",
         )
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -58,7 +58,7 @@ def check_provider(device: torch.device) -> None:
 
 
 def _provider_options(device: torch.device) -> dict[str, str]:
-    """Settings of the execution provider, and which of several GPUs it is for."""
+    """Settings of the execution provider, including which of several GPUs it uses."""
     index = {"device_id": str(device.index or 0)} if device.type == "cuda" else {}
     return _PROVIDER_OPTIONS[device.type] | index
 
@@ -79,7 +79,7 @@ def _session_options(ort: Any, device: torch.device, threads: int | None) -> Any
 
 
 class OnnxRuntimeEngine:
-    """One ONNX graph in one session.
+    """Engine of one ONNX graph in one session.
 
     Raises:
         IncompatibleBundleError: the provider is missing, or a node has no kernel on it.

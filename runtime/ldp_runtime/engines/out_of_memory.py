@@ -1,4 +1,4 @@
-"""Memory that ran out, whichever way PyTorch or Python says so."""
+"""Detects that memory ran out, however PyTorch or Python reports it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 @contextmanager
 def capacity_errors(doing: str) -> Generator[None]:
-    """Turns what is raised when memory runs out into a CapacityError.
+    """Turns the errors raised when memory runs out into a CapacityError.
 
     Args:
-        doing: what was being done, for the message.
+        doing: the action that needed memory, for the message.
     """
     try:
         yield

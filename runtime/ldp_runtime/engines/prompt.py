@@ -1,4 +1,4 @@
-"""The chunks of a large model's prompt graph, run one after the other as one engine."""
+"""Runs the chunks of a large model's prompt graph one after the other, as one engine."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.tensors import axis_sizes, empty
 
-#: What the first chunk computes for the others, and nobody else reads: the projected text.
+#: Tensor that the first chunk computes for the others, and nobody else reads: the projected text.
 PASSED_ON = "text"
 
 
 class PromptChain:
-    """An `Engine`: the first chunk reads the prompt, the others what it passes on."""
+    """`Engine` of several chunks: the first reads the prompt, the others read what it passes on."""
 
     def __init__(self, chunks: Sequence[tuple[GraphEntry, Engine]]) -> None:
         self._chunks = list(chunks)
         self.name, self.device = "prompt", self._chunks[0][1].device
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
-        given, sizes = dict(inputs), axis_sizes(self._chunks[0][0].inputs, inputs, self.name)
+        tensors, sizes = dict(inputs), axis_sizes(self._chunks[0][0].inputs, inputs, self.name)
         for graph, engine in self._chunks:
-            here: dict[str, torch.Tensor] = {}
+            computed: dict[str, torch.Tensor] = {}
             for tensor in graph.outputs:
                 if tensor.name == PASSED_ON:
-                    here[PASSED_ON] = empty(tensor, sizes, self.device)
+                    computed[PASSED_ON] = empty(tensor, sizes, self.device)
                 elif tensor.name in outputs:
-                    here[tensor.name] = outputs[tensor.name]
-            engine.run({tensor.name: given[tensor.name] for tensor in graph.inputs}, here)
-            given |= here
+                    computed[tensor.name] = outputs[tensor.name]
+            engine.run({tensor.name: tensors[tensor.name] for tensor in graph.inputs}, computed)
+            tensors |= computed
 
     def close(self) -> None:
         for _, engine in self._chunks:
@@ -39,5 +39,5 @@ class PromptChain:
 
 
 def chained(chunks: Sequence[tuple[GraphEntry, Engine]]) -> Engine:
-    """The chunks of a graph, in order, as one engine."""
+    """Joins the chunks of a graph, in order, into one engine."""
     return chunks[0][1] if len(chunks) == 1 else PromptChain(chunks)

@@ -1,4 +1,4 @@
-"""Tensors of one engine call against the graph's signature: axis sizes, types and shapes."""
+"""Checks the tensors of one engine call against the graph's signature: axis sizes, types and shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from ldp_runtime.bundle.manifest import TensorEntry
 from ldp_runtime.errors import ConfigError
 
-#: Size of each dynamic axis by its name.
+#: Size of each dynamic axis, by name.
 Sizes = Mapping[str, int]
 
 
@@ -17,8 +17,8 @@ def axis_sizes(entries: Iterable[TensorEntry], tensors: Mapping[str, torch.Tenso
     """Sizes of all dynamic axes in a call, from its inputs.
 
     Raises:
-        ConfigError: an input is missing or unknown, has another type or rank, a fixed side of another size, is not
-            contiguous, or two inputs disagree about an axis.
+        ConfigError: an input is missing, unknown or not contiguous, or has another type, rank or size of a fixed side.
+            Two inputs that disagree about an axis raise it too.
     """
     entries = list(entries)
     check_names(entries, tensors, graph)
@@ -41,12 +41,12 @@ def check_names(entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tens
 
 
 def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
-    """The tensor itself: engines read memory as their signature says, whatever they are given.
+    """Checks a tensor and returns it: engines read memory as their signature says, whatever they are given.
 
     Raises:
-        ConfigError: another type, rank, or size of a fixed side.
+        ConfigError: the tensor has another type, rank, or size of a fixed side.
     """
-    kind = str(tensor.dtype).removeprefix("torch.")
+    kind = _kind(tensor)
     if kind != entry.dtype or tensor.dim() != len(entry.shape):
         raise ConfigError(
             f"{entry.name!r} of {graph!r} is {kind} {list(tensor.shape)}; the engine has {entry.dtype} "
@@ -60,8 +60,12 @@ def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.
 
 def _wrong_side(tensor: torch.Tensor, entry: TensorEntry, graph: str, expected: int, side: int | str) -> ConfigError:
     return ConfigError(
-        f"{entry.name!r} of {graph!r} has the shape {tuple(tensor.shape)}, expected {expected} for {side}"
+        f"{entry.name!r} of {graph!r} is {_kind(tensor)} {list(tensor.shape)}, expected {expected} for {side}"
     )
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def check_contiguous(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> None:

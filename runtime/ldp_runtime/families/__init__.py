@@ -1,1 +1,1 @@
-"""What differs between model families at run time: codec, placement, guidance."""
+"""Differences between model families at run time: codec, placement and guidance."""

@@ -1,8 +1,9 @@
-"""What the scale loop needs to know of a family's tokens; everything else in the loop is the same for all families.
+"""Interface between the scale loop and a family's tokens; all else in the loop is the same for every family.
 
 Two families implement it: bits (`infinity.py`) and indices into a codebook (`var.py`).
-Notation of the recursion: R_k are the codes of scale k on the token grid, F_k = F_{k-1} + Up(R_k) the accumulated
-latent, Down(F_{k-1}) the input of scale k.
+
+Notation of the recursion: R_k are the codes of scale k on the token grid. F_k = F_{k-1} + Up(R_k) is the accumulated
+latent, and Down(F_{k-1}) the input of scale k.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from ldp_runtime.schedule import Grid, ScaleSchedule
 class Codec(Protocol):
     """Tokens of one family; implementations are immutable.
 
-    Shapes: L computed tokens of one image, S scales, d latent channels. `tokens` are what sampling decides ([L, bits]
-    bool, or [L] indices), `codes` are what they stand for [L, channels], `scores` are what sampling decides by.
+    Sampling decides `tokens` ([L, bits] bool, or [L] indices) by `scores` [L, n]; `codes` [L, channels] are the values
+    that the tokens stand for.
+
+    Shapes: L computed tokens of one image, R rows of an engine call, V logits and n scores per token, d latent
+    channels.
     """
 
     @property
@@ -29,7 +33,7 @@ class Codec(Protocol):
 
     @property
     def gap_terms(self) -> int:
-        """How many numbers a token's guidance gap is the mean of."""
+        """Number of terms that a token's guidance gap is the mean of."""
         ...
 
     def empty_latent(self, schedule: ScaleSchedule) -> torch.Tensor:
@@ -39,34 +43,35 @@ class Codec(Protocol):
     def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
         """Variates of one image for the full grid of every scale [h*w, ...], drawn on the CPU in the original's order.
 
-        They belong to positions: what a position draws depends neither on which others are computed nor on the batch.
+        Each position has its own: its draw depends neither on which others are computed nor on the batch.
         """
         ...
 
     def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
-        """The next scale's part of `noise` [tokens, ...] from the image's stream."""
+        """Variates of the next scale [tokens, ...], from the image's generator, as `noise` gives them."""
         ...
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of all branches [R, L, V] to scores [R, L, n]. Guidance and temperature apply to scores."""
+        """Scores [R, L, n] from the logits of all branches [R, L, V]; guidance and temperature apply to scores."""
         ...
 
     def gap(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
         """Squared guidance gap of each token from the scores of both branches [L, n] -> [L].
 
-        The mean squared difference of what the branches say about a pair of outcomes of one decision, over all pairs
-        of outcomes and all decisions of the token; a shift of all logits does not count.
+        A decision (a bit, or an index) has outcomes. For each pair of them, the branches' logit differences are
+        subtracted and squared. The gap is the mean over all pairs and all decisions of the token. A shift of all
+        logits does not count.
         """
         ...
 
     def draw(
         self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int
     ) -> torch.Tensor:
-        """Guided, tempered scores and the noise of the same tokens to drawn codes [L, channels]."""
+        """Codes [L, channels] drawn from guided scores, divided by temperature, and the noise of the same tokens."""
         ...
 
     def codes(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Given tokens to codes [L, channels]: for teacher forcing."""
+        """Codes [L, channels] of given tokens, for teacher forcing."""
         ...
 
     def accumulate(self, latent: torch.Tensor, codes: torch.Tensor, scale: int, scales: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Families told apart: codec, placement and guidance of each (`conditions.py` holds what they draw)."""
+"""Choice of codec, placement and guidance by family; `pipeline/conditions.py` chooses between texts and classes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from ldp_runtime.families.var import CodebookCodec
 from ldp_runtime.guidance import per_scale, ramp
 from ldp_runtime.schedule import ScaleSchedule, rope_table
 
-#: Tensors that belong to a bundle, by name, on the device of its engines.
+#: Tensors of a bundle by name, on the device of its engines.
 Constants = Mapping[str, torch.Tensor]
 
 
 def codec_of(model: ModelEntry, constants: Constants) -> Codec:
-    """The tokens of a model. Codebook and phi convolutions are constants, not a graph: they are used between the
-    engine calls, on whatever the policy filled in, and amount to a fraction of a percent of a scale's work."""
+    """Codec of a model.
+
+    Codebook and phi convolutions are constants, not a graph: they are used between the engine calls, on residuals that
+    the policy filled in. They take a fraction of a percent of a scale's work.
+    """
     if isinstance(model, VarEntry):
         return CodebookCodec(
             constants["codebook"], constants["phi_weight"], constants["phi_bias"], phi_share=model.phi_share
@@ -43,11 +46,11 @@ def placement(model: ModelEntry, constants: Constants, schedule: ScaleSchedule) 
 def guidance_weights(model: ModelEntry, guidance: float | Sequence[float], scales: int) -> tuple[float, ...]:
     """Weight of the conditional branch at each scale; 1 is no guidance.
 
-    A number means what it means in the family's original code: the weight of every scale (Infinity), or the end of a
-    ramp from no guidance at all (VAR, whose 0 is no guidance). A list holds the weights themselves, in both.
+    A single number has the meaning of the family's original code. Infinity: the weight of every scale. VAR: the end of
+    a ramp that begins without guidance, so that 0 is no guidance at all. A list holds the weights themselves, in both.
 
     Raises:
-        ConfigError: no numbers, too few of them, or values that are not finite.
+        ConfigError: `guidance` is not made of numbers, has too few of them, or one is not finite.
     """
     if isinstance(model, VarEntry) and not isinstance(guidance, Iterable):
         (end,) = per_scale(guidance, 1, "guidance_scale")

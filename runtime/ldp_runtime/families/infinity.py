@@ -1,8 +1,10 @@
-"""From sampled bits to the accumulated latent and to the next scale's input.
+"""Infinity's tokens: from sampled bits to the accumulated latent and to the next scale's input.
 
-Notation of the VAR recursion: R_k are the residual codes of scale k, F_k = F_{k-1} + Up(R_k) the accumulated
-latent, and Down(F_{k-1}) the input of scale k. Tokens live on the transformer's grid [B, h, w, bits]; latents on the
-VAE's grid [B, d, H, W]. With 2x2 patchify (8B) one token is a 2x2 patch of latents and bits = 4 d; else they coincide.
+Notation of the VAR recursion: R_k are the residual codes of scale k. F_k = F_{k-1} + Up(R_k) is the accumulated
+latent, and Down(F_{k-1}) the input of scale k.
+
+Tokens lie on the transformer's grid [B, h, w, bits], latents on the VAE's grid [B, d, H, W]. With 2x2 patchify (8B)
+one token is a 2x2 patch of latents and bits = 4 d; otherwise the grids coincide.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from ldp_runtime.schedule import Grid, ScaleSchedule
 
 
 def bits_to_codes(bits: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
-    """Bits (0/1, any shape) to BSQ code values +-1/sqrt(d) in float32; d is the VAE's, also with patchify."""
-    return bits * scalar(2 * layout.code) - scalar(layout.code)  # exact: a doubled number less itself
+    """BSQ codes +-1/sqrt(d) (float32) of bits (0/1, any shape); d is the VAE's channel count, also with patchify."""
+    return bits * scalar(2 * layout.code) - scalar(layout.code)  # exact: twice a number minus that number
 
 
 def tokens_to_latent(codes: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
-    """Token codes [B, h, w, bits] to a latent map [B, d, H, W] (pixel shuffle where tokens are patches)."""
+    """Latent map [B, d, H, W] of token codes [B, h, w, bits]; a pixel shuffle if tokens are patches."""
     channels_first = codes.permute(0, 3, 1, 2)
     return F.pixel_shuffle(channels_first, layout.patch) if layout.patch > 1 else channels_first
 
 
 def latent_to_tokens(latent: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
-    """Latent map [B, d, H, W] to tokens [B, h*w, bits], row-major: the inverse of `tokens_to_latent`."""
+    """Tokens [B, h*w, bits] of a latent map [B, d, H, W], row-major: the inverse of `tokens_to_latent`."""
     if layout.patch > 1:
         latent = F.pixel_unshuffle(latent, layout.patch)
     return latent.flatten(2).mT
@@ -46,7 +48,7 @@ def resize(latent: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def accumulate(latent: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """F_k = F_{k-1} + Up(R_k); latent [B, d, H, W] at the final grid, residual [B, d, h', w']."""
+    """F_k = F_{k-1} + Up(R_k), from the latent [B, d, H, W] on the final grid and the residual [B, d, h', w']."""
     return latent + resize(residual, (latent.shape[-2], latent.shape[-1]))
 
 
@@ -57,7 +59,7 @@ def next_input(latent: torch.Tensor, grid: Grid, layout: LatentLayout) -> torch.
 
 @dataclass(frozen=True)
 class BitCodec:
-    """The `Codec` of bits; scores are the logit differences l1 - l0 of each bit."""
+    """The `Codec` of Infinity: tokens are bits, scores the logit difference l1 - l0 of each bit."""
 
     layout: LatentLayout
 

@@ -1,4 +1,4 @@
-"""VAR's tokens: one index into a codebook each; codes are resized bicubically and pass a `phi` convolution.
+"""VAR's tokens: one codebook index each; codes are resized bicubically and pass a `phi` convolution.
 
 Source: the VAR reference implementation (`VectorQuantizer2`, `autoregressive_infer_cfg`, `gumbel_softmax_with_rng`).
 """
@@ -18,11 +18,11 @@ from ldp_runtime.schedule import Grid, ScaleSchedule
 
 @dataclass(frozen=True, eq=False)
 class CodebookCodec:
-    """The `Codec` of codebook indices; scores are the logits over the codebook.
+    """The `Codec` of VAR: tokens are codebook indices, scores the logits over the codebook.
 
     Attributes:
-        codebook: [V, C].
-        phi_weight, phi_bias: the shared convolutions [K, C, C, 3, 3] and [K, C].
+        codebook: codes of all indices [V, C].
+        phi_weight, phi_bias: weights [K, C, C, 3, 3] and biases [K, C] of the K convolutions that the scales share.
         phi_share: w in phi(h) = (1 - w) h + w conv(h).
         more_smooth: codes are Gumbel-softmax mixtures of the codebook, sharper with every scale, not single entries.
     """
@@ -45,15 +45,15 @@ class CodebookCodec:
         return torch.zeros(self.channels, *schedule.final_grid)
 
     def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
-        """Exponential variates [h*w, V]: those of the index, or with `more_smooth` those of the mixture.
+        """Exponential variates [h*w, V] of every scale: those of the index, or with `more_smooth` of the mixture.
 
-        The original draws an index also where it then mixes, so its variates are drawn and dropped.
+        The original draws an index even if it then mixes, so with `more_smooth` the index's variates are dropped.
         """
         generator = torch.Generator().manual_seed(seed)
         return tuple(self.draw_noise(generator, tokens) for tokens in schedule.tokens)
 
     def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
-        """The next variates of the stream [tokens, V]."""
+        """Next variates of the generator [tokens, V]."""
         drawn = torch.empty(tokens, self.codebook.shape[0]).exponential_(1, generator=generator)
         return drawn.exponential_(1, generator=generator) if self.more_smooth else drawn
 
@@ -61,7 +61,7 @@ class CodebookCodec:
         return logits
 
     def gap(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
-        """Mean over pairs of codes of the squared difference of the branches' logit differences: twice a variance."""
+        """Twice the variance of l_cond - l_uncond over the codebook: the mean over pairs that `Codec.gap` defines."""
         return 2 * (conditional - unconditional).var(dim=-1)
 
     def draw(
@@ -88,12 +88,12 @@ class CodebookCodec:
 
 
 def progress(scale: int, scales: int) -> float:
-    """How far a scale is between the first (0) and the last (1)."""
+    """Position of a scale between the first (0) and the last (1)."""
     return scale / (scales - 1) if scales > 1 else 0.0
 
 
 def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """Top-k, then top-p, over the last axis; what is filtered out becomes -inf. 0 switches either off."""
+    """Logits after top-k, then top-p, over the last axis: those filtered out are -inf. 0 switches either off."""
     if top_k > 0:
         least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -106,20 +106,20 @@ def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tenso
 
 
 def sample_index(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Filtered logits and exponential variates [L, V] to indices [L]: what `torch.multinomial` of one sample does."""
+    """Indices [L] drawn from filtered logits and exponential variates [L, V], as `torch.multinomial` draws one."""
     return (logits.softmax(dim=-1) / noise).argmax(dim=-1)
 
 
 def mixture_weights(logits: torch.Tensor, noise: torch.Tensor, share: float) -> torch.Tensor:
-    """Gumbel-softmax weights of `more_smooth` from filtered logits and exponential variates, [..., V] each."""
+    """Gumbel-softmax weights of `more_smooth`, from filtered logits and exponential variates, each [..., V]."""
     temperature = max(0.27 * (1 - share * 0.95), 0.005)
     return ((logits * (1 + share) - noise.log()) / temperature).softmax(dim=-1)
 
 
 def phi_index(scale: int, scales: int, phis: int) -> int:
-    """Which of the shared convolutions a scale uses: the nearest of `phis` evenly spread ticks, the first on ties.
+    """Index of the shared convolution that a scale uses: the nearest of `phis` evenly spread ticks, the first on ties.
 
-    What look like exact ties (scales 2 and 7 of 10) are decided by rounding in float64, as in the original.
+    Seemingly exact ties (scales 2 and 7 of 10) are decided by rounding in float64, as in the original.
     """
     if scales == 1:
         return 0

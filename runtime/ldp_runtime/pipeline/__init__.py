@@ -1,1 +1,1 @@
-"""Drawing: requests, the scale loop, and the pipeline that a service embeds."""
+"""Generation of images: requests, the scale loop, and the pipeline that a service embeds."""

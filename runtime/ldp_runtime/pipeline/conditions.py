@@ -1,4 +1,4 @@
-"""What an image is drawn from, a text or a class, to the rows that the blocks read: one per branch of each image."""
+"""Conditions: the text or class of an image, turned into the rows that the blocks read, one per branch of an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     pass
 
 
-#: Rows of one condition: conditional, and unconditional where guidance is on.
+#: Rows of one condition: the conditional one, and the unconditional one (None without guidance).
 Branches = tuple[PromptRows, PromptRows | None]
 
 
@@ -33,7 +33,7 @@ def condition_rows(
     images: Sequence[ImageRequest],
     guided: bool,
 ) -> PromptRows:
-    """Rows [conditional of each image, unconditional of each image]; a text that images share is encoded once."""
+    """Rows [conditional of each image, unconditional of each image]; a text shared by images is encoded once."""
     encode = cache(partial(_features, engines, manifest, tokenizer))  # tensors are hashed by identity, here and below
     if len(images) == 1:
         return _image_rows(engines, manifest, encode, images[0], guided)
@@ -51,7 +51,7 @@ def condition_rows(
 def _image_rows(
     engines: Engines, manifest: Manifest, encode: Callable[[Text], torch.Tensor], image: ImageRequest, guided: bool
 ) -> PromptRows:
-    """Rows [conditional, unconditional] of one image; the first alone without guidance."""
+    """Rows [conditional, unconditional] of one image; without guidance the conditional row alone."""
     if isinstance(image.condition, int):
         return class_rows(engines, manifest, image.condition, guided)
     features = encode(image.condition)
@@ -62,20 +62,20 @@ def _image_rows(
 
 
 def text_rows(engines: Engines, manifest: Manifest, features: torch.Tensor, guided: bool) -> PromptRows:
-    """Rows of one text [T, text_channels]; the learned unconditional text is as long, so one call does both."""
+    """Rows of one text [T, text_channels]; the unconditional text is cut to its length, so that one call does both."""
     rows = [features, engines.constants["unconditional_text"][: len(features)]] if guided else [features]
     return run_prompt(engines, manifest, {"features": torch.stack(rows)})
 
 
 def class_rows(engines: Engines, manifest: Manifest, label: int, guided: bool) -> PromptRows:
-    """Rows of one class; the label behind the last class is the unconditional one."""
+    """Rows of one class; the label after the last class is the unconditional one."""
     assert isinstance(manifest.model, VarEntry)
     labels = [label, manifest.model.classes] if guided else [label]
     return run_prompt(engines, manifest, {"labels": torch.tensor(labels, device=engines.prompt.device)})
 
 
 def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, text: Text) -> torch.Tensor:
-    """Text features [T, text_channels]; each prompt is encoded at its own length, so batch-mates cannot matter."""
+    """Text features [T, text_channels]; each prompt is encoded at its own length, so the batch cannot affect it."""
     assert isinstance(manifest.model, InfinityEntry)
     if isinstance(text, torch.Tensor):
         return text.to(engines.prompt.device)
@@ -93,7 +93,7 @@ def _split(rows: PromptRows) -> Branches:
 
 
 def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:
-    """The prompt graph: text features [R, T, text_channels] of equally long texts, or class labels [R]."""
+    """Runs the prompt graph on text features [R, T, text_channels] of equally long texts, or on class labels [R]."""
     graphs, device = manifest.chunks("prompt"), engines.prompt.device
     inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
     sizes = axis_sizes(graphs[0].inputs, inputs, "prompt")

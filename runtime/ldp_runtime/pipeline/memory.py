@@ -1,4 +1,4 @@
-"""What a run will need, predicted before anything is allocated."""
+"""Memory that a run will need, predicted before anything is allocated."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
 
-#: Channels of the decoders at full resolution (128 and 160 in the released models).
+#: Most channels of a decoder at full resolution (128 and 160 in the released models).
 _DECODER_WIDTH = 160
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that a pipeline needs at most, on the device that runs the engines."""
+    """Upper bounds of the bytes that a pipeline needs on the device of its engines."""
 
     weights: int
     kv_cache: int
@@ -36,11 +36,13 @@ class MemoryEstimate:
 
 
 def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
-    """An upper bound for `max_batch` images with guidance, over all aspect ratios of the bundle's size.
+    """Upper bound for `max_batch` images with guidance, over all aspect ratios of the bundle's size.
 
-    Counts the weights twice (runtimes pack matrices into a layout of their own), the K/V arena twice for batches
-    (images move into arenas of their own at the first pruned scale), and for activations the widest layer of the
-    largest scale, its attention scores included, the decoder's widest feature map, and the noise.
+    Weights count twice, since runtimes pack matrices into a layout of their own. The KV cache counts twice for batches,
+    since images move into caches of their own at the first pruned scale.
+
+    Activations are the greater of two: the widest layer of the largest scale with its attention scores, or the
+    decoder's widest feature maps. The noise and the tensors of sampling come on top.
     """
     model = manifest.model
     schedules = manifest.schedules()
@@ -54,14 +56,14 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
     decoder = pixels * _DECODER_WIDTH * 4 * 3
-    # Noise of every scale, and what sampling makes of the largest one's logits.
+    # Noise of every scale, and the tensors that sampling makes from the logits of the largest scale.
     sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
     if manifest.backend.startswith("tensorrt") and manifest.kv_cache == "dynamic":
-        # The last scale's keys and values, which nobody wants, have a place too.
+        # The engines also write the keys and values of the last scale, which are never read, to a buffer.
         sampling += DynamicKVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
-    if manifest.has_fused_blocks:  # CUDA graphs find the text in a place of its own; those of late scales in another
-        places, length = 1 if manifest.late is None else 2, padded(manifest.limits.text_tokens)
-        sampling += places * DynamicKVCache.size_in_bytes(
+    if manifest.has_fused_blocks:  # CUDA graphs read the text from a fixed buffer; quantized scales have another one
+        buffers, length = 1 if manifest.late is None else 2, padded(manifest.limits.text_tokens)
+        sampling += buffers * DynamicKVCache.size_in_bytes(
             model.depth, length, rows, model.width, manifest.cache_dtype.itemsize
         )
     return MemoryEstimate(
@@ -72,32 +74,32 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
 
 
 def available_memory(device: torch.device) -> float:
-    """Bytes that can still be allocated on the device: of the host, no more than its container may take."""
+    """Bytes that can still be allocated on the device; on the CPU, no more than the container may take."""
     if device.type == "cuda":
-        # What PyTorch holds and does not use, as after another pipeline was closed, is not free to others, but to us.
+        # Memory that PyTorch reserves but does not use, as after closing a pipeline, is free to this process only.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     return min(psutil.virtual_memory().available, container_memory())
 
 
 def container_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that this container may still take; infinity where nothing limits it.
+    """Bytes that this container may still take; infinity if it has no limit.
 
     Args:
-        group: folder of the Linux control group (version 2) that the process is in.
+        group: folder of the Linux control group (version 2) of this process.
     """
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         rows = (line.split() for line in (group / "memory.stat").read_text().splitlines())
         counts = {name: int(count) for name, count in rows}
-        # Pages of files that were read, such as the bundle's while it was hashed, count as used but give way.
+        # Cached pages of files, such as the bundle's after hashing, count as used but are freed on demand.
         return limit - used + counts["inactive_file"] + counts["active_file"]
     except (OSError, ValueError, KeyError):  # no such group, or its limit is the word "max"
         return math.inf
 
 
 def check_rows(manifest: Manifest, max_batch: int) -> None:
-    """Raises ConfigError where so many images with guidance are more rows than the engines take."""
+    """Raises ConfigError if `max_batch` images with guidance take more rows than the engines allow."""
     most = manifest.limits.rows
     if 2 * max_batch > most:
         raise ConfigError(
@@ -109,7 +111,11 @@ def check_rows(manifest: Manifest, max_batch: int) -> None:
 def check_capacity(
     manifest: Manifest, max_batch: int, device: torch.device, memory_limit: int | None
 ) -> MemoryEstimate:
-    """The estimate, or CapacityError when it exceeds `memory_limit` (bytes; None: what is available now)."""
+    """The memory estimate.
+
+    Raises:
+        CapacityError: the estimate exceeds `memory_limit` (bytes; None: the memory that is available now).
+    """
     estimate = estimate_memory(manifest, max_batch)
     limit = available_memory(device) if memory_limit is None else memory_limit
     if estimate.total > limit:

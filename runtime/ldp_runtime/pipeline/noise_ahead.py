@@ -1,4 +1,4 @@
-"""The noise of an image, drawn by another thread while the text is read and earlier scales are computed on a GPU."""
+"""Noise of an image, drawn by another thread while a GPU encodes the text and computes earlier scales."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ldp_runtime.schedule import ScaleSchedule
 
 
 class NoiseAhead(Sequence[torch.Tensor]):
-    """What `Codec.noise` gives, by scale: waits for a scale's variates when they are asked for, and takes them to
-    the GPU without waiting for it.
+    """Noise of each scale, equal to that of `Codec.noise`.
+
+    Access to a scale waits until its variates are drawn, and copies them to the GPU without waiting for the GPU.
 
     Args:
-        drawer: one thread, lest the scales' draws change their order.
+        drawer: executor with a single thread, so that the scales are drawn in order.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The opened engines of a bundle, with the constants that belong to them."""
+"""Opening of a bundle's engines, with the constants that belong to them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
     from ldp_runtime.engines.graph_cache import GraphCounters
 
 
-#: From a graph's name and entry to its engine.
+#: Function from a graph's name and entry to its engine.
 OpenGraph = Callable[[str, GraphEntry], Engine]
 
 
 @dataclass(frozen=True)
 class Engines:
-    """The opened graphs of a bundle and the constants that belong to them.
+    """The opened engines of a bundle and the constants that belong to them.
 
     Attributes:
-        text_encoder: None where the bundle expects text features.
-        space: the model's tokens.
-        constants: tensors of the bundle by name: `level_offsets` [levels, C], what `blocks` adds to every token of
-            scale k >= 1; Infinity: `unconditional_text` [text_tokens, text_channels]; VAR: `positions` [tokens, C],
-            and `codebook`, `phi_weight` and `phi_bias` (see `CodebookCodec`).
-        cuda_graphs: how often captured CUDA graphs served; None where the backend captures none.
+        text_encoder: engine of the text encoder; None if the bundle expects text features.
+        codec: codec of the model's tokens.
+        constants: tensors of the bundle by name.
+            `level_offsets` [levels, C]: added by `blocks` to every token of scale k >= 1.
+            `unconditional_text` [text_tokens, text_channels]: Infinity only.
+            `positions` [tokens, C], `codebook`, `phi_weight`, `phi_bias`: VAR only; see `CodebookCodec`.
+        cuda_graphs: counts of captured and replayed CUDA graphs; None if the backend captures none.
     """
 
     text_encoder: Engine | None
@@ -55,10 +56,10 @@ class Engines:
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of a name; "cuda" is the calling thread's GPU, for calls from other threads too.
+    """Device of a name; "cuda" becomes the calling thread's GPU, so that other threads use the same one.
 
     Raises:
-        ConfigError: a name that PyTorch does not know.
+        ConfigError: PyTorch does not know the name.
     """
     try:
         device = torch.device(name)
@@ -70,16 +71,16 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def check_threads(threads: int | None) -> None:
-    """Raises ConfigError for fewer than one; None leaves the number to the engines."""
+    """Raises ConfigError for fewer than one thread; None leaves the number to the engines."""
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
 
 
 def check_runnable(manifest: Manifest, device: torch.device) -> None:
-    """Whether the bundle's engines run on `device` of this machine, before anything is opened or allocated.
+    """Checks that the bundle's engines run on `device` of this machine, before anything is opened or allocated.
 
     Raises:
-        IncompatibleBundleError: what is missing, or which GPU or version the engines are for.
+        IncompatibleBundleError: they do not; the message says what is missing, or which GPU or version they are for.
     """
     from ldp_runtime.engines.onnxruntime import check_provider
 
@@ -104,7 +105,10 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
 def open_engines(
     bundle: Bundle, device: torch.device, threads: int | None = None, opener: OpenGraph | None = None
 ) -> Engines:
-    """Opens all graphs of a bundle on a device; `opener` puts other engines in the place of the bundle's.
+    """Opens all engines of a bundle on a device.
+
+    Args:
+        opener: opens other engines instead of the bundle's.
 
     Raises:
         IncompatibleBundleError: see `check_runnable`; or the library refuses an engine.
@@ -156,7 +160,7 @@ def open_engines(
 
 
 def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
-    """How the backend opens a graph, and its counters of CUDA graphs."""
+    """Function that opens a graph by the bundle's backend, and the backend's counters of CUDA graphs."""
     if bundle.manifest.backend == "onnxruntime":
         from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -176,7 +180,7 @@ def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[
 
 
 def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
-    """Packages that were compiled ahead, fused blocks that are compiled now, and a decoder in 8-bit integers."""
+    """Opener of the torch backend: packages compiled ahead, fused blocks compiled now, an 8-bit decoder in ONNX."""
     from ldp_runtime.engines.graph_cache import GraphCounters
     from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
     from ldp_runtime.engines.torch_compiled.engine import TorchCompiledEngine

@@ -1,4 +1,4 @@
-"""The pipeline: what a service embeds. Load a bundle once, call it with prompts, from any thread."""
+"""Pipeline for services to embed: load a bundle once, then call it with prompts, from any thread."""
 
 from __future__ import annotations
 
@@ -44,20 +44,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-#: Most pictures that `warmup` draws: the first launches kernels, the second captures graphs; the third replays them, or
-#: captures those whose memory has moved meanwhile.
+#: Most draws of `warmup`: the first launches kernels, the second captures graphs; the third replays them, or captures
+#: those whose memory has moved meanwhile.
 _WARM_UP_DRAWS = 5
 
 
 @dataclass(frozen=True)
 class ScaleEvent:
-    """Given to the callback after each scale of each engine call.
+    """Event that the callback sees after each scale of each engine call.
 
     Attributes:
-        scale: index of the scale; scales: number of scales that will be run.
-        images: indices of the images in the call (within the request).
-        traces: what happened at this scale, one per image.
-        latents: F_k of each image [d, H, W]; residuals: R_k on the token grid [channels, h, w], fills included.
+        scale: index of the scale.
+        scales: number of scales that will be run.
+        images: indices in the request of the images in the call.
+        traces: trace of this scale, one per image.
+        latents: F_k of each image [d, H, W].
+        residuals: R_k of each image on the token grid [channels, h, w], fills included.
     """
 
     scale: int
@@ -69,16 +71,18 @@ class ScaleEvent:
     _preview: Callable[[int], Any]
 
     def preview(self, index: int = 0) -> Any:
-        """The picture after this scale of `images[index]`, decoded now (a PIL image). Other threads than the one that
-        draws wait until its call has ended, as with any call."""
+        """Decodes `images[index]` as it is after this scale, to a PIL image.
+
+        Other threads than the one that draws wait until its call has ended, as with any call.
+        """
         return self._preview(index)
 
 
-#: What an image is drawn from: a text, or a class.
+#: Condition that an image is drawn from: a text, or a class label.
 Condition = str | int
 
 
-#: Return False to stop the run, which then raises `Cancelled`.
+#: Callback after each scale; if it returns False, the run stops and raises `Cancelled`.
 ScaleCallback = Callable[[ScaleEvent], bool | None]
 
 
@@ -87,8 +91,10 @@ class GenerationResult:
     """Images in the order of the request, prompt by prompt, with the seed and trace of each.
 
     Attributes:
-        images: a list of PIL images; or an array [B, H, W, 3] ("numpy") or tensor [B, 3, H, W] ("torch"), float32 in
-            [0, 1]; or latents [B, d, h, w] ("latent").
+        images: a list of PIL images ("pil"). An array [B, H, W, 3] ("numpy") or a tensor [B, 3, H, W] ("torch"),
+            float32 in [0, 1]. Or latents [B, d, h, w] ("latent").
+        seeds: seed of each image.
+        traces: trace of each image.
     """
 
     images: Any
@@ -97,7 +103,7 @@ class GenerationResult:
 
 
 class Pipeline:
-    """Engines and the loop that drives them. Calls from several threads queue; a failed call leaves no trace."""
+    """Engines and the loop that drives them. Calls from several threads queue; a failed call does not affect others."""
 
     def __init__(
         self,
@@ -108,12 +114,12 @@ class Pipeline:
         root: Path | None = None,
     ) -> None:
         self.manifest = manifest
-        self.root = root  # where the bundle's policy profiles lie
+        self.root = root  # where the bundle's saved policies lie
         self.max_batch = max_batch
         self._engines: Engines | None = engines
         self._tokenizer = tokenizer
-        self._placement = lru_cache(maxsize=4)(partial(placement, manifest.model, engines.constants))  # of a schedule
-        self._lock = threading.RLock()  # a callback may draw too
+        self._placement = lru_cache(maxsize=4)(partial(placement, manifest.model, engines.constants))  # by schedule
+        self._lock = threading.RLock()  # reentrant: a callback may draw too
         on_gpu = engines.blocks.device.type == "cuda"
         self._drawer = ThreadPoolExecutor(1, "ldp-noise") if on_gpu else None
 
@@ -132,18 +138,18 @@ class Pipeline:
         """Opens a bundle.
 
         Args:
-            device: "cpu", or "cuda": for TensorRT bundles, for those that PyTorch built on a GPU (whose blocks are
-                compiled now, and kept for the next process), or where ONNX Runtime has its CUDA provider.
-            threads: of a CPU engine; None leaves it to ONNX Runtime, or takes the number that PyTorch has here.
-            max_batch: images drawn together; longer requests are drawn in several goes.
-            memory_limit: bytes the pipeline may need; None: what the device, or the container, has free.
+            device: "cpu" or "cuda". A GPU runs TensorRT bundles, those that PyTorch built on a GPU, and ONNX ones if
+                ONNX Runtime has its CUDA provider. PyTorch compiles blocks now, and keeps them for the next process.
+            threads: number of threads of a CPU engine; None leaves it to ONNX Runtime, or takes PyTorch's own setting.
+            max_batch: number of images drawn together; longer requests are drawn in several batches.
+            memory_limit: bytes that the pipeline may need; None: the free memory of the device, or of the container.
             integrity: "full" hashes every file of the bundle, "sizes" compares sizes only.
-            allow_rejected: load although verification failed.
+            allow_rejected: load the bundle even if its verification failed.
 
         Raises:
-            ConfigError: no bundle there, or senseless options.
+            ConfigError: there is no bundle, or an option is out of range.
             IntegrityError, IncompatibleBundleError: see `open_bundle` and `check_runnable`.
-            CapacityError: predicted to need more memory than allowed; nothing was allocated.
+            CapacityError: the bundle is predicted to need more memory than allowed; nothing was allocated.
         """
         if max_batch < 1:
             raise ConfigError(f"max_batch must be at least 1, got {max_batch}")
@@ -188,28 +194,37 @@ class Pipeline:
         """Draws images.
 
         Args:
-            prompt: a text or several; or `prompt_embeds`, text features [T, text_channels] of each prompt.
-            class_labels: for class-conditional models (VAR), instead of prompts: a class or several.
-            negative_prompt: what to steer away from, one for all or one each; None uses the learned unconditional text.
-            guidance_scale: one weight per scale, 1 means no guidance; or a number: that weight at every scale for
-                text models, for class models the end of the original's ramp (scale k of S has 1 + g k / (S - 1)).
-            temperature: of the logits, one number or one per scale.
-            top_k: 1 draws the likeliest bits (codes); top_p: bits of probability <= 1 - top_p cannot be drawn, nor
-                the least likely codes that together have no more (0: off).
-            seed: of the first image (`seed + i` for the others), or one per image; None draws seeds and reports them.
-            policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4", "skip:count=1"); a profile's name.
-            aspect_ratio: height / width, nearest template; or `height` and `width` in pixels: a size that the bundle
-                draws, or one close to it, with a warning that says what is drawn.
+            prompt: a text or several.
+            prompt_embeds: text features [T, text_channels] of each prompt, instead of `prompt`.
+            class_labels: a class label or several, instead of prompts, for class-conditional models (VAR).
+            negative_prompt: text to steer away from, one for all or one each; None uses the learned unconditional text.
+            negative_prompt_embeds: text features of the negative prompts, instead of `negative_prompt`.
+            guidance_scale: one weight per scale (1 means no guidance), or one number g. For text models, g is the
+                weight of every scale. For class models it sets the original's ramp: scale k of S has 1 + g k / (S - 1).
+            temperature: temperature of the logits, one number or one per scale.
+            top_k: for bits, 1 draws the likeliest and any other number is off; for codes, the k likeliest can be drawn.
+            top_p: bits of probability <= 1 - top_p cannot be drawn, nor the least likely codes that together have no
+                more than that. 0 is off.
+            num_images_per_prompt: number of images per prompt or class label.
+            seed: seed of the first image (`seed + i` for the others), or one per image; None draws seeds and reports
+                them.
+            policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4", "skip:count=1"); or the name of a
+                saved policy.
+            aspect_ratio: height / width; the nearest that the bundle draws is taken.
+            height, width: size in pixels, instead of `aspect_ratio`. A size close to one that the bundle draws gives a
+                warning that says what is drawn.
             output_type: "pil", "numpy", "torch" or "latent".
-            cfg_insertion_layer: where guidance is mixed; engines do it at the logits, so [0] is all they take.
+            cfg_insertion_layer: position where guidance is mixed; engines do so at the logits, so only [0] is allowed.
             more_smooth: VAR only: draw mixtures of codebook entries, as the original's option of that name.
-            callback_on_scale: sees a `ScaleEvent` after each scale; returns False to stop.
+            callback_on_scale: function that sees a `ScaleEvent` after each scale; it returns False to stop.
 
         Raises:
             ConfigError: the request cannot be served; no work was done.
             Cancelled: the callback stopped the run.
-            NonFiniteError: an engine gave NaN or infinity; the message names graph and scale.
-            CapacityError: out of memory in mid-run. The pipeline can be used again after any of these.
+            NonFiniteError: an engine gave NaN or infinity; the message names the graph and the scale.
+            CapacityError: memory ran out during the run.
+
+        The pipeline can be used again after any of these errors.
         """
         request = make_request(
             self.manifest,
@@ -249,8 +264,9 @@ class Pipeline:
         """Images of latents [B, d, h, w], such as `output_type="latent"` gives; output types as in `__call__`.
 
         Raises:
-            ConfigError: latents of another model. NonFiniteError: the decoder gave NaN or infinity.
-            CapacityError: out of memory.
+            ConfigError: the latents are empty or of another model, or there is no such output type.
+            NonFiniteError: the decoder gave NaN or infinity.
+            CapacityError: memory ran out.
         """
         channels = self.manifest.model.latent_channels
         if latents.dim() != 4 or latents.shape[1] != channels or not latents.numel():
@@ -265,16 +281,16 @@ class Pipeline:
             return to_output(pixels, output_type)
 
     def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
-        """As a call, for tools that serve every family: texts are prompts, whole numbers are class labels."""
+        """Calls the pipeline, for tools that serve every family: texts are prompts, whole numbers are class labels."""
         listed = [conditions] if isinstance(conditions, str | int) else list(conditions)
         if listed and all(isinstance(condition, int) for condition in listed):
             return self(class_labels=listed, **options)  # pyright: ignore[reportArgumentType]
         return self(listed, **options)  # pyright: ignore[reportArgumentType]
 
     def warmup(self, batch: int = 1) -> None:
-        """Draws the bundle's square size and throws the pictures away: allocators and kernels are then as in service.
+        """Draws images of the bundle's square size and discards them: memory and kernels are then as in service.
 
-        Where calls are captured as CUDA graphs, which they are when they come back, draws until none is captured.
+        A repeated call may be captured as a CUDA graph. If the backend does so, draws until no new graph is captured.
         """
         captured: list[int] = []
         for _ in range(_WARM_UP_DRAWS):
@@ -295,7 +311,7 @@ class Pipeline:
             self(prompt_embeds=[features] * batch, seed=0, output_type="torch")
 
     def close(self) -> None:
-        """Releases the engines' memory, after a running call has ended."""
+        """Releases the engines' memory, once a running call has ended."""
         with self._lock:
             engines, self._engines = self._engines, None
             if self._drawer is not None:
@@ -306,7 +322,7 @@ class Pipeline:
 
     @property
     def cuda_graphs(self) -> GraphCounters | None:
-        """How often captured CUDA graphs served so far; None where the backend does not count them."""
+        """Counts of captured and replayed CUDA graphs so far; None if the backend does not count them."""
         return self._open_engines().cuda_graphs
 
     def __enter__(self) -> Pipeline:
@@ -322,10 +338,10 @@ class Pipeline:
 
     @contextmanager
     def _running(self, doing: str) -> Generator[Engines]:
-        """The engines, for one thread at a time."""
+        """Gives the engines to one thread at a time."""
         with self._lock:
             engines = self._open_engines()
-            # Engines keep tensors from call to call, which a caller's inference mode would make its own for good.
+            # Engines keep tensors between calls; a caller's inference mode would turn them into inference tensors.
             lasting = torch.inference_mode(False), torch.no_grad()
             with lasting[0], lasting[1], _one_torch_thread(engines.blocks.device), capacity_errors(doing):
                 yield engines
@@ -333,7 +349,7 @@ class Pipeline:
     def _draw(
         self, engines: Engines, request: Request, first: int, callback: ScaleCallback | None
     ) -> list[tuple[torch.Tensor, Trace]]:
-        """Latent and trace of each image of one batch; `first` is the batch's place in the request."""
+        """Latent and trace of each image of one batch; `first` is the request's index of its first image."""
         started = time.perf_counter()
         schedule, codec = request.schedule, engines.codec
         if request.more_smooth and isinstance(codec, CodebookCodec):
@@ -369,7 +385,7 @@ class Pipeline:
     def _new_state(
         self, seed: int, codec: Codec, schedule: ScaleSchedule, guided: bool, device: torch.device
     ) -> ImageState:
-        """An image to be drawn. Where a GPU computes, a thread draws its noise meanwhile."""
+        """State of an image to be drawn; if a GPU computes, another thread draws the noise meanwhile."""
         noise = (
             codec.noise(seed, schedule)
             if self._drawer is None
@@ -378,7 +394,7 @@ class Pipeline:
         return ImageState(seed, noise, codec.empty_latent(schedule).to(device), unconditional=guided)
 
     def _event(self, scale: int, request: Request, places: tuple[int, ...], images: Sequence[ImageState]) -> ScaleEvent:
-        """What the callback sees of images that are at these places of the request."""
+        """Event for the callback; `places` are the images' indices in the request."""
         latents = tuple(image.latent for image in images)
         return ScaleEvent(
             scale=scale,
@@ -391,7 +407,7 @@ class Pipeline:
         )
 
     def _decode(self, engines: Engines, latents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[float]]:
-        """Latents [d, h, w] of one size to images [B, 3, H, W] in [-1, 1], and the seconds that each of them took."""
+        """Images [B, 3, H, W] in [-1, 1] of latents [d, h, w] of one size, and the seconds that each of them took."""
         (_, h, w), stride = latents[0].shape, self.manifest.model.vae_stride
         images, seconds = latents[0].new_empty(len(latents), 3, h * stride, w * stride), []
         for latent, image in zip(latents, images.split(1), strict=True):
@@ -406,9 +422,9 @@ class Pipeline:
 def _one_torch_thread(device: torch.device) -> Generator[None]:
     """Keeps PyTorch's work between CPU engine calls on the calling thread.
 
-    It is far too small for a thread team, which would wait for cores that the engines or a neighbour hold. The number
-    of threads is a setting of the calling thread: others keep theirs, but one that uses PyTorch for the first time
-    meanwhile begins with one.
+    That work is far too small for a thread team, which would wait for cores that the engines or another process hold.
+    The number of threads is a setting of the calling thread, so other threads keep theirs. A thread that uses PyTorch
+    for the first time meanwhile begins with one.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":

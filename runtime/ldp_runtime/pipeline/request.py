@@ -1,4 +1,4 @@
-"""What a caller asks for, checked before any work is done."""
+"""Request of a caller, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -34,13 +34,19 @@ Text = str | torch.Tensor
 _SEED_BITS = 63
 
 
-#: Share of a side by which the size that is drawn may differ from the size that was asked for.
+#: Share of a requested side by which the drawn side may differ from it.
 _SIZE_TOLERANCE = 0.125
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image: what it is drawn from, what it is steered away from (None: what the model learned), and its seed."""
+    """One image of a request.
+
+    Attributes:
+        condition: text or class label that it is drawn from.
+        negative: text that guidance steers away from; None: the unconditional condition that the model learned.
+        seed: seed of its noise.
+    """
 
     condition: Text | int
     negative: Text | None
@@ -49,7 +55,7 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request: images in order, and what they share."""
+    """A checked request: images in order, and the settings that they share."""
 
     images: tuple[ImageRequest, ...]
     schedule: ScaleSchedule
@@ -86,7 +92,7 @@ def make_request(
     """Checks the arguments of `Pipeline.__call__` and fills in the bundle's defaults.
 
     Raises:
-        ConfigError: anything that cannot be served.
+        ConfigError: the request cannot be served.
     """
     if tuple(cfg_insertion_layer) != (0,):
         raise ConfigError(
@@ -110,31 +116,31 @@ def make_request(
     temperatures = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
     if any(t <= 0 for t in temperatures):
         raise ConfigError(f"temperature must be positive, got {temperatures}", hint="top_k=1 draws the likeliest bits")
-    chosen = policy or Policy()
-    chosen.check(schedule)
-    _check_cache(manifest, schedule, chosen)
+    checked_policy = policy or Policy()
+    checked_policy.check(schedule)
+    _check_cache(manifest, schedule, checked_policy)
     check_output_type(output_type)
     count = len(conditions) * num_images_per_prompt
     seeds = _seeds(seed, count)
     images = []
     for i in range(count):
-        which = i // num_images_per_prompt
-        negative = None if negatives is None else negatives[which if len(negatives) > 1 else 0]
-        images.append(ImageRequest(conditions[which], negative, seeds[i]))
+        index = i // num_images_per_prompt
+        negative = None if negatives is None else negatives[index if len(negatives) > 1 else 0]
+        images.append(ImageRequest(conditions[index], negative, seeds[i]))
     return Request(
         images=tuple(images),
         schedule=schedule,
         guidance=guidance_weights(manifest.model, defaults.guidance if guidance_scale is None else guidance_scale, S),
         temperature=temperatures,
         filter=SamplingFilter(defaults.top_k if top_k is None else top_k, defaults.top_p if top_p is None else top_p),
-        policy=chosen,
+        policy=checked_policy,
         output_type=output_type,  # pyright: ignore[reportArgumentType]
         more_smooth=more_smooth,
     )
 
 
 def _check_numbers(kind: type[Real], **given: object) -> None:
-    """Raises ConfigError for an argument that was given and is not of the kind."""
+    """Raises ConfigError for an argument that is not None and not a number of this kind."""
     for name, value in given.items():
         if value is not None and not isinstance(value, kind):
             raise ConfigError(f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}")
@@ -142,24 +148,24 @@ def _check_numbers(kind: type[Real], **given: object) -> None:
 
 def _labels(model: VarEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object]) -> list[int]:
     """Class labels of a class-conditional model."""
-    given = [name for name, value in texts.items() if value is not None]
-    if given:
+    names = [name for name, value in texts.items() if value is not None]
+    if names:
         raise ConfigError(
-            f"{model.name} draws classes and reads no text, but {given[0]} was given",
+            f"{model.name} draws classes and reads no text, but {names[0]} was given",
             hint=f"pass class_labels (0 to {model.classes - 1})",
         )
     if labels is None:
         raise ConfigError(f"{model.name} needs class_labels", hint=f"numbers from 0 to {model.classes - 1}")
     try:
-        found = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
+        checked = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
     except TypeError as error:
         raise ConfigError(f"class labels must be whole numbers, got {labels!r}") from error
-    check_labels(model, found)
-    return found
+    check_labels(model, checked)
+    return checked
 
 
 def check_labels(model: VarEntry, labels: Sequence[int]) -> None:
-    """Raises ConfigError where there is no label, or one that the model has no class for."""
+    """Raises ConfigError if there is no label, or one that the model has no class for."""
     if not labels:
         raise ConfigError("class_labels is empty", hint=f"numbers from 0 to {model.classes - 1}")
     wrong = [label for label in labels if not 0 <= label < model.classes]
@@ -187,7 +193,7 @@ def _prompts(
 
 
 def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) -> None:
-    """A cache of a fixed size holds every token that the request may compute, those of its last scale included."""
+    """Raises ConfigError if a static KV cache is too small for all tokens of the request, the last scale's included."""
     tokens = sum(schedule.tokens[: policy.scales_to_run(schedule)])
     if manifest.cache_tokens is not None and tokens > manifest.cache_tokens:
         raise ConfigError(
@@ -197,7 +203,7 @@ def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) ->
 
 
 def check_output_type(output_type: str) -> None:
-    """Raises ConfigError for anything that `OutputType` does not name."""
+    """Raises ConfigError for an output type that `OutputType` does not list."""
     if output_type not in get_args(OutputType):
         raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
 
@@ -226,7 +232,7 @@ def _words(manifest: Manifest, words: str | Sequence[str], name: str) -> list[st
             raise ConfigError(f"the {name} is empty", hint="describe the picture in a few words")
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, as a client that cuts texts may send
+        except UnicodeEncodeError as error:  # half a surrogate pair, which a client that cuts texts may send
             raise ConfigError(f"the {name} {text!r} is not valid Unicode: {error.reason}") from error
     return listed
 
@@ -252,7 +258,7 @@ def _features(manifest: Manifest, features: torch.Tensor | Sequence[torch.Tensor
 
 
 def sizes(manifest: Manifest) -> list[tuple[int, int]]:
-    """All (height, width) in pixels that the bundle draws."""
+    """All sizes (height, width) in pixels that the bundle draws."""
     grids = (schedule.final_grid for schedule in manifest.schedules())
     return [(h * manifest.model.pixels_per_token, w * manifest.model.pixels_per_token) for h, w in grids]
 

@@ -1,13 +1,13 @@
-"""The next-scale loop: LD-Pruning's Algorithm 1, with its printed defects mended.
+"""Scale loop: LD-Pruning's Algorithm 1, with its printed defects corrected.
 
-For each scale: choose the tokens, run the branches that are alive, guide, sample with noise that belongs to
-positions, put the new residual over the fill, accumulate, and decide whether the unconditional branch goes on.
-(The printed algorithm reads logits of scale k before they exist and down-samples to the wrong grid; the paper's text
-resolves both as done here.)
+At each scale, the loop chooses the tokens, runs the branches that are alive, and guides. It then samples with each
+position's own noise, puts the new residual over the fill, and accumulates. At last it decides whether the unconditional
+branch continues. (The printed algorithm reads logits of scale k before they exist and down-samples to the wrong grid;
+the paper's text resolves both as done here.)
 
-Images run in one call while every image has the same tokens. From the first pruned scale on each runs by itself with
-its own rows, so masks are never ragged and a pruned image does not depend on its neighbours. So it does at scales whose
-blocks compute in 8 bits, where an engine may take its ranges from all rows of a call.
+Images share one engine call while every image has the same tokens. From the first pruned scale on, each image runs by
+itself with its own rows. Keep masks are thus never ragged, and a pruned image does not depend on others in its batch.
+Images also run by themselves at quantized scales, where an engine may take its ranges from all rows of a call.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ from ldp_runtime.schedule import ScaleSchedule
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What all images of a run share. Guidance (weight of the conditional branch) and temperature: one per scale.
+    """Settings that all images of a run share.
 
-    `late` are the scales whose blocks compute in 8 bits: see `QuantizedScales`.
+    Attributes:
+        guidance: weight of the conditional branch at each scale; 1 is no guidance.
+        temperature: temperature of each scale.
+        quantized: scales whose blocks compute in 8 bits; see `QuantizedScales`.
     """
 
     schedule: ScaleSchedule
@@ -48,7 +51,7 @@ class LoopSettings:
 
     @cached_property
     def pruned(self) -> frozenset[int]:
-        """Scales at which the policy may keep less than all tokens."""
+        """Scales at which the policy may keep fewer than all tokens."""
         return frozenset(self.policy.prunes(self.schedule))
 
     @cached_property
@@ -58,18 +61,19 @@ class LoopSettings:
 
 @dataclass(eq=False)
 class ImageState:
-    """One image on its way. Only the loop writes to it.
+    """State of one image in the loop. Only the loop writes to it.
 
     Attributes:
-        noise: of the full grid of every scale, [h*w, ...] each; see `Codec.noise`.
-        forced_tokens: teacher forcing for verification: tokens of every scale [h*w, ...], or None.
-        forced_keep: kept token indices per scale, for verification (None: all), or None to ask the policy.
+        noise: noise of the full grid of every scale, [h*w, ...] each; see `Codec.noise`.
+        forced_tokens: tokens of every scale [h*w, ...] for verification by teacher forcing, or None.
+        forced_keep: kept token indices per scale for verification (None: all), or None to ask the policy.
         latent: F_k [d, H, W].
-        residual: R_k on the token grid [channels, h, w]; kept: which of its tokens were computed (None: all).
+        residual: R_k on the token grid [channels, h, w].
+        kept: indices of the tokens of `residual` that were computed (None: all).
         score: map that chose the tokens of scale k, or None.
-        gaps: guidance gap of every scale so far (None where not measured).
-        difference: l_cond - l_uncond where it was last known [n, h, w], if the policy recalls it.
-        unconditional: whether the unconditional branch is alive.
+        gaps: guidance gap of every scale so far (None if not measured).
+        difference: last known l_cond - l_uncond [n, h, w], if the policy recalls it.
+        unconditional: True while the unconditional branch is alive.
         trace: one entry per scale so far.
     """
 
@@ -89,7 +93,7 @@ class ImageState:
 
 @dataclass
 class _Group:
-    """Images that share an engine call: their rows are [conditional of each, unconditional of those alive]."""
+    """Images that share an engine call; its rows are [conditional of each, unconditional of those with it alive]."""
 
     images: list[ImageState]
     prompt: PromptRows
@@ -103,7 +107,7 @@ class _Group:
             self.prompt, self.cache = self.prompt.take(rows), self.cache.with_rows(rows)
 
     def release_ended(self) -> None:
-        """Takes out the images that the policy ended, with their rows."""
+        """Removes the images that the policy ended, with their rows."""
         staying = [i for i, image in enumerate(self.images) if not (image.trace and image.trace[-1].ended)]
         if len(staying) == len(self.images):
             return
@@ -144,7 +148,7 @@ def run_scales(
     on_scale: OnScale | None = None,
     on_logits: OnLogits | None = None,
 ) -> None:
-    """Draws all images; their `latent` is then ready to be decoded.
+    """Draws all images; afterwards their `latent` can be decoded.
 
     Args:
         prompt: rows [conditional of each image, unconditional of each image whose `unconditional` is set].
@@ -153,13 +157,13 @@ def run_scales(
     try:
         _run_groups(run, prompt, images)
     finally:
-        run.watch.check()  # NaN can make what follows it fail in many ways, none of which would name it
+        run.watch.check()  # NaN can make later work fail in many ways, none of which would name the cause
     run.clock.settle()
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What all scales of a run share."""
+    """Objects that all scales of a run share."""
 
     blocks: Blocks
     settings: LoopSettings
@@ -172,7 +176,7 @@ class _Run:
 def _run_groups(run: _Run, prompt: PromptRows, images: Sequence[ImageState]) -> None:
     blocks, settings, schedule = run.blocks, run.settings, run.settings.schedule
     scales = settings.policy.scales_to_run(schedule)
-    capacity = max(1, schedule.offsets[scales - 1])  # the last scale's keys and values serve nobody
+    capacity = max(1, schedule.offsets[scales - 1])  # no scale reads the last scale's keys and values
     groups = [_Group(list(images), prompt, blocks.new_cache(capacity, prompt.rows, schedule.tokens[scales - 1]))]
     for k in range(scales):
         for group in groups:
@@ -189,8 +193,11 @@ def _run_groups(run: _Run, prompt: PromptRows, images: Sequence[ImageState]) -> 
 
 
 def _retire_branches(group: _Group, k: int, settings: LoopSettings) -> None:
-    """Takes out the rows of unconditional branches that no scale from k on will use: stopped by the policy, or
-    without guidance in all scales to come (which changes no image)."""
+    """Removes the rows of unconditional branches that no scale from k on will use.
+
+    These are branches that the policy stopped, and all branches once no scale to come has guidance. The latter changes
+    no image.
+    """
     count, alive = len(group.images), group.alive()
     staying = [i for i in alive if k <= settings.last_guided and not _stopped(group.images[i])]
     if len(staying) == len(alive):
@@ -209,7 +216,7 @@ def _forced(image: ImageState, k: int) -> torch.Tensor | None:
 
 
 def _step(run: _Run, k: int, is_last: bool, group: _Group) -> None:
-    """One scale of one group."""
+    """Runs one scale of one group."""
     settings, clock = run.settings, run.clock
     started = clock.mark()
     inputs = _inputs(k, group.images, settings)  # [B, h*w, channels]
@@ -222,7 +229,7 @@ def _step(run: _Run, k: int, is_last: bool, group: _Group) -> None:
     if logits is not None and run.on_logits is not None:
         run.on_logits(k, logits)
     computed = before = clock.mark()
-    scores = () if logits is None else settings.codec.scores(logits).unbind()  # of each row [L, n]
+    scores = () if logits is None else settings.codec.scores(logits).unbind()  # one [L, n] per row
     alive = group.alive()
     for i, image in enumerate(group.images):
         if not scores:
@@ -255,14 +262,14 @@ def _step(run: _Run, k: int, is_last: bool, group: _Group) -> None:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The tokens chosen for a scale, and what they were chosen from."""
+    """The tokens chosen for a scale, and the view that they were chosen from."""
 
     view: ScaleView
     selection: Selection
 
 
 def _inputs(k: int, images: Sequence[ImageState], settings: LoopSettings) -> torch.Tensor:
-    """Down(F_{k-1}) of all images on the grid of scale k [B, h*w, channels]; zeros at scale 0, whose token is given."""
+    """Down(F_{k-1}) of all images on the grid of scale k [B, h*w, channels]; at scale 0, without a latent, zeros."""
     codec, grid = settings.codec, settings.schedule.grids[k]
     if k == 0:
         return images[0].latent.new_zeros(len(images), grid[0] * grid[1], codec.channels)
@@ -271,7 +278,7 @@ def _inputs(k: int, images: Sequence[ImageState], settings: LoopSettings) -> tor
 
 
 def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSettings) -> _Choice | None:
-    """The policy's tokens of scale k, None for all. Batches were split before the first pruned scale."""
+    """The policy's tokens of scale k, None for all. Batches were already split before the first pruned scale."""
     forced, schedule = _forced(image, k), settings.schedule
     if k == 0 or (forced is None and k not in settings.pruned):
         return None
@@ -292,7 +299,7 @@ def _choose(k: int, image: ImageState, inputs: torch.Tensor, settings: LoopSetti
 
 
 def _computed(image: ImageState) -> torch.Tensor | None:
-    """Where the last residual was computed [h, w], None: everywhere."""
+    """Mask [h, w] of the positions where the last residual was computed; None: all of them."""
     if image.kept is None:
         return None
     nowhere = torch.zeros(image.residual.shape[1:], dtype=torch.bool, device=image.kept.device)
@@ -302,15 +309,15 @@ def _computed(image: ImageState) -> torch.Tensor | None:
 def _run_rows(
     run: _Run, k: int, is_last: bool, group: _Group, inputs: torch.Tensor, kept: torch.Tensor | None
 ) -> torch.Tensor:
-    """The engine call: both branches of an image see the same tokens [B, L, channels] -> logits [R, L, V]."""
+    """Calls the engine: [B, L, channels] -> logits [R, L, V]; both branches of an image see the same tokens."""
     alive = group.alive()
     guided = inputs if len(alive) == len(inputs) else inputs[alive]
     rows = torch.cat((inputs, guided)) if alive else inputs
     offset = group.prompt.start if k == 0 else run.settings.placement.offsets[k].expand(group.prompt.rows, -1)
     positions = run.settings.placement.at(k, kept)
-    given = (rows.contiguous(), offset.contiguous(), positions, group.prompt, group.cache)
+    inputs_of_call = (rows.contiguous(), offset.contiguous(), positions, group.prompt, group.cache)
     quantized = k in run.settings.quantized
-    return run.blocks.run(*given, scale=k, watch=run.watch, remember=not is_last, quantized=quantized)
+    return run.blocks.run(*inputs_of_call, scale=k, watch=run.watch, remember=not is_last, quantized=quantized)
 
 
 def _sample(
@@ -321,8 +328,12 @@ def _sample(
     choice: _Choice | None,
     settings: LoopSettings,
 ) -> tuple[torch.Tensor, GuidanceGap | None]:
-    """Scores of the conditional branch and the other [L, n] to codes [L, channels] and, where the policy watches, the
-    guidance gap."""
+    """Codes [L, channels] of the computed tokens and, if the policy watches it, the guidance gap.
+
+    Args:
+        scores: scores of the conditional branch [L, n].
+        other: scores of the unconditional branch [L, n], or None if it is not alive.
+    """
     codec, policy, grid = settings.codec, settings.policy, settings.schedule.grids[k]
     kept, gap = (None if choice is None else choice.selection.kept), None
     if other is not None:
@@ -343,7 +354,7 @@ def _sample(
 
 
 def _accumulate(k: int, image: ImageState, codes: torch.Tensor, choice: _Choice | None, settings: LoopSettings) -> None:
-    """R_k: new codes [L, channels] over the policy's fill; F_k = F_{k-1} + Up(R_k)."""
+    """Updates the image: R_k is the new codes [L, channels] over the policy's fill; F_k = F_{k-1} + Up(R_k)."""
     h, w = settings.schedule.grids[k]
     residual, image.kept, image.score = codes, None, None
     if choice is not None:

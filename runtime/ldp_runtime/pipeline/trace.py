@@ -1,4 +1,4 @@
-"""Trace of one image: counts, times, energy, guidance gap and branches of each scale, and the clock that times them."""
+"""Trace of one image: counts, times, score map, guidance gap and branches of each scale; and the clock of the times."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ class ScaleTrace:
     """One scale of one image.
 
     Attributes:
-        scale: its index; grid: token grid (h, w).
-        tokens: tokens computed; tokens_full: tokens of the full grid.
+        scale: index of the scale.
+        grid: token grid (h, w).
+        tokens: number of tokens computed.
+        tokens_full: number of tokens of the full grid.
         rows: rows of the engine call that belong to this image (2 with the unconditional branch, 1 without).
-        guided: whether guidance mixed two branches at this scale.
-        images_in_call: images that shared the engine call.
-        gap: RMS guidance gap, where it was measured.
+        guided: True if guidance mixed two branches at this scale.
+        images_in_call: number of images that shared the engine call.
+        gap: RMS guidance gap, or None if it was not measured.
         unconditional_stopped: the policy stopped the unconditional branch after this scale.
-        ended: the policy drew no further scale of this image.
-        select_s, blocks_s: seconds spent choosing tokens, and in the engine call: shared by all images of the call.
-        residual_s: seconds spent sampling and accumulating this image (its first image's: with what the call shares).
-            On a GPU all three are the device's when the run is over; a callback sees the host's, who runs ahead.
+        ended: the policy ended the image after this scale.
+        select_s: seconds spent choosing tokens, shared by all images of the call.
+        blocks_s: seconds in the engine call, shared likewise.
+        residual_s: seconds spent sampling and accumulating this image. The first image of a call includes the work that
+            the images share.
         kept: indices of the computed tokens, on the engines' device, or None for all of them.
         score: the map they were chosen by [h, w], on the engines' device, or None.
+
+    On a GPU the three times are the device's once the run is over. A callback sees the host's, which runs ahead.
     """
 
     scale: int
@@ -64,15 +69,16 @@ class ScaleTrace:
 
 @dataclass(frozen=True)
 class Trace:
-    """One image.
+    """Trace of one image.
 
     Attributes:
-        seed: of the image; policy: its policy in words.
+        seed: seed of the image.
+        policy: its policy as text.
         scales: one entry per scale that was run.
         scales_full: number of scales of the schedule.
         tokens_full: tokens of the whole schedule, skipped scales included.
-        text_s: seconds before the first scale: text and noise, shared by a batch.
-        decode_s: seconds of the decoder; 0 where latents were asked for.
+        text_s: seconds before the first scale, for text and noise, shared by a batch.
+        decode_s: seconds of the decoder; 0 if latents were requested.
     """
 
     seed: int
@@ -85,12 +91,12 @@ class Trace:
 
     @property
     def tokens(self) -> int:
-        """Tokens computed, each counted once whatever the number of rows."""
+        """Number of tokens computed, each counted once whatever its number of rows."""
         return sum(scale.tokens for scale in self.scales)
 
     @property
     def row_tokens(self) -> int:
-        """Tokens times rows: what the blocks worked on."""
+        """Number of tokens times rows: the work of the blocks."""
         return sum(scale.tokens * scale.rows for scale in self.scales)
 
     @property
@@ -100,7 +106,7 @@ class Trace:
 
     @property
     def ended_after(self) -> int | None:
-        """The scale after which the policy ended the picture, if it did so for this image."""
+        """The scale after which the policy ended this image, if it did."""
         return self.scales[-1].scale if self.scales and self.scales[-1].ended else None
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +127,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a run: seconds of the host's clock and, on a GPU, an event between what it was asked for."""
+    """A point of a run: seconds of the host's clock and, on a GPU, an event in its stream of work."""
 
     host: float
     event: torch.cuda.Event | None
@@ -133,7 +139,14 @@ Between = Callable[[Mark, Mark], float]
 
 @dataclass(frozen=True)
 class ScaleMarks:
-    """Of one image at one scale: it began, tokens were chosen, blocks computed; this image's share began and ended."""
+    """Marks of one image at one scale.
+
+    Attributes:
+        started: the scale began.
+        selected: its tokens were chosen.
+        computed: its blocks were computed.
+        image_started, ended: sampling and accumulating this image began and ended.
+    """
 
     started: Mark
     selected: Mark
@@ -143,7 +156,7 @@ class ScaleMarks:
 
 
 class ScaleClock:
-    """Marks points and turns them into the seconds of traces."""
+    """Clock that marks points of a run and turns them into the seconds of traces."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device if device.type == "cuda" else None
@@ -157,13 +170,13 @@ class ScaleClock:
         return Mark(time.perf_counter(), event)
 
     def note(self, traces: list[ScaleTrace], trace: ScaleTrace, marks: ScaleMarks) -> None:
-        """Appends a scale's trace with the host's times, on a GPU to be replaced by `settle`."""
+        """Appends a scale's trace with the host's times; on a GPU, `settle` replaces them later."""
         traces.append(replace(trace, **_seconds(marks, _host)))
         if self._gpu is not None:
             self._open.append((traces, len(traces) - 1, marks))
 
     def settle(self) -> None:
-        """Puts the device's times into the traces; the run is over."""
+        """Puts the device's times into the traces, once the run is over."""
         if self._open:
             torch.cuda.synchronize(self._gpu)
         for traces, index, marks in self._open:

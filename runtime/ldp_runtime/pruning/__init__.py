@@ -1,4 +1,7 @@
-"""What to compute next: LD-Pruning (LHEP: which tokens; SATS: when the unconditional branch stops) and its controls."""
+"""Pruning policies: LD-Pruning and its controls.
+
+LHEP selects the tokens to compute; SATS selects the scale after which the unconditional branch stops.
+"""
 
 from ldp_runtime.pruning.controls import FixedRatio, SkipLastScales, StopGuidanceAfter
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy

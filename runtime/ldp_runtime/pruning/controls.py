@@ -1,4 +1,4 @@
-"""Controls: simple policies that the paper lacks, and that pruning by latent discrepancy has to beat."""
+"""Controls: simple policies that the paper lacks, and that LD-Pruning has to beat."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StopGuidanceAfter(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class _MayStop(Policy):
-    """What the other controls share: the branch stops after `stop_after`, for every prompt alike (None: never)."""
+    """Base of controls: for every prompt, the unconditional branch stops after scale `stop_after` (None: never)."""
 
     stop_after: int | None = None
 
@@ -47,7 +47,7 @@ class _MayStop(Policy):
 
 @dataclass(frozen=True)
 class SkipLastScales(_MayStop):
-    """Control: the last `count` scales are never computed, for every prompt alike."""
+    """Control: the last `count` scales are not computed, whatever the prompt."""
 
     count: int = 1
 
@@ -70,9 +70,9 @@ class FixedRatio(_MayStop):
 
     Attributes:
         keep: share of tokens to compute at each pruned scale.
-        score: a map of `pruning.scores`, such as "energy" (LHEP's), "distance" (of the input to its mean token,
-            FastVAR's score), or "random" (seeded by the image's seed).
-        prune_scales: None derives them as LD-Pruning does.
+        score: name of a map of `pruning.scores`: "energy" is LHEP's. "distance" (of the input to its mean token) is
+            FastVAR's. "random" is seeded by the image's seed.
+        prune_scales: scales to prune; None derives them as LD-Pruning does.
         fill, fill_scale, fitted: as for LD-Pruning.
     """
 
@@ -110,13 +110,13 @@ class FixedRatio(_MayStop):
 
 @dataclass(frozen=True)
 class GivenShares(Policy):
-    """Keeps given shares of the last scales' tokens, chosen at random, and stops the unconditional branch where told.
+    """Control: given shares of the last scales' tokens, chosen at random, and a given end of the unconditional branch.
 
-    It costs what a policy costs that arrives at these numbers, less its scoring.
+    Its cost is that of a policy that arrives at the same shares, without that policy's scoring.
 
     Attributes:
-        keep: share of tokens of each of the schedule's last `len(keep)` scales; 0 leaves a scale out.
-        stop_after: the unconditional branch is not run after this scale; None: it always is.
+        keep: share of tokens to keep at each of the schedule's last `len(keep)` scales; 0 leaves a scale out.
+        stop_after: last scale that runs the unconditional branch; None: it always runs.
     """
 
     keep: tuple[float, ...] = ()

@@ -1,4 +1,4 @@
-"""The residual of places that are not computed."""
+"""Fills: residuals of the tokens that are not computed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from torch.nn import functional as F
 from ldp_runtime.pruning.fitted import Fitted, at_scale, required
 from ldp_runtime.pruning.policy import ScaleView
 
-#: "repeat" up-samples the previous residual (the paper, Eq. 14), "zero" adds nothing, "scaled" is a multiple of it,
-#: "linear" is a guess that calibration fitted.
+#: "repeat" up-samples the previous residual (the paper, Eq. 14), "scaled" multiplies that by a number, "zero" adds
+#: nothing, "linear" is a prediction that calibration fitted.
 Fill = Literal["repeat", "zero", "scaled", "linear"]
 
 
 def fill_residual(fill: Fill, scale: float, view: ScaleView, fitted: Fitted | None = None) -> torch.Tensor:
-    """The filled residual on the token grid of scale k [channels, h, w].
+    """Filled residual on the token grid of scale k [channels, h, w].
 
     Residual codes of unit norm overshoot, and the next scale corrects them: repeating one adds the same correction
-    twice. A number below zero (with "scaled") guesses that correction, a fitted predictor ("linear") most of it.
+    twice. With "scaled", a negative number approximates the next correction; "linear" predicts most of it.
+
+    Args:
+        scale: the number that "scaled" multiplies by.
 
     Raises:
         ConfigError: "linear" without fitted numbers for this scale.
@@ -34,10 +37,11 @@ def fill_residual(fill: Fill, scale: float, view: ScaleView, fitted: Fitted | No
 
 
 def linear(view: ScaleView, kernel: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """A residual [channels, h, w] guessed from what is known before the scale runs.
+    """Residual [channels, h, w] predicted from the maps that are known before the scale runs.
 
     Args:
-        kernel: [C, 2 C, 3, 3] over `predictors`; bias: [C].
+        kernel: [C, 2 C, 3, 3], applied to `predictors`.
+        bias: [C].
     """
     padded = F.pad(predictors(view)[None], (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, kernel, bias)[0]

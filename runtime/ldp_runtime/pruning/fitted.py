@@ -1,4 +1,4 @@
-"""Numbers that calibration fits for one bundle, and that policies may ask for."""
+"""Fitted numbers: calibration fits them for one bundle, and policies may need them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.numerics import all_finite
 
-#: Written digits of a fitted number: far below its own uncertainty.
+#: Decimal places that fitted numbers are written with; their own uncertainty is far larger than the rounding.
 _DIGITS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Least-squares fits of one bundle; what a fit lacks, a policy that needs it refuses.
+    """Least-squares fits for one bundle; a policy raises an error if it needs one that is missing.
 
     Attributes:
-        fill: scale -> (kernel [C, 2 C, 3, 3], bias [C]) that guesses the residual from the up-sampled previous one and
+        fill: scale -> (kernel [C, 2 C, 3, 3], bias [C]). They predict the residual from the up-sampled previous one and
             the accumulated latent; see `fills.linear`.
-        guidance: scale -> (a, b) that guess l_cond - l_uncond as a times its last value plus b times l_cond; see
-            `guidance_recall`.
-        metric: what the decoder makes of a change of the latent, a symmetric matrix [C, C]; see `scores.decoder`.
-        error: scale -> weights of `scores.FEATURES` and a constant that predict a token's error when it is filled.
+        guidance: scale -> (a, b). They predict l_cond - l_uncond as a times its last value plus b times l_cond; see
+            `recall.missing_guidance`.
+        metric: symmetric matrix [C, C]: effect of a change of the latent on the decoder's output; see `scores.decoder`.
+        error: scale -> weights of `scores.FEATURES`, and a constant, that predict a token's error if it is filled.
     """
 
     fill: Mapping[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Fitted:
     _copies: dict[torch.device, Fitted] = field(default_factory=dict, init=False, repr=False)
 
     def on(self, device: torch.device) -> Fitted:
-        """The same numbers on a device, copied there once: every pruned scale of every image asks for them."""
+        """The same numbers on a device, copied there only once: every pruned scale of every image needs them."""
         if device not in self._copies:
             self._copies[device] = replace(
                 self,
@@ -46,7 +46,7 @@ class Fitted:
         return self._copies[device]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers and lists."""
+        """The numbers as plain floats and lists."""
         return {
             "fill": {
                 str(k): {"kernel": _rounded(kernel), "bias": _rounded(bias)} for k, (kernel, bias) in self.fill.items()
@@ -58,7 +58,11 @@ class Fitted:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Fitted:
-        """Raises IntegrityError for anything that `to_json` does not write."""
+        """Reads what `to_json` writes.
+
+        Raises:
+            IntegrityError: anything else.
+        """
         try:
             fitted = cls(
                 {int(k): (torch.tensor(f["kernel"]), torch.tensor(f["bias"])) for k, f in plain["fill"].items()},
@@ -73,7 +77,7 @@ class Fitted:
 
 
 def _check(fitted: Fitted) -> None:
-    """Raises ValueError for shapes that do not go together, and for NaN and infinity."""
+    """Raises ValueError for shapes that do not match, and for NaN and infinity."""
     for kernel, bias in fitted.fill.values():
         C = bias.shape[0]
         if kernel.shape != (C, 2 * C, 3, 3):
@@ -88,22 +92,26 @@ def _check(fitted: Fitted) -> None:
 
 
 def required(fitted: Fitted | None, part: str, why: str) -> Any:
-    """`fitted.part`, which the switch `why` needs.
+    """The attribute `part` of the fitted numbers, which the policy option `why` needs.
 
     Raises:
         ConfigError: nothing was fitted.
     """
-    found = None if fitted is None else getattr(fitted, part)
-    if found is None or (isinstance(found, Mapping) and not found):
+    fits = None if fitted is None else getattr(fitted, part)
+    if fits is None or (isinstance(fits, Mapping) and not fits):
         raise ConfigError(
             f"{why} needs numbers that are fitted to one bundle, and this one has none",
             hint="`ldp-export calibrate BUNDLE --fit-only` fits them; a calibrated profile brings its own",
         )
-    return found
+    return fits
 
 
 def at_scale(fits: Mapping[int, Any], scale: int, why: str) -> Any:
-    """The fit of one scale. Raises ConfigError where calibration, which fits the square schedule, fitted others."""
+    """The fit of one scale, which the policy option `why` needs.
+
+    Raises:
+        ConfigError: calibration, which fits the square schedule, fitted other scales only.
+    """
     if scale not in fits:
         raise ConfigError(
             f"{why} was fitted for scales {sorted(fits)}, not for scale {scale}",
@@ -126,10 +134,11 @@ def check_fits(
     after_stop: str = "conditional",
     stopped: Iterable[int] = (),
 ) -> None:
-    """Raises ConfigError where a switch asks for numbers that were not fitted.
+    """Raises ConfigError if an option of a policy needs numbers that were not fitted.
 
     Args:
-        pruned: scales that `fill` and `score` serve; stopped: scales that `after_stop` may serve.
+        pruned: scales that `fill` and `score` are used at.
+        stopped: scales that `after_stop` may be used at.
     """
     needs = {
         "fill=linear": ("fill", pruned),
@@ -146,7 +155,7 @@ def check_fits(
 
 
 def needs_fits(policy: object) -> bool:
-    """Whether a policy asks for fitted numbers and has none."""
+    """True if a policy needs fitted numbers and has none."""
     if getattr(policy, "fitted", policy) is not None:
         return False
     switches = {getattr(policy, name, None) for name in ("fill", "score", "after_stop")}

@@ -1,7 +1,7 @@
-"""LD-Pruning (arXiv 2606.00310): which tokens (LHEP), and when the unconditional branch stops (SATS).
+"""LD-Pruning (arXiv 2606.00310): LHEP selects tokens, SATS stops the unconditional branch.
 
-Scales left as None are derived from the schedule: pruning takes the last scales that hold three quarters of the
-tokens (10, 11, 12 on the 1M square schedule, as in the paper), stopping may set in one scale earlier.
+Scales left as None are derived from the schedule. Pruning takes the last scales that hold three quarters of the
+tokens: 10, 11 and 12 on the 1M square schedule, as in the paper. Stopping may begin one scale earlier.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ HaarOf = Literal["tokens", "latents"]
 
 @dataclass(frozen=True)
 class LatentDiscrepancy(Policy):
-    """LD-Pruning (arXiv 2606.00310): LHEP and SATS, with what the paper leaves open as explicit switches.
+    """LD-Pruning (arXiv 2606.00310): LHEP and SATS, with options for everything that the paper leaves open.
 
     The defaults are the paper's.
 
     Attributes:
         rho: share of the score that the kept tokens must reach (Eq. 13); 1 keeps every token with any score.
-        prune_scales: scales that LHEP thins out; None derives them, () switches LHEP off.
-        prune_share: derived ones are the last scales that hold at least this share of all tokens.
-        stop_threshold: delta; the branch stops once the gap changes by less. None switches SATS off; above any change
-            (9, say) it stops after the first of its scales.
+        prune_scales: scales at which LHEP prunes; None derives them, () switches LHEP off.
+        prune_share: derived `prune_scales` are the last scales that hold at least this share of all tokens.
+        stop_threshold: delta; the branch stops once the gap changes by less. None switches SATS off. A number above
+            any change, such as 9, stops the branch after the first of SATS's scales.
         stop_scales: scales after which SATS may stop the branch; None derives them.
-        after_stop: what guides after the stop: nothing ("conditional"), the last difference of the two branches
-            ("reuse"), or a guess that calibration fitted ("fitted").
-        skip_last: last scales that are not run at all (the paper's headline mode drops 2).
-        end_threshold: draw no further scale once the gap changes by less, image by image; None: never. It needs both
-            branches, so a branch that stopped earlier ends nothing.
-        end_scales: scales after which a picture may end; None: those of SATS.
-        fill: residual at pruned places: "repeat" up-samples the previous residual (Eq. 14), "zero" adds nothing,
-            "scaled" repeats it times `fill_scale`, "linear" is fitted by calibration.
-        score: what rho is a share of: the paper's "energy", or another map of `pruning.scores`.
-        energy_from: score the "previous" residual as it is, or carry energy forward where it was not "computed".
-        gap: "rms", or the paper's raw "l2".
-        border: whether smoothing counts the zeros beyond the border, as a plain average pool does ("counted"), or
-            averages real neighbours only ("ignored"); see `lhep.smooth`.
-        haar: of "tokens", or of "latents" where tokens are patches of latents (8B).
-        fitted: numbers that calibration fitted; bundles and profiles bring them.
+        after_stop: guidance after the stop: none ("conditional"), the last difference of the two branches ("reuse"),
+            or a prediction that calibration fitted ("fitted").
+        skip_last: number of last scales that are not run at all (the paper's headline mode drops 2).
+        end_threshold: an image ends, without further scales, once its gap changes by less; None: never. The gap takes
+            both branches, so no image ends after its unconditional branch has stopped.
+        end_scales: scales after which an image may end; None: those of SATS.
+        fill: residual at pruned positions. "repeat" up-samples the previous residual (Eq. 14), "scaled" repeats it
+            times `fill_scale`, "zero" adds nothing, "linear" is fitted by calibration.
+        score: the map that rho is a share of: the paper's "energy", or another map of `pruning.scores`.
+        energy_from: "previous" scores the previous residual as it is. "computed" carries energy forward from earlier
+            scales at positions where the residual was not computed.
+        gap: norm of the gap: "rms", or the paper's raw "l2".
+        border: "counted" smooths with the zeros beyond the border, as a plain average pool does. "ignored" averages
+            real neighbours only; see `lhep.smooth`.
+        haar: the Haar transform is taken of "tokens", or of "latents" where tokens are patches of latents (8B).
+        fitted: numbers that calibration fitted; bundles and saved policies supply them.
     """
 
     rho: float = 0.5
@@ -113,11 +114,11 @@ class LatentDiscrepancy(Policy):
         return self.prune_scales
 
     def stops(self, schedule: ScaleSchedule) -> tuple[int, ...]:
-        """Scales after which the branch may stop."""
+        """Scales after which the unconditional branch may stop."""
         return () if self.stop_threshold is None else _or_derived(self.stop_scales, schedule)
 
     def ends(self, schedule: ScaleSchedule) -> tuple[int, ...]:
-        """Scales after which the picture may end."""
+        """Scales after which an image may end."""
         return () if self.end_threshold is None else _or_derived(self.end_scales, schedule)
 
     def select(self, view: ScaleView) -> Selection | None:
@@ -159,7 +160,7 @@ class LatentDiscrepancy(Policy):
         return scale in self.ends(schedule) and self._settled(gaps, scale, self.end_threshold)
 
     def _settled(self, gaps: Sequence[GuidanceGap | None], scale: int, threshold: float | None) -> bool:
-        """Whether the gap of this scale differs from the last by less than the threshold."""
+        """True if the gap of this scale differs from that of the scale before by less than the threshold."""
         previous, current = (gaps[scale - 1], gaps[scale]) if scale >= 1 else (None, None)
         if previous is None or current is None or threshold is None:
             return False

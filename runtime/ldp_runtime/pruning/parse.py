@@ -1,4 +1,4 @@
-"""Policies as text: `ld:rho=0.4,fill=zero` on a command line, in a trace, in a profile."""
+"""Policies as text, such as `ld:rho=0.4,fill=zero`, on a command line, in a trace, in a saved policy."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def parse_policy(text: str) -> Policy | None:
     fields = {f.name: f for f in _options(base)}
     changes: dict[str, object] = {}
     for option in filter(None, options.split(",")):
-        key, found, value = option.partition("=")
-        if key not in fields or not found:
+        key, equals, value = option.partition("=")
+        if key not in fields or not equals:
             raise ConfigError(f"policy {name!r} has no option {option!r}", hint=f"its options: {', '.join(fields)}")
         changes[key] = _parse_value(key, value, str(fields[key].type))
     if name == "none":
@@ -68,7 +68,7 @@ def _parse_value(key: str, value: str, kind: str) -> object:
 
 
 def describe(policy: Policy | None) -> str:
-    """One line for tables and traces, readable by `parse_policy` where the policy has a name."""
+    """Policy as one line of text, for tables and traces; `parse_policy` reads it if the policy's class has a name."""
     if policy is None or type(policy) is Policy:
         return "none"
     named = next((name for name, base in _NAMED.items() if base == policy), None)
@@ -92,7 +92,7 @@ def _changes(policy: Policy, base: Policy) -> list[str]:
 
 
 def _options(base: Policy) -> list[dataclasses.Field[object]]:
-    """Fields that text can set; fitted numbers come from bundles and profiles."""
+    """Fields that text can set; fitted numbers come from bundles and saved policies."""
     return [f for f in dataclasses.fields(base) if f.name != "fitted"] if dataclasses.is_dataclass(base) else []
 
 

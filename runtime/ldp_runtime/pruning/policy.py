@@ -1,4 +1,7 @@
-"""What a policy is: frozen numbers and pure questions. The full model is the policy that changes nothing."""
+"""Base class of policies: frozen settings and pure functions of what was computed so far.
+
+The full model is the policy that changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ from ldp_runtime.schedule import Grid, ScaleSchedule
 
 @dataclass(frozen=True)
 class ScaleView:
-    """What a policy may look at before scale k of one image.
+    """View: everything that a policy may look at before scale k of one image.
 
     Attributes:
-        schedule: of the image.
+        schedule: schedule of the image.
         scale: k, the scale about to run (>= 1).
         residual: R_{k-1} on the token grid [channels, h', w'], fills included.
         computed: True where a token of scale k-1 was computed [h', w'], or None where all were.
         energy: smoothed energy map that chose the tokens of scale k-1 [h', w'], or None.
         latent: F_{k-1} at the token grid of scale k [channels, h, w]: the scale's input.
-        seed: of the image.
-        patch: latents per token side, where tokens are patches of latents.
+        seed: seed of the image.
+        patch: latent positions per side of a token; more than 1 if tokens are patches of latents.
     """
 
     schedule: ScaleSchedule
@@ -39,35 +42,35 @@ class ScaleView:
     patch: int = 1
 
     def resized_residual(self) -> torch.Tensor:
-        """R_{k-1} at the token grid of scale k, as accumulating it resizes it [channels, h, w]."""
+        """R_{k-1} on the token grid of scale k [channels, h, w], resized as in the accumulation."""
         grid = self.schedule.grids[self.scale]
         return F.interpolate(self.residual[None], size=grid, mode="bilinear", align_corners=False)[0]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Tokens of a scale to compute: ascending indices [kept], and the map they were chosen by [h, w]."""
+    """Tokens of a scale to compute: ascending indices `kept` [kept], and the map `score` they were chosen by [h, w]."""
 
     kept: torch.Tensor
     score: torch.Tensor
 
 
 class Policy:
-    """The full model; subclasses override what they change. Instances are immutable and shared between threads."""
+    """The full model; subclasses override the decisions they change. Instances are immutable and shared by threads."""
 
     def check(self, schedule: ScaleSchedule) -> None:
-        """Raises ConfigError when the policy's numbers make no sense on this schedule."""
+        """Raises ConfigError if the policy's settings make no sense for this schedule."""
 
     def scales_to_run(self, schedule: ScaleSchedule) -> int:
-        """Number of scales before the picture is decoded."""
+        """Number of scales to run before the image is decoded."""
         return len(schedule)
 
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
-        """Scales at which `select` may keep less than all tokens."""
+        """Scales at which `select` may keep fewer than all tokens."""
         return ()
 
     def select(self, view: ScaleView) -> Selection | None:
-        """Which tokens of scale k? None: all of them."""
+        """Tokens of scale k to compute; None: all of them."""
         return None
 
     def fill_residual(self, view: ScaleView) -> torch.Tensor:
@@ -75,7 +78,7 @@ class Policy:
         return torch.zeros_like(view.latent)
 
     def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
-        """Whether the guidance gap of this scale will be asked for."""
+        """True if the guidance gap of this scale must be measured."""
         return False
 
     def remember_guidance(
@@ -86,34 +89,41 @@ class Policy:
         kept: torch.Tensor | None,
         grid: Grid,
     ) -> torch.Tensor | None:
-        """What to keep of a scale's guidance for `missing_guidance`: a map [n, h, w] of l_cond - l_uncond, or None.
+        """Map [n, h, w] of l_cond - l_uncond that is remembered for `missing_guidance`, or None.
 
         Args:
-            before: what was kept of the scale before.
-            conditional, unconditional: what the branches say of the computed tokens [L, n]; kept: their indices.
+            before: the map that was remembered at the scale before, or None.
+            conditional, unconditional: scores of the computed tokens by either branch [L, n].
+            kept: indices of these tokens (None: all).
+            grid: token grid of the scale.
         """
         return None
 
     def missing_guidance(self, conditional: torch.Tensor, recalled: torch.Tensor, scale: int) -> torch.Tensor | None:
-        """A guess of l_cond - l_uncond at a scale whose unconditional branch was stopped; None: guidance ends.
+        """Estimate of l_cond - l_uncond at a scale without the unconditional branch; None: no guidance.
 
         Args:
             conditional: l_cond of the computed tokens [L, n].
-            recalled: the last known difference at their places [L, n].
+            recalled: last known difference at their positions [L, n].
         """
         return None
 
     def ends_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
-        """Draw no scale after scale k? The picture is then decoded as it is."""
+        """True if scale k is the last one to draw; the image is then decoded as it is."""
         return False
 
     def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
-        """Stop the unconditional branch after scale k? `gaps` holds one entry per scale so far (None: not measured)."""
+        """True if the unconditional branch stops after scale k.
+
+        Args:
+            gaps: guidance gap of each scale so far (None: not measured).
+            scale: k, the scale that was just computed.
+        """
         return False
 
 
 def check_scales(name: str, scales: tuple[int, ...] | None, schedule: ScaleSchedule, first: int) -> None:
-    """Raises ConfigError when a scale is not of the schedule."""
+    """Raises ConfigError if one of the scales is not in the schedule, or lies before `first`."""
     wrong = [k for k in scales or () if not first <= k < len(schedule)]
     if wrong:
         raise ConfigError(
@@ -123,7 +133,7 @@ def check_scales(name: str, scales: tuple[int, ...] | None, schedule: ScaleSched
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises ConfigError when a switch has no such setting."""
+    """Raises ConfigError if an option does not allow this value."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 

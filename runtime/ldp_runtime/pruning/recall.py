@@ -1,8 +1,8 @@
-"""What a stopped unconditional branch would have said: guesses from where it last ran.
+"""Recall of guidance: estimates of l_cond - l_uncond after the unconditional branch has stopped.
 
 The paper does not say what replaces l_uncond after the stop; setting it to l_cond drops guidance at once. The
-difference l_cond - l_uncond of the last guided scale is still known, and guidance sharpens what the conditional branch
-says anyway, so part of the missing difference can be guessed from the two at no cost.
+difference l_cond - l_uncond of the last guided scale is still known. Guidance also sharpens the conditional branch's
+own preferences. Part of the missing difference can therefore be estimated from these two at no cost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ldp_runtime.pruning.fitted import Fitted, at_scale, required
 from ldp_runtime.schedule import Grid
 
-#: After the stop: the "conditional" logits alone, the last difference as it was ("reuse"), or a "fitted" guess.
+#: After the stop: the "conditional" logits alone, the last difference unchanged ("reuse"), or a "fitted" estimate.
 AfterStop = Literal["conditional", "reuse", "fitted"]
 
 
@@ -25,8 +25,9 @@ def remember(
     """The guidance difference on the grid of a scale [n, h, w]: new where computed, carried over elsewhere.
 
     Args:
-        before: of the scale before [n, h', w'], or None.
-        difference: l_cond - l_uncond of the computed tokens [L, n]; kept: their indices (None: all).
+        before: the map of the scale before [n, h', w'], or None.
+        difference: l_cond - l_uncond of the computed tokens [L, n].
+        kept: indices of these tokens (None: all).
     """
     if kept is None:
         return difference.T.view(-1, *grid)
@@ -37,7 +38,7 @@ def remember(
 
 
 def recall(remembered: torch.Tensor, kept: torch.Tensor | None, grid: Grid) -> torch.Tensor:
-    """The remembered difference [n, h', w'] at the computed tokens of a later scale [L, n]."""
+    """The remembered difference [n, h', w'] at the computed tokens of a later scale: [L, n]."""
     at_grid = _resize(remembered, grid).flatten(1).T
     return at_grid if kept is None else at_grid.index_select(0, kept)
 
@@ -45,7 +46,7 @@ def recall(remembered: torch.Tensor, kept: torch.Tensor | None, grid: Grid) -> t
 def missing_guidance(
     after_stop: AfterStop, conditional: torch.Tensor, recalled: torch.Tensor, scale: int, fitted: Fitted | None
 ) -> torch.Tensor | None:
-    """A guess of l_cond - l_uncond [L, n], or None for none.
+    """Estimate of l_cond - l_uncond [L, n], or None for no guidance.
 
     Raises:
         ConfigError: "fitted" without fitted numbers for this scale.

@@ -1,9 +1,9 @@
-"""SATS, Scale-Adaptive Termination: when the unconditional branch has no more to say (LD-Pruning, section 3).
+"""SATS, Scale-Adaptive Termination: stops the unconditional branch once guidance has settled (LD-Pruning, section 3).
 
-Delta_k measures how far the two branches' logits are apart at scale k; once it changes by less than a threshold from
+Delta_k measures how far the two branches' logits are apart at scale k. Once it changes by less than a threshold from
 one scale to the next, all later scales run the conditional branch alone. The paper compares raw L2 norms, which grow
-with the number of tokens; the root mean square is the default here. It checks *after* scale k (the logits exist only
-then) and takes effect from scale k + 1.
+with the number of tokens; the root mean square is the default here. The check is made *after* scale k, since the
+logits exist only then, and takes effect from scale k + 1.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class GuidanceGap:
-    """The gap of one scale, token by token.
+    """Guidance gap of one scale, token by token.
 
     Attributes:
         grid: token grid (h, w) of the scale.
         per_token: mean squared gap of each computed token [kept].
-        kept: indices of these tokens in the grid [kept], or None when all were computed.
-        terms: how many numbers a token's gap is the mean of (bits of a token, entries of a codebook).
+        kept: indices of these tokens in the grid [kept], or None if all were computed.
+        terms: number of terms that a token's gap is the mean of (bits of a token, entries of a codebook).
     """
 
     grid: Grid
@@ -37,25 +37,25 @@ class GuidanceGap:
 
     @cached_property
     def rms(self) -> float:
-        """Root mean square over the computed tokens (0 when there are none)."""
+        """Root mean square over the computed tokens (0 if there are none)."""
         return math.sqrt(self.per_token.mean()) if self.per_token.numel() else 0.0
 
     def size(self, norm: str) -> float:
-        """Over the computed tokens: `rms`, or "l2", the paper's raw norm."""
+        """Size of the gap over the computed tokens: `rms`, or the paper's raw norm if `norm` is "l2"."""
         return self.rms * (math.sqrt(self.per_token.numel() * self.terms) if norm == "l2" else 1.0)
 
 
 def change(previous: GuidanceGap, current: GuidanceGap, norm: str = "rms") -> float | None:
-    """gamma_k = |Delta_k - Delta_{k-1}| / (Delta_{k-1} + eps), over the same region of the picture.
+    """Relative change gamma_k = |Delta_k - Delta_{k-1}| / (Delta_{k-1} + eps), over the same region of the image.
 
-    Where either scale is pruned, both gaps are taken over the current tokens whose place was computed at the previous
-    scale too (nearest position), so that a change of region does not pass for a change of guidance.
+    If either scale is pruned, both gaps are taken over the same tokens. These are the current ones whose position was
+    computed at the previous scale too (nearest position). A change of region must not pass for a change of guidance.
 
     Args:
         norm: "rms", or "l2" for the paper's raw norm.
 
     Returns:
-        None where the two scales share no computed place.
+        gamma_k, or None if the two scales share no computed position.
     """
     if previous.kept is None and current.kept is None:
         before, now = previous.size(norm), current.size(norm)
@@ -66,12 +66,12 @@ def change(previous: GuidanceGap, current: GuidanceGap, norm: str = "rms") -> fl
     else:
         delta_before, delta = (m.nanmean().sqrt() for m in (before, now))
     gamma = (delta - delta_before).abs() / (delta_before + EPSILON)
-    found = float(gamma.nan_to_num(nan=-1.0))  # the one number that the host must know
-    return None if found < 0 else found
+    ratio = float(gamma.nan_to_num(nan=-1.0))  # the only number that the host needs from the device
+    return None if ratio < 0 else ratio
 
 
 def _matched(previous: GuidanceGap, current: GuidanceGap) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gaps of both scales at the same places, NaN at places that were not computed at both."""
+    """Gaps of both scales at the current scale's computed tokens; NaN where the previous scale was not computed."""
     before, now = previous.per_token.double(), current.per_token.double()
     (h, w), (ph, pw) = current.grid, previous.grid
     kept = torch.arange(h * w, device=now.device) if current.kept is None else current.kept

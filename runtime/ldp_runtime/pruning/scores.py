@@ -1,4 +1,4 @@
-"""Maps that say where the next scale is worth computing; higher is more."""
+"""Score maps: the higher a token's score, the more it is worth computing at the next scale."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ldp_runtime.pruning import lhep
 from ldp_runtime.pruning.fitted import Fitted, at_scale, required
 from ldp_runtime.pruning.policy import ScaleView
 
-#: Scores whose share a threshold may bound; "random" is for controls.
+#: Scores that a threshold may take a share of; "random" exists too, for controls only.
 Score = Literal["energy", "distance", "variance", "change", "decoder", "error"]
-#: What "error" weighs, in this order.
+#: Scores that "error" weighs, in the order of its weights.
 FEATURES: tuple[Score, ...] = ("distance", "variance", "energy", "change")
 
 
 def score_map(score: str, view: ScaleView, fitted: Fitted | None = None) -> torch.Tensor:
-    """A score by its name, on the grid of scale k [h, w].
+    """Score map of a given name, on the grid of scale k [h, w].
 
     Raises:
         ConfigError: "decoder" or "error" without fitted numbers.
@@ -39,7 +39,7 @@ def energy(view: ScaleView, carried: bool = False, count_border: bool = True, pe
     Args:
         carried: take the energy of patches that were not computed from the map of the scale before.
         count_border: see `lhep.smooth`.
-        per_latent: where tokens are patches of latents, transform the latents; the same for models without patches.
+        per_latent: transform latents instead of tokens, if tokens are patches of latents; else it changes nothing.
     """
     residual, computed = view.residual, view.computed
     if per_latent and view.patch > 1:
@@ -67,18 +67,18 @@ def variance(view: ScaleView) -> torch.Tensor:
 
 
 def change(view: ScaleView) -> torch.Tensor:
-    """Squared size of the last change of the accumulated latent, seen at scale k [h, w]."""
+    """Squared norm of the last change of the accumulated latent, on the grid of scale k [h, w]."""
     return view.resized_residual().square().sum(dim=0)
 
 
 def decoder(view: ScaleView, metric: torch.Tensor) -> torch.Tensor:
-    """Distance to the mean token as the decoder sees it: d' M d with the fitted metric M [C, C], on [h, w]."""
+    """Distance to the mean token as the decoder sees it: d' M d with the fitted metric M [C, C], as a map [h, w]."""
     d = _centred(view)
     return torch.einsum("chw,cd,dhw->hw", d, metric, d).clamp(min=0)
 
 
 def error(view: ScaleView, weights: tuple[float, ...]) -> torch.Tensor:
-    """Fitted guess of the pixels that a token changes [h, w]: a weight for each of `FEATURES`, and a constant."""
+    """Fitted estimate of how much a token changes the pixels [h, w]: weighted `FEATURES` plus a constant."""
     total = torch.full(view.schedule.grids[view.scale], weights[-1], device=view.latent.device)
     for feature, weight in zip(FEATURES, weights[:-1], strict=True):
         if weight:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers.var_samples import Held, build_class_bundle
+from helpers.var_samples import Held, build_var_bundle
 from ldp_calibration.budget import Budget
 from ldp_calibration.fidelity import PSNR_CAP, psnr_db
 from ldp_calibration.report import make_saved, save_policy
@@ -46,7 +46,7 @@ def sources(bundles: Path) -> Sources:
 
 @pytest.fixture(scope="module")
 def bundle(bundles: Path, sources: Sources) -> Bundle:
-    return build_class_bundle(sources, bundles / "bench_class")
+    return build_var_bundle(sources, bundles / "bench_class")
 
 
 def test_all_candidates_draw_classes(bundle: Bundle, sources: Sources) -> None:

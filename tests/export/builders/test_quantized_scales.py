@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.engine_runs import run_loop
 from helpers.samples import TRANSFORMER, random_texts, random_transformer, spec
-from helpers.var_samples import CLASS_MODELS
+from helpers.var_samples import VAR_MODELS
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import REFERENCE, Bundle
 from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, FileEntry, GraphEntry, QuantizedPrecision, QuantizedScales
@@ -173,7 +173,7 @@ def test_keys_and_values_in_place_and_a_quantized_decoder(sources: Sources, tmp_
 
 
 def test_class_conditional(tmp_path: Path) -> None:
-    held = CLASS_MODELS["one AdaLN for all blocks"]
+    held = VAR_MODELS["one AdaLN for all blocks"]
     sources = held.write(tmp_path)
     options = BuildOptions(tmp_path / "bundle", builder=Int8Builder(quantized=QUANTIZED))
     bundle, _ = build(plan_build(infer_spec(sources), sources, options))

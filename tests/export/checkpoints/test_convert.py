@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from filelock import FileLock
 from helpers.samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
-from helpers.var_samples import CLASS_MODELS, Held
+from helpers.var_samples import VAR_MODELS, Held
 from ldp_runtime.disk import SCRATCH
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError
 
@@ -86,7 +86,7 @@ def test_a_vae_keeps_its_precision_and_loses_what_is_no_vae(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("held", CLASS_MODELS.values(), ids=list(CLASS_MODELS))
+@pytest.mark.parametrize("held", VAR_MODELS.values(), ids=list(VAR_MODELS))
 def test_files_of_var_as_released(held: Held, precision: str, tmp_path: Path) -> None:
     """`.pth` with the training mask, whose minus infinity is no damage, and with every naming of the convolutions."""
     sources = held.write(tmp_path / "released")

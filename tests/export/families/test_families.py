@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.goldens import FOLDER
 from helpers.graph_inputs import random_inputs
 from helpers.samples import TRANSFORMER, random_transformer, spec, write_sources
+from helpers.var_samples import VarGolden
 from ldp_runtime.bundle.manifest import GraphEntry, Precision
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.prompt import chained
@@ -36,15 +36,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return write_sources(tmp_path_factory.mktemp("sources"))
 
 
-def var_recipe() -> Family:
-    folder = FOLDER / "var_d16like"
-    return choose_family(*resolve_model(None, folder / "var.safetensors", folder / "vae.safetensors", None))
+def var_family() -> Family:
+    sources = VarGolden().sources
+    return choose_family(*resolve_model(None, sources.transformer, sources.vae, None))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_weight_of_every_graph_is_filled(sources: Sources, precision: Precision) -> None:
     """A skeleton takes the mapped weights strictly, and then runs with the shapes and types of its signature."""
-    for family in (choose_family(spec(), sources), var_recipe()):
+    for family in (choose_family(spec(), sources), var_family()):
         for name in family.graph_names(1):
             graph = loaded_graph(family, name, precision)
             assert graph.signature == family.signature(name, precision)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.goldens import IMAGE, LATENT
-from helpers.var_samples import CLASS_MODELS, Held, build_class_bundle
+from helpers.var_samples import VAR_MODELS, Held, build_var_bundle
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle, report_path
 from ldp_runtime.errors import CheckpointError, ConfigError
@@ -31,13 +31,13 @@ class Sample:
         self.transformer, self.vae = load_var(sources.transformer), load_var_vae(sources.vae)
 
 
-@pytest.fixture(scope="module", params=CLASS_MODELS.values(), ids=list(CLASS_MODELS))
+@pytest.fixture(scope="module", params=VAR_MODELS.values(), ids=list(VAR_MODELS))
 def sample(request: pytest.FixtureRequest, bundles: Path) -> Iterator[Sample]:
     held: Held = request.param
     folder = bundles / f"held_{held.seed}"
     sources = held.write(folder / "sources")
     chunk = 2 if held.transformer.depth > 2 else None
-    bundle = build_class_bundle(sources, folder / "bundle", chunk, 3.0)
+    bundle = build_var_bundle(sources, folder / "bundle", chunk, 3.0)
     with Pipeline.load(bundle, threads=1) as pipe:
         yield Sample(held, sources, bundle, pipe)
 
@@ -72,7 +72,7 @@ def test_the_bundle_is_verified_by_masked_and_free_runs(sample: Sample) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    return CLASS_MODELS["one phi, three scales"].write(tmp_path_factory.mktemp("refused"))
+    return VAR_MODELS["one phi, three scales"].write(tmp_path_factory.mktemp("refused"))
 
 
 class TestRefused:
@@ -95,7 +95,7 @@ class TestRefused:
             infer_spec(broken)
 
     def test_another_models_vae(self, sources: Sources, tmp_path: Path) -> None:
-        other = CLASS_MODELS["a phi each, one block"].write(tmp_path)
+        other = VAR_MODELS["a phi each, one block"].write(tmp_path)
         with pytest.raises(CheckpointError, match="100 codes of 12 channels, the VAE has 17 of 4"):
             infer_spec(Sources(sources.transformer, other.vae))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.samples import random_texts, spec
-from helpers.var_samples import ClassGolden
+from helpers.var_samples import VarGolden
 from ldp_runtime import LatentDiscrepancy, Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.kv_cache import StaticKVCache
@@ -74,7 +74,7 @@ class TestRefusals:
             plan_build(spec(), small_sources, options)
 
     def test_var(self, tmp_path: Path) -> None:
-        sources = ClassGolden.sources
+        sources = VarGolden().sources
         with pytest.raises(ConfigError, match="class-conditional models have no static cache"):
             plan_build(infer_spec(sources), sources, BuildOptions(tmp_path / "bundle", kv_cache="static"))
 

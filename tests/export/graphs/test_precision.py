@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.graph_inputs import random_inputs
 from helpers.samples import TRANSFORMER, VAE, random_transformer, random_vae, write_text_encoder
-from helpers.var_samples import CLASS_MODELS
+from helpers.var_samples import VAR_MODELS
 from ldp_runtime.errors import CheckpointError, ExportError
 from safetensors.torch import load_file
 
@@ -27,7 +27,7 @@ from ldp_export.models.var import VarTransformer
 from ldp_export.models.var_vae import VarVae
 
 Make = Callable[[Precision], Graph]
-HELD = CLASS_MODELS["one AdaLN for all blocks"]
+HELD = VAR_MODELS["one AdaLN for all blocks"]
 SIZES = {
     Axis.ROWS: 2,
     Axis.TOKENS: 9,

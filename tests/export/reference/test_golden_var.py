@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from functools import cached_property
-
-import numpy as np
 import pytest
 import torch
-from helpers.goldens import FOLDER, IMAGE, LATENT, SMOOTH
+from helpers.goldens import IMAGE, LATENT, SMOOTH
+from helpers.var_samples import VarGolden
 from ldp_runtime.families.var import phi_index
 
-from ldp_export.checkpoints.var import load_var, load_var_vae
-from ldp_export.models.var import VarTransformer
-from ldp_export.models.var_vae import VarVae, quantize
-from ldp_export.reference.var import VarSettings, generate
+from ldp_export.models.var_vae import quantize
+from ldp_export.reference.var import generate
 
-CASE = FOLDER / "var_d16like"
 RAW_LOGITS = 3e-5
 RUNS = ("greedy", "sampled", "smooth", "nocfg")
 
 
-class Golden:
-    @cached_property
-    def config(self) -> dict:
-        return json.loads((CASE / "config.json").read_text())
-
-    @cached_property
-    def transformer(self) -> VarTransformer:
-        return load_var(CASE / "var.safetensors")
-
-    @cached_property
-    def vae(self) -> VarVae:
-        return load_var_vae(CASE / "vae.safetensors")
-
-    def arrays(self, name: str) -> dict[str, torch.Tensor]:
-        with np.load(CASE / f"{name}.npz") as file:
-            return {key: torch.from_numpy(value) for key, value in file.items()}
-
-    def settings(self, name: str) -> VarSettings:
-        run = self.config["runs"][name]
-        return VarSettings(run["cfg"], run["top_k"], run["top_p"], run["g_seed"], run["more_smooth"])
-
-
 @pytest.fixture(scope="module")
-def golden() -> Golden:
-    return Golden()
+def golden() -> VarGolden:
+    return VarGolden()
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_teacher_forced(golden: Golden, name: str) -> None:
+def test_teacher_forced(golden: VarGolden, name: str) -> None:
     expected, S = golden.arrays(f"run_{name}"), len(golden.transformer.config.grids)
     forced = [expected[f"idx_{k}"].long() for k in range(S)]
     run = generate(
@@ -73,7 +45,7 @@ def test_teacher_forced(golden: Golden, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_free_runs_draw_the_same_indices(golden: Golden, name: str) -> None:
+def test_free_runs_draw_the_same_indices(golden: VarGolden, name: str) -> None:
     expected = golden.arrays(f"run_{name}")
     run = generate(golden.transformer, golden.vae, golden.config["labels"], golden.settings(name))
     for k, indices in enumerate(run.indices):
@@ -84,7 +56,7 @@ def test_free_runs_draw_the_same_indices(golden: Golden, name: str) -> None:
     torch.testing.assert_close(image, expected["img_float01"].float(), atol=tolerance, rtol=0)
 
 
-def test_encoder_and_quantiser(golden: Golden) -> None:
+def test_encoder_and_quantiser(golden: VarGolden) -> None:
     expected = golden.arrays("vae_encode")
     with torch.no_grad():
         latent = golden.vae.encode(expected["img_in"].float())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.engine_runs import engines_of
 from helpers.goldens import IMAGE, LATENT, SMOOTH
-from helpers.var_samples import CLASS_LOGITS, ClassGolden, build_class_bundle
+from helpers.var_samples import VAR_LOGITS, VarGolden, build_var_bundle
 from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights, placement
@@ -27,13 +27,13 @@ RUNS = ("greedy", "sampled", "smooth", "nocfg")
 
 
 @pytest.fixture(scope="module")
-def golden() -> ClassGolden:
-    return ClassGolden()
+def golden() -> VarGolden:
+    return VarGolden()
 
 
 @pytest.fixture(scope="module")
-def pipe(bundles: Path, golden: ClassGolden) -> Iterator[Pipeline]:
-    with Pipeline.load(build_class_bundle(golden.sources, bundles / "var", chunk=3), threads=1) as opened:
+def pipe(bundles: Path, golden: VarGolden) -> Iterator[Pipeline]:
+    with Pipeline.load(build_var_bundle(golden.sources, bundles / "var", chunk=3), threads=1) as opened:
         yield opened
 
 
@@ -104,7 +104,7 @@ def draw(pipe: Pipeline, **options):
 
 class TestGoldens:
     @pytest.mark.parametrize("name", ["greedy", "sampled", "nocfg"])
-    def test_raw_logits_teacher_forced(self, pipe: Pipeline, golden: ClassGolden, name: str) -> None:
+    def test_raw_logits_teacher_forced(self, pipe: Pipeline, golden: VarGolden, name: str) -> None:
         expected, scales = golden.arrays(f"run_{name}"), len(pipe.manifest.schedule())
         forced = [expected[f"idx_{k}"].long() for k in range(scales)]
         run = run_loop(pipe, golden.labels, golden.settings(name), forced=forced)
@@ -113,12 +113,12 @@ class TestGoldens:
             for rows, branch in ((slice(0, 2), "cond"), (slice(2, 4), "uncond")):
                 key = f"logits_raw_{branch}_{k}"
                 if key in expected and len(run.logits[k][rows]):
-                    torch.testing.assert_close(run.logits[k][rows], expected[key], atol=CLASS_LOGITS, rtol=0)
+                    torch.testing.assert_close(run.logits[k][rows], expected[key], atol=VAR_LOGITS, rtol=0)
                     compared += 1
         assert compared >= 2
 
     @pytest.mark.parametrize("name", RUNS)
-    def test_free_runs_draw_the_same_indices_and_images(self, pipe: Pipeline, golden: ClassGolden, name: str) -> None:
+    def test_free_runs_draw_the_same_indices_and_images(self, pipe: Pipeline, golden: VarGolden, name: str) -> None:
         expected, codebook = golden.arrays(f"run_{name}"), golden.vae.quantize.embedding.weight
         run = run_loop(pipe, golden.labels, golden.settings(name))
         if name != "smooth":  # whose codes are mixtures
@@ -134,7 +134,7 @@ class TestGoldens:
 
     @pytest.mark.parametrize(("smooth", "guidance", "top_k"), [(False, 4.0, 0), (True, 1.5, 50), (False, 0.0, 100)])
     def test_pipeline_alone_equals_the_original_loop(
-        self, pipe: Pipeline, golden: ClassGolden, smooth: bool, guidance: float, top_k: int
+        self, pipe: Pipeline, golden: VarGolden, smooth: bool, guidance: float, top_k: int
     ) -> None:
         settings = VarSettings(guidance, top_k, 0.96, 11, smooth)
         expected = generate(golden.transformer, golden.vae, [7], settings).accumulated[-1]
@@ -152,7 +152,7 @@ class TestGoldens:
 
 class TestPruned:
     @pytest.mark.parametrize("seed", range(3))
-    def test_any_masks_equal_the_masked_oracle(self, pipe: Pipeline, golden: ClassGolden, seed: int) -> None:
+    def test_any_masks_equal_the_masked_oracle(self, pipe: Pipeline, golden: VarGolden, seed: int) -> None:
         schedule, config = pipe.manifest.schedule(), golden.transformer.config
         expected = golden.arrays("run_sampled")
         indices = [expected[f"idx_{k}"][0].long() for k in range(len(schedule))]
@@ -175,7 +175,7 @@ class TestPruned:
         )
         for k, logits in enumerate(oracle):
             if logits.shape[1]:
-                torch.testing.assert_close(run.logits[k], logits, atol=CLASS_LOGITS, rtol=0)
+                torch.testing.assert_close(run.logits[k], logits, atol=VAR_LOGITS, rtol=0)
             else:
                 assert k not in run.logits
 

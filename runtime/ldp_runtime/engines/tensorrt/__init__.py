@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX."""
+"""Engines of TensorRT and TensorRT-RTX."""

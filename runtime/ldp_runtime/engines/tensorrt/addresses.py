@@ -1,4 +1,4 @@
-"""Where each tensor of one engine call lies on the device: as it is, or where the engine can use it."""
+"""Device addresses of the tensors of one engine call: their own, or others that the engine can use."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ldp_runtime.engines.tensorrt.bindings import Binding, spare_offsets
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT
 from ldp_runtime.errors import ConfigError
 
-#: Inputs of captured calls that are at most this large [bytes] are copied to a place that never changes.
+#: Inputs of captured calls that are at most this large [bytes] are copied to a fixed address.
 _STAGED = 2**20
 
 
-#: Gives at least so many bytes for a purpose, always the same ones until more are asked for.
+#: Gives at least so many bytes for a purpose, always the same memory until more is asked for.
 Memory = Callable[[str, int], torch.Tensor]
 
 
 class Addresses:
-    """The addresses of one call.
+    """Device addresses of the tensors of one call.
 
     - A tensor whose address is aligned is bound as it is.
-    - Small inputs of a call that is to be captured go to a place of their own, the same in every call: a graph replays
-      addresses. What is large (the text's keys and values, the past) stays, and belongs to what identifies the graph.
+    - Small inputs of a call to be captured are copied to fixed addresses, since a graph replays addresses. Large inputs
+      (the text's keys and values, the past) stay, and their addresses help to identify the graph.
     - An output at the address of an input (a cache that is written in place) is bound there with it, however small.
     - Other tensors go through an aligned copy.
     - Outputs that nobody wants, and inputs without elements, get spare memory: an engine takes no null pointers.
@@ -56,7 +56,7 @@ class Addresses:
         return self._addresses.get(binding.name, binding.address)
 
     def copy_back(self) -> None:
-        """Brings outputs that were computed in aligned copies to their places."""
+        """Copies outputs that were computed in aligned copies back to the caller's tensors."""
         for place, copy in self._back:
             place.copy_(copy)
 
@@ -75,7 +75,7 @@ def _shared(bound: Sequence[Binding]) -> set[int]:
     """Addresses that more than one tensor of a call has.
 
     Raises:
-        ConfigError: one is not aligned. A copy would be read by the one and written by the other.
+        ConfigError: one is not aligned. In a copy, what one tensor writes would not reach the other.
     """
     shared = {a for a, count in Counter(b.address for b in bound if b.address).items() if count > 1}
     for binding in bound:

@@ -1,4 +1,4 @@
-"""What is bound where in one engine call: pure bookkeeping, checked before anything is sent to a device."""
+"""Bindings of the tensors of one engine call: pure bookkeeping, checked before anything is sent to a device."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Binding:
     """One tensor of a call.
 
     Attributes:
-        shape: of this call; element_size: bytes of an element.
-        address: where it lies, or 0 where the session must provide a place: it is empty, or nobody wants it.
-        aligned: whether the engine may use the address as it is; else the tensor goes through an aligned copy.
+        shape: shape in this call.
+        element_size: bytes of an element.
+        address: address of the tensor; 0 if it is empty or nobody wants it, and the session must provide memory.
+        aligned: True if the engine may use the address as it is; otherwise the tensor goes through an aligned copy.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Binding:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of the tensor."""
         count = self.element_size
         for side in self.shape:
             count *= side
@@ -42,30 +43,30 @@ class Binding:
 
 
 def input_bindings(entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor]) -> list[Binding]:
-    """Bindings of the inputs, checked by `axis_sizes` before. Empty tensors (no past yet) have no address."""
+    """Bindings of the inputs, which `axis_sizes` has checked. Empty tensors (no past yet) have no address."""
     return [_binding(entry.name, tensors[entry.name]) for entry in entries]
 
 
 def output_bindings(
     entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor], sizes: Sizes, graph: str
 ) -> list[Binding]:
-    """Bindings of all outputs; those without a place in `tensors` are computed all the same, into spare memory.
+    """Bindings of all outputs; those missing in `tensors` are computed all the same, into spare memory.
 
     Raises:
-        ConfigError: an output is unknown, or its place does not fit.
+        ConfigError: an output is unknown, or its tensor does not fit.
     """
     foreign = sorted(set(tensors) - {entry.name for entry in entries})
     if foreign:
         raise ConfigError(f"the engine {graph!r} has no outputs {foreign}")
     bindings = []
     for entry in entries:
-        given = tensors.get(entry.name)
-        if given is None:
+        tensor = tensors.get(entry.name)
+        if tensor is None:
             shape = shape_at(entry, sizes)
             bindings.append(Binding(entry.name, shape, getattr(torch, entry.dtype).itemsize, 0))
             continue
-        _check_place(entry, given, sizes, graph)
-        bindings.append(_binding(entry.name, given))
+        _check_place(entry, tensor, sizes, graph)
+        bindings.append(_binding(entry.name, tensor))
     return bindings
 
 
@@ -84,9 +85,9 @@ def _binding(name: str, tensor: torch.Tensor) -> Binding:
 
 
 def spare_offsets(bindings: Sequence[Binding]) -> tuple[dict[str, int], int]:
-    """Where in one piece of spare memory the outputs without a place go, each by itself, and how large it must be.
+    """Offsets of the outputs without a tensor in one piece of spare memory, and the size of that memory.
 
-    They must not share memory: a graph reads its new keys and values while it computes.
+    These outputs must not share memory: a graph reads its new keys and values while it computes.
     """
     offsets: dict[str, int] = {}
     end = 0

@@ -1,9 +1,11 @@
 """TensorRT and TensorRT-RTX engines.
 
-The engines of one bundle run one after the other, so they share a session: a stream of their own, one piece of memory
-for activations, and one for outputs that nobody wants. Tensors are bound by pointer: the keys and values of a call land
-in the cache without a copy. Early scales are bound by launches, not by arithmetic, and their shapes come back with
-every picture: their calls are captured as CUDA graphs (by TensorRT-RTX itself, or here for TensorRT).
+The engines of one bundle run one after the other, so they share a session. It has a stream of its own, one piece of
+memory for activations, and one for outputs that nobody wants. Tensors are bound by pointer: the keys and values of a
+call land in the cache without a copy.
+
+Early scales are limited by launches, not by arithmetic, and their shapes come back with every image. Their calls are
+captured as CUDA graphs (by TensorRT-RTX itself, or here for TensorRT).
 """
 
 from __future__ import annotations
@@ -37,15 +39,15 @@ logger = logging.getLogger(__name__)
 GRAPH_BYTES = 256 * 2**20
 
 
-#: Calls of at most this many tokens are bound by launches; only they are captured.
+#: Calls of at most this many tokens are limited by launches; only they are captured.
 _LAUNCH_BOUND = 128
 
 
 def check_target(backend: Flavour, target: TargetEntry | None, capability: str, version: str) -> None:
-    """Refuses engines that were built for another GPU, or by another version of the library, than are here.
+    """Refuses engines that were built for another GPU, or by another version of the library, than this machine has.
 
     Raises:
-        IncompatibleBundleError: both sides are named. No engine file is opened.
+        IncompatibleBundleError: the engines do not fit; the message names both sides. No engine file is opened.
     """
     if target is None:
         raise IncompatibleBundleError(
@@ -60,10 +62,10 @@ def check_target(backend: Flavour, target: TargetEntry | None, capability: str, 
 
 
 def check_machine(manifest: Manifest, device: torch.device) -> Library:
-    """The library that runs a bundle's engines, when this machine can.
+    """Library that runs a bundle's engines on this machine.
 
     Raises:
-        IncompatibleBundleError: no GPU, another GPU, no library or another version of it: what is missing is named.
+        IncompatibleBundleError: no GPU, another GPU, no library or another version of it; the message says which.
     """
     backend = manifest.backend
     assert backend in ("tensorrt", "tensorrt-rtx")
@@ -74,22 +76,24 @@ def check_machine(manifest: Manifest, device: torch.device) -> Library:
 
 
 def kernels_folder(manifest: Manifest) -> Path:
-    """Where kernels that are compiled at run time are kept between runs: they belong to the machine."""
+    """Folder that keeps kernels compiled at run time for later runs: they belong to the machine, not to the bundle."""
     return platformdirs.user_cache_path("ldp-export") / "kernels" / manifest.version
 
 
 class TensorRtSession:
-    """What the engines of one bundle share. Its engines run one at a time (the pipeline's calls queue).
+    """Resources shared by the engines of one bundle, which run one at a time (the pipeline's calls queue).
 
     Attributes:
-        graphs: captured CUDA graphs; `counters` says how often they served.
+        graphs: captured CUDA graphs; `counters` says how often they were replayed.
         kernels: folder for kernels that TensorRT-RTX compiles at run time, or None to keep none.
+
+    Raises:
+        IncompatibleBundleError: see `check_machine`.
     """
 
     def __init__(
         self, manifest: Manifest, device: torch.device, graph_bytes: int = GRAPH_BYTES, kernels: Path | None = None
     ) -> None:
-        """Raises: see `check_machine`."""
         self.library = check_machine(manifest, device)
         self.device, self.kernels = device, kernels
         self.stream = torch.cuda.Stream(device)
@@ -98,7 +102,7 @@ class TensorRtSession:
         self._memory: dict[str, torch.Tensor] = {}
 
     def memory(self, purpose: str, size: int) -> torch.Tensor:
-        """At least `size` bytes [uint8] that are kept for one purpose; growing them drops all captured graphs.
+        """Memory of at least `size` bytes [uint8] that is kept for one purpose; growing it drops all captured graphs.
 
         Raises:
             CapacityError: the device has no room.
@@ -126,22 +130,24 @@ class TensorRtSession:
 
 @dataclass(frozen=True)
 class _CapturedCall:
-    """A graph and the context that it was captured from, which must live as long and serve no other shapes."""
+    """A graph and the context of its capture, which must live as long as the graph and serve no other shapes."""
 
     graph: torch.cuda.CUDAGraph
     context: Any
 
 
 class TensorRtEngine:
-    """One graph.
+    """Engine of one graph.
+
+    Args:
+        size: bytes of the engine file, from the manifest.
 
     Raises:
         IncompatibleBundleError: the library refuses the engine on this machine.
-        IntegrityError: the file is shorter than built, or holds another engine than the manifest says.
+        IntegrityError: the file is missing, has another size, or holds another engine than the manifest says.
     """
 
     def __init__(self, name: str, path: Path, graph: GraphEntry, session: TensorRtSession, size: int) -> None:
-        """Args: size: bytes of the file, from the manifest."""
         self.name, self.device, self.graph = name, session.device, graph
         self._session = session
         check_size(path, size)
@@ -153,10 +159,10 @@ class TensorRtEngine:
         self._contexts = [self._new_context(index) for index in range(len(graph.profiles))]
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
-        """See `Engine.run`; work of the caller's stream before and after the call is waited for on the device.
+        """Runs one call; see `Engine.run`. Before and after, the two streams wait for each other on the device.
 
         Raises:
-            ConfigError, CapacityError: the call is none that the engine was built for; nothing was sent to the device.
+            ConfigError, CapacityError: the engine was not built for such a call; nothing was sent to the device.
         """
         if self._engine is None:
             raise LdpError(f"the engine {self.name!r} is closed")
@@ -174,7 +180,7 @@ class TensorRtEngine:
         caller.wait_stream(session.stream)
 
     def close(self) -> None:
-        """Releases the engine; what TensorRT-RTX compiled meanwhile is kept for the next time."""
+        """Releases the engine; kernels that TensorRT-RTX compiled meanwhile are kept for the next run."""
         if self._engine is None:
             return
         self._session.stream.synchronize()
@@ -185,7 +191,7 @@ class TensorRtEngine:
         self._config = self._kernels = self._engine = None
 
     def _new_context(self, profile: int) -> Any:
-        """A context on one profile; its activations will lie in the session's memory."""
+        """Creates a context on one optimization profile; its activations will lie in the session's memory."""
         context = self._engine.create_execution_context(runtime_config=self._config)
         stream = self._session.stream
         if context is None or not context.set_optimization_profile_async(profile, stream.cuda_stream):
@@ -197,7 +203,7 @@ class TensorRtEngine:
         return context
 
     def _is_captured(self, sizes: Mapping[str, int]) -> bool:
-        """Whether calls of these sizes are captured and replayed."""
+        """True if calls of these sizes are captured and replayed."""
         return self._session.graphs.limit > 0 and sizes.get("tokens", _LAUNCH_BOUND + 1) <= _LAUNCH_BOUND
 
     def _execute(self, profile: int, bound: list[Binding], places: Addresses) -> None:
@@ -222,7 +228,7 @@ class TensorRtEngine:
             raise LdpError(f"the graph {self.name!r} failed: {self._session.library.recent_errors()}")
 
     def _capture(self, profile: int, bound: list[Binding], places: Addresses) -> tuple[_CapturedCall, int]:
-        """The call as a CUDA graph, and the bytes of device memory that it took."""
+        """Captures the call as a CUDA graph; also returns the bytes of device memory that it took."""
         stream = self._session.stream
         stream.synchronize()
         before = torch.cuda.mem_get_info(self.device)[0]
@@ -236,7 +242,7 @@ class TensorRtEngine:
         return _CapturedCall(graph, context), max(2**20, before - torch.cuda.mem_get_info(self.device)[0])
 
     def _check_aliases(self, path: Path) -> None:
-        """The engine writes caches where the runtime will bind them: in place, or nowhere."""
+        """Checks that the engine writes caches where the runtime will bind them: in place, or nowhere."""
         wrong = check_aliases([entry.name for entry in self.graph.outputs], self._engine.get_aliased_input_tensor)
         if wrong is not None:
             raise IntegrityError(
@@ -244,7 +250,7 @@ class TensorRtEngine:
             )
 
     def _check_tensors(self, path: Path) -> None:
-        """The engine's own names, types and profiles are those of the manifest."""
+        """Checks that the engine's own names, types and optimization profiles are those of the manifest."""
         engine, trt = self._engine, self._session.library.module
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         types = {name: _type_name(trt, engine.get_tensor_dtype(name)) for name in names}
@@ -259,11 +265,11 @@ class TensorRtEngine:
 
 
 def check_aliases(outputs: Iterable[str], source: Callable[[str], str | None]) -> str | None:
-    """Which cache an engine does not write where it reads it; None when all is well.
+    """Describes a cache that an engine does not write where it reads it; None when all is well.
 
     Args:
         outputs: names of a graph's outputs.
-        source: from an output's name to that of the input whose memory it shares, or None.
+        source: maps an output's name to that of the input whose memory it shares, or to None.
     """
     for name in outputs:
         cache = "cache_" + name.removeprefix("present_") if name.startswith("present_") else None
@@ -273,7 +279,7 @@ def check_aliases(outputs: Iterable[str], source: Callable[[str], str | None]) -
 
 
 def keep_kernels(path: Path, content: bytes) -> None:
-    """Writes kernels for the next run. Where that fails they are compiled again: a warning, since nothing is lost."""
+    """Writes kernels for the next run. A failure is only a warning, since the kernels are then compiled again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, content)
@@ -283,14 +289,14 @@ def keep_kernels(path: Path, content: bytes) -> None:
 
 def check_size(path: Path, size: int) -> None:
     """Raises IntegrityError when an engine file is missing, or not as long as it was built."""
-    found = path.stat().st_size if path.is_file() else None
-    if found != size:
-        what = "is missing" if found is None else f"has {found} bytes instead of {size}"
+    actual = path.stat().st_size if path.is_file() else None
+    if actual != size:
+        what = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
         raise IntegrityError(f"the engine {path} {what}", hint="copy the bundle again, or rebuild it")
 
 
 def _deserialize(name: str, path: Path, session: TensorRtSession) -> Any:
-    """The engine of a file, which is mapped into memory rather than read."""
+    """Loads the engine of a file, which is mapped into memory rather than read."""
     library = session.library
     with path.open("rb") as file, contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
         refusal = library.refusal(session.runtime, content[: library.header_size(session.runtime)])

@@ -1,14 +1,14 @@
-"""TensorRT and TensorRT-RTX: every difference between the two libraries, and between their versions, is here.
+"""All differences between TensorRT and TensorRT-RTX, and between their versions.
 
-Both are strongly typed here: precision lives in the graph, so no precision flag is ever set. What differs:
+Both are strongly typed here: precision lives in the graph, so no precision flag is ever set. The differences:
 
-| | TensorRT 11 | TensorRT-RTX 1 |
-|---|---|---|
-| engines run on | the kind of GPU they were built on | the compute capabilities named at the build |
-| built without a GPU | no | yes |
-| timing cache | yes | accepted and ignored |
-| CUDA graphs | captured by the caller | `IRuntimeConfig.cuda_graph_strategy` |
-| kernels compiled at run time, kept in a runtime cache | no | yes |
+    | | TensorRT 11 | TensorRT-RTX 1 |
+    |---|---|---|
+    | engines run on | the kind of GPU they were built on | the compute capabilities named at the build |
+    | built without a GPU | no | yes |
+    | timing cache | yes | accepted and ignored |
+    | CUDA graphs | captured by the caller | `IRuntimeConfig.cuda_graph_strategy` |
+    | kernels compiled at run time, kept in a runtime cache | no | yes |
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Library:
     """One imported flavour.
 
     Attributes:
-        module: `tensorrt` or `tensorrt_rtx`; both have the same names but for what the properties below answer.
+        module: `tensorrt` or `tensorrt_rtx`; both have the same names, except for the differences that the properties
+            below answer.
     """
 
     flavour: Flavour
@@ -74,7 +75,7 @@ class Library:
 
     @property
     def cross_builds(self) -> bool:
-        """Whether engines are built for named compute capabilities, on any machine."""
+        """True if engines are built for named compute capabilities, on any machine."""
         return hasattr(self.module, "ComputeCapability")
 
     @property
@@ -83,12 +84,12 @@ class Library:
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether the library captures CUDA graphs by itself."""
+        """True if the library captures CUDA graphs by itself."""
         return hasattr(self.module, "CudaGraphStrategy")
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Compute capabilities that engines can be built for, as "8.9"; empty for the local GPU only."""
+        """Compute capabilities that engines can be built for, as "8.9"; empty if only the local GPU is possible."""
         if not self.cross_builds:
             return ()
         names = (name for name in self.module.ComputeCapability.__members__ if name.startswith("SM"))
@@ -96,7 +97,7 @@ class Library:
 
     @contextmanager
     def listening(self) -> Generator[list[Message]]:
-        """Everything the library says meanwhile, on any thread. One at a time: the library has one log."""
+        """Collects everything the library logs meanwhile, on any thread. One listener at a time: there is one log."""
         log = _log(self.flavour)
         with log.lock:
             heard: list[Message] = []
@@ -107,18 +108,18 @@ class Library:
                 log.heard = None
 
     def logger(self) -> Any:
-        """The process's only logger: the library keeps the first one that it is given."""
+        """The only logger of the process: the library keeps the first one that it is given."""
         return _log(self.flavour).logger
 
     def new_network(self) -> tuple[Any, Any]:
-        """A builder and an empty, strongly typed network."""
+        """Creates a builder and an empty, strongly typed network."""
         trt = self.module
         builder = trt.Builder(self.logger())
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         return builder, builder.create_network(flags)
 
     def aim(self, config: Any, capabilities: Sequence[str]) -> None:
-        """Says which GPUs the engine is for. TensorRT knows only the one it is built on."""
+        """Sets the GPUs that the engine is for. TensorRT knows only the one that it is built on."""
         if not self.cross_builds:
             return
         config.num_compute_capabilities = len(capabilities)
@@ -126,11 +127,11 @@ class Library:
             config.set_compute_capability(getattr(self.module.ComputeCapability, f"SM{name.replace('.', '')}"), index)
 
     def exact(self, config: Any) -> None:
-        """Float32 stays float32: no TensorFloat-32 in matrix products."""
+        """Keeps float32 products in float32: no TensorFloat-32."""
         config.clear_flag(self.module.BuilderFlag.TF32)
 
     def capturable(self, config: Any) -> None:
-        """Engines use the caller's memory only, which capturing a CUDA graph needs."""
+        """Restricts engines to the caller's memory, which capturing a CUDA graph needs."""
         flag = getattr(self.module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
         if flag is not None:
             config.set_flag(flag)
@@ -139,7 +140,7 @@ class Library:
         return self.module.Runtime(self.logger())
 
     def refusal(self, runtime: Any, header: bytes) -> str | None:
-        """Why an engine file cannot run here, as far as the library can tell from its first bytes; None: it may."""
+        """Reason why an engine file cannot run here, as far as its first bytes tell; None if it may run."""
         if not hasattr(runtime, "get_engine_validity"):
             return None
         validity, reasons = runtime.get_engine_validity(header)
@@ -150,11 +151,11 @@ class Library:
         return ", ".join(named) or self.recent_errors()
 
     def header_size(self, runtime: Any) -> int:
-        """Bytes that `refusal` reads."""
+        """Number of bytes that `refusal` reads."""
         return getattr(runtime, "engine_header_size", 0)
 
     def new_context_config(self, engine: Any, kernels: Path | None) -> tuple[Any, Any]:
-        """How contexts of an engine run, and the cache of kernels compiled at run time (None where there is none).
+        """Configuration of an engine's contexts, and its cache of kernels compiled at run time (None if it has none).
 
         Args:
             kernels: file of such a cache from an earlier run; one of another GPU, driver or version is ignored.
@@ -178,7 +179,7 @@ class Library:
 
 
 class _Log:
-    """Receives the library's log and hands it to whoever listens."""
+    """Receives the library's log and hands it to the listener, if there is one."""
 
     def __init__(self, trt: Any) -> None:
         self.heard: list[Message] | None = None
@@ -214,7 +215,7 @@ def _log(flavour: Flavour) -> _Log:
 
 
 def is_installed(flavour: Flavour) -> bool:
-    """Whether the package is there; it may still fail to load."""
+    """True if the package is installed; it may still fail to load."""
     return importlib.util.find_spec(_MODULES[flavour]) is not None
 
 
@@ -222,7 +223,7 @@ def load_library(flavour: Flavour) -> Library:
     """Imports one flavour.
 
     Raises:
-        IncompatibleBundleError: not installed, too old, or its shared libraries cannot be loaded here.
+        IncompatibleBundleError: it is not installed, too old, or its shared libraries cannot be loaded here.
     """
     if not is_installed(flavour):
         raise IncompatibleBundleError(
@@ -251,10 +252,10 @@ def version_tuple(version: str) -> tuple[int, ...]:
 
 
 def capability(text: str) -> tuple[int, int]:
-    """ "8.9" as (8, 9).
+    """Compute capability "8.9" as (8, 9).
 
     Raises:
-        ConfigError: it is no compute capability.
+        ConfigError: the text is no compute capability.
     """
     major, dot, minor = text.strip().partition(".")
     if not (dot and major.isdigit() and minor.isdigit() and len(minor) == 1):

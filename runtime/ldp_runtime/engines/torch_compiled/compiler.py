@@ -1,4 +1,4 @@
-"""What PyTorch's compiler needs of a machine, asked before any work."""
+"""Checks that this machine has what PyTorch's compiler needs, before any work."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from ldp_runtime.errors import IncompatibleBundleError
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises IncompatibleBundleError where PyTorch cannot compile, while it runs, for the device: on a CPU it takes a
-    C++ compiler, on a GPU Triton and, for Triton's launchers, a C compiler."""
+    """Checks that PyTorch can compile for the device at run time.
+
+    On a CPU it needs a C++ compiler; on a GPU it needs Triton and, for Triton's launchers, a C compiler.
+
+    Raises:
+        IncompatibleBundleError: one of these is missing.
+    """
     if device.type == "cpu":
         _check_cpp()
         return
@@ -31,7 +36,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def check_compilers(on_gpu: bool) -> None:
-    """Raises IncompatibleBundleError where graphs cannot be compiled ahead of time for a CPU, or for this GPU too."""
+    """Raises IncompatibleBundleError if graphs cannot be compiled ahead of time for a CPU, or for this GPU too."""
     _check_cpp()
     if on_gpu:
         check_compiler(torch.device("cuda"))

@@ -1,8 +1,8 @@
-"""CUDA graphs of PyTorch's own small calls: hundreds of kernels that take less time than their launches.
+"""CUDA graphs of small PyTorch calls: hundreds of kernels that take less time than their launches.
 
-A graph replays one call with the same shapes at the same addresses. Inputs are copied to addresses of the graph's own;
-what stays where it is from call to call, such as a cache, is not copied, and its address belongs to what tells graphs
-apart.
+A graph replays one call with the same shapes at the same addresses. Inputs are copied to addresses of the graph's own.
+Tensors that stay at one address from call to call, such as a cache, are not copied; their addresses help to identify
+the graph.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 
 from ldp_runtime.engines.graph_cache import GraphCache, GraphCounters
 
-#: Graphs that are kept; the least recently used goes first.
+#: Number of graphs that are kept; the least recently used is dropped first.
 _KEPT = 64
 
 
-#: Calls after which one that has not come back is forgotten: a capture takes a fraction of a second, which a call that
-#: comes back by chance, such as a pruned scale with as many tokens as one long ago, does not earn.
+#: Number of calls after which one that has not come back is forgotten. A capture takes a fraction of a second, too much
+#: for a call that comes back by chance, such as a pruned scale with as many tokens as one long ago.
 _SEEN = 64
 
 
-#: Calls outside a graph before one is captured, as CUDA's libraries want it.
+#: Calls outside a graph before a capture, as CUDA's libraries require.
 _WARM_UP = 2
 
 
@@ -37,8 +37,11 @@ class _Captured:
 
 
 class _Streams(NamedTuple):
-    """Kept, and of these graphs alone: CUDA's libraries hold memory for every stream that they have worked on, and what
-    they hold for a stream that graphs were captured on goes with the first of those graphs."""
+    """Streams that are kept and used for these graphs alone.
+
+    CUDA's libraries hold memory for every stream that they have worked on. For a stream used for captures, this memory
+    goes with the first of the captured graphs.
+    """
 
     warm_up: torch.cuda.Stream
     capture: torch.cuda.Stream
@@ -48,10 +51,10 @@ class CudaGraphs:
     """Captures a call per combination of input shapes and addresses when it comes back, and replays it from then on.
 
     Args:
-        counters: what to count in; engines of one model share them.
+        counters: counters to update; engines of one model share them.
 
     Attributes:
-        seconds: how long capturing has taken so far.
+        seconds: time that capturing has taken so far.
     """
 
     def __init__(self, counters: GraphCounters | None = None) -> None:
@@ -73,9 +76,9 @@ class CudaGraphs:
         """The call's output, in memory that the next call overwrites: all graphs work in one pool of memory.
 
         Args:
-            call: takes the inputs, or copies of them. When it is captured it runs several times: the first gives the
-                answer, so it may spoil what it reads for the next.
-            places: addresses and sizes of what else it reads and writes.
+            call: function of the inputs, or of copies of them. For a capture it runs several times, and the first run
+                gives the answer. It may therefore overwrite what its next run would read.
+            places: addresses and sizes of everything else that it reads and writes.
         """
         key = (tuple(tensor.shape for tensor in inputs), places)
         captured = self._graphs.find(key)
@@ -83,9 +86,9 @@ class CudaGraphs:
             if not self._graphs.is_worth_capturing(key):
                 return call(*inputs)
             captured, answer = self._capture(call, inputs)
-            gone = self._graphs.keep(key, captured, 1)
-            if gone:
-                torch.cuda.synchronize(inputs[0].device)  # a graph that goes may still be replaying
+            dropped = self._graphs.keep(key, captured, 1)
+            if dropped:
+                torch.cuda.synchronize(inputs[0].device)  # a dropped graph may still be replaying
             return answer
         _copy_all(captured.inputs, inputs)
         captured.graph.replay()
@@ -96,7 +99,7 @@ class CudaGraphs:
         self._pool = self._streams = None
 
     def _capture(self, call: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> tuple[_Captured, Any]:
-        """The graph of the next calls, and what this call gives."""
+        """Captures the graph for the next calls; also returns the answer of this call."""
         started = time.perf_counter()
         own = [tensor.clone() for tensor in inputs]
         device = inputs[0].device
@@ -121,7 +124,7 @@ class CudaGraphs:
 
 
 def _copy_all(places: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> None:
-    """One launch an element type: tensors of mixed types would be copied one by one."""
+    """Copies with one launch per element type: tensors of mixed types would be copied one by one."""
     for dtype in {place.dtype for place in places}:
         pairs = [(p, g) for p, g in zip(places, given, strict=True) if p.dtype == dtype and p.numel()]
         if pairs:

@@ -1,4 +1,4 @@
-"""Engines that PyTorch compiled ahead of time (AOTInductor packages): a compiled engine wherever PyTorch runs."""
+"""Engines that PyTorch compiled ahead of time (AOTInductor packages): compiled engines wherever PyTorch runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ldp_runtime.numerics import exact_convolutions
 
 
 class TorchCompiledEngine:
-    """One `.pt2` package. Check its target first (`torch_target.check_target`): loading runs machine code.
+    """Engine of one `.pt2` package. Check its target first (`target.check_target`): loading runs machine code.
 
-    On a GPU its calls are not captured as CUDA graphs: PyTorch 2.11's packages refuse that with their locks, and broke
-    down without them (`run_single_threaded`) on an H200.
+    On a GPU its calls are not captured as CUDA graphs. PyTorch 2.11's packages refuse that with their locks; without
+    locks (`run_single_threaded`) they broke down on an H200.
 
     Args:
-        graph: its inputs and outputs, in the order of its signature.
-        threads: of a CPU engine's calls; None takes PyTorch's number on the thread that opens it.
+        graph: inputs and outputs of the package, in the order of its signature.
+        threads: threads of a CPU engine's calls; None takes PyTorch's number on the thread that opens the engine.
 
     `run` raises ConfigError when a tensor does not fit the signature, and CapacityError when memory runs out.
 
@@ -44,7 +44,7 @@ class TorchCompiledEngine:
         self.name, self.device = name, torch.device(device)
         self._inputs = graph.inputs
         self._outputs = tuple(entry.name for entry in graph.outputs)
-        # The number of the calling thread will not do: between engine calls the pipeline sets it to one.
+        # Read now: between engine calls, the pipeline sets the calling thread's number to one.
         self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else None
         self._call: Callable[..., Any] | None = _load(name, path, self.device)
 
@@ -52,9 +52,9 @@ class TorchCompiledEngine:
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._call is None:
             raise LdpError(f"the engine {self.name!r} is closed")
-        given = [check_tensor(inputs[entry.name], entry, self.name) for entry in self._inputs]
+        arguments = [check_tensor(inputs[entry.name], entry, self.name) for entry in self._inputs]
         with torch_threads(self._threads), exact_convolutions(self.device), named_failures(self.name, inputs):
-            results = self._call(*given)
+            results = self._call(*arguments)
             results = (results,) if isinstance(results, torch.Tensor) else results
             for name, result in zip(self._outputs, results, strict=True):
                 if name in outputs:
@@ -66,7 +66,7 @@ class TorchCompiledEngine:
 
 @contextmanager
 def named_failures(graph: str, inputs: Mapping[str, torch.Tensor]) -> Generator[None]:
-    """Turns what PyTorch raises in a call into a CapacityError, or an LdpError that names the graph and its inputs."""
+    """Turns PyTorch's errors in a call into a CapacityError, or an LdpError that names the graph and its inputs."""
     try:
         with capacity_errors(f"running the graph {graph!r}"):
             yield

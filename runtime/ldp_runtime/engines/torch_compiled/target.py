@@ -1,4 +1,4 @@
-"""What a compiled PyTorch package runs on: this PyTorch, this kind of processor or GPU."""
+"""Target of a compiled PyTorch package: this version of PyTorch, and this kind of processor or GPU."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ldp_runtime.bundle.manifest import TargetEntry
 from ldp_runtime.engines.hardware import cpu_features
 from ldp_runtime.errors import IncompatibleBundleError
 
-#: Instruction set extensions that a C++ compiler told to use all of this processor may emit.
+#: Instruction set extensions that a C++ compiler may emit when told to use all of this processor.
 _EXTENSIONS = ("sse4", "avx", "amx", "fma", "f16c", "bmi", "sve", "asimd", "i8mm", "bf16")
 
 
 def local_target(device: torch.device) -> TargetEntry:
-    """What a package compiled on this machine for `device` depends on.
+    """Target of a package that is compiled on this machine for `device`.
 
     Raises:
         IncompatibleBundleError: there is no such device here.
@@ -66,6 +66,6 @@ def _capability(device: torch.device) -> str:
 
 
 def _instructions() -> tuple[str, ...]:
-    """Vector extensions of this processor; where the system does not list them, PyTorch's one word."""
+    """Vector extensions of this processor; if the system lists none, PyTorch's one word for them."""
     found = {feature for feature in cpu_features() if feature.startswith(_EXTENSIONS)}
     return tuple(sorted(found)) or (torch.backends.cpu.get_cpu_capability().lower(),)

@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def torch_threads(count: int | None) -> Generator[None]:
-    """For an engine's call: between calls the pipeline keeps PyTorch at one thread. None changes nothing."""
+    """Sets the number for an engine's call: between calls, the pipeline keeps it at one. None changes nothing."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

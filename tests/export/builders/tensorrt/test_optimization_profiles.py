@@ -118,8 +118,8 @@ class TestBuckets:
             buckets_of(13, buckets)
 
     def test_of_the_square_megapixel(self) -> None:
-        early, middle, quantized = scale_profiles(all_schedules("1M"), 3, 8, TEXT)
-        assert [p.scales for p in (early, middle, quantized)] == [(0, 4), (5, 8), (9, 12)]
-        assert quantized.axes["tokens"] == AxisRange(1, 4096, 4107)
-        assert quantized.axes["past"].largest == max(s.offsets[-2] for s in all_schedules("1M"))
+        early, middle, late = scale_profiles(all_schedules("1M"), 3, 8, TEXT)
+        assert [p.scales for p in (early, middle, late)] == [(0, 4), (5, 8), (9, 12)]
+        assert late.axes["tokens"] == AxisRange(1, 4096, 4107)
+        assert late.axes["past"].largest == max(s.offsets[-2] for s in all_schedules("1M"))
         assert early.axes["tokens"].typical == 64

@@ -19,7 +19,7 @@ import pytest
 import torch
 from helpers.goldens import Golden
 from helpers.samples import spec
-from helpers.var_samples import CLASS_MODELS
+from helpers.var_samples import VAR_MODELS
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.tensorrt.library import load_library
 from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError
@@ -147,7 +147,7 @@ class TestEngines:
 
     def test_var_in_small(self, tmp_path: Path) -> None:
         """Blocks with one attention each: the last chunk, the class's graph with a shared AdaLN, and the decoder."""
-        held = CLASS_MODELS["one AdaLN for all blocks"]
+        held = VAR_MODELS["one AdaLN for all blocks"]
         sources = held.write(tmp_path / "sources")
         model, vae = load_var(sources.transformer), load_var_vae(sources.vae)
         layout = LatentLayout(held.vae.channels)

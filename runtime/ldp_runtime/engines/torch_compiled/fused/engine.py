@@ -1,4 +1,4 @@
-"""The engine of Infinity's blocks that PyTorch compiles where it is loaded, with CUDA graphs of its small calls."""
+"""Engine of Infinity's blocks that PyTorch compiles when they are loaded, with CUDA graphs of its small calls."""
 
 from __future__ import annotations
 
@@ -20,35 +20,41 @@ from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, read_
 from ldp_runtime.engines.torch_compiled.threads import torch_threads
 from ldp_runtime.errors import LdpError
 
-#: Calls of at most this many tokens times rows replay CUDA graphs: an H100 computes them faster than they are launched.
+#: Calls of at most this many tokens times rows replay CUDA graphs: an H100 computes them faster than they launch.
 GRAPHED_ROW_TOKENS = 2560
 
 
-#: Kinds of calls (one or more rows, one or more tokens), precisions and models of one process: each piece is compiled
-#: for each of them. PyTorch's own limit is 8.
+#: Most compilations of each piece in one process. A piece is compiled for each kind of call (one or more rows, one or
+#: more tokens), each precision and each model. PyTorch's own limit is 8.
 _COMPILATIONS = 64
 
 
 class CacheView(NamedTuple):
-    """Keys (or values) of one block: the new ones [L, R, H, c], which end what is attended to [P + L, R, H, c]."""
+    """Keys (or values) of one block.
+
+    Attributes:
+        new: those of the new positions [L, R, H, c].
+        seen: all that are attended to [P + L, R, H, c]; the new ones are the last.
+    """
 
     new: torch.Tensor
     seen: torch.Tensor
 
 
 class FusedEngine:
-    """Blocks [first, last) of Infinity: see `pieces.py`. The first chunk of a model embeds, the last holds the head.
+    """Engine of blocks [first, last) of Infinity: see `pieces.py`.
 
-    Keys and values are written where they are read: right behind the past, where the KV cache has their place. A caller
-    that gives another place, or none, pays a copy of the past.
+    The first chunk of a model embeds, the last holds the head. Keys and values are written where they are read: right
+    behind the past, where the KV cache holds their positions. A caller that gives another tensor, or none, pays a copy
+    of the past.
 
     Args:
-        graph: its inputs and outputs.
-        tokens: of the largest call: the compiler tunes its kernels for the first size that it sees.
-        text_tokens: of the longest text.
-        threads: of a CPU engine's calls; None takes PyTorch's number on the thread that opens it.
-        compiled: False runs the pieces as they are.
-        graphs: what replays small calls on a GPU; None launches them kernel by kernel.
+        graph: inputs and outputs of the engine.
+        tokens: tokens of the largest call: the compiler tunes its kernels for the first size that it sees.
+        text_tokens: tokens of the longest text.
+        threads: threads of a CPU engine's calls; None takes PyTorch's number on the thread that opens the engine.
+        compiled: False runs the pieces without compiling them.
+        graphs: CUDA graphs that replay small calls on a GPU; None launches such calls kernel by kernel.
 
     `run` raises ConfigError when a tensor does not fit the signature, and CapacityError when memory runs out.
     """
@@ -82,17 +88,17 @@ class FusedEngine:
 
     @classmethod
     def load(cls, name: str, path: Path, graph: GraphEntry, device: torch.device, **options: Any) -> FusedEngine:
-        """From the file of its weights; options as above. Raises IntegrityError for a file that holds none."""
+        """Opens the engine from the file of its weights; options as above. Raises IntegrityError if there are none."""
         return cls(name, read_weights(name, path, graph.last - graph.first, device), graph, device, **options)
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if not self._weights.blocks:
             raise LdpError(f"the engine {self.name!r} is closed")
-        given = {entry.name: check_tensor(inputs[entry.name], entry, self.name) for entry in self._graph.inputs}
-        with torch_threads(self._threads), named_failures(self.name, given), _many_compilations():
-            places = self._places(given, outputs)
-            outputs[self._result].copy_(self._run(given, places))
+        tensors = {entry.name: check_tensor(inputs[entry.name], entry, self.name) for entry in self._graph.inputs}
+        with torch_threads(self._threads), named_failures(self.name, tensors), _many_compilations():
+            places = self._places(tensors, outputs)
+            outputs[self._result].copy_(self._run(tensors, places))
             for name in self._kept:
                 if name in outputs and places[name].new.data_ptr() != outputs[name].data_ptr():
                     outputs[name].copy_(places[name].new)
@@ -105,7 +111,7 @@ class FusedEngine:
             self._graphs.clear()
 
     def _places(self, given: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> dict[str, CacheView]:
-        """Of each output that is kept, by its name."""
+        """Views of the new keys and values, by the name of the output that returns them."""
         tokens = len(given["cos"])
         return {name: _place(given[_past(name)], outputs.get(name), tokens) for name in self._kept}
 
@@ -119,7 +125,7 @@ class FusedEngine:
         seen = tuple(place.seen.data_ptr() for place in places.values())
         length = len(next(iter(places.values())).seen)
 
-        # The last scale's keys and values spoil the past of layers that have run: such a call cannot be run again.
+        # The last scale's keys and values overwrite the past of layers that have run: such a call cannot be run again.
         def call(*own: torch.Tensor) -> torch.Tensor:
             return self._compute(places, text, dict(zip(small, own, strict=True)))
 
@@ -127,7 +133,7 @@ class FusedEngine:
         return self._graphs.run(call, list(small.values()), where)
 
     def _compute(self, places: Mapping[str, CacheView], text: Text, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits, or what the next chunk takes: [R, L, ...]."""
+        """Logits, or the input of the next chunk: [R, L, ...]."""
         weights, modulation = self._weights, given["modulation"]
         rotation = given["cos"], given["sin"]
         if weights.embedding is None:
@@ -150,7 +156,7 @@ class FusedEngine:
 
     @torch.no_grad()
     def _compile_for(self, tokens: int, rows: int) -> None:
-        """One block at the largest size, its keys and values where a call would write them."""
+        """Compiles the pieces on one block at the largest size, its keys and values where a call would write them."""
         w = self._weights.blocks[0]
         C, heads = w.norm.shape[0], w.temperature.shape[0]
         x, modulation = (torch.randn(*shape, C, device=self.device) for shape in ((tokens, rows), (rows, 6)))
@@ -168,7 +174,7 @@ def _past(new: str) -> str:
 
 
 def _place(past: torch.Tensor, new: torch.Tensor | None, tokens: int) -> CacheView:
-    """Where `tokens` new positions behind `past` [P, R, H, c] go: `new`, if it lies there."""
+    """View of `tokens` new positions behind `past` [P, R, H, c]: of `new` if it lies there, else of a copy."""
     P, end = len(past), past.data_ptr() + past.nbytes
     if new is not None and new.is_contiguous() and (P == 0 or (past.is_contiguous() and new.data_ptr() == end)):
         seen = new if P == 0 else past.as_strided((P + tokens, *past.shape[1:]), past.stride())
@@ -179,9 +185,10 @@ def _place(past: torch.Tensor, new: torch.Tensor | None, tokens: int) -> CacheVi
 
 
 def _compiled(piece: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """For any number of rows and tokens; one of either is a case of its own, in every width and precision.
+    """Compiles a piece for any number of rows and tokens.
 
-    The KV cache keeps positions aligned, which the compiler cannot see for itself.
+    One row or one token is a case of its own, in every width and precision. The KV cache keeps positions aligned, which
+    the compiler cannot see for itself.
     """
     name = "cpp.dynamic_threads" if device.type == "cpu" else "assume_aligned_inputs"
     options: dict[str, str | int | bool | Callable[..., Any]] = {name: True}
@@ -195,7 +202,7 @@ def _many_compilations() -> Any:
 
 
 def _mark_static(weights: FusedWeights) -> None:
-    """Rows and tokens vary; widths that varied too would cost speed."""
+    """Marks the shapes of weights as fixed: rows and tokens vary, but widths that varied too would cost speed."""
     from torch._dynamo import mark_static
 
     for block in weights.blocks:

@@ -1,9 +1,10 @@
-"""A block in three pieces with two attentions between.
+"""A transformer block in three pieces with two attentions between them.
 
 The pieces compute what the exported `blocks` graph computes, with its float32 islands (residual stream, normalisations,
-rotation, modulation). Between them stand only the attentions, so no piece knows how many positions the past has: each
-is compiled once for any number of rows and tokens, and PyTorch chooses the attention kernel anew for every shape.
-Everything is sequence-major, [L, R, ...], as the KV cache is: one kernel then rotates queries and keys and writes them
+rotation, modulation). Only the attentions stand between them, so no piece knows how many positions the past has. Each
+piece is compiled once for any number of rows and tokens, and PyTorch chooses the attention kernel anew for every shape.
+
+Everything is sequence-major, [L, R, ...], as the KV cache is. One kernel then rotates queries and keys and writes them
 where they are read.
 """
 
@@ -20,14 +21,17 @@ EPS = 1e-6
 
 
 class BlockWeights(NamedTuple):
-    """Of one block, in the order of use; what is no matrix is float32. What does not depend on the call is joined or
-    converted already.
+    """Weights of one transformer block, in order of use; everything but matrices is float32.
+
+    Everything that does not depend on the call is already joined or converted.
 
     Attributes:
-        modulation: AdaLN's own part [1, 6, C], order gate1, gate2, scale1, scale2, shift1, shift2.
-        temperature: of the cosine attention, a factor a head [H, 1].
-        norm, norm_bias: before attention to the text [C].
-        query, text_out: of attention to the text. up, down: of the feed-forward.
+        modulation: AdaLN's own part [1, 6, C], in the order gate1, gate2, scale1, scale2, shift1, shift2.
+        qkv, out: matrices of self-attention.
+        temperature: factor of the cosine attention, one for each head [H, 1].
+        norm, norm_bias: affine weights of the normalisation before attention to the text [C].
+        query, text_out: matrices of attention to the text.
+        up, down: matrices of the feed-forward.
     """
 
     modulation: torch.Tensor
@@ -51,8 +55,10 @@ def project(
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> torch.Tensor:
-    """Stream x [L, R, C], modulation [R, 6, C] and rotation [L, c/2] to the query [L, R, H, c]; writes keys and values
-    [L, R, H, c] where they belong."""
+    """Query [L, R, H, c] of the residual stream x [L, R, C]; writes keys and values [L, R, H, c] where they belong.
+
+    The modulation is [R, 6, C], the rotation (cos, sin) [L, c/2] each.
+    """
     _, _, scale, _, shift, _ = (w.modulation + modulation).unbind(1)
     heads = w.temperature.shape[0]
     q, k, v = product(modulate(x, scale, shift), w.qkv).unflatten(-1, (3, heads, -1)).unbind(2)
@@ -65,7 +71,7 @@ def project(
 def ask_text(
     x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tensor, w: BlockWeights
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """After self-attention [L, R, C]: the stream, and the query to the text [L, R, H, c]."""
+    """Residual stream after self-attention [L, R, C], and the query to the text [L, R, H, c]."""
     gate = w.modulation[:, 0] + modulation[:, 0]
     x = x + gate * product(attended, w.out).float()
     normed = F.layer_norm(x, x.shape[-1:], w.norm, w.norm_bias, EPS)
@@ -73,7 +79,7 @@ def ask_text(
 
 
 def feed_forward(x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tensor, w: BlockWeights) -> torch.Tensor:
-    """After attention to the text [L, R, C]: the stream at the end of the block."""
+    """Residual stream [L, R, C] at the end of the block, from attention to the text [L, R, C]."""
     _, gate, _, scale, _, shift = (w.modulation + modulation).unbind(1)
     x = x + product(attended, w.text_out).float()
     hidden = activated(modulate(x, scale, shift), w.up)
@@ -81,12 +87,12 @@ def feed_forward(x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tens
 
 
 def modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """AdaLN: x [L, R, C] normalised without affine weights, then scale and shift, each [R, C]."""
+    """Applies AdaLN: x [L, R, C] normalised without affine weights, then scale and shift, each [R, C]."""
     return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of interleaved pairs, x [L, R, H, c]; joins no halves, so that it fuses into what reads it."""
+    """Applies rotary embedding of interleaved pairs to x [L, R, H, c]; joins no halves, so it fuses into its reader."""
     cos, sin = (t[:, None, None, :, None] for t in (cos, sin))
     pairs = x.unflatten(-1, (-1, 2))
     sign = 2.0 * torch.arange(2, device=x.device) - 1
@@ -96,7 +102,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 def attend(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """q [L, R, H, c] to keys and values [R, H, S, c] whose last axis is contiguous -> [L, R, C]; copies nothing."""
+    """Attention of q [L, R, H, c] to keys and values [R, H, S, c] -> [L, R, C]; copies nothing.
+
+    The last axis of keys and values is contiguous.
+    """
     out = F.scaled_dot_product_attention(q.permute(1, 2, 0, 3), keys, values, attn_mask=mask, scale=scale)
-    # Kernels lay their output out as the query. Detached, it is no view of it, and fits code compiled for any kernel's.
+    # Kernels lay out their output like the query. Detached, it is no view of the query, and fits code compiled for any
+    # kernel's output.
     return out.permute(2, 0, 1, 3).flatten(2).detach()

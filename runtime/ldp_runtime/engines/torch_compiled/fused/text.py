@@ -1,4 +1,4 @@
-"""The text's keys and values as the blocks read them, and a place for them where CUDA graphs can find them again."""
+"""The text's keys and values as the blocks read them, and memory for them where CUDA graphs can find them again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import NamedTuple
 
 import torch
 
-#: Texts are padded to a multiple of this where graphs are replayed: one graph serves all texts of about a length.
+#: Texts are padded to a multiple of this where graphs are replayed: one graph then serves all texts of similar length.
 _PADDED_TO = 64
 
 
-#: Prompts whose masks are remembered: images of a batch take turns.
+#: Number of prompts whose masks are remembered: images of a batch alternate.
 _PROMPTS = 32
 
 
 class Text(NamedTuple):
-    """Keys and values of each block [R, H, T, c], and which of their positions are text [R, T]; None: all."""
+    """Keys and values of each block [R, H, T, c], and the mask of their positions [R, T].
+
+    The mask is True at positions that are text; None stands for all.
+    """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -25,43 +28,43 @@ class Text(NamedTuple):
 
     @property
     def broadcast_mask(self) -> torch.Tensor | None:
-        """For attention: [R, 1, 1, T]."""
+        """Mask for attention: [R, 1, 1, T]."""
         return None if self.mask is None else self.mask[:, None, None, :]
 
 
 class TextReader:
-    """Takes the text from a call's inputs; says once a prompt, not once a call, whether it needs a mask."""
+    """Takes the text from a call's inputs; finds out once a prompt, not once a call, if it needs a mask."""
 
     def __init__(self, first: int, last: int) -> None:
         self._blocks = range(first, last)
         self._known: OrderedDict[int, tuple[torch.Tensor, bool]] = OrderedDict()
 
     def read(self, inputs: Mapping[str, torch.Tensor]) -> Text:
-        """As it is given, without its mask."""
+        """Text of the inputs, without its mask."""
         keys, values = ([inputs[f"text_{kind}_{i}"] for i in self._blocks] for kind in "kv")
         return Text(keys, values, None)
 
     def masked(self, text: Text, mask: torch.Tensor) -> Text:
-        """With the mask where rows have several lengths; without, attention is a plainer kernel."""
-        found = self._known.get(id(mask))
-        if found is None or found[0] is not mask:  # asking a GPU makes the host wait for it
-            found = self._known[id(mask)] = (mask, not bool(mask.all()))
+        """Text with the mask if rows have several lengths; without a mask, attention is a simpler kernel."""
+        known = self._known.get(id(mask))
+        if known is None or known[0] is not mask:  # asking a GPU makes the host wait for it
+            known = self._known[id(mask)] = (mask, not bool(mask.all()))
             if len(self._known) > _PROMPTS:
                 self._known.popitem(last=False)
-        return text._replace(mask=mask if found[1] else None)
+        return text._replace(mask=mask if known[1] else None)
 
     def clear(self) -> None:
         self._known.clear()
 
 
 class TextRoom:
-    """Fixed addresses for a text, padded and masked; a text is copied when it is not the one that is there.
+    """Memory at fixed addresses for a padded and masked text, which is copied there unless it is there already.
 
     Args:
-        longest: most positions of a text. Room for them is made at once: a long text moves nothing.
+        longest: most positions of a text. Memory for them is allocated at once: a long text moves nothing.
 
     Attributes:
-        moved: how often addresses were given up, for more rows.
+        moved: number of times that the addresses were given up, for more rows.
     """
 
     def __init__(self, longest: int) -> None:
@@ -71,7 +74,7 @@ class TextRoom:
         self.moved = 0
 
     def place(self, text: Text, mask: torch.Tensor) -> Text:
-        """The text [R, H, T, c] where graphs find it, with its mask [R, T], both padded."""
+        """Text [R, H, T, c] where graphs find it, with its mask [R, T], both padded."""
         rows, length = mask.shape
         room = self._room
         if room is None or room.keys[0].shape[0] < rows:
@@ -92,17 +95,17 @@ class TextRoom:
         return Text(keys, values, room.mask[:rows, :end])
 
     def clear(self) -> None:
-        """Gives the memory back."""
+        """Releases the memory."""
         self._room = self._there = None
 
 
 def padded(length: int) -> int:
-    """Positions that a text of a length takes."""
+    """Positions that a text of this length takes after padding."""
     return -(-length // _PADDED_TO) * _PADDED_TO
 
 
 def _room(text: Text, rows: int, length: int) -> Text:
-    """Zeros: what lies behind a text has no weight, but memory may hold NaN."""
+    """Allocates zeros for a text: memory behind a text has no weight, but it must not hold NaN."""
 
     def zeros(like: list[torch.Tensor]) -> list[torch.Tensor]:
         return [t.new_zeros(rows, t.shape[1], length, t.shape[3]) for t in like]

@@ -1,4 +1,4 @@
-"""The file of a fused engine: weights of its blocks, and of the embedding and the head where they are its own."""
+"""File of a fused engine: weights of its blocks, and of the embedding and the head if the chunk has them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EMBEDDING, HEAD = "embedding", "head"
 
 
 class FusedWeights(NamedTuple):
-    """Blocks in order; `embedding` [C, bits] of the first chunk of a model, `head` of the last."""
+    """Weights of the blocks in order; `embedding` [C, bits] of the first chunk of a model, `head` of the last."""
 
     blocks: list[BlockWeights]
     embedding: torch.Tensor | None
@@ -25,7 +25,7 @@ class FusedWeights(NamedTuple):
 
 
 def in_8_bits(weights: FusedWeights, kind: torch.dtype) -> FusedWeights:
-    """The same with all matrices of the blocks in `INT8` or `FLOAT8`; embedding and head stay."""
+    """The same weights with all matrices of the blocks quantized to `INT8` or `FLOAT8`; embedding and head stay."""
     blocks = [
         BlockWeights(*(rounded(part, kind) if isinstance(part, Matrix) else part for part in block))  # pyright: ignore
         for block in weights.blocks
@@ -34,7 +34,7 @@ def in_8_bits(weights: FusedWeights, kind: torch.dtype) -> FusedWeights:
 
 
 def named_tensors(weights: FusedWeights) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor with its name in the file; empty ones have none."""
+    """Every tensor with its name in the file; empty tensors are left out."""
     parts: list[tuple[str, torch.Tensor | Matrix | None]] = [(EMBEDDING, weights.embedding), (HEAD, weights.head)]
     for i, block in enumerate(weights.blocks):
         parts += [(f"{i}.{name}", part) for name, part in block._asdict().items()]
@@ -46,10 +46,10 @@ def named_tensors(weights: FusedWeights) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def read_weights(name: str, path: Path, blocks: int, device: torch.device) -> FusedWeights:
-    """The weights of the graph `name` with so many blocks, on a device.
+    """Reads the weights of the graph `name` with so many blocks onto a device.
 
     Raises:
-        IntegrityError: the file is no such file.
+        IntegrityError: the file cannot be read, or does not hold these weights.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
