@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from ldp_calibration.shapes import Scene, sample_scene
 from ldp_runtime.disk import written_whole
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 from torch import nn
 
 from ldp_export.checkpoints import infinity as checkpoints

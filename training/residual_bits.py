@@ -7,8 +7,8 @@ their targets, quantised from what is still missing, repair it. (Infinity, secti
 
 import torch
 from ldp_runtime.families.infinity import accumulate, next_input, resize
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 from torch.nn import functional as F
 
 

@@ -18,7 +18,7 @@ from ldp_export.families.base import Family, graph_kind
 from ldp_export.families.choose import choose_family
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.infinity import InfinityBlocksGraph
-from ldp_export.graphs.key_values import static_signature
+from ldp_export.graphs.kv_cache import static_signature
 from ldp_export.graphs.signature import QUANTIZED, GraphSignature
 from ldp_export.models.registry import NamedModel
 
@@ -37,7 +37,7 @@ class BuildOptions:
         builder: builder of the engines.
         precision: precision of the graphs.
         discard_graphs: deletes an exported graph once its engine is built: half the disk, but another export next time.
-        kv_cache: kind of KV cache of the `blocks` graphs; see `graphs/key_values.py`.
+        kv_cache: kind of KV cache of the `blocks` graphs; see `graphs/kv_cache.py`.
     """
 
     output: Path

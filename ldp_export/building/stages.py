@@ -19,7 +19,7 @@ from ldp_export.building.cache import Stage, is_complete
 from ldp_export.building.plan import BuildPlan
 from ldp_export.families.base import graph_kind, graph_part, loaded_graph
 from ldp_export.graphs.graph import OPSET
-from ldp_export.graphs.key_values import STATIC_OPSET
+from ldp_export.graphs.kv_cache import STATIC_OPSET
 from ldp_export.graphs.onnx import FORMAT, check_twin, export_graph
 from ldp_export.versions import TOOLCHAIN
 

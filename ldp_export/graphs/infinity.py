@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ldp_export.graphs.graph import Graph, Precision
-from ldp_export.graphs.key_values import DynamicKeyValues, KeyValues, StaticKeyValues, attention, static_signature
+from ldp_export.graphs.kv_cache import DynamicKeyValues, KeyValues, StaticKeyValues, attention, static_signature
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity import (
     FLOAT32_ISLANDS,

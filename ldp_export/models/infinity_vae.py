@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.infinity import accumulate, resize
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 from torch import nn
 from torch.nn import functional as F
 

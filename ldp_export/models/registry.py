@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from ldp_runtime.bundle.manifest import Defaults
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.models.infinity import InfinityConfig, ffn_width
 from ldp_export.models.infinity_vae import InfinityVaeConfig

@@ -13,10 +13,10 @@ from functools import lru_cache
 import torch
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.infinity import accumulate, bits_to_codes, next_input, tokens_to_latent
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.noise import draw_noise
 from ldp_runtime.sampling import SamplingFilter, logit_difference, sample_bits
 from ldp_runtime.schedule import ScaleSchedule, rope_table
+from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.models.infinity import InfinityPrompt, InfinityTransformer, KeyValue, Rope
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from ldp_runtime.families.infinity import accumulate, bits_to_codes, next_input, tokens_to_latent
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 from torch.nn import functional as F
 
 from ldp_export.models.infinity import InfinityTransformer

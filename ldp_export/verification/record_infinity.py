@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from ldp_runtime.bundle.manifest import Defaults, InfinityEntry
 from ldp_runtime.families.infinity import accumulate, bits_to_codes, tokens_to_latent
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.sampling import SamplingFilter, logit_difference
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 from ldp_runtime.tokenizer import PromptTokenizer
 
 from ldp_export.checkpoints.t5 import TextEncoder

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from ldp_runtime.bundle.files import REFERENCE, Bundle
-from ldp_runtime.bundle.manifest import QuantizedPrecision, QuantizedScales
 from ldp_runtime.engines.blocks import PromptRows
 from ldp_runtime.errors import NonFiniteError, VerificationError
 from ldp_runtime.families.choose import guidance_weights, placement
@@ -27,31 +26,19 @@ from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.verification.cases import Case, ReferenceCases
-from ldp_export.verification.rounding import quantized_rounding
+from ldp_export.verification.tolerances import (
+    FEATURES,
+    LATENT,
+    LOGITS,
+    QUANTIZED_IMAGE,
+    ROUNDING_SLACK,
+    UNIT,
+    allowed_in_8_bits,
+    clear_margin,
+    image_tolerance,
+    logits_tolerance,
+)
 from ldp_export.versions import installed
-
-#: Largest absolute errors; beyond a root mean square of `UNIT` of the reference output, they grow in proportion to it.
-#: Two correct float32 implementations of a model with logits of standard deviation 2.5 differ by up to 1.2e-5. For a
-#: model that rounds more, the larger error was recorded with the reference runs (see rounding.py).
-LOGITS, LATENT, IMAGE, FEATURES = 1.2e-5, 1e-6, 1e-4, 1e-5
-#: Number of pixels up to which `IMAGE` holds; beyond, the limit grows with the number. ONNX Runtime adds up the values
-#: of a group norm one after another: two correct decoders differed by 2.3e-5 at 512x512 and by 2.7e-4 at 1024x1024
-#: (random weights).
-IMAGE_PIXELS = 2**16
-#: Limit like `LOGITS` for logits over a codebook: two implementations of VAR were found to differ by as much.
-VAR_LOGITS = 3e-5
-UNIT = 2.5
-#: Largest RMS error of an image in [-1, 1] from a decoder in 8-bit integers: a PSNR of 32 dB.
-QUANTIZED_IMAGE = 0.05
-#: Largest RMS error of logits from blocks that multiply 8-bit numbers, in units of the logits' own RMS, whatever was
-#: measured on the reference model. Trained models had 0.02 to 0.04 in integers, 0.05 to 0.1 in floats of 4 significant
-#: bits.
-QUANTIZED_LOGITS: dict[QuantizedPrecision, float] = {"int8": 0.1, "float8": 0.25}
-#: Engines of a reduced precision may err by this many times the error that PyTorch makes in the same precision: they
-#: add in another order, and round at other steps.
-ROUNDING_SLACK = 3.0
-#: Closest decision above which rounding cannot flip a bit, so that final images must agree in every bit.
-CLEAR_MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -152,12 +139,6 @@ def packages() -> dict[str, str]:
     return installed(names)
 
 
-def _clear_margin(bundle: Bundle, reference: ReferenceCases, case: Case) -> float:
-    """Margin of a case above which neither the engines' rounding nor that of their precision can flip a decision."""
-    amplified = (2 * abs(case.guidance) + 1) / bundle.manifest.defaults.temperature
-    return max(CLEAR_MARGIN, ROUNDING_SLACK * reference.rounding.get("logits", 0.0) * amplified)
-
-
 def _compare(
     name: str, got: torch.Tensor, expected: torch.Tensor, tolerance: float, rounding: float | None = None
 ) -> Check:
@@ -221,18 +202,18 @@ def _check_case(
     for k in range(S):
         expected = reference.tensors[f"{case.name}.logits_{k}"]
         if bundle.manifest.late is not None and k in quantized:
-            allowed = _allowed_in_8_bits(bundle.manifest.late, reference, k)
+            allowed = allowed_in_8_bits(bundle.manifest.late, reference, k)
             add(_compare_8_bits(f"{case.name}, scale {k}", seen[k], expected, allowed))
             continue
         rounding = reference.rounding.get("logits")
-        add(_compare(f"{case.name}, scale {k}, logits", seen[k], expected, _logits_tolerance(case), rounding))
+        add(_compare(f"{case.name}, scale {k}, logits", seen[k], expected, logits_tolerance(case), rounding))
     if case.pruned:
         return
     latent = reference.tensors[f"{case.name}.latent"]
     add(_compare(f"{case.name}, latent", state.latent, latent, LATENT))
     if f"{case.name}.image" in reference.tensors:
         _check_image(bundle, engines, reference, case, add)
-    if case.margin is not None and case.margin > _clear_margin(bundle, reference, case) and not quantized:
+    if case.margin is not None and case.margin > clear_margin(bundle, reference, case) and not quantized:
         free = run_case(bundle, engines, prompt, schedule, case, None, None, None)
         add(_compare(f"{case.name}, latent drawn freely", free.latent, latent, LATENT))
 
@@ -254,20 +235,12 @@ def _check_quantized_blocks(
         return
 
     def compare(k: int, logits: torch.Tensor) -> None:
-        expected, allowed = reference.tensors[f"{case.name}.logits_{k}"], _allowed_in_8_bits(entry, reference, k)
+        expected, allowed = reference.tensors[f"{case.name}.logits_{k}"], allowed_in_8_bits(entry, reference, k)
         add(_compare_8_bits(f"late blocks at scale {k}", logits, expected, allowed))
 
     prompt = case_rows(bundle, engines, reference, case)
     tokens = [t.to(device) for t in reference.tokens(case, len(schedule))]
     run_case(bundle, engines, prompt, schedule, case, tokens, None, compare, quantized=recorded)
-
-
-def _allowed_in_8_bits(quantized: QuantizedScales, reference: ReferenceCases, scale: int) -> float:
-    """Largest error that rounding explains in a quantized scale's logits, as a share of their RMS.
-
-    It follows from the error that was measured when the bundle was built.
-    """
-    return min(QUANTIZED_LOGITS[quantized.precision], ROUNDING_SLACK * reference.rounding[quantized_rounding(scale)])
 
 
 def _compare_8_bits(where: str, got: torch.Tensor, expected: torch.Tensor, allowed: float) -> Check:
@@ -287,7 +260,7 @@ def _check_image(
         add(_compare_rms(f"{case.name}, decoder in 8-bit integers, RMS", image[0], expected, QUANTIZED_IMAGE))
         return
     rounding = reference.rounding.get("image")
-    add(_compare(f"{case.name}, decoder", image[0], expected, _image_tolerance(expected), rounding))
+    add(_compare(f"{case.name}, decoder", image[0], expected, image_tolerance(expected), rounding))
 
 
 def case_rows(bundle: Bundle, engines: Engines, reference: ReferenceCases, case: Case) -> PromptRows:
@@ -298,15 +271,6 @@ def case_rows(bundle: Bundle, engines: Engines, reference: ReferenceCases, case:
         return class_rows(engines, bundle.manifest, case.label, guided)
     features = reference.tensors[f"{case.name}.features"].to(engines.prompt.device)
     return text_rows(engines, bundle.manifest, features, guided)
-
-
-def _logits_tolerance(case: Case) -> float:
-    return LOGITS if case.label is None else VAR_LOGITS
-
-
-def _image_tolerance(image: torch.Tensor) -> float:
-    """Largest error allowed in an image [3, H, W], before rounding is counted."""
-    return IMAGE * max(1.0, image[0].numel() / IMAGE_PIXELS)
 
 
 def run_case(

@@ -6,14 +6,11 @@ import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ldp_runtime.errors import NonFiniteError
-
-if TYPE_CHECKING:
-    pass
 
 
 @lru_cache(maxsize=256)

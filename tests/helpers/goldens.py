@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 
 from helpers.golden_weights import GOLDEN, golden_folder
 from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae

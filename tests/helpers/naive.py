@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 from ldp_runtime import LatentDiscrepancy
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.noise import position_noise
 from ldp_runtime.sampling import SamplingFilter, sample_bits
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 from torch.nn import functional as F
 
 from ldp_export.models.infinity import InfinityTransformer

@@ -19,8 +19,8 @@ from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.disk import write_durably
 from ldp_runtime.engines.tensorrt.library import Flavour, Library, Message, load_library
 from ldp_runtime.errors import EngineBuildError, IncompatibleBundleError
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.builders.base import ExportedGraph
 from ldp_export.builders.cancellable import BuildProgress, progress_monitor, run_cancellable

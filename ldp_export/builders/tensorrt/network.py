@@ -17,7 +17,7 @@ from typing import Any
 from ldp_runtime.engines.tensorrt.library import Library, Message
 from ldp_runtime.errors import EngineBuildError
 
-from ldp_export.graphs.key_values import LENGTHS
+from ldp_export.graphs.kv_cache import LENGTHS
 from ldp_export.graphs.onnx import MODEL_FILE
 from ldp_export.graphs.signature import Axis, GraphSignature
 

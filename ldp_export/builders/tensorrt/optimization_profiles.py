@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from ldp_runtime.bundle.optimization_profiles import AxisRange, OptimizationProfile
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.graphs.signature import Axis, GraphSignature
 

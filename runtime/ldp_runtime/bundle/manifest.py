@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 
 SCHEMA_VERSION = 3
 

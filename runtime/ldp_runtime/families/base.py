@@ -8,12 +8,16 @@ latent, and Down(F_{k-1}) the input of scale k.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import Grid, ScaleSchedule
+
+#: Tensors of a bundle by name, on the device of its engines.
+Constants = Mapping[str, torch.Tensor]
 
 
 class Codec(Protocol):

@@ -9,17 +9,21 @@ one token is a 2x2 patch of latents and bits = 4 d; otherwise the grids coincide
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from ldp_runtime.guidance import gap_per_token
-from ldp_runtime.layout import LatentLayout
+from ldp_runtime.bundle.manifest import InfinityEntry
+from ldp_runtime.engines.blocks import Placement
+from ldp_runtime.families.base import Constants
+from ldp_runtime.guidance import gap_per_token, per_scale
 from ldp_runtime.noise import draw_noise, position_noise
 from ldp_runtime.numerics import scalar
 from ldp_runtime.sampling import SamplingFilter, logit_difference, sample_bits
-from ldp_runtime.schedule import Grid, ScaleSchedule
+from ldp_runtime.schedule import Grid, ScaleSchedule, rope_table
+from ldp_runtime.token_layout import LatentLayout
 
 
 def bits_to_codes(bits: torch.Tensor, layout: LatentLayout) -> torch.Tensor:
@@ -99,3 +103,26 @@ class BitCodec:
 
     def next_input(self, latents: torch.Tensor, grid: Grid) -> torch.Tensor:
         return next_input(latents, grid, self.layout)
+
+
+def codec(model: InfinityEntry) -> BitCodec:
+    """Codec of a model of this family."""
+    return BitCodec(model.layout)
+
+
+def placement(model: InfinityEntry, constants: Constants, schedule: ScaleSchedule) -> Placement:
+    """Scale embeddings, and rotary tables of every token."""
+    offsets = constants["level_offsets"]
+    rotary = rope_table(schedule, model.width // model.heads)
+    return Placement(
+        offsets, tuple({"cos": cos.to(offsets.device), "sin": sin.to(offsets.device)} for cos, sin in rotary)
+    )
+
+
+def guidance_weights(guidance: float | Sequence[float], scales: int) -> tuple[float, ...]:
+    """Weight of the conditional branch at each scale: one number for all, or a list of them.
+
+    Raises:
+        ConfigError: `guidance` is not made of numbers, has too few of them, or one is not finite.
+    """
+    return per_scale(guidance, scales, "guidance_scale")

@@ -5,12 +5,17 @@ Source: the VAR reference implementation (`VectorQuantizer2`, `autoregressive_in
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ldp_runtime.bundle.manifest import VarEntry
+from ldp_runtime.engines.blocks import Placement
+from ldp_runtime.families.base import Constants
+from ldp_runtime.guidance import per_scale, ramp
 from ldp_runtime.numerics import exact_convolutions
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import Grid, ScaleSchedule
@@ -131,3 +136,33 @@ def phi_index(scale: int, scales: int, phis: int) -> int:
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     with exact_convolutions(x.device):
         return F.conv2d(x, weight, bias, padding=1)
+
+
+def codec(model: VarEntry, constants: Constants) -> CodebookCodec:
+    """Codec of a model of this family.
+
+    Codebook and phi convolutions are constants, not a graph: they are used between the engine calls, on residuals that
+    the policy filled in. They take a fraction of a percent of a scale's work.
+    """
+    phis = constants["phi_weight"], constants["phi_bias"]
+    return CodebookCodec(constants["codebook"], *phis, phi_share=model.phi_share)
+
+
+def placement(constants: Constants, schedule: ScaleSchedule) -> Placement:
+    """Scale embeddings, and learned positions of every token."""
+    learned = constants["positions"].split(schedule.tokens)
+    return Placement(constants["level_offsets"], tuple({"positions": positions} for positions in learned))
+
+
+def guidance_weights(guidance: float | Sequence[float], scales: int) -> tuple[float, ...]:
+    """Weight of the conditional branch at each scale.
+
+    A number is the end of the original's ramp, which begins without guidance; a list holds the weights themselves.
+
+    Raises:
+        ConfigError: `guidance` is not made of numbers, has too few of them, or one is not finite.
+    """
+    if isinstance(guidance, Iterable):
+        return per_scale(guidance, scales, "guidance_scale")
+    (end,) = per_scale(guidance, 1, "guidance_scale")
+    return ramp(end, scales)

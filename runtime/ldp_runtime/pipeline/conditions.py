@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,10 +16,6 @@ from ldp_runtime.numerics import check_finite
 from ldp_runtime.pipeline.open_engines import Engines
 from ldp_runtime.pipeline.request import ImageRequest, Text
 from ldp_runtime.tokenizer import PromptTokenizer
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Rows of one condition: the conditional one, and the unconditional one (None without guidance).
 Branches = tuple[PromptRows, PromptRows | None]

@@ -21,7 +21,7 @@ from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVaeConfig
 from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
 from ldp_export.reference.oracle import pruned_infinity_logits
-from ldp_export.verification.verify import LATENT, LOGITS
+from ldp_export.verification.tolerances import LATENT, LOGITS
 
 #: Three blocks in as many chunks, one head, patchify with an odd number of bits, few text tokens.
 PATCHED = (

@@ -11,7 +11,7 @@ from ldp_runtime.errors import VerificationError
 
 from ldp_export.verification.cases import ROUNDING_FILE, Case, ReferenceCases
 from ldp_export.verification.rounding import FLOAT32_NOISE, measure_float32
-from ldp_export.verification.verify import LOGITS
+from ldp_export.verification.tolerances import LOGITS
 
 RECORDED = torch.tensor([[1.0, -3.0], [2.0, 0.5]])
 

@@ -21,7 +21,8 @@ from ldp_export.building.build import build
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.graphs.graph import Graph
-from ldp_export.verification.verify import IMAGE, Report, _compare, _image_tolerance, require_verified, verify_bundle
+from ldp_export.verification.tolerances import IMAGE, image_tolerance
+from ldp_export.verification.verify import Report, _compare, require_verified, verify_bundle
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ class TestComparison:
 
     def test_large_pictures_may_differ_by_more(self) -> None:
         """What ONNX Runtime was seen to differ by at 1024x1024 passes; ten times as much does not."""
-        small, large = _image_tolerance(torch.empty(3, 64, 64)), _image_tolerance(torch.empty(3, 1024, 1024))
+        small, large = image_tolerance(torch.empty(3, 64, 64)), image_tolerance(torch.empty(3, 1024, 1024))
         assert small == IMAGE
         assert 2.7e-4 < large < 2.7e-3
 

@@ -14,7 +14,7 @@ from ldp_runtime.families.infinity import (
     resize,
     tokens_to_latent,
 )
-from ldp_runtime.layout import LatentLayout
+from ldp_runtime.token_layout import LatentLayout
 
 LAYOUTS = [LatentLayout(32), LatentLayout(14, 2), LatentLayout(3, 2)]
 

@@ -9,9 +9,9 @@ import torch
 from ldp_runtime.families.base import Codec
 from ldp_runtime.families.infinity import BitCodec
 from ldp_runtime.families.var import CodebookCodec
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 
 
 def codecs() -> list[Codec]:

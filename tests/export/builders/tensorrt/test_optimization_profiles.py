@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime.bundle.optimization_profiles import AxisRange, OptimizationProfile, choose_profile
 from ldp_runtime.errors import CapacityError, ConfigError
-from ldp_runtime.layout import LatentLayout
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.builders.tensorrt.optimization_profiles import (
     all_schedules,

@@ -23,7 +23,7 @@ from helpers.var_samples import VAR_MODELS
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.tensorrt.library import load_library
 from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError
-from ldp_runtime.layout import LatentLayout
+from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.builders.base import Compiler, ExportedGraph
 from ldp_export.builders.cancellable import BuildProgress, run_cancellable
