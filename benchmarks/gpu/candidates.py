@@ -103,14 +103,13 @@ class Bench:
         """How far the blocks' logits are from the original loop's, given its bits: by scale, relative to their norm."""
         toolkit, found = self.toolkit(candidate), []
         eager = self._eager.run(1, keep_trace=True)
-        (image,) = toolkit.images(1)
-        image.forced_tokens = [bits[0] for bits in eager.bits]
+        images = toolkit.images(1, forced=[bits[0] for bits in eager.bits])
 
         def compare(scale: int, logits: torch.Tensor) -> None:
             raw = eager.raw_logits[scale]
             found.append(float((logits - raw).norm() / raw.norm()))
 
-        toolkit.run([image], Policy(), on_logits=compare)
+        toolkit.run(images, on_logits=compare)
         return found
 
     def counts(self, candidate: Candidate) -> dict[str, Any]:

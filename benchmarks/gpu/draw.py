@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -13,8 +14,9 @@ from ldp_runtime.engines.torch_compiled.fused.products import KINDS
 from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, in_8_bits
 from ldp_runtime.families.infinity import BitCodec
 from ldp_runtime.noise import logistic_noise
+from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
-from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, OnLogits, run_scales
+from ldp_runtime.pipeline.scale_loop import Run
 from ldp_runtime.pipeline.trace import ScaleTrace
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
@@ -26,6 +28,7 @@ from ldp_export.graphs.infinity import InfinityBlocksGraph, InfinityPromptGraph,
 from ldp_export.graphs.signature import tensor_entries
 from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
+from ldp_export.verification.forced import OverheardBlocks, RecordedCodec
 
 
 def sampling_rule(model: Model) -> SamplingFilter:
@@ -70,6 +73,10 @@ class Eager:
         )
 
 
+#: Told the scale and the logits [R, L, V] of each call.
+OnLogits = Callable[[int, torch.Tensor], None]
+
+
 class Toolkit:
     """This toolkit's loop and its fused engine of the blocks, and what else is asked for.
 
@@ -95,40 +102,49 @@ class Toolkit:
     @torch.no_grad()
     def draw(self, batch: int, policy: Policy) -> tuple[torch.Tensor, list[list[ScaleTrace]]]:
         """Pixels [B, 3, height, width], and what every image computed."""
-        images = self.run(self.images(batch), policy)
+        images = self.run(self.images(batch, policy=policy))
         pixels = torch.cat([self.decode(self.model.vae, image.latent[None]) for image in images])
         return pixels, [image.trace for image in images]
 
-    def images(self, batch: int, seed: int = 0) -> list[ImageState]:
-        """Images to be drawn, of seeds one apart; a thread draws their noise from now on."""
-        schedule, device = self.model.schedule, self.model.device
+    def images(
+        self,
+        batch: int,
+        seed: int = 0,
+        policy: Policy | None = None,
+        forced: Sequence[torch.Tensor] | None = None,
+    ) -> list[ImageState]:
+        """Images to be drawn, of seeds one apart; a thread draws their noise from now on.
+
+        Args:
+            forced: recorded bits [h*w, bits] of each scale, which are taken instead of drawn ones.
+        """
+        spec, schedule, device = self.model.spec, self.model.schedule, self.model.device
+        settings = ImageSettings(
+            codec=self.codec if forced is None else RecordedCodec(self.codec),
+            guidance=(spec.guidance,) * len(schedule),
+            temperature=(spec.temperature,) * len(schedule),
+            filter=self.rule,
+            policy=policy or Policy(),
+        )
         return [
             ImageState(
-                seed=seed + i,
-                noise=NoiseAhead(seed + i, self.codec, schedule, device, self.drawer),
-                latent=self.codec.empty_latent(schedule).to(device),
+                settings,
+                schedule,
+                seed + i,
+                NoiseAhead(seed + i, self.codec, schedule, device, self.drawer) if forced is None else forced,
+                self.codec.empty_latent(schedule).to(device),
                 unconditional=True,
             )
             for i in range(batch)
         ]
 
     @torch.no_grad()
-    def run(self, images: list[ImageState], policy: Policy, on_logits: OnLogits | None = None) -> list[ImageState]:
+    def run(self, images: list[ImageState], on_logits: OnLogits | None = None) -> list[ImageState]:
         """All scales; gives the images back, their latents drawn."""
-        spec, schedule = self.model.spec, self.model.schedule
-        settings = LoopSettings(
-            schedule=schedule,
-            codec=self.codec,
-            guidance=(spec.guidance,) * len(schedule),
-            temperature=(spec.temperature,) * len(schedule),
-            filter=self.rule,
-            policy=policy,
-            placement=self.placement,
-            quantized=frozenset()
-            if self.quantized is None
-            else frozenset(schedule.detail_scales(self.quantized.share)),
-        )
-        run_scales(self.blocks, self.rows(len(images)), images, settings, on_logits=on_logits)
+        schedule, share = self.model.schedule, None if self.quantized is None else self.quantized.share
+        quantized = frozenset() if share is None else frozenset(schedule.detail_scales(share))
+        blocks = self.blocks if on_logits is None else OverheardBlocks(self.blocks, on_logits)
+        Run(blocks, self.placement, images, self.rows(len(images)), quantized).complete()
         return images
 
     def rows(self, batch: int) -> PromptRows:

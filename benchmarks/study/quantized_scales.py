@@ -21,8 +21,7 @@ import torch
 from ldp_calibration.fidelity import psnr_db
 from ldp_runtime.bundle.manifest import QuantizedPrecision, QuantizedScales
 from ldp_runtime.guidance import guide
-from ldp_runtime.pipeline.scale_loop import ImageState
-from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.pipeline.batch import ImageState
 from ldp_runtime.sampling import sample_bits
 from ldp_runtime.tokenizer import PromptTokenizer
 from rich.progress import track
@@ -102,15 +101,15 @@ def draw(
     toolkit: Toolkit, seed: int, forced: list[torch.Tensor] | None = None
 ) -> tuple[ImageState, list[torch.Tensor]]:
     """An image, its scales taken from `forced` bits where given, and the bits that the blocks would draw."""
-    (image,) = toolkit.images(1, seed)
-    image.forced_tokens = forced
+    images = toolkit.images(1, seed, forced=forced)
+    noise = toolkit.codec.noise(seed, toolkit.model.schedule)
     spec, bits = toolkit.model.spec, []
 
     def note(scale: int, logits: torch.Tensor) -> None:
         scores = guide(*toolkit.codec.scores(logits), spec.guidance) / spec.temperature
-        bits.append(sample_bits(scores, image.noise[scale], toolkit.rule))
+        bits.append(sample_bits(scores, noise[scale], toolkit.rule))
 
-    toolkit.run([image], Policy(), on_logits=note)
+    (image,) = toolkit.run(images, on_logits=note)
     return image, bits
 
 

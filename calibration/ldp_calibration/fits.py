@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pipeline.pipeline import Condition, Pipeline, ScaleEvent
+from ldp_runtime.pipeline.drawing import ScaleEvent
+from ldp_runtime.pipeline.pipeline import Condition, Pipeline
 from ldp_runtime.pruning.fills import predictors
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ldp_runtime.pipeline.pipeline import ScaleCallback, ScaleEvent
+    from ldp_runtime.pipeline.drawing import ScaleEvent
+    from ldp_runtime.pipeline.pipeline import ScaleCallback
 
     from ldp_export.progress import Progress, ProgressEvent
 

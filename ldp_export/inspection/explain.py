@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ldp_calibration.drawing import pyplot
 from ldp_calibration.fidelity import psnr_db
-from ldp_runtime.pipeline.pipeline import Pipeline, ScaleEvent
+from ldp_runtime.pipeline.drawing import ScaleEvent
+from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pipeline.trace import ScaleTrace, Trace
 from ldp_runtime.pruning.parse import parse_policy
 

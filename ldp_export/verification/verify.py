@@ -18,14 +18,16 @@ from ldp_runtime.errors import NonFiniteError, VerificationError
 from ldp_runtime.families.choose import guidance_weights, placement
 from ldp_runtime.guidance import per_scale
 from ldp_runtime.numerics import all_finite
+from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.conditions import class_rows, run_prompt, text_rows
 from ldp_runtime.pipeline.open_engines import Engines, check_threads, device_of, open_engines
-from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
+from ldp_runtime.pipeline.scale_loop import Run
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.verification.cases import Case, ReferenceCases
+from ldp_export.verification.forced import GivenMasks, OverheardBlocks, RecordedCodec
 from ldp_export.verification.tolerances import (
     FEATURES,
     LATENT,
@@ -292,26 +294,18 @@ def run_case(
     manifest = bundle.manifest
     codec, S = engines.codec, len(schedule)
     device, defaults = engines.blocks.device, manifest.defaults
-    guidance = guidance_weights(manifest.model, case.guidance, S)
-    state = ImageState(
-        seed=case.seed or 0,
-        noise=tuple(n.to(device) for n in codec.noise(case.seed or 0, schedule)),
-        latent=codec.empty_latent(schedule).to(device),
-        unconditional=any(g != 1 for g in guidance),
-        forced_tokens=tokens,
-        forced_keep=keep,
-    )
-    settings = LoopSettings(
-        schedule,
-        codec,
-        guidance,
+    noise = codec.noise(case.seed or 0, schedule) if tokens is None else tokens
+    settings = ImageSettings(
+        codec if tokens is None else RecordedCodec(codec),
+        guidance_weights(manifest.model, case.guidance, S),
         per_scale(defaults.temperature, S, "temperature"),
         SamplingFilter(defaults.top_k, defaults.top_p),
-        Policy(),
-        placement(manifest.model, engines.constants, schedule),
-        _quantized_scales(bundle, case) if quantized is None else quantized,
+        Policy() if keep is None else GivenMasks(keep),
     )
-    run_scales(engines.blocks, prompt, [state], settings, None, on_logits)
+    state = ImageState.new(settings, schedule, case.seed or 0, tuple(n.to(device) for n in noise), device)
+    blocks = engines.blocks if on_logits is None else OverheardBlocks(engines.blocks, on_logits)
+    placed = placement(manifest.model, engines.constants, schedule)
+    Run(blocks, placed, [state], prompt, _quantized_scales(bundle, case) if quantized is None else quantized).complete()
     return state
 
 

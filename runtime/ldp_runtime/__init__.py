@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import open_bundle
     from ldp_runtime.errors import LdpError
-    from ldp_runtime.pipeline.pipeline import GenerationResult, Pipeline, ScaleEvent
+    from ldp_runtime.pipeline.drawing import ScaleEvent
+    from ldp_runtime.pipeline.pipeline import GenerationResult, Pipeline
     from ldp_runtime.pruning import (
         FixedRatio,
         LatentDiscrepancy,
@@ -24,7 +25,7 @@ _HOMES = {
     "LdpError": "errors",
     "GenerationResult": "pipeline.pipeline",
     "Pipeline": "pipeline.pipeline",
-    "ScaleEvent": "pipeline.pipeline",
+    "ScaleEvent": "pipeline.drawing",
     "FixedRatio": "pruning",
     "LatentDiscrepancy": "pruning",
     "Policy": "pruning",

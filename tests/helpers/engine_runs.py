@@ -13,11 +13,14 @@ from ldp_runtime import Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.families.choose import guidance_weights, placement
 from ldp_runtime.guidance import per_scale
+from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.conditions import text_rows
 from ldp_runtime.pipeline.open_engines import Engines
-from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
+from ldp_runtime.pipeline.scale_loop import Run
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
+
+from ldp_export.verification.forced import GivenMasks, OverheardBlocks, RecordedCodec
 
 
 def engines_of(pipe: Pipeline) -> Engines:
@@ -52,19 +55,18 @@ def run_loop(
     schedule = schedule or pipe.manifest.schedule()
     S, codec = len(schedule), engines.codec
     prompt = text_rows(engines, pipe.manifest, text, guided=True)
-    image = ImageState(seed, codec.noise(seed, schedule), codec.empty_latent(schedule), True, bits, keep)
-    settings = LoopSettings(
-        schedule,
-        codec,
+    settings = ImageSettings(
+        codec if bits is None else RecordedCodec(codec),
         guidance_weights(model, guidance, S),
         per_scale(temperature, S, "temperature"),
         rule or SamplingFilter(900, 0.97),
-        policy or Policy(),
-        placement(model, engines.constants, schedule),
-        quantized,
+        GivenMasks(keep) if keep is not None else policy or Policy(),
     )
+    noise = codec.noise(seed, schedule) if bits is None else bits
+    image = ImageState(settings, schedule, seed, noise, codec.empty_latent(schedule), True)
     run = LoopRun(image)
-    run_scales(engines.blocks, prompt, [image], settings, None, lambda k, logits: run.logits.update({k: logits}))
+    blocks = OverheardBlocks(engines.blocks, run.logits.__setitem__)
+    Run(blocks, placement(model, engines.constants, schedule), [image], prompt, quantized).complete()
     return run
 
 

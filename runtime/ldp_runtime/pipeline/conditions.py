@@ -26,27 +26,27 @@ def condition_rows(
     manifest: Manifest,
     tokenizer: PromptTokenizer | None,
     images: Sequence[ImageRequest],
-    guided: bool,
 ) -> PromptRows:
-    """Rows [conditional of each image, unconditional of each image]; a text shared by images is encoded once."""
+    """Rows [conditional of each image, unconditional of each guided one]; a text shared by images is encoded once."""
     encode = cache(partial(_features, engines, manifest, tokenizer))  # tensors are hashed by identity, here and below
     if len(images) == 1:
-        return _image_rows(engines, manifest, encode, images[0], guided)
-    known: dict[tuple[Text | int, Text | None], Branches] = {}
+        return _image_rows(engines, manifest, encode, images[0])
+    known: dict[tuple[Text | int, Text | None, bool], Branches] = {}
     pairs = []
     for image in images:
-        key = (image.condition, image.negative)
+        key = (image.condition, image.negative, image.is_guided)
         if key not in known:
-            known[key] = _split(_image_rows(engines, manifest, encode, image, guided))
+            known[key] = _split(_image_rows(engines, manifest, encode, image))
         pairs.append(known[key])
     conditional = [pair[0] for pair in pairs]
     return PromptRows.stack(conditional + [pair[1] for pair in pairs if pair[1] is not None])
 
 
 def _image_rows(
-    engines: Engines, manifest: Manifest, encode: Callable[[Text], torch.Tensor], image: ImageRequest, guided: bool
+    engines: Engines, manifest: Manifest, encode: Callable[[Text], torch.Tensor], image: ImageRequest
 ) -> PromptRows:
     """Rows [conditional, unconditional] of one image; without guidance the conditional row alone."""
+    guided = image.is_guided
     if isinstance(image.condition, int):
         return class_rows(engines, manifest, image.condition, guided)
     features = encode(image.condition)

@@ -22,17 +22,17 @@ from ldp_runtime.engines.out_of_memory import capacity_errors
 from ldp_runtime.errors import Cancelled, ConfigError, IncompatibleBundleError, LdpError
 from ldp_runtime.families.base import Codec
 from ldp_runtime.families.choose import placement
-from ldp_runtime.families.var import CodebookCodec
 from ldp_runtime.numerics import check_finite
+from ldp_runtime.pipeline.batch import ImageState
 from ldp_runtime.pipeline.conditions import condition_rows
+from ldp_runtime.pipeline.drawing import Drawing, ScaleEvent, start_run
 from ldp_runtime.pipeline.memory import check_capacity, check_rows
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
 from ldp_runtime.pipeline.open_engines import Engines, check_runnable, check_threads, device_of, open_engines
-from ldp_runtime.pipeline.request import Request, check_output_type, make_request
-from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
-from ldp_runtime.pipeline.trace import ScaleTrace, Trace
+from ldp_runtime.pipeline.request import ImageRequest, Request, check_output_type, make_request
+from ldp_runtime.pipeline.scale_loop import Run
+from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.pixels import to_output
-from ldp_runtime.pruning.parse import describe
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.tokenizer import PromptTokenizer
@@ -47,35 +47,6 @@ logger = logging.getLogger(__name__)
 #: Most draws of `warmup`: the first launches kernels, the second captures graphs; the third replays them, or captures
 #: those whose memory has moved meanwhile.
 _WARM_UP_DRAWS = 5
-
-
-@dataclass(frozen=True)
-class ScaleEvent:
-    """Event that the callback sees after each scale of each engine call.
-
-    Attributes:
-        scale: index of the scale.
-        scales: number of scales that will be run.
-        images: indices in the request of the images in the call.
-        traces: trace of this scale, one per image.
-        latents: F_k of each image [d, H, W].
-        residuals: R_k of each image on the token grid [channels, h, w], fills included.
-    """
-
-    scale: int
-    scales: int
-    images: tuple[int, ...]
-    traces: tuple[ScaleTrace, ...]
-    latents: tuple[torch.Tensor, ...]
-    residuals: tuple[torch.Tensor, ...]
-    _preview: Callable[[int], Any]
-
-    def preview(self, index: int = 0) -> Any:
-        """Decodes `images[index]` as it is after this scale, to a PIL image.
-
-        Other threads than the one that draws wait until its call has ended, as with any call.
-        """
-        return self._preview(index)
 
 
 #: Condition that an image is drawn from: a text, or a class label.
@@ -119,7 +90,8 @@ class Pipeline:
         self._engines: Engines | None = engines
         self._tokenizer = tokenizer
         self._placement = lru_cache(maxsize=4)(partial(placement, manifest.model, engines.constants))  # by schedule
-        self._lock = threading.RLock()  # reentrant: a callback may draw too
+        self._calls = threading.RLock()  # whole calls queue; reentrant: a callback may draw too
+        self._lock = threading.RLock()  # of the engines, for one step
         on_gpu = engines.blocks.device.type == "cuda"
         self._drawer = ThreadPoolExecutor(1, "ldp-noise") if on_gpu else None
 
@@ -183,9 +155,9 @@ class Pipeline:
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         policy: Policy | str | None = None,
-        aspect_ratio: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
+        aspect_ratio: float | Sequence[float] | None = None,
+        height: int | Sequence[int] | None = None,
+        width: int | Sequence[int] | None = None,
         output_type: str = "pil",
         cfg_insertion_layer: Sequence[int] = (0,),
         more_smooth: bool = False,
@@ -247,18 +219,59 @@ class Pipeline:
             cfg_insertion_layer=cfg_insertion_layer,
             more_smooth=more_smooth,
         )
-        count = len(request.images)
-        with self._running(f"drawing {count} images") as engines:
-            drawn: list[tuple[torch.Tensor, Trace]] = []
-            for first in range(0, count, self.max_batch):
-                part = replace(request, images=request.images[first : first + self.max_batch])
-                drawn += self._draw(engines, part, first, callback_on_scale)
-            seeds = tuple(image.seed for image in request.images)
+        with self._calls:  # calls of other threads wait; between the steps of this one, they may decode
+            drawn = self._draw(request.images, callback_on_scale)
+            return self._result(request, drawn)
+
+    def start(self, images: Sequence[ImageRequest], indices: Sequence[int] | None = None) -> Drawing:
+        """Begins images of one size, to be drawn step by step; steps of several drawings may be taken in turn.
+
+        Images share early calls, whatever their other settings, and none of them depends on the others.
+
+        Args:
+            images: checked requests of one schedule, at most `max_batch`; see `make_request`.
+            indices: of the images in the request that they belong to, for events.
+
+        Raises:
+            ConfigError: no images, too many, or of several schedules.
+            NonFiniteError, CapacityError: the text could not be encoded.
+        """
+        if not 0 < len(images) <= self.max_batch or len({image.schedule for image in images}) > 1:
+            raise ConfigError(
+                f"a drawing takes 1 to {self.max_batch} images of one size, got {len(images)}",
+                hint="start one drawing for each size, or load with a larger max_batch",
+            )
+        doing = f"drawing {len(images)} images"
+        return Drawing(images, self._start, lambda: self._running(doing), self._preview, indices)
+
+    def _draw(self, images: Sequence[ImageRequest], callback: ScaleCallback | None) -> list[tuple[torch.Tensor, Trace]]:
+        """Latent and trace of each image; images of one size are drawn together, `max_batch` at a time."""
+        drawn: dict[int, tuple[torch.Tensor, Trace]] = {}
+        for schedule in dict.fromkeys(image.schedule for image in images):
+            same = [i for i, image in enumerate(images) if image.schedule == schedule]
+            for first in range(0, len(same), self.max_batch):
+                part = same[first : first + self.max_batch]
+                drawing = self.start([images[i] for i in part], part)
+                try:
+                    while not drawing.is_done:
+                        _tell(callback, drawing.step())
+                    drawn |= dict(zip(part, drawing.results(), strict=True))
+                finally:
+                    drawing.close()
+        return [drawn[i] for i in range(len(images))]
+
+    def _result(self, request: Request, drawn: Sequence[tuple[torch.Tensor, Trace]]) -> GenerationResult:
+        seeds = tuple(image.seed for image in request.images)
+        latents, traces = [latent for latent, _ in drawn], tuple(trace for _, trace in drawn)
+        with self._running(f"drawing {len(drawn)} images") as engines:
             if request.output_type == "latent":
-                return GenerationResult(torch.stack([latent for latent, _ in drawn]), seeds, tuple(t for _, t in drawn))
-            pixels, seconds = self._decode(engines, [latent for latent, _ in drawn])
-            traces = tuple(replace(t, decode_s=s) for (_, t), s in zip(drawn, seconds, strict=True))
-            return GenerationResult(to_output(pixels, request.output_type), seeds, traces)
+                return GenerationResult(torch.stack(latents), seeds, traces)
+            pixels, seconds = self._decode(engines, latents)
+            traces = tuple(replace(trace, decode_s=s) for trace, s in zip(traces, seconds, strict=True))
+            if len({image.shape for image in pixels}) == 1:
+                return GenerationResult(to_output(torch.cat(pixels), request.output_type), seeds, traces)
+            pictures = [picture for image in pixels for picture in to_output(image, request.output_type)]
+            return GenerationResult(pictures, seeds, traces)
 
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
         """Images of latents [B, d, h, w], such as `output_type="latent"` gives; output types as in `__call__`.
@@ -278,7 +291,7 @@ class Pipeline:
             return latents
         with self._running(f"decoding {len(latents)} images") as engines:
             pixels, _ = self._decode(engines, latents.to(engines.decoder.device, torch.float32).unbind())
-            return to_output(pixels, output_type)
+            return to_output(torch.cat(pixels), output_type)
 
     def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
         """Calls the pipeline, for tools that serve every family: texts are prompts, whole numbers are class labels."""
@@ -312,7 +325,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Releases the engines' memory, once a running call has ended."""
-        with self._lock:
+        with self._calls, self._lock:
             engines, self._engines = self._engines, None
             if self._drawer is not None:
                 self._drawer.shutdown(cancel_futures=True)
@@ -346,76 +359,44 @@ class Pipeline:
             with lasting[0], lasting[1], _one_torch_thread(engines.blocks.device), capacity_errors(doing):
                 yield engines
 
-    def _draw(
-        self, engines: Engines, request: Request, first: int, callback: ScaleCallback | None
-    ) -> list[tuple[torch.Tensor, Trace]]:
-        """Latent and trace of each image of one batch; `first` is the request's index of its first image."""
-        started = time.perf_counter()
-        schedule, codec = request.schedule, engines.codec
-        if request.more_smooth and isinstance(codec, CodebookCodec):
-            codec = replace(codec, more_smooth=True)
-        guided = any(g != 1 for g in request.guidance)
-        device = engines.blocks.device
-        states = [self._new_state(image.seed, codec, schedule, guided, device) for image in request.images]
-        prompt = condition_rows(engines, self.manifest, self._tokenizer, request.images, guided)
-        text_s = time.perf_counter() - started
-        where, temperatures = self._placement(schedule), request.temperature
+    def _start(self, engines: Engines, images: Sequence[ImageRequest]) -> tuple[Run, list[ImageState]]:
+        rows = partial(condition_rows, engines, self.manifest, self._tokenizer)
+        schedule = images[0].schedule
         quantized = self.manifest.quantized_scales(schedule)
-        settings = LoopSettings(
-            schedule, codec, request.guidance, temperatures, request.filter, request.policy, where, quantized
-        )
+        noise = partial(self._noise, engines.blocks.device)
+        return start_run(engines, images, rows, noise, self._placement(schedule), quantized)
 
-        def on_scale(k: int, images: Sequence[ImageState]) -> None:
-            if callback is None:
-                return
-            event = self._event(k, request, tuple(first + states.index(image) for image in images), images)
-            if callback(event) is False:
-                raise Cancelled(f"stopped by the callback after scale {k} of {event.scales}")
+    def _noise(self, device: torch.device, seed: int, codec: Codec, schedule: ScaleSchedule) -> Sequence[torch.Tensor]:
+        """Noise of an image; if a GPU computes, another thread draws it meanwhile."""
+        if self._drawer is None:
+            return codec.noise(seed, schedule)
+        return NoiseAhead(seed, codec, schedule, device, self._drawer)
 
-        run_scales(engines.blocks, prompt, states, settings, on_scale)
-        words = describe(request.policy)
-        return [
-            (
-                state.latent,
-                Trace(state.seed, words, tuple(state.trace), len(schedule), schedule.total_tokens, text_s),
-            )
-            for state in states
-        ]
+    def _preview(self, latent: torch.Tensor) -> Any:
+        return self.decode(latent)[0]
 
-    def _new_state(
-        self, seed: int, codec: Codec, schedule: ScaleSchedule, guided: bool, device: torch.device
-    ) -> ImageState:
-        """State of an image to be drawn; if a GPU computes, another thread draws the noise meanwhile."""
-        noise = (
-            codec.noise(seed, schedule)
-            if self._drawer is None
-            else NoiseAhead(seed, codec, schedule, device, self._drawer)
-        )
-        return ImageState(seed, noise, codec.empty_latent(schedule).to(device), unconditional=guided)
-
-    def _event(self, scale: int, request: Request, places: tuple[int, ...], images: Sequence[ImageState]) -> ScaleEvent:
-        """Event for the callback; `places` are the images' indices in the request."""
-        latents = tuple(image.latent for image in images)
-        return ScaleEvent(
-            scale=scale,
-            scales=request.policy.scales_to_run(request.schedule),
-            images=places,
-            traces=tuple(image.trace[-1] for image in images),
-            latents=latents,
-            residuals=tuple(image.residual for image in images),
-            _preview=lambda i: self.decode(latents[i][None])[0],
-        )
-
-    def _decode(self, engines: Engines, latents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[float]]:
-        """Images [B, 3, H, W] in [-1, 1] of latents [d, h, w] of one size, and the seconds that each of them took."""
-        (_, h, w), stride = latents[0].shape, self.manifest.model.vae_stride
-        images, seconds = latents[0].new_empty(len(latents), 3, h * stride, w * stride), []
-        for latent, image in zip(latents, images.split(1), strict=True):
+    def _decode(self, engines: Engines, latents: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[float]]:
+        """Images [1, 3, H, W] in [-1, 1] of latents [d, h, w], and the seconds that each of them took."""
+        stride, images, seconds = self.manifest.model.vae_stride, [], []
+        for latent in latents:
             started = time.perf_counter()
+            _, h, w = latent.shape
+            image = latent.new_empty(1, 3, h * stride, w * stride)
             engines.decoder.run({"latent": latent[None].contiguous()}, {"image": image})
             check_finite("decoder", image)
+            images.append(image)
             seconds.append(time.perf_counter() - started)
         return images, seconds
+
+
+def _tell(callback: ScaleCallback | None, event: ScaleEvent) -> None:
+    """Shows an event to the caller, in the caller's own modes.
+
+    Raises:
+        Cancelled: the callback says so.
+    """
+    if callback is not None and callback(event) is False:
+        raise Cancelled(f"stopped by the callback after scale {event.scale} of {event.scales}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from ldp_runtime.bundle.manifest import InfinityEntry, Manifest, VarEntry
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights
-from ldp_runtime.guidance import per_scale
+from ldp_runtime.guidance import last_guided_scale, per_scale
 from ldp_runtime.numerics import all_finite
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
@@ -46,25 +46,36 @@ class ImageRequest:
         condition: text or class label that it is drawn from.
         negative: text that guidance steers away from; None: the unconditional condition that the model learned.
         seed: seed of its noise.
+        schedule: its size.
+        guidance: weight of the conditional branch at each scale.
+        temperature: of the logits, one number per scale.
+        filter: top-k and top-p.
+        policy: what is pruned of it.
+        more_smooth: VAR only: draw mixtures of codebook entries.
     """
 
     condition: Text | int
     negative: Text | None
     seed: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked request: images in order, and the settings that they share."""
-
-    images: tuple[ImageRequest, ...]
     schedule: ScaleSchedule
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     filter: SamplingFilter
     policy: Policy
-    output_type: OutputType
     more_smooth: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        """True if any scale has guidance."""
+        return last_guided_scale(self.guidance) >= 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: images in order."""
+
+    images: tuple[ImageRequest, ...]
+    output_type: OutputType
 
 
 def make_request(
@@ -82,9 +93,9 @@ def make_request(
     num_images_per_prompt: int,
     seed: int | Sequence[int] | None,
     policy: Policy | None,
-    aspect_ratio: float | None,
-    height: int | None,
-    width: int | None,
+    aspect_ratio: float | Sequence[float] | None,
+    height: int | Sequence[int] | None,
+    width: int | Sequence[int] | None,
     output_type: str,
     cfg_insertion_layer: Sequence[int],
     more_smooth: bool,
@@ -99,8 +110,8 @@ def make_request(
             f"engines mix guidance at the logits only, not at cfg_insertion_layer {list(cfg_insertion_layer)}",
             hint="leave it at [0]; guidance inside the blocks exists in ldp_export.reference.infinity",
         )
-    _check_numbers(Integral, num_images_per_prompt=num_images_per_prompt, height=height, width=width, top_k=top_k)
-    _check_numbers(Real, top_p=top_p, aspect_ratio=aspect_ratio)
+    _check_numbers(Integral, num_images_per_prompt=num_images_per_prompt, top_k=top_k)
+    _check_numbers(Real, top_p=top_p)
     if more_smooth and not isinstance(manifest.model, VarEntry):
         raise ConfigError(f"more_smooth mixes codebook entries; {manifest.model.name} draws bits", hint="leave it out")
     texts = {"prompt": prompt, "prompt_embeds": prompt_embeds}
@@ -111,32 +122,46 @@ def make_request(
         conditions, negatives = _prompts(manifest, class_labels, texts)
     if num_images_per_prompt < 1:
         raise ConfigError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
-    schedule = _schedule(manifest, aspect_ratio, height, width)
-    defaults, S = manifest.defaults, len(schedule)
-    temperatures = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
-    if any(t <= 0 for t in temperatures):
-        raise ConfigError(f"temperature must be positive, got {temperatures}", hint="top_k=1 draws the likeliest bits")
-    checked_policy = policy or Policy()
-    checked_policy.check(schedule)
-    _check_cache(manifest, schedule, checked_policy)
-    check_output_type(output_type)
     count = len(conditions) * num_images_per_prompt
+    schedules = _schedules(manifest, count, aspect_ratio, height, width)
+    settings = {
+        schedule: _settings(manifest, schedule, guidance_scale, temperature, top_k, top_p, policy or Policy())
+        for schedule in dict.fromkeys(schedules)
+    }
+    check_output_type(output_type)
+    if len(settings) > 1 and output_type != "pil":
+        raise ConfigError(
+            f"images of {len(settings)} sizes make no array", hint='ask for output_type="pil", or for one size a call'
+        )
     seeds = _seeds(seed, count)
     images = []
     for i in range(count):
         index = i // num_images_per_prompt
         negative = None if negatives is None else negatives[index if len(negatives) > 1 else 0]
-        images.append(ImageRequest(conditions[index], negative, seeds[i]))
-    return Request(
-        images=tuple(images),
-        schedule=schedule,
-        guidance=guidance_weights(manifest.model, defaults.guidance if guidance_scale is None else guidance_scale, S),
-        temperature=temperatures,
-        filter=SamplingFilter(defaults.top_k if top_k is None else top_k, defaults.top_p if top_p is None else top_p),
-        policy=checked_policy,
-        output_type=output_type,  # pyright: ignore[reportArgumentType]
-        more_smooth=more_smooth,
-    )
+        own = settings[schedules[i]]
+        images.append(ImageRequest(conditions[index], negative, seeds[i], schedules[i], *own, more_smooth=more_smooth))
+    return Request(tuple(images), output_type)  # pyright: ignore[reportArgumentType]
+
+
+def _settings(
+    manifest: Manifest,
+    schedule: ScaleSchedule,
+    guidance_scale: float | Sequence[float] | None,
+    temperature: float | Sequence[float] | None,
+    top_k: int | None,
+    top_p: float | None,
+    policy: Policy,
+) -> tuple[tuple[float, ...], tuple[float, ...], SamplingFilter, Policy]:
+    """Guidance, temperature, filter and policy of images of one size, with the bundle's defaults filled in."""
+    defaults, S = manifest.defaults, len(schedule)
+    temperatures = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
+    if any(t <= 0 for t in temperatures):
+        raise ConfigError(f"temperature must be positive, got {temperatures}", hint="top_k=1 draws the likeliest bits")
+    policy.check(schedule)
+    _check_cache(manifest, schedule, policy)
+    weights = guidance_weights(manifest.model, defaults.guidance if guidance_scale is None else guidance_scale, S)
+    rule = SamplingFilter(defaults.top_k if top_k is None else top_k, defaults.top_p if top_p is None else top_p)
+    return weights, temperatures, rule, policy
 
 
 def _check_numbers(kind: type[Real], **given: object) -> None:
@@ -261,6 +286,29 @@ def sizes(manifest: Manifest) -> list[tuple[int, int]]:
     """All sizes (height, width) in pixels that the bundle draws."""
     grids = (schedule.final_grid for schedule in manifest.schedules())
     return [(h * manifest.model.pixels_per_token, w * manifest.model.pixels_per_token) for h, w in grids]
+
+
+def _schedules(
+    manifest: Manifest,
+    count: int,
+    aspect_ratio: float | Sequence[float] | None,
+    height: int | Sequence[int] | None,
+    width: int | Sequence[int] | None,
+) -> list[ScaleSchedule]:
+    """Schedule of each of `count` images: one size for all of them, or one each."""
+    sizes = {"aspect_ratio": aspect_ratio, "height": height, "width": width}
+    listed = {name: _one_each(name, value, count) for name, value in sizes.items()}
+    return [_schedule(manifest, *(listed[name][i] for name in sizes)) for i in range(count)]
+
+
+def _one_each(name: str, value: Any, count: int) -> list[Any]:
+    kind = Real if name == "aspect_ratio" else Integral
+    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * count
+    if len(values) != count:
+        raise ConfigError(f"{len(values)} values of {name} for {count} images; give one number, or one per image")
+    for each in values:
+        _check_numbers(kind, **{name: each})
+    return values
 
 
 def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None, width: int | None) -> ScaleSchedule:

@@ -77,7 +77,7 @@ def images_and_logits(
     toolkit: gpu_draw.Toolkit, batch: int, policy: Policy
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     logits: list[torch.Tensor] = []
-    images = toolkit.run(toolkit.images(batch), policy, on_logits=lambda _, raw: logits.append(raw.clone()))
+    images = toolkit.run(toolkit.images(batch, policy=policy), on_logits=lambda _, raw: logits.append(raw.clone()))
     return [image.latent for image in images], logits
 
 

@@ -15,13 +15,15 @@ from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLas
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights, placement
 from ldp_runtime.families.var import CodebookCodec
+from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.conditions import condition_rows
 from ldp_runtime.pipeline.request import ImageRequest
-from ldp_runtime.pipeline.scale_loop import ImageState, LoopSettings, run_scales
+from ldp_runtime.pipeline.scale_loop import Run
 from ldp_runtime.sampling import SamplingFilter
 
 from ldp_export.reference.oracle import pruned_var_logits
 from ldp_export.reference.var import VarSettings, generate
+from ldp_export.verification.forced import GivenMasks, OverheardBlocks, RecordedCodec
 
 RUNS = ("greedy", "sampled", "smooth", "nocfg")
 
@@ -38,7 +40,7 @@ def pipe(bundles: Path, golden: VarGolden) -> Iterator[Pipeline]:
 
 
 @dataclass
-class Run:
+class LoopRun:
     images: list[ImageState]
     logits: dict[int, torch.Tensor] = field(default_factory=dict)
     residuals: list[torch.Tensor] = field(default_factory=list)  # [B, h*w, C] of each scale
@@ -52,7 +54,7 @@ def run_loop(
     forced: Sequence[torch.Tensor] | None = None,
     keep: Sequence[torch.Tensor | None] | None = None,
     policy: Policy | None = None,
-) -> Run:
+) -> LoopRun:
     """Several classes in one batch, with noise from one stream as the original draws it; `forced` are [B, h*w]."""
     engines, schedule, B = engines_of(pipe), pipe.manifest.schedule(), len(labels)
     codec = engines.codec
@@ -62,40 +64,30 @@ def run_loop(
     guided = any(weight != 1 for weight in weights)
     generator = torch.Generator().manual_seed(settings.seed)
     noise = [codec.draw_noise(generator, B * tokens).view(B, tokens, -1) for tokens in schedule.tokens]
-    images = [
-        ImageState(
-            seed=settings.seed,
-            noise=tuple(n[i] for n in noise),
-            latent=codec.empty_latent(schedule),
-            unconditional=guided,
-            forced_tokens=None if forced is None else [f[i] for f in forced],
-            forced_keep=keep,
-        )
-        for i in range(B)
-    ]
-    run = Run(images)
-
-    def after_scale(k: int, group: Sequence[ImageState]) -> None:
-        run.residuals.append(torch.stack([image.residual.flatten(1).T for image in group]))
-
-    requests = [ImageRequest(label, None, 0) for label in labels]
-    run_scales(
-        engines.blocks,
-        condition_rows(engines, pipe.manifest, None, requests, guided),
-        images,
-        LoopSettings(
-            schedule,
-            codec,
-            weights,
-            (1.0,) * len(schedule),
-            SamplingFilter(settings.top_k, settings.top_p),
-            policy or Policy(),
-            placement(pipe.manifest.model, engines.constants, schedule),
-        ),
-        after_scale,
-        run.logits.__setitem__,
+    own = ImageSettings(
+        codec if forced is None else RecordedCodec(codec),
+        weights,
+        (1.0,) * len(schedule),
+        SamplingFilter(settings.top_k, settings.top_p),
+        GivenMasks(keep) if keep is not None else policy or Policy(),
     )
-    return run
+    images = []
+    for i in range(B):
+        drawn = [part[i] for part in (noise if forced is None else forced)]
+        images.append(ImageState(own, schedule, settings.seed, drawn, codec.empty_latent(schedule), guided))
+    found = LoopRun(images)
+    requests = [
+        ImageRequest(label, None, 0, schedule, weights, own.temperature, own.filter, own.policy) for label in labels
+    ]
+    run = Run(
+        OverheardBlocks(engines.blocks, found.logits.__setitem__),
+        placement(pipe.manifest.model, engines.constants, schedule),
+        images,
+        condition_rows(engines, pipe.manifest, None, requests),
+    )
+    while not run.is_done:
+        found.residuals.append(torch.stack([image.residual.flatten(1).T for image in run.step()]))
+    return found
 
 
 def draw(pipe: Pipeline, **options):
@@ -127,7 +119,7 @@ class TestGoldens:
         latents = torch.stack([image.latent for image in run.images])
         tolerance = SMOOTH if name == "smooth" else 2 * LATENT
         torch.testing.assert_close(latents, expected["fhat_final"], atol=tolerance, rtol=0)
-        images, _ = pipe._decode(engines_of(pipe), latents)
+        images = torch.cat(pipe._decode(engines_of(pipe), latents)[0])
         in_half = expected["img_float01"].dtype != torch.float32
         tolerance = SMOOTH if name == "smooth" else 1e-3 if in_half else IMAGE
         torch.testing.assert_close((images + 1) / 2, expected["img_float01"].float(), atol=tolerance, rtol=0)

@@ -6,7 +6,8 @@ from itertools import count
 
 import pytest
 import torch
-from ldp_runtime.pipeline.trace import ScaleClock, ScaleMarks, ScaleTrace
+from ldp_runtime.pipeline.recorder import ScaleClock, ScaleMarks
+from ldp_runtime.pipeline.trace import ScaleTrace
 
 
 class FakeEvent:

@@ -15,7 +15,7 @@ from ldp_runtime import Pipeline, Policy, ScaleEvent
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.graph_cache import GraphCounters
-from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.errors import CapacityError, ConfigError, NonFiniteError
 from ldp_runtime.pipeline.memory import container_memory
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -57,21 +57,44 @@ class TestPreviews:
         small_pipe(PROMPTS[0], seed=3, callback_on_scale=watch)
         assert [event.preview().tobytes() for event in events] == shown
 
-    def test_another_thread_waits_for_the_call(self, small_pipe: Pipeline) -> None:
-        """Engines run for one thread at a time."""
+    def test_another_thread_is_served_between_steps(self, small_pipe: Pipeline) -> None:
+        """The engines belong to a thread for one step, not for the whole call."""
         shown: list[bytes] = []
-        threads: list[threading.Thread] = []
 
         def watch(event: ScaleEvent) -> None:
             if event.scale == 2:
-                threads.append(threading.Thread(target=lambda: shown.append(event.preview().tobytes())))
-                threads[0].start()
-                threads[0].join(timeout=0.2)
-                assert not shown
+                thread = threading.Thread(target=lambda: shown.append(event.preview().tobytes()))
+                thread.start()
+                thread.join(timeout=60)
+                assert shown == [event.preview().tobytes()]
 
         small_pipe(PROMPTS[0], seed=3, callback_on_scale=watch)
-        threads[0].join(timeout=60)
         assert len(shown) == 1
+
+    def test_a_preview_that_is_not_finite_is_not_shown(self, small_pipe: Pipeline) -> None:
+        pipe = watched(small_pipe, lambda name: None)
+
+        def watch(event: ScaleEvent) -> None:
+            event.latents[0].fill_(float("nan"))
+            event.preview()
+
+        with pytest.raises(NonFiniteError, match="decoder"):
+            pipe(PROMPTS[0], seed=3, callback_on_scale=watch)
+
+    def test_a_callback_runs_in_the_callers_modes(self, small_pipe: Pipeline) -> None:
+        seen: list[tuple[bool, bool, int]] = []
+        before = torch.get_num_threads()
+
+        def watch(event: ScaleEvent) -> None:
+            seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()))
+
+        try:
+            torch.set_num_threads(3)
+            small_pipe(PROMPTS[0], seed=3, callback_on_scale=watch)
+            assert set(seen) == {(True, False, 3)}
+            assert (torch.is_grad_enabled(), torch.get_num_threads()) == (True, 3)
+        finally:
+            torch.set_num_threads(before)
 
 
 class TestDecode:

@@ -1,0 +1,93 @@
+"""Teacher forcing: runs of the runtime's loop on recorded tokens and given masks, with its logits overheard.
+
+Production knows nothing of it: recorded tokens come from a codec, masks from a policy, and logits from the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ldp_runtime.engines.blocks import Blocks
+from ldp_runtime.families.base import Codec
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
+from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.schedule import Grid, ScaleSchedule
+
+
+@dataclass(frozen=True)
+class RecordedCodec:
+    """Codec whose draws are recorded tokens: they take the place of the image's noise, which belongs to positions."""
+
+    codec: Codec
+
+    @property
+    def channels(self) -> int:
+        return self.codec.channels
+
+    @property
+    def gap_terms(self) -> int:
+        return self.codec.gap_terms
+
+    def empty_latent(self, schedule: ScaleSchedule) -> torch.Tensor:
+        return self.codec.empty_latent(schedule)
+
+    def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
+        return self.codec.noise(seed, schedule)
+
+    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
+        return self.codec.draw_noise(generator, tokens)
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.codec.scores(logits)
+
+    def gap(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+        return self.codec.gap(conditional, unconditional)
+
+    def draw(
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int
+    ) -> torch.Tensor:
+        """Codes [L, channels] of the recorded tokens that stand in for the noise; the scores decide nothing."""
+        return self.codec.codes(noise)
+
+    def codes(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.codec.codes(tokens)
+
+    def accumulate(self, latent: torch.Tensor, codes: torch.Tensor, scale: int, scales: int) -> torch.Tensor:
+        return self.codec.accumulate(latent, codes, scale, scales)
+
+    def next_input(self, latents: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return self.codec.next_input(latents, grid)
+
+
+@dataclass(frozen=True, eq=False)
+class GivenMasks(Policy):
+    """Policy that keeps the given tokens.
+
+    Attributes:
+        keep: indices of the kept tokens of each scale; None: all of them.
+    """
+
+    keep: Sequence[torch.Tensor | None]
+
+    def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
+        return tuple(k for k, kept in enumerate(self.keep) if kept is not None)
+
+    def select(self, view: ScaleView) -> Selection | None:
+        kept = self.keep[view.scale]
+        return None if kept is None else Selection(kept, torch.zeros(view.schedule.grids[view.scale]))
+
+
+class OverheardBlocks(Blocks):
+    """Blocks that show the logits [R, L, V] of each call, with its scale."""
+
+    def __init__(self, blocks: Blocks, on_logits: Callable[[int, torch.Tensor], None]) -> None:
+        self.__dict__.update(blocks.__dict__)
+        self._on_logits = on_logits
+
+    def run(self, *tensors: Any, scale: int, **options: Any) -> torch.Tensor:
+        logits = super().run(*tensors, scale=scale, **options)
+        self._on_logits(scale, logits)
+        return logits

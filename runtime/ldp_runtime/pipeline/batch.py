@@ -1,0 +1,208 @@
+"""Images on their way, and groups of them that share an engine call.
+
+Images run in one call while each of them has the same tokens. From the scale on at which an image may be pruned, it
+runs by itself with its own rows: masks are never ragged, and a pruned image does not depend on its neighbours. The same
+holds from its quantized scales on, where an engine may take ranges from all rows of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from ldp_runtime.engines.blocks import Cache, PromptRows
+from ldp_runtime.families.base import Codec
+from ldp_runtime.guidance import last_guided_scale
+from ldp_runtime.pipeline.trace import ScaleTrace
+from ldp_runtime.pruning.policy import Policy, ScaleView
+from ldp_runtime.pruning.sats import GuidanceGap
+from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.schedule import ScaleSchedule
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Settings of one image.
+
+    Attributes:
+        codec: codec of the model, with the image's own options.
+        guidance: weight of the conditional branch at each scale.
+        temperature: of the logits, one number per scale.
+        filter: top-k and top-p.
+        policy: tokens to compute, and the scale at which the unconditional branch stops.
+    """
+
+    codec: Codec
+    guidance: tuple[float, ...]
+    temperature: tuple[float, ...]
+    filter: SamplingFilter
+    policy: Policy
+
+    @property
+    def is_guided(self) -> bool:
+        """True if any scale has guidance."""
+        return self.last_guided >= 0
+
+    @cached_property
+    def last_guided(self) -> int:
+        return last_guided_scale(self.guidance)
+
+
+@dataclass(eq=False)
+class ImageState:
+    """One image in progress. Only the loop writes to it.
+
+    Attributes:
+        seed: seed of the image.
+        noise: noise of the full grid of every scale, [h*w, ...] each; see `Codec.noise`.
+        latent: F_k [d, H, W].
+        unconditional: the unconditional branch is alive.
+        residual: R_k on the token grid [channels, h, w].
+        kept: indices of the tokens of R_k that were computed (None: all).
+        score: map that the tokens of scale k were chosen by, or None.
+        gaps: guidance gap of every scale so far (None if not measured).
+        difference: last known l_cond - l_uncond [n, h, w], if the policy recalls it.
+        stopped: the policy stopped the unconditional branch after the last scale.
+        ended: the policy draws no further scale.
+        trace: one entry per scale so far.
+    """
+
+    settings: ImageSettings
+    schedule: ScaleSchedule
+    seed: int
+    noise: Sequence[torch.Tensor]
+    latent: torch.Tensor
+    unconditional: bool
+    residual: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    kept: torch.Tensor | None = None
+    score: torch.Tensor | None = None
+    gaps: list[GuidanceGap | None] = field(default_factory=list)
+    difference: torch.Tensor | None = None
+    stopped: bool = False
+    ended: bool = False
+    trace: list[ScaleTrace] = field(default_factory=list)
+
+    @staticmethod
+    def new(
+        settings: ImageSettings,
+        schedule: ScaleSchedule,
+        seed: int,
+        noise: Sequence[torch.Tensor],
+        device: torch.device,
+    ) -> ImageState:
+        """An image before its first scale."""
+        latent = settings.codec.empty_latent(schedule).to(device)
+        return ImageState(settings, schedule, seed, noise, latent, settings.is_guided)
+
+    @cached_property
+    def scales(self) -> int:
+        """Number of scales that will be run."""
+        return self.settings.policy.scales_to_run(self.schedule)
+
+    @cached_property
+    def pruned(self) -> frozenset[int]:
+        """Scales at which the policy may keep less than all tokens."""
+        return frozenset(self.settings.policy.prunes(self.schedule))
+
+    def is_last(self, scale: int) -> bool:
+        """True for the last scale that is run: no later one reads its keys and values, or its guidance."""
+        return scale == self.scales - 1
+
+    def is_drawn_after(self, scale: int) -> bool:
+        """True if no scale follows."""
+        return self.ended or scale >= self.scales - 1
+
+    def needs_unconditional(self, scale: int) -> bool:
+        """True if a scale from this one on uses the unconditional branch."""
+        return self.unconditional and not self.stopped and scale <= self.settings.last_guided
+
+    def view(self, scale: int, inputs: torch.Tensor) -> ScaleView:
+        """View of a policy before a scale with these inputs [h*w, channels]."""
+        return ScaleView(
+            schedule=self.schedule,
+            scale=scale,
+            residual=self.residual,
+            computed=self._computed(),
+            energy=self.score,
+            latent=inputs.T.view(-1, *self.schedule.grids[scale]),
+            seed=self.seed,
+            patch=self.latent.shape[-1] // self.schedule.final_grid[1],
+        )
+
+    def _computed(self) -> torch.Tensor | None:
+        """Mask of the last residual's computed positions [h, w]; None: all of them."""
+        if self.kept is None:
+            return None
+        nowhere = torch.zeros(self.residual.shape[1:], dtype=torch.bool, device=self.kept.device)
+        return nowhere.flatten().index_fill_(0, self.kept, True).view_as(nowhere)
+
+
+@dataclass(eq=False)
+class Group:
+    """Images that share engine calls; the rows are [conditional of each, unconditional of those alive].
+
+    Attributes:
+        scale: the scale that is drawn next.
+    """
+
+    images: list[ImageState]
+    prompt: PromptRows
+    cache: Cache
+    scale: int = 0
+
+    def alive(self) -> list[int]:
+        """Indices of the images whose unconditional branch is alive."""
+        return [i for i, image in enumerate(self.images) if image.unconditional]
+
+    def rows_of(self, index: int) -> list[int]:
+        """Rows of one image."""
+        alive = self.alive()
+        extra = [len(self.images) + alive.index(index)] if index in alive else []
+        return [index, *extra]
+
+    def stop_branches(self) -> None:
+        """Removes the rows of unconditional branches that no scale to come uses.
+
+        These are branches that the policy stopped, and all branches once no scale to come has guidance. The latter
+        changes no image.
+        """
+        count, alive = len(self.images), self.alive()
+        staying = [i for i in alive if self.images[i].needs_unconditional(self.scale)]
+        if len(staying) == len(alive):
+            return
+        self._keep_rows([*range(count), *(count + alive.index(i) for i in staying)])
+        for i in alive:
+            self.images[i].unconditional = i in staying
+
+    def leave(self, leaving: Collection[ImageState]) -> None:
+        """Removes images, with their rows; the others keep theirs."""
+        staying = [i for i, image in enumerate(self.images) if image not in leaving]
+        if len(staying) == len(self.images):
+            return
+        if staying:
+            self._keep_rows(sorted(row for i in staying for row in self.rows_of(i)))
+        self.images = [self.images[i] for i in staying]
+
+    def split(self, quantized: frozenset[int]) -> list[Group]:
+        """Groups that run the next scale: images that are pruned or quantized there by themselves, the others together.
+
+        Args:
+            quantized: scales whose blocks are quantized.
+        """
+        if len(self.images) == 1:
+            return [self]
+        k = self.scale
+        alone = [i for i, image in enumerate(self.images) if k in quantized or k in image.pruned]
+        singles = [
+            Group([self.images[i]], self.prompt.take(self.rows_of(i)), self.cache.with_rows(self.rows_of(i)), k)
+            for i in alone
+        ]
+        self.leave([self.images[i] for i in alone])
+        return [*singles, self] if self.images else singles
+
+    def _keep_rows(self, rows: list[int]) -> None:
+        if rows != list(range(self.prompt.rows)):
+            self.prompt, self.cache = self.prompt.take(rows), self.cache.with_rows(rows)

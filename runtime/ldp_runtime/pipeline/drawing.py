@@ -1,0 +1,174 @@
+"""Drawing of images of one size, step by step: what a call of the pipeline and a server take steps of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ldp_runtime.engines.blocks import Placement
+from ldp_runtime.families.base import Codec
+from ldp_runtime.families.var import CodebookCodec
+from ldp_runtime.pipeline.batch import ImageSettings, ImageState
+from ldp_runtime.pipeline.open_engines import Engines
+from ldp_runtime.pipeline.request import ImageRequest
+from ldp_runtime.pipeline.scale_loop import Run
+from ldp_runtime.pipeline.trace import ScaleTrace, Trace
+from ldp_runtime.pruning.parse import describe
+from ldp_runtime.schedule import ScaleSchedule
+
+
+@dataclass(frozen=True)
+class ScaleEvent:
+    """Event that the callback sees after each scale of each engine call.
+
+    Attributes:
+        scale: index of the scale.
+        scales: number of scales that will be run.
+        images: indices in the request of the images in the call.
+        traces: trace of this scale, one per image.
+        latents: F_k of each image [d, H, W].
+        residuals: R_k of each image on the token grid [channels, h, w], fills included.
+    """
+
+    scale: int
+    scales: int
+    images: tuple[int, ...]
+    traces: tuple[ScaleTrace, ...]
+    latents: tuple[torch.Tensor, ...]
+    residuals: tuple[torch.Tensor, ...]
+    _preview: Callable[[int], Any]
+
+    def preview(self, index: int = 0) -> Any:
+        """Decodes the image `images[index]` as it is after this scale, now, as a PIL image.
+
+        Raises:
+            NonFiniteError: the image holds NaN or infinity.
+        """
+        return self._preview(index)
+
+
+#: Noise of an image for every scale, from its seed.
+Noise = Callable[[int, Codec, ScaleSchedule], Sequence[torch.Tensor]]
+
+
+class Drawing:
+    """Images of one size on their way. Modes and locks are entered for each step and left after it.
+
+    Args:
+        start: turns requests into their run, within a step's modes.
+        entered: context of one step, which gives it the engines.
+        decode: a PIL image of a latent [1, d, H, W].
+        indices: of the images in the request that they belong to.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[ImageRequest],
+        start: Callable[[Engines, Sequence[ImageRequest]], tuple[Run, list[ImageState]]],
+        entered: Callable[[], AbstractContextManager[Engines]],
+        decode: Callable[[torch.Tensor], Any],
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        self.images = tuple(images)
+        self.indices = tuple(range(len(images)) if indices is None else indices)
+        self._entered, self._decode = entered, decode
+        started = time.perf_counter()
+        with entered() as engines:
+            run, self._states = start(engines, self.images)
+        self._run: Run | None = run
+        self._text_s = time.perf_counter() - started
+
+    @property
+    def is_done(self) -> bool:
+        """True once every image is drawn, cancelled, or given up."""
+        return self._run is None or self._run.is_done
+
+    def step(self) -> ScaleEvent:
+        """Draws one scale of one group of images, and says which.
+
+        Raises:
+            NonFiniteError, CapacityError: the step failed; the drawing is closed.
+        """
+        assert self._run is not None
+        try:
+            with self._entered():
+                drawn = self._run.step()
+                if self._run.is_done:
+                    self._run.finish()
+        except BaseException:
+            self._fail()
+            raise
+        return self._event(drawn)
+
+    def cancel(self, index: int) -> None:
+        """Takes out the image of this index in the request; the others do not change."""
+        if self._run is not None:
+            self._run.cancel(self._states[self.indices.index(index)])
+
+    def results(self) -> list[tuple[torch.Tensor, Trace]]:
+        """Latent [d, H, W] and trace of each image, once all are drawn."""
+        return [(state.latent, self._trace(state)) for state in self._states]
+
+    def close(self) -> None:
+        """Gives the memory of the run back, whether it is done or not."""
+        self._run = None
+
+    def _fail(self) -> None:
+        """Ends a run that failed; NaN can make later work fail in many ways, none of which would name the cause."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.check()
+
+    def _trace(self, state: ImageState) -> Trace:
+        schedule = state.schedule
+        words = describe(state.settings.policy)
+        return Trace(state.seed, words, tuple(state.trace), len(schedule), schedule.total_tokens, self._text_s)
+
+    def _event(self, drawn: Sequence[ImageState]) -> ScaleEvent:
+        latents = tuple(image.latent for image in drawn)
+        return ScaleEvent(
+            scale=drawn[0].trace[-1].scale,
+            scales=max(image.scales for image in drawn),
+            images=tuple(self.indices[self._states.index(image)] for image in drawn),
+            traces=tuple(image.trace[-1] for image in drawn),
+            latents=latents,
+            residuals=tuple(image.residual for image in drawn),
+            _preview=lambda i: self._previewed(latents[i]),
+        )
+
+    def _previewed(self, latent: torch.Tensor) -> Any:
+        if self._run is not None:
+            self._run.check()  # on a GPU, logits are looked at when somebody asks
+        return self._decode(latent[None])
+
+
+def start_run(
+    engines: Engines,
+    images: Sequence[ImageRequest],
+    rows: Callable[[Sequence[ImageRequest]], Any],
+    noise: Noise,
+    placement: Placement,
+    quantized: frozenset[int],
+) -> tuple[Run, list[ImageState]]:
+    """Run of these requests, and its images in their order.
+
+    Args:
+        rows: the prompt's rows of the images; see `condition_rows`.
+    """
+    device = engines.blocks.device
+    states = []
+    for image in images:
+        settings = ImageSettings(_codec(engines, image), image.guidance, image.temperature, image.filter, image.policy)
+        drawn = noise(image.seed, settings.codec, image.schedule)
+        states.append(ImageState.new(settings, image.schedule, image.seed, drawn, device))
+    return Run(engines.blocks, placement, states, rows(images), quantized), states
+
+
+def _codec(engines: Engines, image: ImageRequest) -> Codec:
+    codec = engines.codec
+    return replace(codec, more_smooth=True) if image.more_smooth and isinstance(codec, CodebookCodec) else codec
