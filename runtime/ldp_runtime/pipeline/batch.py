@@ -1,8 +1,8 @@
 """Images on their way, and groups of them that share an engine call.
 
-Images run in one call while each of them has the same tokens. From the scale on at which an image may be pruned, it
-runs by itself with its own rows: masks are never ragged, and a pruned image does not depend on its neighbours. The same
-holds from its quantized scales on, where an engine may take ranges from all rows of a call.
+Images run in one call while each of them has the same tokens. From its first pruned scale on, an image runs by itself
+with its own rows. So masks are never ragged, and a pruned image does not depend on its neighbours. The same holds from
+its quantized scales on, where an engine may take ranges from all rows of a call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 
-from ldp_runtime.engines.blocks import Cache, PromptRows
+from ldp_runtime.engines.blocks import Cache, Placement, PromptRows
 from ldp_runtime.families.base import Codec
 from ldp_runtime.guidance import last_guided_scale
 from ldp_runtime.pipeline.trace import ScaleTrace
@@ -119,6 +119,11 @@ class ImageState:
         """True if a scale from this one on uses the unconditional branch."""
         return self.unconditional and not self.stopped and scale <= self.settings.last_guided
 
+    def noise_at(self, scale: int, kept: torch.Tensor | None) -> torch.Tensor:
+        """Noise of the computed tokens [L, ...]."""
+        noise = self.noise[scale]
+        return noise if kept is None else noise.index_select(0, kept)
+
     def view(self, scale: int, inputs: torch.Tensor) -> ScaleView:
         """View of a policy before a scale with these inputs [h*w, channels]."""
         return ScaleView(
@@ -162,6 +167,39 @@ class Group:
         alive = self.alive()
         extra = [len(self.images) + alive.index(index)] if index in alive else []
         return [index, *extra]
+
+    def inputs(self) -> torch.Tensor:
+        """Down(F_{k-1}) on the grid of the next scale [B, h*w, channels]; zeros at scale 0, whose token is given."""
+        first, k = self.images[0], self.scale
+        codec, grid = first.settings.codec, first.schedule.grids[k]
+        if k == 0:
+            return first.latent.new_zeros(len(self.images), grid[0] * grid[1], codec.channels)
+        latents = [image.latent[None] for image in self.images]
+        return codec.next_input(latents[0] if len(latents) == 1 else torch.cat(latents), grid)
+
+    def rows(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs [B, L, channels] of each row [R, L, channels]: both branches of an image see the same tokens."""
+        alive = self.alive()
+        if not alive:
+            return inputs.contiguous()
+        return torch.cat((inputs, inputs if len(alive) == len(inputs) else inputs[alive]))
+
+    def offset(self, placement: Placement) -> torch.Tensor:
+        """Numbers added to every embedded token [R, C]: the start token at scale 0, else the scale's embedding."""
+        if self.scale == 0:
+            return self.prompt.start.contiguous()
+        return placement.offsets[self.scale].expand(self.prompt.rows, -1).contiguous()
+
+    def by_image(self, logits: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Scores [L, n] of both branches of each image (None: stopped), from the logits of all rows [R, L, V]."""
+        scores = self.images[0].settings.codec.scores(logits).unbind()
+        others = dict(zip(self.alive(), scores[len(self.images) :], strict=True))
+        return [(scores[i], others.get(i)) for i in range(len(self.images))]
+
+    @property
+    def remembers(self) -> bool:
+        """True if a later scale reads the keys and values of this one."""
+        return not all(image.is_last(self.scale) for image in self.images)
 
     def stop_branches(self) -> None:
         """Removes the rows of unconditional branches that no scale to come uses.

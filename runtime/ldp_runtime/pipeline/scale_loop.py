@@ -1,11 +1,10 @@
 """The next-scale loop: LD-Pruning's Algorithm 1, with its printed defects mended, as steps.
 
-One step is one scale of one group of images, and whoever holds the run decides when it is taken. For each scale: choose
-the tokens, run the branches that are alive, guide, sample with noise that belongs to positions, put the new residual
-over the fill, accumulate, and decide whether the unconditional branch goes on. (The printed algorithm reads logits of
-scale k before they exist and down-samples to the wrong grid; the paper's text resolves both as done here.)
+One step is one scale of one group of images, and whoever holds the run decides when it is taken. A run shares the
+schedule only: guidance, temperature, filter, policy and seed are the image's own.
 
-A run shares the schedule only. Guidance, temperature, filter, policy and seed are the image's own.
+(The printed algorithm reads logits of scale k before they exist, and down-samples to the wrong grid. The paper's text
+resolves both as done here.)
 """
 
 from __future__ import annotations
@@ -96,13 +95,13 @@ class Run:
     def _draw(self, group: Group) -> list[ImageState]:
         """One scale of one group: the algorithm."""
         k, images, laps = group.scale, list(group.images), self._recorder.begin()
-        inputs = _inputs(group)  # [B, h*w, channels]
-        view, selection = _choose(group, inputs)
+        inputs = group.inputs()
+        view, selection = _choose(images[0], k, inputs[0])
         kept = None if selection is None else selection.kept
         if kept is not None:
             inputs = inputs.index_select(1, kept)
         laps.selected()
-        scores = self._scores(group, inputs, kept)
+        scores = self._scores(group, inputs, kept) if inputs.shape[1] else []
         laps.computed()
         for i, image in enumerate(images):
             codes, gap = _sample(image, k, *scores[i], kept) if scores else (inputs[i], None)
@@ -120,48 +119,18 @@ class Run:
     def _scores(
         self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None
     ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        """The engine call: scores of both branches of each image [L, n]; nothing where no token is computed.
-
-        Both branches see the same tokens.
-        """
-        if not inputs.shape[1]:
-            return []
-        k, images, alive = group.scale, group.images, group.alive()
-        guided = inputs if len(alive) == len(inputs) else inputs[alive]
-        rows = torch.cat((inputs, guided)) if alive else inputs
-        offset = group.prompt.start if k == 0 else self.placement.offsets[k].expand(group.prompt.rows, -1)
-        logits = self.blocks.run(
-            rows.contiguous(),
-            offset.contiguous(),
-            self.placement.at(k, kept),
-            group.prompt,
-            group.cache,
-            scale=k,
-            watch=self._watch,
-            remember=not all(image.is_last(k) for image in images),
-            quantized=k in self.quantized,
-        )
-        scores = images[0].settings.codec.scores(logits).unbind()
-        others = dict(zip(alive, scores[len(images) :], strict=True))
-        return [(scores[i], others.get(i)) for i in range(len(images))]
+        """The engine call: scores of both branches of each image [L, n]."""
+        given = (group.rows(inputs), group.offset(self.placement), self.placement.at(group.scale, kept))
+        options = {"remember": group.remembers, "quantized": group.scale in self.quantized}
+        logits = self.blocks.run(*given, group.prompt, group.cache, scale=group.scale, watch=self._watch, **options)
+        return group.by_image(logits)
 
 
-def _inputs(group: Group) -> torch.Tensor:
-    """Down(F_{k-1}) of all images on the grid of scale k [B, h*w, channels]; zeros at scale 0, whose token is given."""
-    first, k = group.images[0], group.scale
-    codec, grid = first.settings.codec, first.schedule.grids[k]
-    if k == 0:
-        return first.latent.new_zeros(len(group.images), grid[0] * grid[1], codec.channels)
-    latents = [image.latent[None] for image in group.images]
-    return codec.next_input(latents[0] if len(latents) == 1 else torch.cat(latents), grid)
-
-
-def _choose(group: Group, inputs: torch.Tensor) -> tuple[ScaleView | None, Selection | None]:
+def _choose(image: ImageState, k: int, inputs: torch.Tensor) -> tuple[ScaleView | None, Selection | None]:
     """The tokens of scale k (None: all), and the view that they were chosen from; a pruned image runs by itself."""
-    image, k = group.images[0], group.scale
     if k == 0 or k not in image.pruned:
         return None, None
-    view = image.view(k, inputs[0])
+    view = image.view(k, inputs)
     return view, image.settings.policy.select(view)
 
 
@@ -174,21 +143,18 @@ def _sample(
         scores: of the conditional branch [L, n].
         other: of the unconditional branch [L, n], where it is alive.
     """
-    codec, policy, schedule = image.settings.codec, image.settings.policy, image.schedule
-    weight, grid, gap = image.settings.guidance[k], schedule.grids[k], None
+    own, schedule = image.settings, image.schedule
+    weight, grid, gap = own.guidance[k], schedule.grids[k], None
     if other is not None:
-        if policy.watches_guidance(k, schedule):
-            gap = GuidanceGap(grid, codec.gap(scores, other), kept, codec.gap_terms)
-        image.difference = policy.remember_guidance(image.difference, scores, other, kept, grid)
-        if weight != 1:
-            scores = guide(scores, other, weight)
+        if own.policy.watches_guidance(k, schedule):
+            gap = GuidanceGap(grid, own.codec.gap(scores, other), kept, own.codec.gap_terms)
+        image.difference = own.policy.remember_guidance(image.difference, scores, other, kept, grid)
+        scores = scores if weight == 1 else guide(scores, other, weight)
     elif image.difference is not None and weight != 1:
-        missing = policy.missing_guidance(scores, recall(image.difference, kept, grid), k)
-        if missing is not None:
-            scores = scores + scalar(weight - 1) * missing
-    noise = image.noise[k] if kept is None else image.noise[k].index_select(0, kept)
-    tempered = scores / scalar(image.settings.temperature[k])
-    return codec.draw(tempered, noise, image.settings.filter, k, len(schedule)), gap
+        missing = own.policy.missing_guidance(scores, recall(image.difference, kept, grid), k)
+        scores = scores if missing is None else scores + scalar(weight - 1) * missing
+    tempered = scores / scalar(own.temperature[k])
+    return own.codec.draw(tempered, image.noise_at(k, kept), own.filter, k, len(schedule)), gap
 
 
 def _accumulate(
