@@ -72,7 +72,7 @@ def measure(bench: Bench, candidate: Candidate, batch: int, options: argparse.Na
     with _noted(entry, "error"):
         entry |= timed(lambda: bench.draw(candidate, batch), bench.model.device, options.warmup, repeats)
         entry |= bench.counts(candidate)
-    if "error" not in entry and batch == 1 and candidate.headline and type(candidate.policy) is Policy:
+    if "error" not in entry and batch == 1 and candidate.headline and candidate.policy == Policy():
         with _noted(entry, "disagreement_error"):  # which takes no times away
             entry["disagreement"] = bench.disagreement(candidate)
     return entry

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from ldp_runtime.engines.torch_compiled.compiler import check_compiler
 from ldp_runtime.errors import ConfigError, LdpError
-from ldp_runtime.pruning.controls import GivenShares, SkipLastScales, StopGuidanceAfter
 from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.pruning.stopping import StopAt
+from ldp_runtime.pruning.tokens import TopK
 from ldp_runtime.schedule import ScaleSchedule
 
 from benchmarks.paths import RESULTS, result_file
@@ -99,13 +100,19 @@ def policies(shares: Shares, schedule: ScaleSchedule) -> dict[str, Policy]:
     keep, stop = shares.keep, shares.stop_scale
     found = {
         "unpruned": Policy(),
-        "LD, no scale skipped": GivenShares(keep, stop),
-        "LD, last two skipped": GivenShares((*keep[:-2], 0.0, 0.0), stop),
-        "control: skip-1": SkipLastScales(count=1),
-        "control: skip-2": SkipLastScales(count=2),
+        "LD, no scale skipped": given(keep, stop),
+        "LD, last two skipped": given((*keep[:-2], 0.0, 0.0), stop),
+        "control: skip-1": Policy(skip_last=1),
+        "control: skip-2": Policy(skip_last=2),
     }
     if stop is not None:
-        found["control: stop guidance"] = StopGuidanceAfter(stop)
+        found["control: stop guidance"] = Policy(guidance=StopAt(stop))
     for policy in found.values():
         policy.check(schedule)
     return found
+
+
+def given(keep: tuple[float, ...], stop: int | None) -> Policy:
+    """Keeps these shares of the last scales' tokens, at random; a share of 0 at the end skips a scale."""
+    skipped = next((i for i, share in enumerate(reversed(keep)) if share > 0), len(keep))
+    return Policy(TopK(keep, score="random", fill="zero"), None if stop is None else StopAt(stop), skipped)

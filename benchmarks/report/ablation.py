@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 _STYLE = {"paper": ("tab:orange", "s"), "ours": ("tab:blue", "o"), "controls": ("black", "x")}
 _LABEL = {
     "paper": "the paper's setting and its switches",
-    "ours": "recommended and its switches",
+    "ours": "ld-fast and its switches",
     "controls": "controls",
 }
 
@@ -42,7 +42,7 @@ def draw_front(result: dict[str, Any], path: Path) -> None:
             label="front of the controls",
             zorder=0,
         )
-        for policy in ("ld", "ld:fill=linear", "ld-paper", "ld-skip-2", "skip:count=1", "skip:count=2"):
+        for policy in ("ld-fast", "ld-fast:fill=linear", "ld-paper", "ld-skip-2"):
             summary = result["policies"][policy]
             axis.annotate(
                 policy,
@@ -64,7 +64,7 @@ def draw_switches(result: dict[str, Any], path: Path) -> None:
     """Paired differences in PSNR of each switch to the setting that it changes."""
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained")
     for axis, group in zip(axes, ("paper", "ours"), strict=True):
-        policies = [p for p in result["groups"][group] if p not in ("ld-paper", "ld")]
+        policies = [p for p in result["groups"][group] if p not in ("ld-paper", "ld-fast")]
         for offset, (measure, colour) in enumerate((("psnr", "tab:blue"), ("psnr_objects", "tab:red"))):
             values = [result["differences"][p][measure] for p in policies]
             axis.errorbar(
@@ -80,7 +80,7 @@ def draw_switches(result: dict[str, Any], path: Path) -> None:
         axis.set_yticks(range(len(policies)), names, fontsize=7)
         axis.axvline(0, color="0.6", lw=0.8)
         axis.invert_yaxis()
-        base = "ld-paper" if group == "paper" else "ld (or ld:fill=linear, where the fill is fitted)"
+        base = "ld-paper" if group == "paper" else "ld-fast (or ld-fast:fill=linear, where the fill is fitted)"
         axis.set_title(f"against {base}", fontsize=9)
         axis.set_xlabel("paired difference in PSNR (dB); in brackets: speed-up")
     axes[0].legend(fontsize=8)
@@ -90,7 +90,7 @@ def draw_switches(result: dict[str, Any], path: Path) -> None:
 def draw_kept(result: dict[str, Any], path: Path) -> None:
     """Share of tokens computed per scale."""
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    shown = ("ld-paper", "ld", "ld-paper:score=distance", "ld-paper:border=ignored", "ld:score=energy")
+    shown = ("ld-paper", "ld-fast", "ld-paper:score=distance", "ld-paper:border=ignored", "ld-fast:score=energy")
     for policy in shown:
         axis.plot(result["policies"][policy]["kept"], "o-", ms=4, label=policy)
     grids = result["unpruned"]["scales"]
@@ -126,7 +126,7 @@ def _table(result: dict[str, Any], group: str) -> str:
     for policy, note in result["groups"][group].items():
         s = result["policies"][policy]
         low, high = s["speedup"][1:]
-        ended = f", {s['end_rate']:.0%} ended" if s["end_rate"] else ""
+        ended = f", {s['end_rate']:.0%} ended" if s.get("end_rate") else ""  # of a policy that is gone
         lines.append(
             f"| `{policy}` | {note} | {s['speedup'][0]:.2f} [{low:.2f}, {high:.2f}] | {s['operations']:.2f} "
             f"| {_mean(s['psnr'])} | {s['psnr_fifth']:.1f} | {_mean(s['psnr_objects'])} | {s['ssim'][0]:.3f} "

@@ -61,18 +61,24 @@ def _title(name: str) -> str:
     return ", ".join(filter(None, words))
 
 
+#: Policies whose steps are drawn, the best first.
+_PREFERRED = ("ld", "ld-fast")
+
+
 def is_control(c: Candidate) -> bool:
-    return c["policy"].startswith(("skip", "stop", "fixed"))
+    """True for what marks the front: skipping, stopping, fixed shares. Shares per scale stand in for a policy."""
+    given = c["policy"].startswith("top-k:") and "+" in c["policy"]
+    return c["policy"].startswith(("none:", "top-k", "skip", "stop", "fixed")) and not given
 
 
 def steps(candidates: list[Candidate]) -> list[tuple[str, Candidate]]:
     """The techniques in the order they add up, each with the candidate that has all so far; missing ones are left out.
 
-    The pruned steps are those of `ld`, or of the first policy where `ld` was not measured.
+    The pruned steps are those of `ld`, else `ld-fast`, else of the first policy.
     """
     named = {c["name"]: c for c in candidates}
     policies = list(dict.fromkeys(c["policy"] for c in candidates if c["policy"] != "none"))
-    policy = "ld" if "ld" in policies else next(iter(policies), None)
+    policy = next((p for p in (*_PREFERRED, *policies) if p in policies), None)
     others = {_kind(c["name"]): c["name"] for c in candidates if c["policy"] == policy}
     wanted = {
         "eager PyTorch": EAGER,

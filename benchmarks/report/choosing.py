@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from benchmarks.report.read import read_result
 
 #: Largest share of a pruned run that a policy's own questions may take.
 SHARE = 0.01
@@ -14,7 +15,7 @@ FILE = "choosing-overhead-cpu.json"
 def section(results: Path) -> str | None:
     """As Markdown; None without a measurement."""
     path = results / FILE
-    return _section(json.loads(path.read_text())) if path.is_file() else None
+    return _section(read_result(path)) if path.is_file() else None
 
 
 def _section(result: dict[str, Any]) -> str:

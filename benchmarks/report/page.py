@@ -23,6 +23,7 @@ from benchmarks.report import chart, gpu_chart
 from benchmarks.report import choosing as choosing_results
 from benchmarks.report import gpu as gpu_results
 from benchmarks.report import precision as precision_results
+from benchmarks.report.read import read_result
 from benchmarks.report.targets import Verdict, cpu_verdicts
 
 _BENCH = "ldp-export/bench/"
@@ -89,7 +90,7 @@ def page_text(results: Path, folder: Path) -> str:
 
 def bench_results(results: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The files of `ldp-export bench`: trained weights first, then by name."""
-    loaded = [(path, json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
+    loaded = [(path, read_result(path)) for path in sorted(results.glob("*.json"))]
     found = [(path, r) for path, r in loaded if str(r.get("schema", "")).startswith(_BENCH)]
     return sorted(found, key=lambda pair: pair[1]["model"]["random_weights"])
 

@@ -58,14 +58,17 @@ def _speed(candidates: list[Candidate], measure: str, where: str) -> Verdict | N
 
 
 def _front(candidates: list[Candidate], measure: str, where: str) -> Verdict | None:
-    """Does `ld` lie above the front of the measured controls, read off at its own speed?"""
+    """Does `ld`, or `ld-fast`, lie above the front of the measured controls, read off at its own speed?"""
     pruned = _pruned(candidates, measure)
-    ld = next((c for c in pruned if c["policy"] == "ld"), None)
+    ld = next((c for name in ("ld", "ld-fast") for c in pruned if c["policy"] == name), None)
     points = [(c["speedup_vs_unpruned"], c[measure]) for c in pruned if is_control(c)]
     if ld is None or not points:
         return None
     speeds, qualities = zip(*(points[i] for i in front(points)), strict=True)
-    speed, target = ld["speedup_vs_unpruned"], f"`ld` above the front of these controls at its speed, {where}"
+    speed, target = (
+        ld["speedup_vs_unpruned"],
+        f"`{ld['policy']}` above the front of these controls at its speed, {where}",
+    )
     if speed > speeds[-1]:
         return Verdict(target, "no control is as fast", True, "")
     margin = ld[measure] - float(np.interp(speed, speeds, qualities))

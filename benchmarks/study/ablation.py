@@ -27,67 +27,66 @@ from ldp_runtime.pipeline.pipeline import Pipeline
 
 from benchmarks.paths import DOCS, RESULTS, result_file
 from benchmarks.report.ablation import draw_front, draw_kept, draw_switches, write_tables
+from benchmarks.report.read import GRAMMAR, read_result
+from benchmarks.study.losers import LOSERS
 from benchmarks.study.rows import Row, Setting, study, time_policies
 from benchmarks.study.summary import margin_over_front, summarise
 from ldp_export.bench.hardware import hardware, software
 
 RESULT = RESULTS / "infinity-shapes-ablation.json"
-#: What docs and README recommend, without and with fitted numbers.
-OURS, OURS_FITTED = "ld", "ld:fill=linear"
+#: What is fast, without and with fitted numbers.
+OURS, OURS_FITTED = "ld-fast", "ld-fast:fill=linear"
 
 PAPER = {
     "ld-paper": "LHEP and SATS as printed",
     "ld-skip-2": "the paper's headline mode",
-    "ld-paper:stop_threshold=none": "LHEP alone",
-    "ld-paper:prune_scales=": "SATS alone",
+    "ld-paper:delta=none": "LHEP alone",
+    "ld-paper:scales=": "SATS alone",
     "ld-paper:fill=zero": "fill: zero",
-    "ld-paper:fill=scaled,fill_scale=-0.3": "fill: a part taken back",
     "ld-paper:fill=linear": "fill: fitted",
     "ld-paper:border=ignored": "border ignored",
     "ld-paper:energy_from=computed": "energy of computed residuals",
     "ld-paper:gap=l2": "gap as raw norm",
-    "ld-paper:after_stop=reuse": "guidance recalled after the stop",
+    "ld-paper:then=reuse": "guidance recalled after the stop",
     "ld-paper:score=distance": "score: distance",
     "ld-paper:score=variance": "score: variance",
-    "ld-paper:score=change": "score: latent change",
-    "ld-paper:score=decoder": "score: decoder metric",
     "ld-paper:score=error": "score: predicted pixels",
-    "ld-paper:end_threshold=0.15": "pictures may end early",
+    **LOSERS,
 }
 OWN = {
-    OURS: "recommended",
-    OURS_FITTED: "recommended, with a fitted fill",
-    "ld:fill=repeat": "fill: repeat",
-    "ld:after_stop=conditional": "without recalled guidance",
-    "ld:stop_threshold=none": "the branch never stops",
-    "ld:stop_threshold=0.25": "the branch stops by its gap",
-    "ld:rho=0.9": "rho 0.9",
-    "ld:rho=0.7": "rho 0.7",
-    "ld:rho=0.9,stop_threshold=0.25": "rho 0.9, stops by its gap",
-    "ld:score=energy": "score: LHEP",
-    "ld:score=energy,rho=0.9": "score: LHEP, rho 0.9",
-    "ld:score=energy,rho=0.7": "score: LHEP, rho 0.7",
-    "ld:score=energy,rho=0.6": "score: LHEP, rho 0.6",
-    "ld:fill=linear,score=error": "score: predicted pixels, fitted fill",
-    "ld:fill=linear,score=error,rho=0.9": "score: predicted pixels, rho 0.9, fitted fill",
-    "ld:fill=linear,rho=0.6": "rho 0.6, fitted fill",
-    "ld:fill=linear,prune_share=0.45": "the last scale only, fitted fill",
+    OURS: "the fast setting",
+    OURS_FITTED: "the fast setting, with a fitted fill",
+    "ld-fast:fill=repeat": "fill: repeat",
+    "ld-fast:then=conditional": "without recalled guidance",
+    "ld-fast:stop=none": "the branch never stops",
+    "ld-fast:delta=0.25": "the branch stops by its gap",
+    "ld-fast:p=0.9": "p 0.9",
+    "ld-fast:p=0.7": "p 0.7",
+    "ld-fast:p=0.9,delta=0.25": "p 0.9, stops by its gap",
+    "ld": "score: LHEP (recommended)",
+    "ld:rho=0.9": "score: LHEP, rho 0.9",
+    "ld:rho=0.7": "score: LHEP, rho 0.7",
+    "ld:rho=0.6": "score: LHEP, rho 0.6",
+    "ld-fast:fill=linear,score=error": "score: predicted pixels, fitted fill",
+    "ld-fast:fill=linear,score=error,p=0.9": "score: predicted pixels, p 0.9, fitted fill",
+    "ld-fast:fill=linear,p=0.6": "p 0.6, fitted fill",
+    "ld-fast:fill=linear,detail=0.45": "the last scale only, fitted fill",
 }
 CONTROLS = {
-    "skip:count=1": "last scale skipped",
-    "skip:count=2": "last two skipped",
-    "stop-guidance:scale=3": "branch stopped after 3",
-    "stop-guidance:scale=4": "branch stopped after 4",
-    "skip:count=1,stop_after=4": "both",
-    "skip:count=2,stop_after=3": "both",
-    "fixed:keep=0.4,score=energy": "40 % by LHEP, repeat",
-    "fixed:keep=0.4,score=energy,fill=zero": "40 % by LHEP, zero",
-    "fixed:keep=0.4,score=distance,fill=zero": "40 % by distance",
-    "fixed:keep=0.4,score=random,fill=zero": "40 % at random",
-    "fixed:keep=0.6,score=distance,fill=zero,stop_after=4": "60 % by distance, stopped",
-    "fixed:keep=0.4,score=distance,fill=zero,stop_after=4": "40 % by distance, stopped",
-    "fixed:keep=0.4,score=random,fill=zero,prune_scales=6,stop_after=4": "40 % of the last at random, stopped",
-    "fixed:keep=0.4,score=distance,fill=zero,prune_scales=6,stop_after=4": "40 % of the last by distance, stopped",
+    "none:skip_last=1": "last scale skipped",
+    "none:skip_last=2": "last two skipped",
+    "none:stop=3": "branch stopped after 3",
+    "none:stop=4": "branch stopped after 4",
+    "none:stop=4,skip_last=1": "both",
+    "none:stop=3,skip_last=2": "both",
+    "top-k": "40 % by LHEP, repeat",
+    "top-k:fill=zero": "40 % by LHEP, zero",
+    "top-k:score=distance,fill=zero": "40 % by distance",
+    "top-k:score=random,fill=zero": "40 % at random",
+    "top-k:share=0.6,score=distance,fill=zero,stop=4": "60 % by distance, stopped",
+    "top-k:score=distance,fill=zero,stop=4": "40 % by distance, stopped",
+    "top-k:score=random,fill=zero,scales=6,stop=4": "40 % of the last at random, stopped",
+    "top-k:score=distance,fill=zero,scales=6,stop=4": "40 % of the last by distance, stopped",
 }
 GROUPS = {"paper": PAPER, "ours": OWN, "controls": CONTROLS}
 POLICIES = [policy for group in GROUPS.values() for policy in group]
@@ -107,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.draw:
         options.result.write_text(json.dumps(measure(options), indent=None, separators=(",", ":")))
-    result = json.loads(options.result.read_text())
+    result = read_result(options.result)
     draw_front(result, options.docs / "ablation-front.png")
     draw_switches(result, options.docs / "ablation-switches.png")
     draw_kept(result, options.docs / "ablation-kept.png")
@@ -128,6 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         scales = len(pipe.manifest.schedule())
     summaries = {p: asdict(summarise(p, rows[p], times, scales)) for p in POLICIES}
     return {
+        "grammar": GRAMMAR,
         "model": opened.manifest.model.name,
         "setting": asdict(setting),
         "machine": {"hardware": hardware(), "software": software(), "load_average": os.getloadavg()[0]},
@@ -137,7 +137,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "accepted": float(np.mean([row.accepted_full for row in rows[POLICIES[0]]])),
             "scales": [list(grid) for grid in opened.manifest.schedule().grids],
         },
-        "fitted_guidance": json.loads(text)["guidance"],
         "groups": {name: group for name, group in GROUPS.items()},
         "policies": summaries,
         "margins": margins(rows, {p: summary["speedup"][0] for p, summary in summaries.items()}),
@@ -167,7 +166,7 @@ def margins(rows: dict[str, list[Row]], speed: dict[str, float]) -> dict[str, An
     """How far each policy lies above the controls' front at its own speed (measured, or counted), per measure."""
     found: dict[str, Any] = {}
     for measure_name in ("psnr", "psnr_objects", "ssim"):
-        prompts = [i for i, row in enumerate(rows["skip:count=1"]) if getattr(row, measure_name) is not None]
+        prompts = [i for i, row in enumerate(rows["none:skip_last=1"]) if getattr(row, measure_name) is not None]
         quality = {p: np.array([getattr(rows[p][i], measure_name) for i in prompts]) for p in rows}
         points = [(speed[p], float(quality[p].mean())) for p in CONTROLS]
         best = [list(CONTROLS)[i] for i in front(points)]

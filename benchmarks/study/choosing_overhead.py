@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +23,60 @@ from ldp_runtime.bundle.files import TOKENIZER, open_bundle
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.pipeline.open_engines import open_engines
 from ldp_runtime.pipeline.pipeline import Pipeline
-from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
+from ldp_runtime.pruning.policy import GuidanceRule, Policy, ScaleView, Selection, TokenRule
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import Grid, ScaleSchedule
 from ldp_runtime.tokenizer import PromptTokenizer
 
 from benchmarks.paths import RESULTS, result_file
+from benchmarks.report.read import GRAMMAR
 from ldp_export.bench.hardware import hardware, software
 
 RESULT = RESULTS / "choosing-overhead-cpu.json"
-POLICIES = ("ld-paper", "ld", "ld-paper:energy_from=computed")
+POLICIES = ("ld-paper", "ld", "ld-fast", "ld-paper:energy_from=computed")
 
 
-class Timed(Policy):
-    """A policy with a stopwatch on its questions, scale by scale."""
+class Stopwatch:
+    """Seconds by scale that a policy's answers took."""
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.seconds, self.scale = policy, defaultdict[int, float](float), 0
+    def __init__(self) -> None:
+        self.seconds, self.scale = defaultdict[int, float](float), 0
 
-    def _timed(self, question: str, *args: Any) -> Any:
+    def time(self, question: Callable[..., Any], *args: Any) -> Any:
         started = time.perf_counter()
-        answer = getattr(self.policy, question)(*args)
+        answer = question(*args)
         self.seconds[self.scale] += time.perf_counter() - started
         return answer
 
-    def check(self, schedule: ScaleSchedule) -> None:
-        self.policy.check(schedule)
 
-    def scales_to_run(self, schedule: ScaleSchedule) -> int:
-        return self.policy.scales_to_run(schedule)
+class TimedTokens(TokenRule):
+    """A token rule under a stopwatch."""
+
+    def __init__(self, rule: TokenRule, watch: Stopwatch) -> None:
+        self.rule, self.watch = rule, watch
 
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
-        return self.policy.prunes(schedule)
+        return self.rule.prunes(schedule)
 
-    def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
-        self.scale = scale
-        return self.policy.watches_guidance(scale, schedule)
+    def select(self, view: ScaleView) -> Selection | None:
+        self.watch.scale = view.scale
+        return self.watch.time(self.rule.select, view)
 
-    def select(self, picture: ScaleView) -> Selection | None:
-        self.scale = picture.scale
-        return self._timed("select", picture)
+    def fill_residual(self, view: ScaleView) -> torch.Tensor:
+        return self.watch.time(self.rule.fill_residual, view)
 
-    def fill_residual(self, picture: ScaleView) -> torch.Tensor:
-        return self._timed("fill_residual", picture)
 
-    def remember_guidance(
+class TimedGuidance(GuidanceRule):
+    """A guidance rule under a stopwatch."""
+
+    def __init__(self, rule: GuidanceRule, watch: Stopwatch) -> None:
+        self.rule, self.watch = rule, watch
+
+    def watches(self, scale: int, schedule: ScaleSchedule) -> bool:
+        self.watch.scale = scale
+        return self.rule.watches(scale, schedule)
+
+    def remember(
         self,
         before: torch.Tensor | None,
         conditional: torch.Tensor,
@@ -75,16 +84,21 @@ class Timed(Policy):
         kept: torch.Tensor | None,
         grid: Grid,
     ) -> torch.Tensor | None:
-        return self._timed("remember_guidance", before, conditional, unconditional, kept, grid)
+        return self.watch.time(self.rule.remember, before, conditional, unconditional, kept, grid)
 
-    def missing_guidance(self, conditional: torch.Tensor, recalled: torch.Tensor, scale: int) -> torch.Tensor | None:
-        return self._timed("missing_guidance", conditional, recalled, scale)
+    def missing(self, conditional: torch.Tensor, recalled: torch.Tensor, scale: int) -> torch.Tensor | None:
+        self.watch.scale = scale
+        return self.watch.time(self.rule.missing, conditional, recalled, scale)
 
     def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
-        return self._timed("stops_after", gaps, scale, schedule)
+        return self.watch.time(self.rule.stops_after, gaps, scale, schedule)
 
-    def ends_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
-        return self._timed("ends_after", gaps, scale, schedule)
+
+def timed(policy: Policy, watch: Stopwatch) -> Policy:
+    """The policy with a stopwatch on the questions of both rules."""
+    tokens = None if policy.tokens is None else TimedTokens(policy.tokens, watch)
+    guidance = None if policy.guidance is None else TimedGuidance(policy.guidance, watch)
+    return Policy(tokens, guidance, policy.skip_last)
 
 
 def main() -> None:
@@ -99,7 +113,8 @@ def main() -> None:
     tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
     with Pipeline(manifest, open_engines(opened, torch.device("cpu"), None), tokenizer, 1, None) as pipe:
         found = {text: overhead(pipe, opened.root, text, options.draws) for text in POLICIES}
-    result = {"model": model.name, "size": "0.25M", "hardware": hardware(), "software": software(), "policies": found}
+    machine = {"hardware": hardware(), "software": software()}
+    result = {"grammar": GRAMMAR, "model": model.name, "size": "0.25M", **machine, "policies": found}
     options.result.write_text(json.dumps(result, indent=1))
     for text, entry in found.items():
         scales = ", ".join(f"{k}: {ms:.2f}" for k, ms in entry["milliseconds_per_scale"].items())
@@ -112,11 +127,11 @@ def overhead(pipe: Pipeline, root: Path | None, text: str, draws: int) -> dict[s
     assert policy is not None
     runs, choices = [], []
     for draw in range(draws + 1):
-        timed = Timed(policy)
+        watch = Stopwatch()
         started = time.perf_counter()
-        pipe("a red circle", seed=draw, policy=timed)
+        pipe("a red circle", seed=draw, policy=timed(policy, watch))
         runs.append(time.perf_counter() - started)
-        choices.append(dict(timed.seconds))
+        choices.append(dict(watch.seconds))
     scales = sorted({k for choice in choices for k, seconds in choice.items() if seconds > 2e-5})
     per_scale = {k: float(np.median([c.get(k, 0.0) for c in choices[1:]])) * 1e3 for k in scales}
     run = float(np.median(runs[1:])) * 1e3

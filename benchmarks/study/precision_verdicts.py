@@ -23,12 +23,13 @@ from ldp_runtime.pipeline.pipeline import Pipeline
 from rich.progress import track
 
 from benchmarks.paths import RESULTS, result_file
+from benchmarks.report.read import GRAMMAR
 from benchmarks.study.rows import Setting
 from ldp_export.bench.hardware import hardware, software
 from ldp_export.bench.plan import label
 
 RESULT = RESULTS / "precision-verdicts-cpu.json"
-POLICIES = ("none", "ld", "ld:score=energy,rho=0.9")
+POLICIES = ("none", "ld", "ld-fast")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     setting = Setting(open_bundle(options.bundles[0]).manifest.digest, "", options.prompts)
     result = {
+        "grammar": GRAMMAR,
         "machine": {"hardware": hardware(), "software": software()},
         "prompts": setting.prompts,
         "bundle": setting.digest[:16],

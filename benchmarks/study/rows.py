@@ -23,6 +23,8 @@ from ldp_calibration.shapes.evaluator import judge, object_mask
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.pipeline.pipeline import GenerationResult, Pipeline
 
+from benchmarks.study.losers import studied
+
 #: Says how far the work is: done, total, in words.
 Report = Callable[[int, int, str], None]
 #: Pictures with fewer pixels of objects have no figure for objects.
@@ -37,7 +39,7 @@ class Row:
         psnr, ssim: over all pixels; psnr_objects, ssim_objects: over the objects of the unpruned picture, or None.
         accepted: the evaluator finds the prompt true; accepted_full: of the unpruned picture.
         operations: of the full model's blocks over this run's.
-        kept: share of tokens computed at each scale that was run; stopped, ended: after which scale, if at all.
+        kept: share of tokens computed at each scale that was run; stopped: after which scale, if at all.
     """
 
     policy: str
@@ -51,7 +53,6 @@ class Row:
     operations: float
     kept: tuple[float, ...]
     stopped: int | None
-    ended: int | None
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _row(
     accepted_full: bool,
     mask: np.ndarray,
 ) -> Row:
-    result = pipe(prompt.text, seed=seed, policy=policy, output_type="numpy")
+    result = pipe(prompt.text, seed=seed, policy=studied(policy), output_type="numpy")
     image, reference, trace = result.images[0], full.images[0], result.traces[0]
     similar, seen = ssim_map(image, reference), int(mask.sum()) >= _LEAST_OBJECT_PIXELS
     model, schedule = pipe.manifest.model, pipe.manifest.schedule()
@@ -168,7 +169,6 @@ def _row(
         round(full_flops(model, schedule, guided=True) / max(1, trace_flops(model, trace)), 4),
         tuple(round(scale.kept_share, 4) for scale in trace.scales),
         trace.stopped_after,
-        trace.ended_after,
     )
 
 

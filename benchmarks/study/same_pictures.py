@@ -4,8 +4,8 @@
     python -m benchmarks.study.same_pictures BUNDLES --compare before.json     on the other, same machine and bundles
 
 BUNDLES holds bundles that one commit built: `shapes` and `int8` (the embedded model), `2b`, `8b` and `torch` (the
-golden Infinity checkpoints), `var` (the golden VAR). Those that are missing are left out and named. Only what the
-package exports is used, so that any two commits compare. Hashes of different processors are not comparable.
+golden Infinity checkpoints), `var` (the golden VAR). Those that are missing are left out and named. Requests are named
+by their policy with every field, so that a renamed policy compares. Hashes of different processors do not.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ldp_runtime import Pipeline
+from ldp_runtime import Pipeline, parse_policy
+from ldp_runtime.pruning.parse import policy_text
 
 #: Every policy that the study of `docs/ablation.md` compares, and the full model. None needs fitted numbers.
 POLICIES = (
     "none",
     "ld",
+    "ld-fast",
     "ld-paper",
     "ld-skip-2",
     "ld-paper:skip_last=1",
-    "ld-paper:stop_threshold=none",
-    "ld-paper:prune_scales=,stop_threshold=0.15",
+    "ld-paper:delta=none",
+    "ld-paper:scales=",
     "ld-paper:border=ignored",
     "ld-paper:gap=l2",
     "ld-paper:energy_from=computed",
     "ld-paper:haar=latents",
-    "ld:fill=repeat",
-    "ld:fill=scaled,fill_scale=-0.3",
-    "ld:after_stop=conditional",
-    "ld:stop_threshold=none",
-    "ld:stop_threshold=0.25",
+    "ld-fast:fill=repeat",
+    "ld-fast:then=conditional",
+    "ld-fast:stop=none",
+    "ld-fast:delta=0.25",
+    "ld-fast:p=0.9",
+    "ld-fast:p=0.7",
+    "ld-fast:p=0.9,delta=0.25",
     "ld:rho=0.9",
     "ld:rho=0.7",
-    "ld:rho=0.9,stop_threshold=0.25",
-    "ld:score=energy",
-    "ld:score=energy,rho=0.9",
-    "ld:score=energy,rho=0.7",
-    "ld:score=variance",
-    "ld:prune_share=0.45",
-    "ld:stop_scales=3+4",
-    "skip:count=1",
-    "skip:count=2",
-    "stop-guidance:scale=3",
-    "stop-guidance:scale=4",
-    "skip:count=1,stop_after=4",
-    "skip:count=2,stop_after=3",
-    "fixed:keep=0.4,score=energy",
-    "fixed:keep=0.4,score=energy,fill=zero",
-    "fixed:keep=0.4,score=distance,fill=zero",
-    "fixed:keep=0.4,score=random,fill=zero",
-    "fixed:keep=0.6,score=distance,fill=zero,stop_after=4",
-    "fixed:keep=0.4,score=random,fill=zero,prune_scales=6,stop_after=4",
-    "given:keep=0.5+0.4,stop_after=4",
-    "given:keep=0.5+0",
+    "ld-fast:score=variance",
+    "ld-fast:detail=0.45",
+    "ld-fast:delta=9,stop_scales=3+4",
+    "none:skip_last=1",
+    "none:skip_last=2",
+    "none:stop=3",
+    "none:stop=4",
+    "none:stop=4,skip_last=1",
+    "none:stop=3,skip_last=2",
+    "top-k",
+    "top-k:fill=zero",
+    "top-k:score=distance,fill=zero",
+    "top-k:score=random,fill=zero",
+    "top-k:share=0.6,score=distance,fill=zero,stop=4",
+    "top-k:score=random,fill=zero,scales=6,stop=4",
+    "top-k:share=0.5+0.4,score=random,fill=zero,stop=4",
+    "top-k:share=0.5+0,score=random,fill=zero,skip_last=1",
 )
 #: Those that say something of other models and engines.
-FEW = ("none", "ld", "ld-paper", "ld-skip-2", "skip:count=1,stop_after=4", "fixed:keep=0.4,score=random,fill=zero")
+FEW = ("none", "ld-fast", "ld-paper", "ld-skip-2", "none:stop=4,skip_last=1", "top-k:score=random,fill=zero")
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,11 @@ class Request:
 
     @property
     def name(self) -> str:
+        options = dict(self.options)
+        if "policy" in options:  # written out, so that no name or default can change its meaning
+            options["policy"] = policy_text(parse_policy(options["policy"]))
         special = {"texts": self.texts, "stop_at": self.stop_at, "preview_at": self.preview_at}
-        return f"{self.bundle} {json.dumps(self.options | {k: v for k, v in special.items() if v not in ((), None)})}"
+        return f"{self.bundle} {json.dumps(options | {k: v for k, v in special.items() if v not in ((), None)})}"
 
 
 def requests() -> Iterator[Request]:
@@ -94,18 +97,18 @@ def requests() -> Iterator[Request]:
     two = ["a red circle", "three green squares"]
     for policy in POLICIES:
         yield Request("shapes", {"prompt": two[0], "seed": 1, "policy": policy})
-    for policy in ("none", "ld", "ld-paper", "given:keep=0.5+0.4,stop_after=4"):
+    for policy in ("none", "ld-fast", "ld-paper", "top-k:share=0.5+0.4,score=random,fill=zero,stop=4"):
         yield Request("shapes", {"prompt": two, "seed": [7, 2**40], "policy": policy})
         yield Request("shapes", {"prompt": two[1], "seed": 3, "policy": policy, "aspect_ratio": 0.5})
-    yield Request("shapes", {"prompt": two, "seed": 5, "num_images_per_prompt": 3, "policy": "ld"})
+    yield Request("shapes", {"prompt": two, "seed": 5, "num_images_per_prompt": 3, "policy": "ld-fast"})
     yield Request("shapes", {"prompt": two[0], "seed": 6, "aspect_ratio": 2.0, "temperature": 0.7})
-    yield Request("shapes", {"prompt": two, "negative_prompt": "a blue star", "seed": 8, "policy": "ld"})
+    yield Request("shapes", {"prompt": two, "negative_prompt": "a blue star", "seed": 8, "policy": "ld-fast"})
     yield Request("shapes", {"prompt": two, "negative_prompt": ["a blue star", "a ring"], "seed": 9})
     yield Request("shapes", {"prompt": two[0], "guidance_scale": 1.0, "seed": 10, "policy": "ld-paper"})
     yield Request("shapes", {"prompt": two[0], "guidance_scale": [4, 4, 3, 3, 2, 1, 1], "seed": 11})
     yield Request("shapes", {"prompt": two[0], "top_k": 1, "seed": 12})
     yield Request("shapes", {"prompt": two[0], "top_p": 0.0, "top_k": 0, "seed": 13})
-    for policy in ("none", "ld"):
+    for policy in ("none", "ld-fast"):
         yield Request("shapes", {"prompt": two, "seed": 14, "policy": policy}, stop_at=4)
         yield Request("shapes", {"prompt": two, "seed": 15, "policy": policy}, preview_at=3)
     for policy in FEW:
@@ -116,8 +119,8 @@ def requests() -> Iterator[Request]:
         yield Request("var", {"class_labels": [3, 0], "seed": 20, "policy": policy})
     yield Request("8b", {"seed": 21, "policy": "ld-paper:haar=latents", "aspect_ratio": 2.0}, texts=(5, 8))
     yield Request("var", {"class_labels": [1], "seed": 22, "more_smooth": True})
-    yield Request("var", {"class_labels": 2, "seed": 23, "guidance_scale": 0.0, "top_k": 50, "policy": "ld"})
-    yield Request("var", {"class_labels": [2, 1, 0], "seed": 24, "policy": "ld"}, preview_at=2)
+    yield Request("var", {"class_labels": 2, "seed": 23, "guidance_scale": 0.0, "top_k": 50, "policy": "ld-fast"})
+    yield Request("var", {"class_labels": [2, 1, 0], "seed": 24, "policy": "ld-fast"}, preview_at=2)
     yield Request("var", {"class_labels": [2, 1], "seed": 25}, stop_at=5)
 
 
@@ -143,7 +146,7 @@ class Recorder:
 
 def without_times(trace: dict[str, Any]) -> dict[str, Any]:
     scales = [{k: v for k, v in scale.items() if not k.endswith("_s")} for scale in trace["scales"]]
-    return {k: v for k, v in trace.items() if not k.endswith("_s")} | {"scales": scales}
+    return {k: v for k, v in trace.items() if not k.endswith("_s") and k != "policy"} | {"scales": scales}
 
 
 def draw(pipe: Pipeline, request: Request) -> dict[str, Any]:

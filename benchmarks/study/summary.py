@@ -19,7 +19,7 @@ class Summary:
         speedup: over the unpruned engines, measured; operations: counted in the blocks.
         psnr, ssim, ..._objects: means over prompts; psnr_fifth: fifth percentile over prompts.
         accepted: share that the evaluator accepts; kept: mean share of tokens per scale (0 where a scale was not run).
-        stop_rate, end_rate: share of pictures whose branch stopped, or that ended, before the last scale.
+        stop_rate: share of pictures whose branch stopped before the last scale.
     """
 
     policy: str
@@ -34,7 +34,6 @@ class Summary:
     accepted: float
     kept: tuple[float, ...]
     stop_rate: float
-    end_rate: float
 
 
 def summarise(policy: str, rows: Sequence[Row], times: Mapping[str, np.ndarray], scales: int) -> Summary:
@@ -53,7 +52,6 @@ def summarise(policy: str, rows: Sequence[Row], times: Mapping[str, np.ndarray],
         float(np.mean([row.accepted for row in rows])),
         tuple(kept.round(4).tolist()),
         float(np.mean([row.stopped is not None for row in rows])),
-        float(np.mean([row.ended is not None for row in rows])),
     )
 
 

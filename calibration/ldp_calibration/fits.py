@@ -1,9 +1,8 @@
-"""Numbers fitted to one bundle: fills of pruned positions, guidance of a stopped branch, and importance of tokens.
+"""Numbers fitted to one bundle: fills of pruned positions, and importance of tokens.
 
 Everything is read off full, unpruned runs: the view that policies have before each scale, and the residuals that the
-scale then brought. Pixels enter through the decoder: as its metric on changes of the latent, and as the number of
-pixels that a token changes. That number weighs the token's equations. (Most tokens are background, and what fits them
-best fits the drawn objects badly.)
+scale then brought. Pixels enter through the decoder, as the number of pixels that a token changes. That number weighs
+the token's equations. (Most tokens are background, and what fits them best fits the drawn objects badly.)
 """
 
 from __future__ import annotations
@@ -17,58 +16,37 @@ from ldp_runtime.pipeline.drawing import ScaleEvent
 from ldp_runtime.pipeline.pipeline import Condition, Pipeline
 from ldp_runtime.pruning.fills import predictors
 from ldp_runtime.pruning.fitted import Fitted
-from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
-from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
-from ldp_runtime.pruning.recall import recall, remember
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection, TokenRule
 from ldp_runtime.pruning.scores import FEATURES, score_map
-from ldp_runtime.schedule import Grid, ScaleSchedule
+from ldp_runtime.pruning.stopping import derived_scales
+from ldp_runtime.schedule import ScaleSchedule
 from torch.nn import functional as F
 
 #: Fewest prompts: a fill has hundreds of weights per channel.
 LEAST_PROMPTS = 4
 #: Pull of every weight of a fill towards zero, as so many extra tokens of unit size.
 _RIDGE = 3.0
-#: Number of images at which the decoder is differentiated; each costs one decoding per latent channel.
-_METRIC_IMAGES = 6
-#: Step of the finite differences, in standard deviations of the latent: about the change that a scale makes.
-_STEP = 0.2
 
 
 @dataclass(eq=False)
-class Seen(Policy):
-    """Notes of one full run, taken by a policy that changes nothing.
+class Seen(TokenRule):
+    """Notes of one full run, taken by a rule that changes nothing.
 
     Attributes:
-        pictures: views of policies before each scale from 1 on.
+        views: views of policies before each scale from 1 on.
         residuals: R_k of every scale on its token grid [channels, h, w].
         latents: F_k of every scale [d, H, W].
-        conditionals: output of the conditional branch at every scale [L, n].
-        differences: conditional less unconditional output at every scale [n, h, w].
     """
 
-    pictures: list[ScaleView] = field(default_factory=list)
+    views: list[ScaleView] = field(default_factory=list)
     residuals: list[torch.Tensor] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
-    conditionals: list[torch.Tensor] = field(default_factory=list)
-    differences: list[torch.Tensor] = field(default_factory=list)
 
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         return tuple(range(1, len(schedule)))
 
     def select(self, view: ScaleView) -> Selection | None:
-        self.pictures.append(view)
-        return None
-
-    def remember_guidance(
-        self,
-        before: torch.Tensor | None,
-        conditional: torch.Tensor,
-        unconditional: torch.Tensor,
-        kept: torch.Tensor | None,
-        grid: Grid,
-    ) -> torch.Tensor | None:
-        self.conditionals.append(conditional.clone())
-        self.differences.append(remember(None, conditional - unconditional, kept, grid))
+        self.views.append(view)
         return None
 
     def on_scale(self, event: ScaleEvent) -> None:
@@ -79,7 +57,7 @@ class Seen(Policy):
 def watch(pipe: Pipeline, prompt: Condition, seed: int) -> Seen:
     """Runs one prompt in full and returns the notes."""
     seen = Seen()
-    pipe.draw(prompt, seed=seed, policy=seen, output_type="latent", callback_on_scale=seen.on_scale)
+    pipe.draw(prompt, seed=seed, policy=Policy(seen), output_type="latent", callback_on_scale=seen.on_scale)
     return seen
 
 
@@ -98,9 +76,7 @@ def fit(
         raise ConfigError(f"{len(prompts)} prompts are too few to fit to", hint=f"give at least {LEAST_PROMPTS}")
     scales = fitted_scales(pipe.manifest.schedule())
     fills = {k: Normal() for k in scales}
-    guidance = {k: Normal() for k in scales[1:]}
     errors: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {k: [] for k in scales}
-    metrics: list[torch.Tensor] = []
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         report(i, len(prompts), "fitting")
         seen = watch(pipe, prompt, seed)
@@ -109,21 +85,15 @@ def fit(
             weights = pixels / pixels.mean().clamp(min=1e-12)
             errors[k].append((maps, pixels))
             fills[k].add(*fill_equations(seen, k), weights)
-            for source in range(scales[0], k) if seen.differences else ():
-                guidance[k].add(*guidance_equations(seen, source, k), weights)
-        if i < _METRIC_IMAGES:
-            metrics.append(per_token(decoder_metric(pipe, seen.latents[-1]), seen.pictures[-1].patch))
     return Fitted(
         {k: as_kernel(equations.solve(_RIDGE)) for k, equations in fills.items()},
-        {k: (float(a), float(b)) for k, e in guidance.items() if e.known for a, b in [e.solve(1e-6)[:, 0]]},
-        torch.stack(metrics).mean(dim=0),
         {k: non_negative(*(torch.cat(parts) for parts in zip(*pairs, strict=True))) for k, pairs in errors.items()},
     )
 
 
 def fitted_scales(schedule: ScaleSchedule) -> tuple[int, ...]:
     """Scales from the first one after which the branch may stop to the last."""
-    return LatentDiscrepancy().stops(schedule)
+    return derived_scales(schedule)
 
 
 def fill_equations(seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +101,7 @@ def fill_equations(seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
 
     The features are the 3x3 neighbourhoods of the predictors, and a one; the target is the residuals.
     """
-    padded = F.pad(predictors(seen.pictures[scale - 1])[None], (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(predictors(seen.views[scale - 1])[None], (1, 1, 1, 1), mode="replicate")
     patches = F.unfold(padded, 3)[0].T
     return torch.cat((patches, torch.ones_like(patches[:, :1])), dim=1), seen.residuals[scale].flatten(1).T
 
@@ -142,44 +112,13 @@ def as_kernel(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return weights[:-1].T.reshape(C, 2 * C, 3, 3).float(), weights[-1].float()
 
 
-def guidance_equations(seen: Seen, source: int, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [L, n, 2] and target [L, n, 1] of guidance at a scale, if the branch stopped at an earlier one.
-
-    The features are the recalled difference and the conditional output; the target is the true difference.
-    """
-    target = seen.differences[scale]
-    recalled = recall(seen.differences[source], None, (target.shape[1], target.shape[2]))
-    return torch.stack((recalled, seen.conditionals[scale]), dim=2), target.flatten(1).T[:, :, None]
-
-
 def error_equations(pipe: Pipeline, seen: Seen, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Feature maps of `score=error` and a one [L, features + 1], and the pixel change of each token [L]."""
-    view, grid = seen.pictures[scale - 1], seen.pictures[scale - 1].schedule.grids[scale]
+    view, grid = seen.views[scale - 1], seen.views[scale - 1].schedule.grids[scale]
     before, after = pipe.decode(torch.stack((seen.latents[scale - 1], seen.latents[scale])), "torch")
     change = F.adaptive_avg_pool2d((after - before).square().sum(dim=0)[None], grid)[0].cpu()
     maps = [score_map(feature, view).flatten().cpu() for feature in FEATURES]
     return torch.stack((*maps, torch.ones_like(maps[0])), dim=1), change.flatten()
-
-
-def decoder_metric(pipe: Pipeline, latent: torch.Tensor) -> torch.Tensor:
-    """Metric M [d, d] of the decoder at a latent [d, H, W].
-
-    v' M v is the squared pixel change per position when v is added to the latent. Every position is moved at once, by v
-    or -v at random: in the mean over signs, everything that positions share cancels. The decoder's response to each
-    channel is a finite difference.
-    """
-    generator = torch.Generator().manual_seed(0)
-    signs = (torch.randint(0, 2, latent.shape[1:], generator=generator) * 2.0 - 1).to(latent.device)
-    step = _STEP * float(latent.std())
-    moved = latent + step * torch.eye(len(latent), device=latent.device)[:, :, None, None] * signs
-    images = pipe.decode(torch.cat((latent[None], moved)), "torch").flatten(1).double()
-    responses = (images[1:] - images[0]) / step
-    return (responses @ responses.T / signs.numel()).float().cpu()
-
-
-def per_token(metric: torch.Tensor, patch: int) -> torch.Tensor:
-    """Metric of tokens of patch x patch latents [d * patch**2, d * patch**2], from that of latents [d, d]."""
-    return torch.kron(metric, torch.eye(patch**2))
 
 
 def non_negative(features: torch.Tensor, target: torch.Tensor) -> tuple[float, ...]:

@@ -15,7 +15,8 @@ from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import FITTED, FittedFile, SavedPolicy, saved_folder
 from ldp_runtime.disk import write_durably
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
-from ldp_runtime.pruning.parse import parse_policy
+from ldp_runtime.pruning.parse import parse_policy, policy_text
+from ldp_runtime.pruning.policy import Policy
 
 from ldp_calibration.candidates import is_control
 from ldp_calibration.drawing import pyplot
@@ -26,6 +27,7 @@ from ldp_calibration.search import Calibration
 def make_saved(name: str, manifest: Manifest, calibration: Calibration) -> SavedPolicy:
     """Saved policy that `generate --policy NAME` uses, with its evidence."""
     chosen, timed = calibration.chosen, calibration.timed
+    chosen_policy = parse_policy(chosen.policy)
     evidence: dict[str, Any] = {
         "held_out_prompts": calibration.held_out_prompts,
         "search_prompts": calibration.search_prompts,
@@ -47,11 +49,12 @@ def make_saved(name: str, manifest: Manifest, calibration: Calibration) -> Saved
     }
     return SavedPolicy(
         name=name,
-        policy=chosen.policy,
+        policy=policy_text(chosen_policy),
+        grammar=2,
         digest=manifest.digest,
         budget=str(calibration.budget),
         evidence=evidence,
-        fitted=calibration.fitted.to_json() if needs_fits(parse_policy(chosen.policy)) else None,
+        fitted=calibration.fitted.to_json() if needs_fits(chosen_policy) else None,
     )
 
 
@@ -111,14 +114,15 @@ def draw_front(calibration: Calibration, path: Path) -> None:
 def _groups(points: tuple[Point, ...]) -> list[tuple[str, str, list[Point]]]:
     """Groups candidates by kind, for colours: label, plot style, points."""
 
-    def kind(policy: str) -> str:
-        if is_control(policy):
+    def kind(text: str) -> str:
+        policy = parse_policy(text) or Policy()
+        if is_control(text):
             return "controls"
-        if "prune_scales=," in policy or policy.endswith("prune_scales="):
+        if policy.tokens is None:
             return "SATS alone"
-        if "stop_threshold=none" in policy:
-            return "LHEP alone, " + ("repeat" if "fill=repeat" in policy else "fitted or zero") + " fill"
-        return "LHEP and SATS, last scale skipped" if "skip_last" in policy else "LHEP and SATS"
+        if policy.guidance is None:
+            return "LHEP alone, " + ("repeat" if "fill=repeat" in text else "fitted or zero") + " fill"
+        return "LHEP and SATS, last scale skipped" if policy.skip_last else "LHEP and SATS"
 
     styles = {
         "LHEP alone, fitted or zero fill": "o",

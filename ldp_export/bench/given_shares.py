@@ -13,8 +13,10 @@ from pathlib import Path
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.bundle.saved_policies import SavedPolicy
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
-from ldp_runtime.pruning.parse import parse_policy
+from ldp_runtime.pruning.older import LD
+from ldp_runtime.pruning.parse import NAMED, read_policy
+from ldp_runtime.pruning.stopping import StopAt, derived_scales
+from ldp_runtime.pruning.tokens import LHEP, TopP
 from ldp_runtime.schedule import ScaleSchedule
 
 #: Shares of the last three scales if none are given: assumed, not measured on any model.
@@ -66,28 +68,34 @@ def calibrated(path: Path, schedule: ScaleSchedule) -> Shares:
     Raises:
         ConfigError: the file is neither of the two, has no shares, or is not of LD-Pruning.
     """
-    name, model, text, kept, rate = _read(path)
-    policy = parse_policy(text)
+    name, model, text, kept, rate, is_older = _read(path)
+    policy = read_policy(text, NAMED | {"ld": LD} if is_older else NAMED)
     pruned = tuple(share for share in kept if 0 < share < 1)
-    if not isinstance(policy, LatentDiscrepancy) or not pruned:
+    if not isinstance(policy.tokens, LHEP | TopP) or not pruned:
         raise ConfigError(
             f"{name} ({text}) says of no share of tokens that LD-Pruning keeps",
             hint="give the shares with --keep, or a profile whose policy prunes",
         )
     count = max(1, len(policy.prunes(schedule)) - policy.skip_last)
     keep = (pruned[0],) * (count - len(pruned)) + pruned[-count:] + (0.0,) * policy.skip_last
-    stops = policy.stops(schedule)
+    rule = policy.guidance
+    stops = () if rule is None else getattr(rule, "scales", None) or derived_scales(schedule)
+    if isinstance(rule, StopAt) and rule.scale != "first":
+        stops = (rule.scale,)
     words = f"from {name} ({text}) of {model}, whose branch stopped for {rate:.0%} of the held-out prompts"
     return Shares(keep, stops[0] if stops and rate >= 0.5 else None, words)
 
 
-def _read(path: Path) -> tuple[str, str, str, list[float], float]:
-    """Reads a file: its description, model, policy in words, share kept of each scale, and rate of stopped branches."""
+def _read(path: Path) -> tuple[str, str, str, list[float], float, bool]:
+    """Reads a file: its description, model, policy in words, share kept of each scale, and rate of stopped branches.
+
+    The last is true where `ld` has its older meaning.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if "policies" in content:
             row = content["policies"]["ld"]
-            return f"the study {path.name}", content["model"], "ld", row["kept"], row["stop_rate"]
+            return f"the study {path.name}", content["model"], "ld", row["kept"], row["stop_rate"], True
         saved = SavedPolicy.model_validate(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -95,4 +103,5 @@ def _read(path: Path) -> tuple[str, str, str, list[float], float]:
         ) from error
     evidence = saved.evidence
     kept, rate = evidence.get("kept_share_per_scale") or [], evidence.get("stop_rate", 0.0)
-    return f"the profile {saved.name!r}", evidence.get("model", "another model"), saved.policy, kept, rate
+    name, model = f"the profile {saved.name!r}", evidence.get("model", "another model")
+    return name, model, saved.policy, kept, rate, saved.grammar == 1

@@ -30,7 +30,7 @@ DEFAULT_PROMPTS = (
     "two green rings",
     "a small white triangle to the left of a large purple circle",
 )
-DEFAULT_POLICIES = ("ld", "ld-skip-2")
+DEFAULT_POLICIES = ("ld", "ld-fast", "ld-skip-2")
 EAGER, EAGER_GRAPHS, UNPRUNED = "eager", "eager, hoisted", "engines"
 #: Separates the engines from the policy in a candidate's name.
 _PRUNED = " + "

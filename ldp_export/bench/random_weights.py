@@ -61,13 +61,12 @@ def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
 
 def given_policies(keep: Sequence[float], stop_scale: int | None) -> tuple[str, ...]:
     """Policies in words: the shares with all scales, the same without the last two, and the controls."""
-    stop = f",stop_after={stop_scale}" if stop_scale is not None else ""
-    shares = "+".join(f"{share:g}" for share in keep)
-    skipped = "+".join(f"{share:g}" for share in (*keep[:-2], 0, 0))
-    controls = ("skip:count=1", "skip:count=2")
+    stop = f",stop={stop_scale}" if stop_scale is not None else ""
+    given = f"top-k:share={'+'.join(f'{share:g}' for share in keep)}+,score=random,fill=zero{stop}"
+    controls = ("none:skip_last=1", "none:skip_last=2")
     if stop_scale is not None:
-        controls += (f"stop-guidance:scale={stop_scale}",)
-    return (f"given:keep={shares}{stop}", f"given:keep={skipped}{stop}", *controls)
+        controls += (f"none:stop={stop_scale}",)
+    return (given, f"{given},skip_last=2", *controls)
 
 
 def check_policies(texts: Sequence[str], schedule: ScaleSchedule) -> None:

@@ -31,7 +31,7 @@ def within(scope: Scope, wall_ms: float, text_ms: float, blocks_ms: float) -> fl
     return wall_ms if scope == "prompt-to-image" else wall_ms - text_ms
 
 
-SCHEMA = "ldp-export/bench/2"
+SCHEMA = "ldp-export/bench/3"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ Examples:
     "--budget", help='"psnr>=28" (dB), "ssim>=0.9", "lpips<=0.1" (needs its weights) or "speedup>=1.8" (operations).'
 )
 @click.option(
-    "--fit-only", is_flag=True, help="Only fit what fill=linear, score=decoder and the like need, on all prompts."
+    "--fit-only", is_flag=True, help="Only fit what fill=linear, score=error and the like need, on all prompts."
 )
 @click.option("--name", default="calibrated", show_default=True, help="Of the profile.")
 @click.option(

@@ -20,22 +20,24 @@ if TYPE_CHECKING:
 POLICY_HELP = """\b
 Policies are NAME or NAME:option=value,...  ("none" for no value, lists as 5+6):
   none            the full model
-  ld              recommended: see docs/ablation.md
+  ld              recommended: LHEP scores, no loss of accepted pictures shown; see docs/ablation.md
+  ld-fast         faster, at a measured loss
   ld-paper        LD-Pruning with the paper's thresholds, nothing skipped
   ld-skip-2       the paper's headline mode: the last two scales are not run
-    Options of the three:
-      rho=0.5                 share of the score that kept tokens must reach
-      score=                  energy | distance | variance | change | decoder* | error*
-      prune_scales=5+6        which scales are thinned out; or the last that hold a prune_share=0.75 of all tokens
-      fill=                   repeat | zero | scaled (fill_scale=-0.3) | linear*
-      stop_threshold=0.15     stop the unconditional branch once the gap changes by less; stop_scales=4+5
-      after_stop=             conditional | reuse | fitted*
-      skip_last=0             last scales not run; or, picture by picture, end_threshold=0.1; end_scales=4+5
-      energy_from=previous|computed, border=counted|ignored, gap=rms|l2, haar=tokens|latents
-  skip            control: count=1 last scales are not run; stop_after=4
-  stop-guidance   control: the branch stops after scale=4
-  fixed           control: keep=0.4 of the tokens by score= (or random); prune_scales, fill, fill_scale, stop_after
-  given           for random weights: keep=0.5+0.4 of the last scales' tokens, taken at random; stop_after=9
+  lhep, top-p, top-k   a token rule alone
+    Which tokens:
+      rho=0.5                 LHEP: share of the detail energy that kept tokens must reach
+      p=0.8                   top-p: the same of another score=
+      share=0.4               top-k: share of tokens; or 0.5+0.4 for the last scales
+      score=                  energy | distance | variance | error*; top-k also random
+      fill=                   repeat | zero | linear*
+      scales=5+6              which scales are thinned out; or the last that hold a detail=0.75 of all tokens
+      energy_from=previous|computed, border=counted|ignored, haar=tokens|latents    (LHEP)
+    When the unconditional branch stops (stop=none: never):
+      delta=0.15              SATS: once the gap changes by less; stop_scales=4+5, gap=rms|l2
+      stop=4                  after this scale; or first, before the thinned scales
+      then=                   conditional | reuse
+    skip_last=0               last scales not run
   or the name (or path) of a profile that `ldp-export calibrate` wrote.
 * needs numbers fitted to the bundle: ldp-export calibrate BUNDLE --fit-only
 """

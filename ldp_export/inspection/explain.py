@@ -102,8 +102,6 @@ def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, score: st
         text.append(f"guidance gap {scale.gap:.2f}")
     if scale.unconditional_stopped:
         text.append("unconditional branch stops here")
-    if scale.ended:
-        text.append("the policy ends the picture here")
     choosing = (scale.select_s + scale.residual_s) * 1e3
     text.append(f"engine {scale.blocks_s * 1e3:.1f} ms, around it {choosing:.1f} ms")
     axes[3].axis("off")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from ldp_runtime.engines.blocks import Blocks
 from ldp_runtime.families.base import Codec
-from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
+from ldp_runtime.pruning.policy import ScaleView, Selection, TokenRule
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import Grid, ScaleSchedule
 
@@ -63,8 +63,8 @@ class RecordedCodec:
 
 
 @dataclass(frozen=True, eq=False)
-class GivenMasks(Policy):
-    """Policy that keeps the given tokens.
+class GivenMasks(TokenRule):
+    """Token rule that keeps the given tokens.
 
     Attributes:
         keep: indices of the kept tokens of each scale; None: all of them.

@@ -300,7 +300,7 @@ def run_case(
         guidance_weights(manifest.model, case.guidance, S),
         per_scale(defaults.temperature, S, "temperature"),
         SamplingFilter(defaults.top_k, defaults.top_p),
-        Policy() if keep is None else GivenMasks(keep),
+        Policy(None if keep is None else GivenMasks(keep)),
     )
     state = ImageState.new(settings, schedule, case.seed or 0, tuple(n.to(device) for n in noise), device)
     blocks = engines.blocks if on_logits is None else OverheardBlocks(engines.blocks, on_logits)

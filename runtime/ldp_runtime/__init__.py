@@ -11,14 +11,7 @@ if TYPE_CHECKING:
     from ldp_runtime.errors import LdpError
     from ldp_runtime.pipeline.drawing import ScaleEvent
     from ldp_runtime.pipeline.pipeline import GenerationResult, Pipeline
-    from ldp_runtime.pruning import (
-        FixedRatio,
-        LatentDiscrepancy,
-        Policy,
-        SkipLastScales,
-        StopGuidanceAfter,
-        parse_policy,
-    )
+    from ldp_runtime.pruning import LHEP, SATS, Policy, StopAt, TopK, TopP, parse_policy
 
 _HOMES = {
     "open_bundle": "bundle.files",
@@ -26,24 +19,31 @@ _HOMES = {
     "GenerationResult": "pipeline.pipeline",
     "Pipeline": "pipeline.pipeline",
     "ScaleEvent": "pipeline.drawing",
-    "FixedRatio": "pruning",
-    "LatentDiscrepancy": "pruning",
     "Policy": "pruning",
-    "SkipLastScales": "pruning",
-    "StopGuidanceAfter": "pruning",
+    "LHEP": "pruning",
+    "TopP": "pruning",
+    "TopK": "pruning",
+    "SATS": "pruning",
+    "StopAt": "pruning",
     "parse_policy": "pruning",
+    # Deprecated: each warns when it is called.
+    "FixedRatio": "pruning.older",
+    "LatentDiscrepancy": "pruning.older",
+    "SkipLastScales": "pruning.older",
+    "StopGuidanceAfter": "pruning.older",
 }
 
 __all__ = [
-    "FixedRatio",
+    "LHEP",
+    "SATS",
     "GenerationResult",
-    "LatentDiscrepancy",
     "LdpError",
     "Pipeline",
     "Policy",
     "ScaleEvent",
-    "SkipLastScales",
-    "StopGuidanceAfter",
+    "StopAt",
+    "TopK",
+    "TopP",
     "open_bundle",
     "parse_policy",
 ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ldp_calibration import fits
 from ldp_calibration.report import save_fits
-from ldp_runtime import LatentDiscrepancy, Pipeline
+from ldp_runtime import LHEP, Pipeline
 from ldp_runtime.bundle.saved_policies import FITTED, bundle_fits, list_saved, resolve_policy, saved_folder
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.pruning import fills
@@ -28,9 +28,8 @@ def test_notes_are_those_of_the_full_run(small_pipe: Pipeline) -> None:
     seen = fits.watch(small_pipe, PROMPTS[0], seed=5)
     full = small_pipe(PROMPTS[0], seed=5, output_type="latent")
     assert torch.equal(seen.latents[-1], full.images[0])
-    assert [picture.scale for picture in seen.pictures] == list(range(1, 7))
-    assert all(torch.equal(p.residual, r) for p, r in zip(seen.pictures, seen.residuals, strict=False))
-    assert len(seen.differences) == len(seen.conditionals) == 7
+    assert [view.scale for view in seen.views] == list(range(1, 7))
+    assert all(torch.equal(p.residual, r) for p, r in zip(seen.views, seen.residuals, strict=False))
 
 
 def test_a_linear_world_is_recovered(small_pipe: Pipeline) -> None:
@@ -40,11 +39,11 @@ def test_a_linear_world_is_recovered(small_pipe: Pipeline) -> None:
     equations = fits.Normal()
     runs = [fits.watch(small_pipe, prompt, seed) for seed, prompt in enumerate(PROMPTS)]
     for seen in runs:
-        seen.residuals[6] = fills.linear(seen.pictures[5], kernel, bias)
+        seen.residuals[6] = fills.linear(seen.views[5], kernel, bias)
         features, target = fits.fill_equations(seen, 6)
         equations.add(features, target, torch.ones(len(target)))
     found = fits.as_kernel(equations.solve(1e-6))
-    guess = fills.linear(runs[0].pictures[5], *found)
+    guess = fills.linear(runs[0].views[5], *found)
     torch.testing.assert_close(guess, runs[0].residuals[6], atol=1e-2, rtol=1e-3)
 
 
@@ -65,38 +64,12 @@ def test_no_weight_is_negative() -> None:
     assert exact == pytest.approx((2, 0, 3), abs=1e-9)
 
 
-def test_the_metric_is_the_decoders_response(small_pipe: Pipeline) -> None:
-    """v' M v says how much pixels move when every position moves by +v or -v."""
-    latent = fits.watch(small_pipe, PROMPTS[0], 0).latents[-1]
-    metric = fits.decoder_metric(small_pipe, latent)
-    assert metric.shape == (8, 8)
-    torch.testing.assert_close(metric, metric.T)
-    assert torch.linalg.eigvalsh(metric.double()).min() > -1e-9
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, latent.shape[1:], generator=generator) * 2.0 - 1
-    direction = torch.randn(8, generator=generator)
-    step = 0.02 * float(latent.std())
-    moved = latent + step * direction[:, None, None] * signs
-    before, after = small_pipe.decode(torch.stack((latent, moved)), "torch")
-    seen = float((after - before).square().sum()) / signs.numel() / step**2
-    assert float(direction @ metric @ direction) == pytest.approx(seen, rel=0.3)
-
-
-def test_metrics_of_patches(small_pipe: Pipeline) -> None:
-    metric = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
-    tokens = torch.randn(8, generator=torch.Generator().manual_seed(0))
-    latents = torch.nn.functional.pixel_shuffle(tokens.view(1, 8, 1, 1), 2)[0].flatten(1)  # [2, 4]
-    expected = sum(float(v @ metric @ v) for v in latents.T)
-    assert float(tokens @ fits.per_token(metric, 2) @ tokens) == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize(
     "policy",
     [
         "ld-paper:fill=linear,rho=0.3",
-        "ld:score=decoder",
-        "ld:score=error,fill=linear,after_stop=fitted",
-        "fixed:keep=0,fill=linear",
+        "ld-fast:score=error,fill=linear",
+        "top-k:share=0,fill=linear",
     ],
 )
 def test_a_bundle_with_fits_serves_policies_that_need_them(
@@ -117,10 +90,11 @@ def test_fits_of_another_bundle_or_broken_ones_are_refused(
 ) -> None:
     manifest = small_pipe.manifest
     path = save_fits(tmp_path, manifest, fitted, PROMPTS)
-    needy = LatentDiscrepancy(fill="linear")
+    needy = Policy(LHEP(fill="linear"))
     served = resolve_policy(needy, tmp_path, manifest)
-    assert isinstance(served, LatentDiscrepancy)
-    assert served.fitted is not None
+    assert served is not None
+    assert isinstance(served.tokens, LHEP)
+    assert served.tokens.fitted is not None
     text = path.read_text()
     path.write_text(text.replace(manifest.digest, "0" * 64))
     with pytest.raises(IncompatibleBundleError):

@@ -19,9 +19,9 @@ from ldp_calibration.measure import Bench, Measured, point
 from ldp_calibration.report import draw_front, make_saved, save_policy
 from ldp_calibration.search import Calibration, _prove, calibrate, pareto, remembered_fit
 from ldp_calibration.stats import bound
-from ldp_runtime import LatentDiscrepancy, Pipeline, parse_policy
+from ldp_runtime import LHEP, SATS, Pipeline, Policy, TopP, parse_policy
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.bundle.saved_policies import list_saved, resolve_policy, saved_folder
+from ldp_runtime.bundle.saved_policies import SavedPolicy, list_saved, resolve_policy, saved_folder
 from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.parse import describe
@@ -29,7 +29,7 @@ from ldp_runtime.pruning.parse import describe
 from ldp_export.cli import main
 
 PROMPTS = [f"a {colour} {kind}" for colour in ("red", "green", "blue") for kind in ("circle", "square", "star")]
-POLICIES = ["ld-paper:rho=0.9,fill=zero,stop_threshold=none", "ld:rho=0.4,fill=linear", "skip:count=1"]
+POLICIES = ["ld-paper:rho=0.9,fill=zero,delta=none", "ld-fast:p=0.4,fill=linear", "none:skip_last=1"]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_is_fitted_to_other_prompts_is_fitted_anew(small_pipe: Pipeline, tm
 def test_unknown_scales_are_refused_before_the_search(small_pipe: Pipeline, tmp_path: Path) -> None:
     work = tmp_path / "rows.jsonl"
     with pytest.raises(ConfigError, match="do not exist"):
-        calibrate(small_pipe, PROMPTS, Budget.parse("psnr>=10"), work, policies=["ld:prune_scales=40"])
+        calibrate(small_pipe, PROMPTS, Budget.parse("psnr>=10"), work, policies=["ld:scales=40"])
     assert not work.exists()
 
 
@@ -223,7 +223,9 @@ def test_a_profile_serves_its_own_bundle_only(
         assert describe(policy) == describe(parse_policy(calibration.chosen.policy))
         assert resolve_policy(text, root, manifest) is policy  # read once
         policy.check(manifest.schedule())  # with the numbers it needs
-    assert resolve_policy("ld-paper:rho=0.4", tmp_path, manifest) == LatentDiscrepancy(rho=0.4)
+    assert resolve_policy("ld-paper:rho=0.4", tmp_path, manifest) == Policy(LHEP(0.4), SATS())
+    older = SavedPolicy.model_validate({"name": "o", "policy": "ld", "digest": "0", "budget": "", "evidence": {}})
+    assert older.to_policy() == Policy(TopP(0.8), SATS(9.0, then="reuse"))  # what `ld` was when it was written
     with pytest.raises(IncompatibleBundleError, match="was made for the bundle"):
         resolve_policy(str(path), None, tiny_bundle.manifest)
     with pytest.raises(ConfigError, match="nor a profile of this bundle"):
@@ -258,7 +260,7 @@ def test_the_command_line(small_bundle: Bundle, tmp_path: Path, monkeypatch: pyt
         main, ["generate", str(root), "a red circle", "--policy", "mine", "--output", str(tmp_path / "a.png")]
     )
     assert drawn.exit_code == 0, drawn.output
-    with_fits = ["generate", str(root), "a red circle", "--policy", "ld:fill=linear,after_stop=fitted"]
+    with_fits = ["generate", str(root), "a red circle", "--policy", "ld:fill=linear"]
     drawn = runner.invoke(main, [*with_fits, "--output", str(tmp_path / "b.png")])
     assert drawn.exit_code == 0, drawn.output
     assert runner.invoke(main, ["calibrate", str(root), "--prompts-file", str(prompts)]).exit_code == 2

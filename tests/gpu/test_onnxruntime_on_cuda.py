@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.samples import random_texts
-from ldp_runtime import LatentDiscrepancy, Pipeline
+from ldp_runtime import LHEP, SATS, Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
 
 from ldp_export.verification.verify import verify_bundle
@@ -29,6 +29,6 @@ def test_draws_with_and_without_pruning(small_bundle: Bundle) -> None:
     with Pipeline.load(small_bundle, device="cuda") as pipe:
         full = pipe(prompt_embeds=texts, seed=3, output_type="latent").images
         again = pipe(prompt_embeds=texts, seed=3, output_type="latent").images
-        pruned = pipe(prompt_embeds=texts, seed=3, policy=LatentDiscrepancy(), output_type="latent")
+        pruned = pipe(prompt_embeds=texts, seed=3, policy=Policy(LHEP(), SATS()), output_type="latent")
     assert torch.equal(full, again)
     assert all(trace.tokens < trace.tokens_full for trace in pruned.traces)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.goldens import Golden
 from helpers.samples import random_texts, spec
-from ldp_runtime import LatentDiscrepancy, Pipeline, open_bundle
+from ldp_runtime import LHEP, SATS, Pipeline, Policy, open_bundle
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.hardware import local_capability
 from ldp_runtime.engines.tensorrt.library import is_installed, load_library
@@ -87,7 +87,7 @@ def test_early_scales_are_replayed_within_their_bound(backend: str, engines: Bun
 
 
 def test_pruned_and_batched(engines: Bundle, pipe: Pipeline) -> None:
-    result = pipe(prompt_embeds=texts(engines, [3, 11]), seed=1, policy=LatentDiscrepancy(), output_type="latent")
+    result = pipe(prompt_embeds=texts(engines, [3, 11]), seed=1, policy=Policy(LHEP(), SATS()), output_type="latent")
     assert result.images.isfinite().all()
     assert all(trace.tokens < trace.tokens_full for trace in result.traces)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.samples import TRANSFORMER, random_texts, spec, write_sources
-from ldp_runtime import Pipeline, open_bundle
+from ldp_runtime import Pipeline, Policy, StopAt, TopK, open_bundle
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision, QuantizedScales
 from ldp_runtime.engines.torch_compiled.target import local_target
-from ldp_runtime.pruning.controls import GivenShares
 
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
@@ -98,7 +97,7 @@ def test_device_times_are_in_the_trace(pipe: Pipeline) -> None:
 
 def test_late_calls_of_few_tokens(pipe: Pipeline) -> None:
     """CUDA's integer products take at least 17 rows; a pruned scale may have fewer."""
-    policy = GivenShares((0.05, 0.02), stop_after=3)
+    policy = Policy(TopK((0.05, 0.02), score="random", fill="zero"), StopAt(3))
     drawn = pipe(prompt_embeds=random_texts([7]), seed=2, policy=policy, output_type="latent")
     assert drawn.traces[0].scales[-1].tokens < 17
     assert drawn.images.isfinite().all()

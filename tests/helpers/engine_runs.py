@@ -60,7 +60,7 @@ def run_loop(
         guidance_weights(model, guidance, S),
         per_scale(temperature, S, "temperature"),
         rule or SamplingFilter(900, 0.97),
-        GivenMasks(keep) if keep is not None else policy or Policy(),
+        Policy(GivenMasks(keep)) if keep is not None else policy or Policy(),
     )
     noise = codec.noise(seed, schedule) if bits is None else bits
     image = ImageState(settings, schedule, seed, noise, codec.empty_latent(schedule), True)

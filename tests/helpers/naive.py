@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from ldp_runtime import LatentDiscrepancy
+from ldp_runtime import LHEP, SATS, Policy, StopAt, TopP
 from ldp_runtime.noise import position_noise
 from ldp_runtime.sampling import SamplingFilter, sample_bits
 from ldp_runtime.schedule import ScaleSchedule
@@ -71,7 +71,7 @@ def naive_run(
     text: torch.Tensor,
     schedule: ScaleSchedule,
     layout: LatentLayout,
-    policy: LatentDiscrepancy,
+    policy: Policy,
     guidance: float,
     temperature: float,
     rule: SamplingFilter,
@@ -88,10 +88,10 @@ def naive_run(
     rows = torch.stack((text, model.unconditional_text(len(text))))
     for k, (h, w) in enumerate(schedule.grids[: len(schedule) - policy.skip_last]):
         kept = list(range(h * w))
-        if k in policy.prunes(schedule):
-            by_energy = policy.score == "energy"
-            score = energy_map(residual, (h, w), policy.border) if by_energy else distance_map(inputs[-1])
-            kept = choose(score, policy.rho)
+        if k in policy.prunes(schedule) and isinstance(policy.tokens, LHEP):
+            kept = choose(energy_map(residual, (h, w), policy.tokens.border), policy.tokens.rho)
+        elif k in policy.prunes(schedule) and isinstance(policy.tokens, TopP):
+            kept = choose(distance_map(inputs[-1]), policy.tokens.p)
         visible.append(torch.zeros(h * w, dtype=torch.bool).index_fill_(0, torch.tensor(kept, dtype=torch.long), True))
         partial = ScaleSchedule(schedule.grids[: k + 1], schedule.position_grid)
         sequence = torch.cat(inputs).expand(2, -1, -1) if inputs else torch.zeros(2, 0, layout.bits)
@@ -102,7 +102,7 @@ def naive_run(
         if not stopped:
             mixed = guidance * l_cond + (1 - guidance) * l_uncond
             recalled = (l_cond - l_uncond).T.reshape(1, layout.bits, h, w)
-        elif policy.after_stop == "reuse":
+        elif policy.guidance is not None and policy.guidance.then == "reuse":
             at_grid = F.interpolate(recalled, (h, w), mode="bilinear", align_corners=False)[0].flatten(1).T
             mixed = l_cond + (guidance - 1) * at_grid
         else:
@@ -117,7 +117,7 @@ def naive_run(
         run.latent = run.latent + F.interpolate(update, run.latent.shape[1:], mode="bilinear", align_corners=False)[0]
         run.kept.append(kept)
         is_last = k + 1 == len(schedule) - policy.skip_last
-        if not stopped and not is_last and k in policy.stops(schedule) and settled(gaps, schedule, k, policy):
+        if not stopped and not is_last and stops(gaps, schedule, k, policy):
             run.stopped_after = k
         if k + 1 < len(schedule):
             target = layout.latent_grid(schedule.grids[k + 1])
@@ -126,15 +126,24 @@ def naive_run(
     return run
 
 
-def fill(residual: torch.Tensor, grid: tuple[int, int], policy: LatentDiscrepancy) -> torch.Tensor:
+def fill(residual: torch.Tensor, grid: tuple[int, int], policy: Policy) -> torch.Tensor:
     """What pruned places get, [h*w, bits]."""
     _, ph, pw = residual.shape
-    factor = {"repeat": 1.0, "zero": 0.0, "scaled": policy.fill_scale}[policy.fill]
+    assert isinstance(policy.tokens, LHEP | TopP)
+    factor = {"repeat": 1.0, "zero": 0.0}[policy.tokens.fill]
     parents = [(y * ph // grid[0], x * pw // grid[1]) for y in range(grid[0]) for x in range(grid[1])]
     return torch.stack([residual[:, y, x] * factor for y, x in parents])
 
 
-def settled(gaps: Sequence[dict[int, float]], schedule: ScaleSchedule, k: int, policy: LatentDiscrepancy) -> bool:
+def stops(gaps: Sequence[dict[int, float]], schedule: ScaleSchedule, k: int, policy: Policy) -> bool:
+    """Whether the unconditional branch stops after scale k."""
+    rule = policy.guidance
+    if isinstance(rule, SATS):
+        return k in rule.stops(schedule) and settled(gaps, schedule, k, rule.delta)
+    return isinstance(rule, StopAt) and k >= (SATS().stops(schedule)[0] if rule.scale == "first" else int(rule.scale))
+
+
+def settled(gaps: Sequence[dict[int, float]], schedule: ScaleSchedule, k: int, threshold: float) -> bool:
     """Whether the guidance gap changed by less than the threshold, over places computed at both scales."""
     (h, w), (ph, pw) = schedule.grids[k], schedule.grids[k - 1]
     if len(gaps[k]) == h * w and len(gaps[k - 1]) == ph * pw:
@@ -143,7 +152,7 @@ def settled(gaps: Sequence[dict[int, float]], schedule: ScaleSchedule, k: int, p
         pairs = [(gap, gaps[k - 1].get((t // w) * ph // h * pw + (t % w) * pw // w)) for t, gap in gaps[k].items()]
         now = [gap for gap, parent in pairs if parent is not None]
         before = [parent for _, parent in pairs if parent is not None]
-    if not before or policy.stop_threshold is None:
+    if not before:
         return False
     delta, earlier = (sum(values) / len(values) for values in (now, before))
-    return abs(delta**0.5 - earlier**0.5) / (earlier**0.5 + 1e-6) < policy.stop_threshold
+    return abs(delta**0.5 - earlier**0.5) / (earlier**0.5 + 1e-6) < threshold

@@ -19,7 +19,8 @@ from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
-from ldp_runtime.pruning.parse import POLICY_NAMES, parse_policy
+from ldp_runtime.pruning.older import LD
+from ldp_runtime.pruning.parse import NAMED, POLICY_NAMES, parse_policy, read_policy
 from ldp_runtime.pruning.policy import Policy
 
 SAVED = "profiles"
@@ -42,6 +43,7 @@ class SavedPolicy(BaseModel):
         budget: the budget that calibration was given.
         evidence: measurements on held-out prompts, and how they were made.
         fitted: numbers that the policy needs, as `Fitted.to_json` writes them, or None.
+        grammar: of the text; 2 writes out every field. In files without it, `ld` has its older meaning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,9 +54,11 @@ class SavedPolicy(BaseModel):
     budget: str
     evidence: dict[str, Any]
     fitted: dict[str, Any] | None = None
+    grammar: int = 1
 
     def to_policy(self) -> Policy | None:
-        policy = parse_policy(self.policy)
+        older = NAMED | {"ld": LD} if self.grammar == 1 else NAMED
+        policy = read_policy(self.policy, older)
         return policy if self.fitted is None else with_fits(policy, Fitted.from_json(self.fitted))
 
 
@@ -73,7 +77,9 @@ def with_fits(policy: Policy | None, fitted: Fitted | None) -> Policy | None:
     """The policy with the fitted numbers that it lacks; any policy that lacks none is returned unchanged."""
     if fitted is None or not needs_fits(policy):
         return policy
-    return dataclasses.replace(policy, fitted=fitted)  # pyright: ignore[reportArgumentType, reportCallIssue, reportReturnType]
+    assert policy is not None
+    rule: Any = policy.tokens
+    return dataclasses.replace(policy, tokens=dataclasses.replace(rule, fitted=fitted))
 
 
 def bundle_fits(root: Path | None, manifest: Manifest) -> Fitted | None:
@@ -163,8 +169,12 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
         policy: a policy object; a policy's text; or the name or path (.json) of a saved policy of this bundle.
 
     Raises:
-        ConfigError: the text is neither a policy nor a saved policy.
+        ConfigError: the text is neither a policy nor a saved policy, or a rule is given for a policy.
     """
+    if not isinstance(policy, Policy | str | None):
+        raise ConfigError(
+            f"a policy is expected, got {type(policy).__name__}", hint="compose one, such as Policy(LHEP(), SATS())"
+        )
     if not isinstance(policy, str):
         return with_fits(policy, bundle_fits(root, manifest)) if needs_fits(policy) else policy
     name = policy.strip()

@@ -17,7 +17,7 @@ from ldp_runtime.engines.blocks import Cache, Placement, PromptRows
 from ldp_runtime.families.base import Codec
 from ldp_runtime.guidance import last_guided_scale
 from ldp_runtime.pipeline.trace import ScaleTrace
-from ldp_runtime.pruning.policy import Policy, ScaleView
+from ldp_runtime.pruning.policy import Policy, ScaleView, TokenRule
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
@@ -66,7 +66,6 @@ class ImageState:
         gaps: guidance gap of every scale so far (None if not measured).
         difference: last known l_cond - l_uncond [n, h, w], if the policy recalls it.
         stopped: the policy stopped the unconditional branch after the last scale.
-        ended: the policy draws no further scale.
         trace: one entry per scale so far.
     """
 
@@ -82,7 +81,6 @@ class ImageState:
     gaps: list[GuidanceGap | None] = field(default_factory=list)
     difference: torch.Tensor | None = None
     stopped: bool = False
-    ended: bool = False
     trace: list[ScaleTrace] = field(default_factory=list)
 
     @staticmethod
@@ -107,13 +105,24 @@ class ImageState:
         """Scales at which the policy may keep less than all tokens."""
         return frozenset(self.settings.policy.prunes(self.schedule))
 
+    @property
+    def tokens(self) -> TokenRule:
+        """Rule that picks tokens, at scales that have one."""
+        assert self.settings.policy.tokens is not None
+        return self.settings.policy.tokens
+
+    def stops_after(self, scale: int) -> bool:
+        """True if the policy stops the unconditional branch after this scale, which another one follows."""
+        rule = self.settings.policy.guidance
+        return rule is not None and not self.is_last(scale) and rule.stops_after(self.gaps, scale, self.schedule)
+
     def is_last(self, scale: int) -> bool:
         """True for the last scale that is run: no later one reads its keys and values, or its guidance."""
         return scale == self.scales - 1
 
     def is_drawn_after(self, scale: int) -> bool:
         """True if no scale follows."""
-        return self.ended or scale >= self.scales - 1
+        return scale >= self.scales - 1
 
     def needs_unconditional(self, scale: int) -> bool:
         """True if a scale from this one on uses the unconditional branch."""

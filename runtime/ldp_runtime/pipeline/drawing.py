@@ -18,7 +18,7 @@ from ldp_runtime.pipeline.open_engines import Engines
 from ldp_runtime.pipeline.request import ImageRequest
 from ldp_runtime.pipeline.scale_loop import Run
 from ldp_runtime.pipeline.trace import ScaleTrace, Trace
-from ldp_runtime.pruning.parse import describe
+from ldp_runtime.pruning.parse import policy_text
 from ldp_runtime.schedule import ScaleSchedule
 
 
@@ -126,7 +126,7 @@ class Drawing:
 
     def _trace(self, state: ImageState) -> Trace:
         schedule = state.schedule
-        words = describe(state.settings.policy)
+        words = policy_text(state.settings.policy)
         return Trace(state.seed, words, tuple(state.trace), len(schedule), schedule.total_tokens, self._text_s)
 
     def _event(self, drawn: Sequence[ImageState]) -> ScaleEvent:

@@ -180,8 +180,7 @@ class Pipeline:
             num_images_per_prompt: number of images per prompt or class label.
             seed: seed of the first image (`seed + i` for the others), or one per image; None draws seeds and reports
                 them.
-            policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4", "skip:count=1"); or the name of a
-                saved policy.
+            policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4"); or the name of a saved policy.
             aspect_ratio: height / width; the nearest that the bundle draws is taken.
             height, width: size in pixels, instead of `aspect_ratio`. A size close to one that the bundle draws gives a
                 warning that says what is drawn.

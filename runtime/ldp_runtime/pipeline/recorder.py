@@ -144,7 +144,6 @@ class ScaleLaps:
             images_in_call=len(group.images),
             gap=None if gap is None else gap.rms,
             unconditional_stopped=image.stopped and image.unconditional,
-            ended=image.ended,
             kept=None if selection is None else selection.kept,
             score=None if selection is None else selection.score,
         )

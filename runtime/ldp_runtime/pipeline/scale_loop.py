@@ -106,10 +106,8 @@ class Run:
         for i, image in enumerate(images):
             codes, gap = _sample(image, k, *scores[i], kept) if scores else (inputs[i], None)
             _accumulate(image, k, codes, view, selection)
-            policy, goes_on = image.settings.policy, not image.is_last(k)
             image.gaps.append(gap)
-            image.stopped = image.unconditional and goes_on and policy.stops_after(image.gaps, k, image.schedule)
-            image.ended = goes_on and policy.ends_after(image.gaps, k, image.schedule)
+            image.stopped = image.unconditional and image.stops_after(k)
             laps.note(image, group, selection, inputs.shape[1], gap)
         group.leave([image for image in images if image.is_drawn_after(k)])
         group.scale += 1
@@ -131,7 +129,7 @@ def _choose(image: ImageState, k: int, inputs: torch.Tensor) -> tuple[ScaleView 
     if k == 0 or k not in image.pruned:
         return None, None
     view = image.view(k, inputs)
-    return view, image.settings.policy.select(view)
+    return view, image.tokens.select(view)
 
 
 def _sample(
@@ -143,15 +141,16 @@ def _sample(
         scores: of the conditional branch [L, n].
         other: of the unconditional branch [L, n], where it is alive.
     """
-    own, schedule = image.settings, image.schedule
+    own, rule, schedule = image.settings, image.settings.policy.guidance, image.schedule
     weight, grid, gap = own.guidance[k], schedule.grids[k], None
     if other is not None:
-        if own.policy.watches_guidance(k, schedule):
+        if rule is not None and rule.watches(k, schedule):
             gap = GuidanceGap(grid, own.codec.gap(scores, other), kept, own.codec.gap_terms)
-        image.difference = own.policy.remember_guidance(image.difference, scores, other, kept, grid)
+        if rule is not None:
+            image.difference = rule.remember(image.difference, scores, other, kept, grid)
         scores = scores if weight == 1 else guide(scores, other, weight)
-    elif image.difference is not None and weight != 1:
-        missing = own.policy.missing_guidance(scores, recall(image.difference, kept, grid), k)
+    elif rule is not None and image.difference is not None and weight != 1:
+        missing = rule.missing(scores, recall(image.difference, kept, grid), k)
         scores = scores if missing is None else scores + scalar(weight - 1) * missing
     tempered = scores / scalar(own.temperature[k])
     return own.codec.draw(tempered, image.noise_at(k, kept), own.filter, k, len(schedule)), gap
@@ -164,7 +163,7 @@ def _accumulate(
     (h, w), codec, residual = image.schedule.grids[k], image.settings.codec, codes
     image.kept, image.score = (None, None) if selection is None else (selection.kept, selection.score)
     if view is not None and image.kept is not None:
-        fill = image.settings.policy.fill_residual(view)
+        fill = image.tokens.fill_residual(view)
         residual = fill.flatten(1).T.clone().index_copy_(0, image.kept, codes)
     token_map = residual.view(h, w, codec.channels)
     image.latent = codec.accumulate(image.latent, token_map, k, len(image.schedule))

@@ -24,7 +24,6 @@ class ScaleTrace:
         images_in_call: number of images that shared the engine call.
         gap: RMS guidance gap, or None if it was not measured.
         unconditional_stopped: the policy stopped the unconditional branch after this scale.
-        ended: the policy ended the image after this scale.
         select_s: seconds spent choosing tokens, shared by all images of the call.
         blocks_s: seconds in the engine call, shared likewise.
         residual_s: seconds spent sampling and accumulating this image. The first image of a call includes the work that
@@ -47,7 +46,6 @@ class ScaleTrace:
     select_s: float = 0.0
     blocks_s: float = 0.0
     residual_s: float = 0.0
-    ended: bool = False
     kept: torch.Tensor | None = field(default=None, repr=False)
     score: torch.Tensor | None = field(default=None, repr=False)
 
@@ -102,11 +100,6 @@ class Trace:
         """The scale after which the policy stopped the unconditional branch, if it did."""
         return next((scale.scale for scale in self.scales if scale.unconditional_stopped), None)
 
-    @property
-    def ended_after(self) -> int | None:
-        """The scale after which the policy ended this image, if it did."""
-        return self.scales[-1].scale if self.scales and self.scales[-1].ended else None
-
     def to_json(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
@@ -115,7 +108,6 @@ class Trace:
             "tokens_full": self.tokens_full,
             "row_tokens": self.row_tokens,
             "stopped_after": self.stopped_after,
-            "ended_after": self.ended_after,
             "scales_full": self.scales_full,
             "text_s": self.text_s,
             "decode_s": self.decode_s,

@@ -1,11 +1,8 @@
-"""Pruning policies: LD-Pruning and its controls.
+"""Pruning: policies composed of a rule that picks tokens and a rule that stops the unconditional branch."""
 
-LHEP selects the tokens to compute; SATS selects the scale after which the unconditional branch stops.
-"""
-
-from ldp_runtime.pruning.controls import FixedRatio, SkipLastScales, StopGuidanceAfter
-from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
 from ldp_runtime.pruning.parse import parse_policy
 from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.pruning.stopping import SATS, StopAt
+from ldp_runtime.pruning.tokens import LHEP, TopK, TopP
 
-__all__ = ["FixedRatio", "LatentDiscrepancy", "Policy", "SkipLastScales", "StopGuidanceAfter", "parse_policy"]
+__all__ = ["LHEP", "SATS", "Policy", "StopAt", "TopK", "TopP", "parse_policy"]

@@ -10,19 +10,16 @@ from torch.nn import functional as F
 from ldp_runtime.pruning.fitted import Fitted, at_scale, required
 from ldp_runtime.pruning.policy import ScaleView
 
-#: "repeat" up-samples the previous residual (the paper, Eq. 14), "scaled" multiplies that by a number, "zero" adds
-#: nothing, "linear" is a prediction that calibration fitted.
-Fill = Literal["repeat", "zero", "scaled", "linear"]
+#: "repeat" up-samples the previous residual (the paper, Eq. 14), "zero" adds nothing, "linear" is a prediction that
+#: calibration fitted.
+Fill = Literal["repeat", "zero", "linear"]
 
 
-def fill_residual(fill: Fill, scale: float, view: ScaleView, fitted: Fitted | None = None) -> torch.Tensor:
+def fill_residual(fill: Fill, view: ScaleView, fitted: Fitted | None = None) -> torch.Tensor:
     """Filled residual on the token grid of scale k [channels, h, w].
 
     Residual codes of unit norm overshoot, and the next scale corrects them: repeating one adds the same correction
-    twice. With "scaled", a negative number approximates the next correction; "linear" predicts most of it.
-
-    Args:
-        scale: the number that "scaled" multiplies by.
+    twice. "linear" predicts most of it.
 
     Raises:
         ConfigError: "linear" without fitted numbers for this scale.
@@ -32,8 +29,7 @@ def fill_residual(fill: Fill, scale: float, view: ScaleView, fitted: Fitted | No
     if fill == "linear":
         fits = required(fitted and fitted.on(view.latent.device), "fill", "fill=linear")
         return linear(view, *at_scale(fits, view.scale, "fill=linear"))
-    repeated = F.interpolate(view.residual[None], size=view.schedule.grids[view.scale], mode="nearest")[0]
-    return repeated if fill == "repeat" else repeated * scale
+    return F.interpolate(view.residual[None], size=view.schedule.grids[view.scale], mode="nearest")[0]
 
 
 def linear(view: ScaleView, kernel: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -23,15 +23,10 @@ class Fitted:
     Attributes:
         fill: scale -> (kernel [C, 2 C, 3, 3], bias [C]). They predict the residual from the up-sampled previous one and
             the accumulated latent; see `fills.linear`.
-        guidance: scale -> (a, b). They predict l_cond - l_uncond as a times its last value plus b times l_cond; see
-            `recall.missing_guidance`.
-        metric: symmetric matrix [C, C]: effect of a change of the latent on the decoder's output; see `scores.decoder`.
         error: scale -> weights of `scores.FEATURES`, and a constant, that predict a token's error if it is filled.
     """
 
     fill: Mapping[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    guidance: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    metric: torch.Tensor | None = None
     error: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     _copies: dict[torch.device, Fitted] = field(default_factory=dict, init=False, repr=False)
 
@@ -41,7 +36,6 @@ class Fitted:
             self._copies[device] = replace(
                 self,
                 fill={k: (kernel.to(device), bias.to(device)) for k, (kernel, bias) in self.fill.items()},
-                metric=None if self.metric is None else self.metric.to(device),
             )
         return self._copies[device]
 
@@ -51,14 +45,12 @@ class Fitted:
             "fill": {
                 str(k): {"kernel": _rounded(kernel), "bias": _rounded(bias)} for k, (kernel, bias) in self.fill.items()
             },
-            "guidance": {str(k): [round(v, _DIGITS) for v in pair] for k, pair in self.guidance.items()},
-            "metric": None if self.metric is None else _rounded(self.metric),
             "error": {str(k): [round(v, _DIGITS) for v in weights] for k, weights in self.error.items()},
         }
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Fitted:
-        """Reads what `to_json` writes.
+        """Reads what `to_json` writes; what older files hold beside it is passed over.
 
         Raises:
             IntegrityError: anything else.
@@ -66,8 +58,6 @@ class Fitted:
         try:
             fitted = cls(
                 {int(k): (torch.tensor(f["kernel"]), torch.tensor(f["bias"])) for k, f in plain["fill"].items()},
-                {int(k): (float(a), float(b)) for k, (a, b) in plain["guidance"].items()},
-                None if plain["metric"] is None else torch.tensor(plain["metric"]),
                 {int(k): tuple(map(float, weights)) for k, weights in plain["error"].items()},
             )
             _check(fitted)
@@ -82,11 +72,8 @@ def _check(fitted: Fitted) -> None:
         C = bias.shape[0]
         if kernel.shape != (C, 2 * C, 3, 3):
             raise ValueError(f"a fill's kernel is {list(kernel.shape)}, its bias {list(bias.shape)}")
-    metric = torch.empty(0, 0) if fitted.metric is None else fitted.metric
-    if metric.dim() != 2 or metric.shape[0] != metric.shape[1]:
-        raise ValueError(f"the metric is {list(metric.shape)}")
-    tensors = [metric, *(tensor for fill in fitted.fill.values() for tensor in fill)]
-    numbers = [number for row in (*fitted.guidance.values(), *fitted.error.values()) for number in row]
+    tensors = [tensor for fill in fitted.fill.values() for tensor in fill]
+    numbers = [number for row in fitted.error.values() for number in row]
     if not all(map(all_finite, tensors)) or not all(map(math.isfinite, numbers)):
         raise ValueError("a number is NaN or infinite")
 
@@ -126,37 +113,23 @@ def _rounded(value: Any) -> Any:
     return [_rounded(part) for part in value] if isinstance(value, list) else round(value, _DIGITS)
 
 
-def check_fits(
-    fitted: Fitted | None,
-    fill: str,
-    score: str,
-    pruned: Iterable[int],
-    after_stop: str = "conditional",
-    stopped: Iterable[int] = (),
-) -> None:
-    """Raises ConfigError if an option of a policy needs numbers that were not fitted.
+def check_fits(fitted: Fitted | None, fill: str, score: str, pruned: Iterable[int]) -> None:
+    """Raises ConfigError if an option of a token rule needs numbers that were not fitted.
 
     Args:
         pruned: scales that `fill` and `score` are used at.
-        stopped: scales that `after_stop` may be used at.
     """
-    needs = {
-        "fill=linear": ("fill", pruned),
-        "score=decoder": ("metric", ()),
-        "score=error": ("error", pruned),
-        "after_stop=fitted": ("guidance", stopped),
-    }
-    for switch in (f"fill={fill}", f"score={score}", f"after_stop={after_stop}"):
-        if switch in needs:
-            part, scales = needs[switch]
-            fits = required(fitted, part, switch)
-            for scale in scales:
+    parts = {"fill=linear": "fill", "score=error": "error"}
+    for switch in (f"fill={fill}", f"score={score}"):
+        if switch in parts:
+            fits = required(fitted, parts[switch], switch)
+            for scale in pruned:
                 at_scale(fits, scale, switch)
 
 
 def needs_fits(policy: object) -> bool:
-    """True if a policy needs fitted numbers and has none."""
-    if getattr(policy, "fitted", policy) is not None:
+    """True if the token rule of a policy needs fitted numbers and has none."""
+    rule = getattr(policy, "tokens", None)
+    if rule is None or getattr(rule, "fitted", rule) is not None:
         return False
-    switches = {getattr(policy, name, None) for name in ("fill", "score", "after_stop")}
-    return bool(switches & {"linear", "decoder", "error", "fitted"})
+    return getattr(rule, "fill", None) == "linear" or getattr(rule, "score", None) == "error"

@@ -1,100 +1,210 @@
-"""Policies as text, such as `ld:rho=0.4,fill=zero`, on a command line, in a trace, in a saved policy."""
+"""Policies as text, such as `ld:rho=0.4,fill=zero`: on a command line, in a trace, in a saved policy.
+
+    TEXT    = NAME [":" OPTION {"," OPTION}]
+    NAME    = none | ld | ld-fast | ld-paper | ld-skip-2 | lhep | top-p | top-k
+    OPTION  = KEY "=" VALUE        lists are written 5+6; none stands for no value
+
+A name says what the policy begins with, an option changes one field of its parts. The token rule has rho (LHEP) or p
+(top-p) or share (top-k), score, fill, scales, detail, energy_from, border, haar. The rule that stops the unconditional
+branch has delta, stop_scales and gap (SATS), or stop (a scale, or first), and then. The policy has skip_last.
+`delta=none` and `stop=none` let the branch run to the end; `scales=` thins no scale out.
+
+Older spellings are read too: see `older`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pruning.controls import FixedRatio, GivenShares, SkipLastScales, StopGuidanceAfter
-from ldp_runtime.pruning.latent_discrepancy import LatentDiscrepancy
-from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.pruning import older
+from ldp_runtime.pruning.policy import GuidanceRule, Policy, TokenRule
+from ldp_runtime.pruning.stopping import SATS, StopAt
+from ldp_runtime.pruning.tokens import LHEP, TopK, TopP
 
-#: Policies by name. "ld" is what docs/ablation.md recommends; "ld-paper" is the paper's setting without skipped scales,
-#: "ld-skip-2" the paper's headline mode.
-_NAMED: dict[str, Policy] = {
+#: Policies by name. "ld-paper" is the paper's setting without skipped scales, "ld-skip-2" its headline mode. "ld"
+#: scores by LHEP's energy too, and is non-inferior to the full model; "ld-fast" is faster, at a measured loss.
+NAMED: dict[str, Policy] = {
     "none": Policy(),
-    "ld": LatentDiscrepancy(rho=0.8, stop_threshold=9, after_stop="reuse", fill="zero", score="distance"),
-    "ld-paper": LatentDiscrepancy(),
-    "ld-skip-2": LatentDiscrepancy(skip_last=2),
-    "skip": SkipLastScales(),
-    "stop-guidance": StopGuidanceAfter(0),
-    "fixed": FixedRatio(),
-    "given": GivenShares(),
+    "ld": Policy(LHEP(0.75, fill="zero"), StopAt("first", then="reuse")),
+    "ld-fast": Policy(TopP(0.8, score="distance", fill="zero"), StopAt("first", then="reuse")),
+    "ld-paper": Policy(LHEP(), SATS()),
+    "ld-skip-2": Policy(LHEP(), SATS(), skip_last=2),
+    "lhep": Policy(LHEP()),
+    "top-p": Policy(TopP()),
+    "top-k": Policy(TopK()),
 }
-
-
-POLICY_NAMES: tuple[str, ...] = tuple(_NAMED)
+#: Names that stand for a token rule alone: what they begin with does not change.
+_RULES: dict[type[TokenRule], str] = {LHEP: "lhep", TopP: "top-p", TopK: "top-k"}
+POLICY_NAMES: tuple[str, ...] = (*NAMED, *older.NAMES)
+#: Options of the guidance rules, by their fields.
+STOPPING = {"delta": "delta", "stop_scales": "scales", "gap": "gap", "stop": "scale", "then": "then"}
 
 
 @lru_cache(maxsize=64)
 def parse_policy(text: str) -> Policy | None:
-    """A policy from its name and options, such as "ld", "ld:rho=0.4,fill=zero" or "skip:count=2".
-
-    Lists are written with plus signs: "ld:prune_scales=5+6". "none" gives None, the full model.
+    """A policy from its text, such as "ld", "ld:rho=0.4,fill=zero" or "none:skip_last=2". "none" gives None.
 
     Raises:
         ConfigError: unknown name or option, or a value out of range.
     """
-    name, _, options = text.strip().partition(":")
-    if name not in _NAMED:
-        raise ConfigError(f"unknown policy {name!r}", hint=f"one of {', '.join(_NAMED)}")
-    base = _NAMED[name]
-    fields = {f.name: f for f in _options(base)}
-    changes: dict[str, object] = {}
-    for option in filter(None, options.split(",")):
+    policy = read_policy(text, NAMED)
+    return None if policy == Policy() else policy
+
+
+def read_policy(text: str, named: Mapping[str, Policy]) -> Policy:
+    """A policy from its text, given the policies that names stand for; see `parse_policy`."""
+    name, _, written = text.strip().partition(":")
+    options: dict[str, str] = {}
+    for option in filter(None, written.split(",")):
         key, equals, value = option.partition("=")
-        if key not in fields or not equals:
-            raise ConfigError(f"policy {name!r} has no option {option!r}", hint=f"its options: {', '.join(fields)}")
-        changes[key] = _parse_value(key, value, str(fields[key].type))
-    if name == "none":
+        if not equals:
+            raise ConfigError(f"policy {name!r} has no option {option!r}", hint="options are written key=value")
+        options[key] = value
+    if name in older.NAMES:
+        name, options = older.renamed(name, options)
+    if name not in named:
+        raise ConfigError(f"unknown policy {name!r}", hint=f"one of {', '.join(POLICY_NAMES)}")
+    return _changed(name, named[name], older.respelled(options))
+
+
+def _changed(name: str, policy: Policy, options: dict[str, str]) -> Policy:
+    """The policy with its options; each is taken by the part that has it."""
+    skip = options.pop("skip_last", None)
+    stopping = {key: options.pop(key) for key in list(options) if key in STOPPING}
+    tokens = _token_rule(name, policy.tokens, options)
+    guidance = _guidance_rule(policy.guidance, stopping)
+    return Policy(tokens, guidance, policy.skip_last if skip is None else _value("skip_last", skip, "int"))
+
+
+def _token_rule(name: str, rule: TokenRule | None, options: dict[str, str]) -> TokenRule | None:
+    if not options:
+        return rule
+    score = options.get("score", "energy")
+    if isinstance(rule, LHEP) and score != "energy":  # a share of another score
+        rule = TopP(rule.rho, score="distance", fill=rule.fill, scales=rule.scales, detail=rule.detail)
+    elif isinstance(rule, TopP) and options.get("score") == "energy":
+        rule = LHEP(rule.p, fill=rule.fill, scales=rule.scales, detail=rule.detail)
+    if isinstance(rule, LHEP):
+        options.pop("score", None)
+    there, here = ("rho", "p") if isinstance(rule, TopP) else ("p", "rho")  # the share, as the two rules call it
+    if isinstance(rule, LHEP | TopP) and there in options:
+        options[here] = options.pop(there)
+    if options.get("scales") == "":
         return None
-    return dataclasses.replace(base, **changes)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    fields = {} if rule is None else _fields(rule)
+    unknown = [key for key in options if key not in fields]
+    if rule is None or unknown:
+        known = (*fields, *STOPPING, "skip_last")
+        raise ConfigError(f"policy {name!r} has no option {unknown[0]!r}", hint=f"its options: {', '.join(known)}")
+    return dataclasses.replace(rule, **{key: _value(key, text, fields[key]) for key, text in options.items()})  # pyright: ignore
 
 
-def _parse_value(key: str, value: str, kind: str) -> object:
+def _guidance_rule(rule: GuidanceRule | None, options: dict[str, str]) -> GuidanceRule | None:
+    if not options:
+        return rule
+    if options.get("delta") in ("none", "None") or options.get("stop") in ("none", "None"):
+        return None
+    if "stop" in options and ("delta" in options or "stop_scales" in options):
+        raise ConfigError("stop stands beside delta or stop_scales", hint="stop at a scale, or where the gap settles")
+    kind = StopAt if "stop" in options else SATS if {"delta", "gap", "stop_scales"} & set(options) else type(rule)
+    if kind not in (SATS, StopAt):
+        raise ConfigError("then says what follows a stop, and nothing stops", hint="add stop=first, or delta=0.15")
+    if not isinstance(rule, kind):
+        rule = kind() if rule is None else kind(then=rule.then)
+    changes = {}
+    for key, text in options.items():
+        field = STOPPING[key]
+        changes[field] = _value(key, text, _fields(rule)[field])
+    return dataclasses.replace(rule, **changes)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _fields(rule: Any) -> dict[str, str]:
+    """Fields that text can set, with their types; fitted numbers come from bundles and saved policies."""
+    return {field.name: str(field.type) for field in dataclasses.fields(rule) if field.name != "fitted"}
+
+
+def _value(key: str, text: str, kind: str) -> Any:
     try:
-        if value in ("none", "None") and "None" in kind:
+        if text in ("none", "None") and "None" in kind:
             return None
-        if kind.startswith("tuple[float"):
-            return tuple(float(part) for part in value.split("+") if part)
+        if kind == "float | tuple[float, ...]":
+            parts = tuple(float(part) for part in text.split("+") if part)
+            return parts if "+" in text or len(parts) != 1 else parts[0]
         if kind.startswith("tuple"):
-            return tuple(int(part) for part in value.split("+") if part)
+            return tuple(int(part) for part in text.split("+") if part)
         if kind.startswith("float"):
-            return float(value)
-        return int(value) if kind.startswith("int") else value
+            return float(text)
+        if kind.startswith("int | Literal"):
+            return text if text == "first" else int(text)
+        return int(text) if kind.startswith("int") else text
     except ValueError as error:
-        raise ConfigError(f"{key}={value!r} is not of type {kind}") from error
+        raise ConfigError(f"{key}={text!r} is not of type {kind}", hint="see the help of the command") from error
+
+
+def policy_text(policy: Policy | None) -> str:
+    """The policy with every field written out, so that no name or default can change its meaning later."""
+    policy = policy or Policy()
+    if not _has_text(policy):
+        return repr(policy)
+    tokens = {} if policy.tokens is None else _written(policy.tokens)
+    name = "none" if policy.tokens is None else _RULES[type(policy.tokens)]
+    options = {**tokens, **_stopping(policy.guidance)}
+    if policy.skip_last:
+        options["skip_last"] = str(policy.skip_last)
+    return name + _joined(options)
 
 
 def describe(policy: Policy | None) -> str:
-    """Policy as one line of text, for tables and traces; `parse_policy` reads it if the policy's class has a name."""
-    if policy is None or type(policy) is Policy:
-        return "none"
-    named = next((name for name, base in _NAMED.items() if base == policy), None)
-    if named is not None:
-        return named
-    written = [
-        name + (":" + ",".join(changed) if changed else "")
-        for name, base in _NAMED.items()
-        if type(base) is type(policy)
-        for changed in [_changes(policy, base)]
-    ]
-    return min(written, key=lambda text: text.count("=")) if written else repr(policy)
+    """The policy in few words, for tables: the nearest name, and what differs from it. `parse_policy` reads it."""
+    policy = policy or Policy()
+    if not _has_text(policy):
+        return repr(policy)
+    texts = [text for name, base in NAMED.items() if (text := _from(name, base, policy)) is not None]
+    return min(texts, key=lambda text: (text.count("="), len(text)))
 
 
-def _changes(policy: Policy, base: Policy) -> list[str]:
-    return [
-        f"{f.name}={_written(getattr(policy, f.name))}"
-        for f in _options(base)
-        if getattr(policy, f.name) != getattr(base, f.name)
-    ]
+def _from(name: str, base: Policy, policy: Policy) -> str | None:
+    """The policy as changes of a named one; None where it has another token rule."""
+    if type(base.tokens) is not type(policy.tokens):
+        return None
+    options: dict[str, str] = {}
+    if policy.tokens is not None and base.tokens is not None:
+        before = _written(base.tokens)
+        options = {key: text for key, text in _written(policy.tokens).items() if before[key] != text}
+    if policy.guidance != base.guidance:
+        before = _stopping(base.guidance) if type(base.guidance) is type(policy.guidance) else {}
+        changed = {key: text for key, text in _stopping(policy.guidance).items() if before.get(key) != text}
+        options |= changed or {"stop": "none"}
+    if policy.skip_last != base.skip_last:
+        options["skip_last"] = str(policy.skip_last)
+    return name + _joined(options)
 
 
-def _options(base: Policy) -> list[dataclasses.Field[object]]:
-    """Fields that text can set; fitted numbers come from bundles and saved policies."""
-    return [f for f in dataclasses.fields(base) if f.name != "fitted"] if dataclasses.is_dataclass(base) else []
+def _has_text(policy: Policy) -> bool:
+    """False for rules that are nobody's but a caller's own, or scales that are thinned out nowhere."""
+    return type(policy.tokens) in (type(None), *_RULES) and type(policy.guidance) in (type(None), SATS, StopAt)
 
 
-def _written(value: object) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+def _stopping(rule: GuidanceRule | None) -> dict[str, str]:
+    if rule is None:
+        return {}
+    keys = {field: key for key, field in STOPPING.items()}
+    return {keys[field]: text for field, text in _written(rule).items()}
+
+
+def _written(rule: Any) -> dict[str, str]:
+    return {key: _text(getattr(rule, key)) for key in _fields(rule)}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) + ("+" if len(value) == 1 else "")
+    return "none" if value is None else str(value)
+
+
+def _joined(options: Mapping[str, str]) -> str:
+    return "".join(f"{':' if i == 0 else ','}{key}={text}" for i, (key, text) in enumerate(options.items()))

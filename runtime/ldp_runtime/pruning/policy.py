@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.pruning.recall import remember
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import Grid, ScaleSchedule
 
@@ -55,33 +57,54 @@ class Selection:
     score: torch.Tensor
 
 
-class Policy:
-    """The full model; subclasses override the decisions they change. Instances are immutable and shared by threads."""
+#: After the stop: the "conditional" logits alone, or the last difference of the two branches unchanged ("reuse").
+Then = Literal["conditional", "reuse"]
 
-    def check(self, schedule: ScaleSchedule) -> None:
-        """Raises ConfigError if the policy's settings make no sense for this schedule."""
 
-    def scales_to_run(self, schedule: ScaleSchedule) -> int:
-        """Number of scales to run before the image is decoded."""
-        return len(schedule)
+class TokenRule:
+    """Rule that picks the tokens of a scale to compute, and fills the others. Instances are immutable numbers."""
+
+    def check(self, schedule: ScaleSchedule, last: int) -> None:
+        """Raises ConfigError when the rule's numbers make no sense on this schedule, of which scale `last` is run."""
 
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
-        """Scales at which `select` may keep fewer than all tokens."""
-        return ()
+        """Scales at which `select` may keep less than all tokens."""
+        raise NotImplementedError
 
     def select(self, view: ScaleView) -> Selection | None:
-        """Tokens of scale k to compute; None: all of them."""
-        return None
+        """The tokens of scale k to compute; None: all of them."""
+        raise NotImplementedError
 
     def fill_residual(self, view: ScaleView) -> torch.Tensor:
         """Residual of the tokens that are not computed, on the token grid of scale k [channels, h, w]."""
         return torch.zeros_like(view.latent)
 
-    def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
-        """True if the guidance gap of this scale must be measured."""
+
+class GuidanceRule:
+    """Rule that stops the unconditional branch. Instances are immutable numbers.
+
+    Attributes:
+        then: what guides after the stop.
+    """
+
+    then: Then = "conditional"
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        """Raises ConfigError when the rule's numbers make no sense on this schedule."""
+
+    def watches(self, scale: int, schedule: ScaleSchedule) -> bool:
+        """True if the guidance gap of this scale will be asked for."""
         return False
 
-    def remember_guidance(
+    def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
+        """True if the unconditional branch stops after scale k.
+
+        Args:
+            gaps: one entry per scale so far (None: not measured).
+        """
+        raise NotImplementedError
+
+    def remember(
         self,
         before: torch.Tensor | None,
         conditional: torch.Tensor,
@@ -89,37 +112,61 @@ class Policy:
         kept: torch.Tensor | None,
         grid: Grid,
     ) -> torch.Tensor | None:
-        """Map [n, h, w] of l_cond - l_uncond that is remembered for `missing_guidance`, or None.
+        """Map of l_cond - l_uncond [n, h, w] to keep for `missing`, or None.
 
         Args:
-            before: the map that was remembered at the scale before, or None.
-            conditional, unconditional: scores of the computed tokens by either branch [L, n].
+            before: what was kept of the scale before.
+            conditional, unconditional: scores of the computed tokens by branch [L, n].
             kept: indices of these tokens (None: all).
-            grid: token grid of the scale.
         """
-        return None
+        return remember(before, conditional - unconditional, kept, grid) if self.then == "reuse" else None
 
-    def missing_guidance(self, conditional: torch.Tensor, recalled: torch.Tensor, scale: int) -> torch.Tensor | None:
-        """Estimate of l_cond - l_uncond at a scale without the unconditional branch; None: no guidance.
+    def missing(self, conditional: torch.Tensor, recalled: torch.Tensor, scale: int) -> torch.Tensor | None:
+        """Estimate of l_cond - l_uncond [L, n] at a scale whose unconditional branch was stopped.
 
         Args:
             conditional: l_cond of the computed tokens [L, n].
-            recalled: last known difference at their positions [L, n].
+            recalled: the last known difference at their positions [L, n].
         """
-        return None
+        return recalled
 
-    def ends_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
-        """True if scale k is the last one to draw; the image is then decoded as it is."""
-        return False
 
-    def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
-        """True if the unconditional branch stops after scale k.
+@dataclass(frozen=True)
+class Policy:
+    """Policy of one image: which tokens are computed, when the unconditional branch stops, how many scales are skipped.
 
-        Args:
-            gaps: guidance gap of each scale so far (None: not measured).
-            scale: k, the scale that was just computed.
-        """
-        return False
+    Attributes:
+        tokens: rule that picks tokens; None: all of them.
+        guidance: rule that stops the unconditional branch; None: it runs to the end.
+        skip_last: last scales that are not run.
+    """
+
+    tokens: TokenRule | None = None
+    guidance: GuidanceRule | None = None
+    skip_last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.skip_last < 0:
+            raise ConfigError(f"skip_last must be >= 0, got {self.skip_last}", hint="0 runs every scale")
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        """Raises ConfigError when the policy's numbers make no sense on this schedule."""
+        if self.skip_last >= len(schedule):
+            raise ConfigError(
+                f"skip_last {self.skip_last} leaves no scale of {len(schedule)}", hint="skip fewer scales"
+            )
+        if self.tokens is not None:
+            self.tokens.check(schedule, self.scales_to_run(schedule) - 1)
+        if self.guidance is not None:
+            self.guidance.check(schedule)
+
+    def scales_to_run(self, schedule: ScaleSchedule) -> int:
+        """Number of scales before the image is decoded."""
+        return len(schedule) - self.skip_last
+
+    def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
+        """Scales at which less than all tokens may be computed."""
+        return () if self.tokens is None else self.tokens.prunes(schedule)
 
 
 def check_scales(name: str, scales: tuple[int, ...] | None, schedule: ScaleSchedule, first: int) -> None:

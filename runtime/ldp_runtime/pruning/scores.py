@@ -11,26 +11,22 @@ from ldp_runtime.pruning import lhep
 from ldp_runtime.pruning.fitted import Fitted, at_scale, required
 from ldp_runtime.pruning.policy import ScaleView
 
-#: Scores that a threshold may take a share of; "random" exists too, for controls only.
-Score = Literal["energy", "distance", "variance", "change", "decoder", "error"]
+#: Scores that a threshold may take a share of, beside LHEP's "energy"; "random" exists too, for controls only.
+Score = Literal["distance", "variance", "error"]
 #: Scores that "error" weighs, in the order of its weights.
-FEATURES: tuple[Score, ...] = ("distance", "variance", "energy", "change")
+FEATURES = ("distance", "variance", "energy", "change")
 
 
 def score_map(score: str, view: ScaleView, fitted: Fitted | None = None) -> torch.Tensor:
-    """Score map of a given name, on the grid of scale k [h, w].
+    """A score by its name, on the grid of scale k [h, w].
 
     Raises:
-        ConfigError: "decoder" or "error" without fitted numbers.
+        ConfigError: "error" without fitted numbers.
     """
-    if score == "decoder":
-        metric = required(fitted and fitted.on(view.latent.device), "metric", "score=decoder")
-        return decoder(view, metric)
     if score == "error":
         return error(view, at_scale(required(fitted, "error", "score=error"), view.scale, "score=error"))
-    return {"energy": energy, "distance": distance, "variance": variance, "change": change, "random": random}[score](
-        view
-    )
+    maps = {"energy": energy, "distance": distance, "variance": variance, "change": change, "random": random}
+    return maps[score](view)
 
 
 def energy(view: ScaleView, carried: bool = False, count_border: bool = True, per_latent: bool = False) -> torch.Tensor:
@@ -69,12 +65,6 @@ def variance(view: ScaleView) -> torch.Tensor:
 def change(view: ScaleView) -> torch.Tensor:
     """Squared norm of the last change of the accumulated latent, on the grid of scale k [h, w]."""
     return view.resized_residual().square().sum(dim=0)
-
-
-def decoder(view: ScaleView, metric: torch.Tensor) -> torch.Tensor:
-    """Distance to the mean token as the decoder sees it: d' M d with the fitted metric M [C, C], as a map [h, w]."""
-    d = _centred(view)
-    return torch.einsum("chw,cd,dhw->hw", d, metric, d).clamp(min=0)
 
 
 def error(view: ScaleView, weights: tuple[float, ...]) -> torch.Tensor:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape
 from ldp_runtime.engines.torch_compiled.fused.products import Matrix
-from ldp_runtime.pruning.controls import GivenShares, SkipLastScales
 from ldp_runtime.pruning.policy import Policy
 
 from benchmarks.gpu import __main__ as gpu
@@ -92,7 +91,9 @@ def test_full_model_is_the_original_loop(tiny: gpu_models.Model) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("policy", [GivenShares((0.6, 0.5), 4), GivenShares((0.6, 0.5)), SkipLastScales(2)], ids=repr)
+@pytest.mark.parametrize(
+    "policy", [gpu_options.given((0.6, 0.5), 4), gpu_options.given((0.6, 0.5), None), Policy(skip_last=2)], ids=repr
+)
 def test_pruned_as_the_exported_graph(tiny: gpu_models.Model, batch: int, policy: Policy) -> None:
     toolkit = gpu_draw.Toolkit(tiny, compiled=False, graphs=False)
     latents, logits = images_and_logits(toolkit, batch, policy)

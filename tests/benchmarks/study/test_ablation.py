@@ -21,7 +21,7 @@ from benchmarks.study import precision_verdicts
 from benchmarks.study.rows import Row, Setting, compare, read_rows, study, time_policies
 from benchmarks.study.summary import margin_over_front, ratio, summarise
 
-POLICIES = ["ld:stop_threshold=9", "skip:count=1", "fixed:keep=1,fill=zero"]
+POLICIES = ["ld-fast", "none:skip_last=1", "top-k:share=1,fill=zero"]
 
 
 def test_object_masks_cover_what_was_drawn() -> None:
@@ -61,13 +61,13 @@ def test_a_study_resumes_and_knows_its_setting(small_bundle: Bundle, tmp_path: P
 
 
 def test_times_are_paired(small_pipe: Pipeline) -> None:
-    times = time_policies(small_pipe, Setting("d", "f", prompts=2), ["skip:count=3"], prompts=2, repeats=2)
-    assert {name: seconds.shape for name, seconds in times.items()} == {"none": (2, 2), "skip:count=3": (2, 2)}
+    times = time_policies(small_pipe, Setting("d", "f", prompts=2), ["none:skip_last=3"], prompts=2, repeats=2)
+    assert {name: seconds.shape for name, seconds in times.items()} == {"none": (2, 2), "none:skip_last=3": (2, 2)}
     assert all((seconds > 0).all() for seconds in times.values())
 
 
 def row(psnr: float, objects: float | None = None, stopped: int | None = None) -> Row:
-    return Row("p", 0, psnr, 0.9, objects, None if objects is None else 0.8, True, True, 2.0, (1.0, 0.5), stopped, None)
+    return Row("p", 0, psnr, 0.9, objects, None if objects is None else 0.8, True, True, 2.0, (1.0, 0.5), stopped)
 
 
 def test_summaries() -> None:

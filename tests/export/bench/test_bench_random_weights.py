@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 from ldp_runtime.bundle.saved_policies import SavedPolicy
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pruning.controls import GivenShares
 from ldp_runtime.pruning.parse import describe, parse_policy
+from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.pruning.stopping import StopAt
+from ldp_runtime.pruning.tokens import TopK
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.given_shares import calibrated, told
@@ -58,29 +60,37 @@ def test_what_cannot_be_served_is_refused_before_weights_are_written(
     assert message in done.output
 
 
+def given(share: tuple[float, ...], stop: int | None = None, skip_last: int = 0) -> Policy:
+    """What stands in for a policy where weights are random."""
+    return Policy(TopK(share, score="random", fill="zero"), None if stop is None else StopAt(stop), skip_last)
+
+
 def test_given_shares():
-    policy = GivenShares((0.5, 0.25, 0.0), stop_after=9)
+    policy = given((0.5, 0.25, 1.0), 9, 1)
     policy.check(SCHEDULE)
     assert policy.scales_to_run(SCHEDULE) == 12
     assert policy.prunes(SCHEDULE) == (10, 11)
-    assert not policy.stops_after([], 8, SCHEDULE)
-    assert policy.stops_after([], 9, SCHEDULE)
+    assert policy.guidance is not None
+    assert not policy.guidance.stops_after([], 8, SCHEDULE)
+    assert policy.guidance.stops_after([], 9, SCHEDULE)
     assert parse_policy(describe(policy)) == policy
 
 
 def test_given_shares_that_make_no_sense():
     with pytest.raises(ConfigError, match=r"\[0, 1\]"):
-        GivenShares((1.5,))
+        given((1.5,))
     with pytest.raises(ConfigError, match="never pruned"):
-        GivenShares((0.5,) * 13).check(SCHEDULE)
-    with pytest.raises(ConfigError, match="no scale 13"):
-        GivenShares((0.5,), stop_after=13).check(SCHEDULE)
+        given((0.5,) * 13).check(SCHEDULE)
+    with pytest.raises(ConfigError, match=r"stop \[13\] do not exist"):
+        given((0.5,), 13).check(SCHEDULE)
 
 
 def test_policies_in_words_can_be_read():
     words = given_policies((0.5, 0.4, 0.3), 9)
     policies = [parse_policy(text) for text in words]
-    assert policies[:2] == [GivenShares((0.5, 0.4, 0.3), 9), GivenShares((0.5, 0, 0), 9)]
+    assert policies[:2] == [given((0.5, 0.4, 0.3), 9), given((0.5, 0.4, 0.3), 9, skip_last=2)]
+    older = ("given:keep=0.5+0.4+0.3,stop_after=9", "given:keep=0.5+0+0,stop_after=9")
+    assert [parse_policy(text) for text in older] == [policies[0], given((0.5, 0, 0), 9, skip_last=2)]
     assert len(policies) == 5
     assert len(given_policies((0.5,), None)) == 4
 
@@ -96,7 +106,7 @@ def test_policies_in_words_can_be_read():
         ["--random-weights", "--model", "no-such-model"],
         ["--random-weights", "--model", "infinity-2b", "--keep", "0.5", "--keep-from", "p.json"],
         ["--random-weights", "--model", "infinity-2b", "--keep-from", "no-such-file.json"],
-        ["--random-weights", "--model", "infinity-2b", "--policy", "skip:count=1", "--keep", "0.5"],
+        ["--random-weights", "--model", "infinity-2b", "--policy", "none:skip_last=1", "--keep", "0.5"],
         ["bundle", "--keep", "0.5"],
         ["bundle", "--int8"],
     ],
@@ -146,7 +156,8 @@ def test_small_random_model_end_to_end(tmp_path: Path):
     assert result["model"]["random_weights"] is True
     assert any("weights are random" in note for note in result["notes"])
     assert any("from the profile 'p'" in note for note in result["notes"])
-    pruned = next(c for c in result["candidates"] if c["policy"] == "given:keep=0.5+0.3,stop_after=4")
+    given = "top-k:fill=zero,share=0.5+0.3,score=random,stop=4"
+    pruned = next(c for c in result["candidates"] if c["policy"] == given)
     assert pruned["psnr_db"] is None
     rounded = next(c for c in result["candidates"] if c["name"] == "onnxruntime, int8 late scales")
     assert rounded["precision_psnr_db"] is None

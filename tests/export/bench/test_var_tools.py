@@ -114,7 +114,7 @@ def test_classes_for_a_model_that_reads_texts(small_bundle: Bundle) -> None:
 
 
 def test_thresholds_are_calibrated_on_classes(bundle: Bundle, tmp_path: Path) -> None:
-    policies = ["ld:rho=0.9,stop_threshold=none", "ld:rho=0.95,fill=linear,prune_scales=3", "skip:count=1"]
+    policies = ["ld-fast:p=0.9,stop=none", "ld-fast:p=0.95,fill=linear,scales=3,delta=9", "none:skip_last=1"]
     with Pipeline.load(bundle, threads=1) as pipe:
         found = calibrate(pipe, list(range(9)), Budget("psnr", 3.0), tmp_path / "measured.jsonl", policies=policies)
         assert found.chosen.policy in policies[:2]

@@ -59,13 +59,12 @@ def test_help_names_every_policy_and_option() -> None:
     """The text is written by hand, so that help loads no policy."""
     import dataclasses
 
-    from ldp_runtime import FixedRatio, LatentDiscrepancy, SkipLastScales, StopGuidanceAfter
-    from ldp_runtime.pruning.parse import POLICY_NAMES
+    from ldp_runtime import LHEP, TopK, TopP
+    from ldp_runtime.pruning.parse import NAMED, STOPPING
 
     text = run("generate", "--help").output
-    kinds = (LatentDiscrepancy, FixedRatio, SkipLastScales, StopGuidanceAfter)
-    options = {field.name for kind in kinds for field in dataclasses.fields(kind)} - {"fitted"}
-    missing = [name for name in (*POLICY_NAMES, *options) if name not in text]
+    options = {field.name for rule in (LHEP, TopP, TopK) for field in dataclasses.fields(rule)} - {"fitted"}
+    missing = [name for name in (*NAMED, *(f"{o}=" for o in (*options, *STOPPING, "skip_last"))) if name not in text]
     assert not missing
 
 

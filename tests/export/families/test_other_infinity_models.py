@@ -104,7 +104,7 @@ def test_decoder_on_any_grid(sample: Sample) -> None:
 
 
 def test_pictures_of_every_policy(sample: Sample) -> None:
-    for policy in (None, "ld", "ld-skip-2", "fixed:score=variance", "fixed:score=distance", "stop-guidance:scale=2"):
+    for policy in (None, "ld", "ld-skip-2", "top-k:score=variance", "top-k:score=distance", "none:stop=2"):
         result = sample.pipe(prompt_embeds=[sample.text, sample.text[:3]], seed=1, aspect_ratio=1.5, policy=policy)
         side = sample.pipe.manifest.model.pixels_per_token
         assert [image.size for image in result.images] == [(14 * side, 21 * side)] * 2

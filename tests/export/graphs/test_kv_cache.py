@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.samples import random_texts, spec
 from helpers.var_samples import VarGolden
-from ldp_runtime import LatentDiscrepancy, Pipeline, Policy
+from ldp_runtime import LHEP, SATS, Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.kv_cache import StaticKVCache
 from ldp_runtime.errors import ConfigError
@@ -20,7 +20,7 @@ from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
 
-PRUNED = LatentDiscrepancy(rho=0.6, stop_threshold=9.0)
+PRUNED = Policy(LHEP(0.6), SATS(9.0))
 
 
 @pytest.fixture(scope="module")

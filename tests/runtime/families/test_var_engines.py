@@ -11,7 +11,7 @@ import torch
 from helpers.engine_runs import engines_of
 from helpers.goldens import IMAGE, LATENT, SMOOTH
 from helpers.var_samples import VAR_LOGITS, VarGolden, build_var_bundle
-from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
+from ldp_runtime import SATS, Pipeline, Policy, StopAt, TopK
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights, placement
 from ldp_runtime.families.var import CodebookCodec
@@ -69,7 +69,7 @@ def run_loop(
         weights,
         (1.0,) * len(schedule),
         SamplingFilter(settings.top_k, settings.top_p),
-        GivenMasks(keep) if keep is not None else policy or Policy(),
+        Policy(GivenMasks(keep)) if keep is not None else policy or Policy(),
     )
     images = []
     for i in range(B):
@@ -173,10 +173,10 @@ class TestPruned:
 
     @pytest.mark.parametrize("fill", ["repeat", "zero"])
     def test_pruning_nothing_is_bit_identical_to_the_full_model(self, pipe: Pipeline, fill: str) -> None:
-        everything = FixedRatio(keep=1.0, prune_scales=(2, 5, 6), fill=fill)  # type: ignore[arg-type]
+        everything = Policy(TopK(1.0, scales=(2, 5, 6), fill=fill))  # type: ignore[arg-type]
         assert torch.equal(draw(pipe, policy=everything).images, draw(pipe).images)
 
-    @pytest.mark.parametrize("policy", ["ld", "ld-skip-2", "ld:fill=zero,score=distance,rho=0.3", "fixed:score=random"])
+    @pytest.mark.parametrize("policy", ["ld", "ld-skip-2", "ld-fast:p=0.3", "top-k:score=random"])
     def test_policies_compute_less_and_draw_something(self, pipe: Pipeline, policy: str) -> None:
         result = draw(pipe, policy=policy)
         assert result.traces[0].tokens < result.traces[0].tokens_full
@@ -184,7 +184,7 @@ class TestPruned:
         assert all(s.score is not None for s in result.traces[0].scales if s.kept is not None)
 
     def test_skipped_scales_are_never_computed(self, pipe: Pipeline) -> None:
-        trace = draw(pipe, policy=SkipLastScales(2)).traces[0]
+        trace = draw(pipe, policy=Policy(skip_last=2)).traces[0]
         assert [scale.scale for scale in trace.scales] == list(range(5))
 
 
@@ -193,7 +193,7 @@ class TestGuidance:
     def test_stopping_equals_guidance_one_afterwards(self, pipe: Pipeline, scale: int) -> None:
         weights = [1 + 4.0 * k / 6 for k in range(7)]
         listed = [*weights[: scale + 1], *[1.0] * (6 - scale)]
-        stopped = draw(pipe, policy=StopGuidanceAfter(scale), guidance_scale=4.0)
+        stopped = draw(pipe, policy=Policy(guidance=StopAt(scale)), guidance_scale=4.0)
         assert torch.equal(stopped.images, draw(pipe, guidance_scale=listed).images)
         assert [s.rows for s in stopped.traces[0].scales][scale + 1 :] == [1] * (6 - scale)
 
@@ -205,7 +205,7 @@ class TestGuidance:
 
     def test_gap_is_the_distance_of_the_branches(self, pipe: Pipeline) -> None:
         """Over all pairs of codes, how differently the branches tell them apart."""
-        policy = LatentDiscrepancy(prune_scales=(), stop_threshold=0.0, stop_scales=(1, 2, 3, 4, 5))
+        policy = Policy(guidance=SATS(0.0, (1, 2, 3, 4, 5)))
         run = run_loop(pipe, [3], VarSettings(4.0), policy=policy)
         for k in (0, 4):
             difference = (run.logits[k][0] - run.logits[k][1]).double()
@@ -215,7 +215,7 @@ class TestGuidance:
             assert run.images[0].trace[k].gap == pytest.approx(float(mean.sqrt()), rel=1e-4)
 
     def test_sats_stops_the_unconditional_branch(self, pipe: Pipeline) -> None:
-        trace = draw(pipe, policy="ld:prune_scales=,stop_threshold=9,stop_scales=3").traces[0]
+        trace = draw(pipe, policy="ld:scales=,delta=9,stop_scales=3").traces[0]
         assert trace.stopped_after == 3
         assert [scale.rows for scale in trace.scales] == [2, 2, 2, 2, 1, 1, 1]
 

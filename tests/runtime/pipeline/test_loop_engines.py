@@ -9,14 +9,14 @@ import torch
 from helpers.engine_runs import engines_of, run_loop
 from helpers.goldens import LATENT, RAW_LOGITS, Golden
 from helpers.naive import naive_run
-from ldp_runtime import FixedRatio, LatentDiscrepancy, Pipeline, Policy, SkipLastScales, StopGuidanceAfter
+from ldp_runtime import LHEP, SATS, Pipeline, Policy, StopAt, TopK, TopP
 from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.pipeline.pipeline import GenerationResult
 from ldp_runtime.pipeline.request import sizes
 from ldp_runtime.pruning.fills import Fill
-from ldp_runtime.pruning.parse import describe
+from ldp_runtime.pruning.parse import describe, policy_text
 from ldp_runtime.sampling import SamplingFilter
-from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+from ldp_runtime.schedule import TEMPLATES
 from torch.nn import functional as F
 
 from ldp_export.reference.infinity import InfinitySettings, generate
@@ -47,16 +47,6 @@ class Flavour:
             seed=settings.seed,
             output_type="latent",
         ).images
-
-
-@dataclass(frozen=True)
-class FixedAndSkipped(FixedRatio):
-    """A fixed ratio that skips the last scale too."""
-
-    skip: int = 0
-
-    def scales_to_run(self, schedule: ScaleSchedule) -> int:
-        return len(schedule) - self.skip
 
 
 @pytest.fixture(scope="module", params=["2b", "8b"])
@@ -143,20 +133,19 @@ class TestPruned:
     @pytest.mark.parametrize(
         "policy",
         [
-            LatentDiscrepancy(),
-            LatentDiscrepancy(fill="zero", skip_last=1),
-            LatentDiscrepancy(rho=0.3, prune_scales=(4, 5, 6), stop_threshold=None),
-            LatentDiscrepancy(rho=0.8, prune_scales=(4, 6), stop_threshold=0.3, stop_scales=(2, 3, 4, 5)),
-            LatentDiscrepancy(prune_scales=(), stop_threshold=0.1, stop_scales=(1, 2, 3, 4, 5, 6)),
-            LatentDiscrepancy(prune_scales=(5, 6), fill="scaled", fill_scale=-0.2, border="ignored"),
-            LatentDiscrepancy(rho=0.4, prune_scales=(5, 6), score="distance", stop_threshold=None),
-            LatentDiscrepancy(
-                rho=0.8, prune_share=0.45, stop_threshold=9, after_stop="reuse", fill="zero", score="distance"
-            ),
+            Policy(LHEP(), SATS()),
+            Policy(LHEP(fill="zero"), SATS(), skip_last=1),
+            Policy(LHEP(0.3, scales=(4, 5, 6))),
+            Policy(LHEP(0.8, scales=(4, 6)), SATS(0.3, (2, 3, 4, 5))),
+            Policy(None, SATS(0.1, (1, 2, 3, 4, 5, 6))),
+            Policy(LHEP(scales=(5, 6), border="ignored"), SATS()),
+            Policy(TopP(0.4, scales=(5, 6), fill="repeat")),
+            Policy(TopP(0.8, detail=0.45), SATS(9, then="reuse")),
+            Policy(LHEP(0.8, fill="zero"), StopAt("first", then="reuse")),
         ],
         ids=describe,
     )
-    def test_policy_equals_the_plain_rewriting(self, flavour: Flavour, policy: LatentDiscrepancy) -> None:
+    def test_policy_equals_the_plain_rewriting(self, flavour: Flavour, policy: Policy) -> None:
         golden = flavour.golden
         expected = naive_run(
             golden.transformer,
@@ -179,7 +168,7 @@ class TestPruned:
 
     @pytest.mark.parametrize("fill", ["repeat", "zero"])
     def test_pruning_nothing_is_bit_identical_to_the_full_model(self, flavour: Flavour, fill: Fill) -> None:
-        everything = FixedRatio(keep=1.0, prune_scales=(1, 3, 6), fill=fill)
+        everything = Policy(TopK(1.0, scales=(1, 3, 6), fill=fill))
         assert torch.equal(flavour.draw(policy=everything).images, flavour.draw().images)
 
     def test_cache_holds_computed_tokens_only(self, flavour_2b: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,22 +180,22 @@ class TestPruned:
             lengths.append((tokens, self.length))
 
         monkeypatch.setattr(DynamicKVCache, "advance", advance)
-        trace = flavour_2b.draw(policy=LatentDiscrepancy(prune_scales=(4, 5, 6), stop_threshold=None)).traces[0]
+        trace = flavour_2b.draw(policy=Policy(LHEP(scales=(4, 5, 6)))).traces[0]
         computed = [scale.tokens for scale in trace.scales]
         assert computed[5] < trace.scales[5].tokens_full
         assert lengths == [(n, sum(computed[: k + 1])) for k, n in enumerate(computed[:-1])]  # the last needs no append
 
     @pytest.mark.parametrize("keep", [0.0, 0.004])
     def test_scales_that_keep_nothing_or_one_token(self, flavour: Flavour, keep: float) -> None:
-        result = flavour.draw(policy=FixedRatio(keep=keep, prune_scales=(5, 6)))
+        result = flavour.draw(policy=Policy(TopK(keep, scales=(5, 6))))
         assert [scale.tokens for scale in result.traces[0].scales[5:]] == [round(keep * 144), round(keep * 256)]
         assert result.images.isfinite().all()
 
     def test_empty_scale_repeats_the_previous_residual(self, flavour_2b: Flavour) -> None:
         """With nothing computed at scales 5 and 6, their residuals are nearest copies of R_4."""
-        pruned = flavour_2b.draw(policy=FixedRatio(keep=0.0, prune_scales=(5, 6))).images
-        after_5 = flavour_2b.draw(policy=FixedAndSkipped(keep=0.0, prune_scales=(5,), skip=1)).images
-        after_4 = flavour_2b.draw(policy=SkipLastScales(2)).images
+        pruned = flavour_2b.draw(policy=Policy(TopK(0.0, scales=(5, 6)))).images
+        after_5 = flavour_2b.draw(policy=Policy(TopK(0.0, scales=(5,)), skip_last=1)).images
+        after_4 = flavour_2b.draw(policy=Policy(skip_last=2)).images
         residual_6 = pruned - after_5
         torch.testing.assert_close(
             residual_6.norm(dim=1), torch.ones(1, 16, 16)
@@ -228,14 +217,14 @@ class TestGuidance:
     def test_stopping_equals_guidance_one_afterwards(self, flavour: Flavour, scale: int) -> None:
         scales = len(flavour.golden.schedule)
         listed = [3.0] * (scale + 1) + [1.0] * (scales - scale - 1)
-        stopped = flavour.draw(policy=StopGuidanceAfter(scale), guidance_scale=3.0)
+        stopped = flavour.draw(policy=Policy(guidance=StopAt(scale)), guidance_scale=3.0)
         assert torch.equal(stopped.images, flavour.draw(guidance_scale=listed).images)
         assert [s.rows for s in stopped.traces[0].scales] == [2] * (scale + 1) + [1] * (scales - scale - 1)
         assert stopped.traces[0].stopped_after == scale
 
     def test_nothing_stops_after_the_last_scale(self, flavour_2b: Flavour) -> None:
-        assert flavour_2b.draw(policy=StopGuidanceAfter(6)).traces[0].stopped_after is None
-        assert flavour_2b.draw(policy="ld:stop_scales=5,stop_threshold=9,skip_last=1").traces[0].stopped_after is None
+        assert flavour_2b.draw(policy=Policy(guidance=StopAt(6))).traces[0].stopped_after is None
+        assert flavour_2b.draw(policy="ld:stop_scales=5,delta=9,skip_last=1").traces[0].stopped_after is None
 
     def test_no_guidance_runs_one_row(self, flavour_2b: Flavour) -> None:
         trace = flavour_2b.draw(guidance_scale=1.0).traces[0]
@@ -243,7 +232,7 @@ class TestGuidance:
         assert trace.row_tokens == trace.tokens == trace.tokens_full
 
     def test_guidance_gap_is_the_distance_of_the_branches(self, flavour_2b: Flavour) -> None:
-        policy = LatentDiscrepancy(prune_scales=(), stop_threshold=0.0, stop_scales=(1, 2, 3, 4, 5))
+        policy = Policy(guidance=SATS(0.0, (1, 2, 3, 4, 5)))
         run = run_loop(flavour_2b.pipe, flavour_2b.text, policy=policy)
         for k, scale in enumerate(run.image.trace):
             cond, uncond = (row[:, 1::2] - row[:, 0::2] for row in run.logits[k])
@@ -256,7 +245,7 @@ class TestBatches:
         return [*flavour.golden.texts("batch"), *flavour.golden.texts("neg")]
 
     @pytest.mark.parametrize(
-        "policy", [None, "ld", "ld-paper:fill=zero,energy_from=computed,rho=0.3", "fixed:score=random"]
+        "policy", [None, "ld", "ld-paper:fill=zero,energy_from=computed,rho=0.3", "top-k:score=random"]
     )
     def test_image_alone_and_in_a_batch(self, flavour: Flavour, policy: str | None) -> None:
         prompts = self.prompts(flavour)
@@ -271,14 +260,14 @@ class TestBatches:
     def test_guidance_that_stops_for_one_image_only(self, flavour: Flavour) -> None:
         prompts = self.prompts(flavour)
         watch = (3, 4, 5)
-        never = LatentDiscrepancy(prune_scales=(), stop_threshold=0.0, stop_scales=watch)
+        never = Policy(guidance=SATS(0.0, watch))
         traces = flavour.draw(prompt_embeds=prompts, seed=0, policy=never).traces
         least = []
         for trace in traces:
             gaps = [scale.gap for scale in trace.scales]
             least.append(min(abs(gaps[k] - gaps[k - 1]) / (gaps[k - 1] + 1e-6) for k in watch))
         lowest, second = sorted(least)[:2]
-        policy = LatentDiscrepancy(prune_scales=(6,), stop_threshold=(lowest + second) / 2, stop_scales=watch)
+        policy = Policy(LHEP(scales=(6,)), SATS((lowest + second) / 2, watch))
         together = flavour.draw(prompt_embeds=prompts, seed=0, policy=policy)
         assert [t.stopped_after is not None for t in together.traces] == [value == lowest for value in least]
         for i, prompt in enumerate(prompts):
@@ -299,7 +288,7 @@ class TestBatches:
         assert torch.equal(first.images, flavour_2b.draw(seed=first.seeds[0]).images)
 
     @pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
-    @pytest.mark.parametrize("policy", [None, "fixed:score=random"])
+    @pytest.mark.parametrize("policy", [None, "top-k:score=random"])
     def test_every_allowed_seed_draws(self, flavour_2b: Flavour, seed: int, policy: str | None) -> None:
         assert flavour_2b.draw(seed=seed, policy=policy).seeds == (seed,)
 
@@ -329,7 +318,7 @@ class TestScales:
     @pytest.mark.parametrize("count", [1, 3, 6])
     def test_skipped_scales_are_never_computed(self, flavour: Flavour, count: int) -> None:
         schedule = flavour.golden.schedule
-        result = flavour.draw(policy=SkipLastScales(count))
+        result = flavour.draw(policy=Policy(skip_last=count))
         assert [s.scale for s in result.traces[0].scales] == list(range(len(schedule) - count))
         assert result.traces[0].tokens == schedule.offsets[-1 - count]
         assert result.traces[0].tokens_full == schedule.total_tokens
@@ -345,39 +334,9 @@ class TestScales:
 
     def test_policy_object_and_its_text_are_the_same(self, flavour_2b: Flavour) -> None:
         as_text = flavour_2b.draw(policy="ld-paper:rho=0.4")
-        assert torch.equal(as_text.images, flavour_2b.draw(policy=LatentDiscrepancy(rho=0.4)).images)
-        assert as_text.traces[0].policy == "ld-paper:rho=0.4"
+        assert torch.equal(as_text.images, flavour_2b.draw(policy=Policy(LHEP(0.4), SATS())).images)
+        assert as_text.traces[0].policy == policy_text(Policy(LHEP(0.4), SATS()))
         assert torch.equal(flavour_2b.draw(policy=Policy()).images, flavour_2b.draw(policy="none").images)
-
-
-class TestEnding:
-    """Pictures that the policy ends, each by itself."""
-
-    def test_an_ended_picture_is_the_one_with_fewer_scales(self, flavour: Flavour) -> None:
-        ended = flavour.draw(policy="ld-paper:prune_scales=,stop_threshold=none,end_threshold=9,end_scales=4")
-        assert torch.equal(ended.images, flavour.draw(policy=SkipLastScales(2)).images)
-        assert ended.traces[0].ended_after == 4
-        assert ended.traces[0].stopped_after is None
-        never = flavour.draw(policy="ld-paper:prune_scales=,stop_threshold=none,end_threshold=0")
-        assert never.traces[0].ended_after is None
-        assert torch.equal(never.images, flavour.draw().images)
-
-    @pytest.mark.parametrize("prunes", ["", "6"])
-    def test_batch_mates_go_on(self, flavour_2b: Flavour, prunes: str) -> None:
-        """A threshold between two pictures' changes ends one of them only."""
-        texts = [flavour_2b.text, *flavour_2b.golden.texts("neg")]
-        policy = f"ld-paper:prune_scales={prunes},stop_threshold=none,end_scales=3+4+5,end_threshold="
-        gaps = [
-            [s.gap or 0.0 for s in t.scales] for t in flavour_2b.draw(prompt_embeds=texts, policy=policy + "0").traces
-        ]
-        changes = sorted(abs(g[k] - g[k - 1]) / g[k - 1] for g in gaps for k in (3, 4, 5))
-        for threshold in (changes[0] * 1.01, changes[2] * 1.01):
-            together = flavour_2b.draw(prompt_embeds=texts, policy=policy + str(threshold))
-            assert any(trace.ended_after is not None for trace in together.traces)
-            for i, text in enumerate(texts):
-                alone = flavour_2b.draw(prompt_embeds=text, seed=7 + i, policy=policy + str(threshold))
-                assert torch.equal(together.images[i], alone.images[0])
-                assert together.traces[i].ended_after == alone.traces[0].ended_after
 
 
 class TestReleasedRows:
@@ -400,14 +359,14 @@ class TestReleasedRows:
             gc.collect()
             held.append([cache.rows for ref in arenas if (cache := ref()) is not None])
 
-        flavour_2b.draw(policy=StopGuidanceAfter(3), callback_on_scale=look)
+        flavour_2b.draw(policy=Policy(guidance=StopAt(3)), callback_on_scale=look)
         assert held == [[2]] * 4 + [[1]] * 2 + [[]]  # after the last scale nothing is needed
 
     def test_recalled_guidance_changes_only_what_follows_the_stop(self, flavour_2b: Flavour) -> None:
-        base = "ld-paper:prune_scales=,stop_threshold=9,stop_scales=4"
-        plain, reuse = (flavour_2b.draw(policy=p, guidance_scale=3.0) for p in (base, base + ",after_stop=reuse"))
+        base = "ld-paper:scales=,delta=9,stop_scales=4"
+        plain, reuse = (flavour_2b.draw(policy=p, guidance_scale=3.0) for p in (base, base + ",then=reuse"))
         assert [s.rows for s in reuse.traces[0].scales] == [2] * 5 + [1] * 2
         assert not torch.equal(plain.images, reuse.images)
-        assert torch.equal(plain.images, flavour_2b.draw(policy=StopGuidanceAfter(4), guidance_scale=3.0).images)
-        unguided = flavour_2b.draw(policy=base + ",after_stop=reuse", guidance_scale=1.0)
+        assert torch.equal(plain.images, flavour_2b.draw(policy=Policy(guidance=StopAt(4)), guidance_scale=3.0).images)
+        unguided = flavour_2b.draw(policy=base + ",then=reuse", guidance_scale=1.0)
         assert torch.equal(unguided.images, flavour_2b.draw(guidance_scale=1.0).images)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from helpers.engine_runs import engines_of
 from helpers.samples import random_texts, write_text_encoder
-from ldp_runtime import Pipeline, ScaleEvent
+from ldp_runtime import LHEP, Pipeline, ScaleEvent, parse_policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.blocks import Blocks
 from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, LdpError, NonFiniteError
 from ldp_runtime.pipeline.memory import estimate_memory
 from ldp_runtime.pipeline.open_engines import Engines
+from ldp_runtime.pruning.parse import policy_text
 from PIL import Image
 
 from ldp_export.checkpoints.sources import Sources
@@ -71,7 +72,8 @@ class TestRequests:
             ({"top_k": 2.5}, "top_k"),
             ({"top_p": 1.5}, "top_p"),
             ({"policy": "fast"}, "'fast'"),
-            ({"policy": "ld:prune_scales=9"}, "do not exist"),
+            ({"policy": "ld:scales=9"}, "do not exist"),
+            ({"policy": LHEP()}, "a policy is expected, got LHEP"),
             ({"output_type": "jpeg"}, "output_type"),
             ({"cfg_insertion_layer": [-2]}, "at the logits only"),
             ({"cfg_insertion_layer": [0, -2]}, "at the logits only"),
@@ -370,7 +372,7 @@ def test_trace_counts_and_is_json(small_pipe: Pipeline) -> None:
 
     trace = small_pipe(PROMPT, seed=3, policy="ld").traces[0]
     assert trace.seed == 3
-    assert trace.policy == "ld"
+    assert trace.policy == policy_text(parse_policy("ld"))
     assert trace.tokens == sum(scale.tokens for scale in trace.scales) < trace.tokens_full == 521
     assert trace.row_tokens >= trace.tokens
     written = json.loads(json.dumps(trace.to_json()))

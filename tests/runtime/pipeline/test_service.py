@@ -17,6 +17,7 @@ from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.graph_cache import GraphCounters
 from ldp_runtime.errors import CapacityError, ConfigError, NonFiniteError
 from ldp_runtime.pipeline.memory import container_memory
+from ldp_runtime.pruning.policy import GuidanceRule
 from ldp_runtime.schedule import ScaleSchedule
 
 PROMPTS = ["a red circle", "green star", "blue"]
@@ -201,19 +202,22 @@ class TestMemory:
         assert container_memory(tmp_path / "absent") == float("inf")
 
 
-class SlowToWatch(Policy):
-    """The full model, which takes a while over every image of its first scale."""
+class SlowToWatch(GuidanceRule):
+    """A rule that stops nothing, and takes a while over every image of its first scale."""
 
     SECONDS = 0.1
 
-    def watches_guidance(self, scale: int, schedule: ScaleSchedule) -> bool:
+    def watches(self, scale: int, schedule: ScaleSchedule) -> bool:
         if scale == 0:
             time.sleep(self.SECONDS)
         return False
 
+    def stops_after(self, gaps: object, scale: int, schedule: ScaleSchedule) -> bool:
+        return False
+
 
 def test_each_image_of_a_batch_has_its_own_time(small_pipe: Pipeline) -> None:
-    traces = small_pipe(PROMPTS, seed=1, policy=SlowToWatch(), output_type="latent").traces
+    traces = small_pipe(PROMPTS, seed=1, policy=Policy(guidance=SlowToWatch()), output_type="latent").traces
     taken: Sequence[float] = [trace.scales[0].residual_s for trace in traces]
     assert min(taken) >= SlowToWatch.SECONDS
     assert max(taken) < 2 * SlowToWatch.SECONDS

@@ -28,7 +28,7 @@ POLICIES = (
     "ld-skip-2",
     "skip:count=1",
     "stop-guidance:scale=2",
-    "fixed:keep=0.4,score=random",
+    "top-k:score=random",
 )
 
 

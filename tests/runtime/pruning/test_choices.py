@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ldp_runtime import FixedRatio, LatentDiscrepancy, Policy, parse_policy
-from ldp_runtime.pruning.policy import ScaleView
+from ldp_runtime import LHEP, SATS, StopAt, TopK, TopP, parse_policy
+from ldp_runtime.pruning.policy import ScaleView, TokenRule
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
 
-SCORES = ["energy", "distance", "variance", "change"]
+SCORES = ["energy", "distance", "variance"]
 
 
 @st.composite
@@ -34,8 +34,13 @@ def pictures(draw: st.DrawFn) -> ScaleView:
     return ScaleView(schedule, scale, residual, computed, None, latent, 0)
 
 
-def kept(policy: Policy, picture: ScaleView) -> list[int]:
-    selection = policy.select(picture)
+def share_of(score: str, share: float, scale: int) -> TokenRule:
+    """The rule that keeps a share of this score."""
+    return LHEP(share, scales=(scale,)) if score == "energy" else TopP(share, score=score, scales=(scale,))  # pyright: ignore[reportArgumentType]
+
+
+def kept(rule: TokenRule, picture: ScaleView) -> list[int]:
+    selection = rule.select(picture)
     assert selection is not None
     assert selection.score.shape == picture.schedule.grids[picture.scale]
     return selection.kept.tolist()
@@ -47,10 +52,7 @@ def test_more_energy_keeps_more_tokens_and_the_same_ones(
     picture: ScaleView, score: str, one: float, other: float
 ) -> None:
     low, high = sorted((one, other))
-    few, many = (
-        kept(LatentDiscrepancy(rho=rho, score=score, prune_scales=(picture.scale,)), picture)  # pyright: ignore
-        for rho in (low, high)
-    )
+    few, many = (kept(share_of(score, rho, picture.scale), picture) for rho in (low, high))
     assert set(few) <= set(many)
     assert few == sorted(few)
 
@@ -59,9 +61,7 @@ def test_more_energy_keeps_more_tokens_and_the_same_ones(
 @given(pictures(), st.sampled_from([*SCORES, "random"]), st.floats(0, 1), st.floats(0, 1))
 def test_a_fixed_share_is_that_share_and_grows(picture: ScaleView, score: str, one: float, other: float) -> None:
     low, high = sorted((one, other))
-    few, many = (
-        kept(FixedRatio(keep=keep, score=score, prune_scales=(picture.scale,)), picture) for keep in (low, high)
-    )
+    few, many = (kept(TopK(keep, score=score, scales=(picture.scale,)), picture) for keep in (low, high))
     tokens = picture.schedule.tokens[picture.scale]
     assert (len(few), len(many)) == (round(low * tokens), round(high * tokens))
     assert set(few) <= set(many)
@@ -70,7 +70,7 @@ def test_a_fixed_share_is_that_share_and_grows(picture: ScaleView, score: str, o
 @settings(max_examples=40, deadline=None)
 @given(pictures(), st.sampled_from(SCORES))
 def test_a_share_is_reached_with_the_fewest_tokens(picture: ScaleView, score: str) -> None:
-    selection = LatentDiscrepancy(rho=0.5, score=score, prune_scales=(picture.scale,)).select(picture)  # pyright: ignore
+    selection = share_of(score, 0.5, picture.scale).select(picture)
     assert selection is not None
     values, total = selection.score.double().flatten(), float(selection.score.double().sum())
     reached = float(values[selection.kept].sum())
@@ -83,9 +83,9 @@ def test_a_share_is_reached_with_the_fewest_tokens(picture: ScaleView, score: st
 
 
 @settings(max_examples=40, deadline=None)
-@given(pictures(), st.sampled_from(["repeat", "zero", "scaled"]))
+@given(pictures(), st.sampled_from(["repeat", "zero"]))
 def test_fills_cover_the_grid(picture: ScaleView, fill: str) -> None:
-    filled = LatentDiscrepancy(fill=fill, fill_scale=-0.5).fill_residual(picture)  # pyright: ignore[reportArgumentType]
+    filled = LHEP(fill=fill).fill_residual(picture)  # pyright: ignore[reportArgumentType]
     assert filled.shape == picture.latent.shape
     assert fill != "zero" or not filled.any()
 
@@ -99,10 +99,7 @@ def test_a_greater_threshold_stops_no_later(values: list[float], one: float, oth
     seen: list[GuidanceGap | None] = [GuidanceGap((2, 2), torch.tensor(values) * (k + 1), None, 8) for k in range(7)]
     low, high = sorted((one, other))
     for scale in range(1, 7):
-        stops = [
-            LatentDiscrepancy(stop_threshold=t, stop_scales=(scale,)).stops_after(seen, scale, schedule)
-            for t in (low, high)
-        ]
+        stops = [SATS(delta, (scale,)).stops_after(seen, scale, schedule) for delta in (low, high)]
         assert stops[1] or not stops[0]
 
 
@@ -120,9 +117,11 @@ def test_a_scaled_gap_changes_by_its_scale(values: list[float]) -> None:
     assert change(nothing, GuidanceGap((2, 2), tokens, None, 8)) is None
 
 
-def test_the_recommended_policy_follows_the_schedule() -> None:
-    policy = parse_policy("ld")
-    assert isinstance(policy, LatentDiscrepancy)
+@pytest.mark.parametrize("name", ["ld", "ld-fast"])
+def test_the_recommended_policies_follow_the_schedule(name: str) -> None:
+    policy = parse_policy(name)
+    assert policy is not None
+    assert isinstance(policy.guidance, StopAt)
     assert policy.prunes(ScaleSchedule.of_size("0.06M")) == (5, 6)
     assert policy.prunes(ScaleSchedule.of_size("1M")) == (10, 11, 12)
     for size in SCALES_OF_SIZE:
@@ -131,4 +130,6 @@ def test_the_recommended_policy_follows_the_schedule() -> None:
             policy.check(schedule)
             pruned = sum(schedule.tokens[k] for k in policy.prunes(schedule))
             assert pruned >= 0.75 * schedule.total_tokens
-            assert policy.stops(schedule)[0] < policy.prunes(schedule)[0]
+            first = policy.prunes(schedule)[0]
+            stopped = [k for k in range(len(schedule)) if policy.guidance.stops_after([], k, schedule)]
+            assert stopped == list(range(first - 1, len(schedule)))

@@ -1,0 +1,54 @@
+"""Options that lost in the study and left the product; kept here, so that the study can be measured again.
+
+Ending pictures one by one, guessing guidance by a fit, and scoring by a metric of the decoder lost too. Each needed
+parts of the loop or of calibration that nothing else needs; their rows are in the committed result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from ldp_runtime.pruning import lhep, scores
+from ldp_runtime.pruning.parse import parse_policy
+from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
+from ldp_runtime.pruning.stopping import SATS
+from ldp_runtime.pruning.tokens import LHEP
+
+
+@dataclass(frozen=True)
+class ScaledFill(LHEP):
+    """Rule whose fill repeats a part `factor` of the previous residual; a negative one takes a part back."""
+
+    factor: float = -0.3
+
+    def fill_residual(self, view: ScaleView) -> torch.Tensor:
+        return self.factor * super().fill_residual(view)
+
+
+@dataclass(frozen=True)
+class ByChange(LHEP):
+    """Rule that scores by the last change of the latent, instead of its Haar energy."""
+
+    def keep(self, view: ScaleView) -> Selection:
+        score = scores.change(view)
+        return Selection(lhep.keep_by_energy(score, self.rho), score)
+
+
+#: What they are called in the study, and in its result.
+LOSERS = {
+    "ld-paper:fill=scaled,fill_scale=-0.3": "fill: a part taken back",
+    "ld-paper:score=change": "score: latent change",
+}
+_POLICIES = {
+    "ld-paper:fill=scaled,fill_scale=-0.3": Policy(ScaledFill(), SATS()),
+    "ld-paper:score=change": Policy(ByChange(), SATS()),
+}
+
+
+def studied(text: str) -> Policy | str:
+    """A loser by its text; any other text as it is, for the pipeline to resolve."""
+    if text in _POLICIES:
+        return _POLICIES[text]
+    parse_policy(text)
+    return text
