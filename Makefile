@@ -43,11 +43,11 @@ bench: setup
 	$(if $(BF16),$(BIN)/ldp-export build --backend torch --precision bfloat16 --int8-decoder --output $(BF16))
 	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8-decoder --also $(BUNDLE)-int8 $(if $(BF16),--also $(BF16)) \
 		--prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
-		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.92 --policy ld:score=energy,rho=0.9 \
-		--policy skip:count=1 --policy skip:count=1,stop_after=4 --policy skip:count=2 --policy stop-guidance:scale=4 \
+		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.9 --policy ld-fast --policy ld-fast:p=0.92 \
+		--policy none:skip_last=1 --policy none:stop=4,skip_last=1 --policy none:skip_last=2 --policy none:stop=4 \
 		--output benchmarks/results/infinity-shapes-cpu.json
 	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --aspect-ratio 0.5 --batch 1 --batch 4 \
-		--prompts-file benchmarks/prompts.txt --repeats 3 --warmup 1 --policy ld --policy skip:count=1,stop_after=4 \
+		--prompts-file benchmarks/prompts.txt --repeats 3 --warmup 1 --policy ld --policy ld-fast --policy none:stop=4,skip_last=1 \
 		--output benchmarks/results/infinity-shapes-wide-cpu.json
 	$(BIN)/python -m benchmarks.report.page
 
@@ -56,7 +56,7 @@ results: setup
 	$(BIN)/python -m benchmarks.report.page
 	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE) --draw
 
-# Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld` kept.
+# Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld-fast` kept.
 bench-random: setup
 	for size in 0.25M 1M; do \
 		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $$size --int8 --share-engines \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,28 @@ def write_tables(result: dict[str, Any], page: Path) -> None:
     text = _between(text, "setting", _setting(result))
     text = _between(text, "margins", _margins(result))
     page.write_text(text)
+
+
+def write_non_inferior(sets: Mapping[str, dict[str, Any]], page: Path) -> None:
+    """Puts the table of non-inferiority between its markers: rows of every set, by the set's name."""
+    lines = [
+        "| prompts | policy | accepted | difference, exact | resampled | non-inferior | tokens | operations | dB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in sets.items():
+        for policy, s in result["policies"].items():
+            exact, resampled = (_points(s[key]) for key in ("difference_points", "resampled_points"))
+            known = ("", "", "") if policy == "none" else (exact, resampled, "yes" if s["non_inferior"] else "no")
+            psnr = "" if policy == "none" else f"{s['psnr_db']:.1f}"
+            lines.append(
+                f"| {name} | `{policy}` | {s['accepted_percent']:.1f}% | {' | '.join(known)} | {s['tokens']:.0f} "
+                f"| {s['operations']:.2f} | {psnr} |"
+            )
+    page.write_text(_between(page.read_text(), "non-inferior", "\n".join(lines)))
+
+
+def _points(interval: Sequence[float]) -> str:
+    return f"{interval[0]:+.1f} [{interval[1]:+.1f}, {interval[2]:+.1f}]"
 
 
 def _between(text: str, name: str, content: str) -> str:

@@ -26,7 +26,7 @@ from ldp_runtime.bundle.saved_policies import FITTED, saved_folder
 from ldp_runtime.pipeline.pipeline import Pipeline
 
 from benchmarks.paths import DOCS, RESULTS, result_file
-from benchmarks.report.ablation import draw_front, draw_kept, draw_switches, write_tables
+from benchmarks.report.ablation import draw_front, draw_kept, draw_switches, write_non_inferior, write_tables
 from benchmarks.report.read import GRAMMAR, read_result
 from benchmarks.study.losers import LOSERS
 from benchmarks.study.rows import Row, Setting, study, time_policies
@@ -111,6 +111,8 @@ def main() -> None:
     draw_switches(result, options.docs / "ablation-switches.png")
     draw_kept(result, options.docs / "ablation-kept.png")
     write_tables(result, options.docs / "ablation.md")
+    sets = {name: RESULTS / f"non-inferior-{name}.json" for name in ("choose", "confirm")}
+    write_non_inferior({name: read_result(path) for name, path in sets.items()}, options.docs / "ablation.md")
     print(options.result, options.docs / "ablation.md")
 
 

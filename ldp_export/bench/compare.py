@@ -13,6 +13,7 @@ import numpy as np
 from ldp_calibration.stats import Times, unpaired_ratio
 from ldp_runtime.errors import ConfigError
 
+from ldp_export.bench.older_results import OLDER_SCHEMA, renamed
 from ldp_export.bench.plan import EAGER
 from ldp_export.bench.result import SCHEMA, Scope, within
 
@@ -67,6 +68,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
         ConfigError: the results are of another format, hardware, model or setting, or share no candidate.
     """
     _check_comparable(before, after)
+    before, after = (renamed(result) if result["schema"] == OLDER_SCHEMA else result for result in (before, after))
     scope: Scope = before["settings"]["scope"]
     first, second = _samples(before, scope), _samples(after, scope)
     shared = [key for key in first if key in second]
@@ -88,7 +90,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
 
 def _check_comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
     for place, result in {"first": before, "second": after}.items():
-        if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        if not isinstance(result, dict) or result.get("schema") not in (SCHEMA, OLDER_SCHEMA):
             raise ConfigError(
                 f"the {place} is no result of this version of `ldp-export bench`", hint="write one with --output FILE"
             )

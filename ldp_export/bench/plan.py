@@ -15,7 +15,7 @@ from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.memory import check_rows
 from ldp_runtime.pipeline.open_engines import check_runnable
 from ldp_runtime.pipeline.request import check_labels
-from ldp_runtime.pruning.parse import describe
+from ldp_runtime.pruning.parse import policy_text
 
 from ldp_export.bench.hardware import default_threads
 from ldp_export.bench.result import Scope
@@ -99,6 +99,7 @@ class BenchPlan:
     classes: tuple[int, ...] | None = None
     aspect_ratio: float = 1.0
     share_engines: bool = False
+    policy_fields: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompt_count(self) -> int:
@@ -188,7 +189,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         policy = resolve_policy(text, bundle.root, bundle.manifest)
         if policy is not None:  # "none" is always there: it is the candidate the others are compared with
             policy.check(schedule)
-            policies.setdefault(describe(policy), text.strip())
+            policies.setdefault(policy_text(policy), text.strip())
     prompts, classes = _prompts(options.prompts, bundle), _classes(options.classes, options.prompts, bundle.manifest)
     others = _others(bundle, options.others)
     device = torch.device(options.device)
@@ -201,6 +202,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
         sources=sources,
         prompts=prompts,
         policies=tuple(policies.values()),
+        policy_fields={words: fields for fields, words in policies.items()},
         repeats=options.repeats,
         warmup=options.warmup,
         batch=tuple(dict.fromkeys(options.batch)),

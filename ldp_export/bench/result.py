@@ -231,6 +231,7 @@ class BenchResult:
 
     Attributes:
         peak_gflops: rate of a large matrix product in float32 on the same threads, measured before the candidates.
+        policies: text with every field of each policy, by the caller's words.
     """
 
     created: str
@@ -243,6 +244,7 @@ class BenchResult:
     precision_loss: PrecisionLoss | None
     peak_gflops: float
     notes: tuple[str, ...]
+    policies: dict[str, str]
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:

@@ -144,6 +144,7 @@ def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
         hardware=machine,
         software=software(),
         settings=_settings(plan),
+        policies=dict(plan.policy_fields),
         model=_model(plan),
         statistics={
             "speedup": RATIO,

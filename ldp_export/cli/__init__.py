@@ -98,7 +98,7 @@ def _say(error: LdpError) -> None:
 Examples:
   ldp-export build --output bundles/shapes
   ldp-export generate bundles/shapes "a red circle" --policy ld --output circle.png
-  ldp-export bench bundles/shapes --policy ld --policy skip:count=1
+  ldp-export bench bundles/shapes --policy ld --policy none:skip_last=1
 """,
 )
 @click.version_option(__version__, prog_name="ldp-export")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   ldp-export bench bundles/infinity-shapes
-  ldp-export bench bundles/infinity-shapes --policy ld --policy skip:count=1 --repeats 30 --output bench.json
+  ldp-export bench bundles/infinity-shapes --policy ld --policy none:skip_last=1 --repeats 30 --output bench.json
   ldp-export bench bundles/mine --weights t.safetensors --vae v.safetensors --batch 1 --batch 4
   ldp-export bench bundles/infinity-shapes --aspect-ratio 0.5 --batch 1 --batch 4 --scope image
   ldp-export bench bundles/infinity-shapes --also bundles/shapes-torch --also bundles/shapes-int8

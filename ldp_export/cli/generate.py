@@ -48,7 +48,7 @@ Examples:
 @classes_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path(), help="A .png file (one image) or a folder.")
 @click.option(
-    "--policy", default="none", show_default=True, help="none, ld, ld-paper, skip:count=1, a profile's name; see below."
+    "--policy", default="none", show_default=True, help="none, ld, none:skip_last=1, a profile's name; see below."
 )
 @click.option("--negative-prompt", help="What to steer away from.")
 @click.option(

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ldp_calibration.fidelity import psnr_db
 from ldp_runtime.pipeline.drawing import ScaleEvent
 from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pipeline.trace import ScaleTrace, Trace
-from ldp_runtime.pruning.parse import parse_policy
+from ldp_runtime.pruning.parse import describe, parse_policy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,8 @@ def draw(explanation: Explanation, path: Path) -> None:
     top, bottom = parts
     _draw_result(top, explanation)
     axes = bottom.subplots(len(scales), 4, width_ratios=[1, 1, 1, 2.1], squeeze=False)
-    score = getattr(parse_policy(explanation.trace.policy), "score", "")
+    policy = parse_policy(explanation.trace.policy)
+    score = "" if policy is None else getattr(policy.tokens, "score", "")
     for row, (scale, preview) in enumerate(zip(scales, explanation.previews, strict=True)):
         _draw_scale(axes[row], scale, preview, score, first=row == 0)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ def draw(explanation: Explanation, path: Path) -> None:
 def _draw_result(figure: Any, explanation: Explanation) -> None:
     axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.6])
     show(axes[0], explanation.full, "full model")
-    show(axes[1], explanation.image, f"{explanation.trace.policy}: {quality(explanation):.1f} dB")
+    show(axes[1], explanation.image, title(explanation))
     trace, axis = explanation.trace, axes[2]
     axis.axis("off")
     stopped = trace.stopped_after
@@ -106,6 +108,12 @@ def _draw_scale(axes: Sequence[Axes], scale: ScaleTrace, preview: Any, score: st
     text.append(f"engine {scale.blocks_s * 1e3:.1f} ms, around it {choosing:.1f} ms")
     axes[3].axis("off")
     axes[3].text(0, 0.5, "\n".join(text), va="center", fontsize=8)
+
+
+def title(explanation: Explanation) -> str:
+    """The policy in its shortest words, broken into lines that fit over a picture, and its PSNR."""
+    words = describe(parse_policy(explanation.trace.policy)).replace(",", ", ")
+    return f"{fill(words, 34)}: {quality(explanation):.1f} dB"
 
 
 def show(axis: Axes, image: Any, title: str) -> None:
@@ -148,7 +156,7 @@ def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
     for axis_row, row in zip(axes, rows, strict=True):
         show(axis_row[0], row.full, "full model")
         axis_row[0].set_ylabel("\n".join(textwrap.wrap(_words(row.prompt), 22)), fontsize=9, parse_math=False)
-        show(axis_row[1], row.image, f"{row.trace.policy}: {quality(row):.1f} dB")
+        show(axis_row[1], row.image, title(row))
         thinned = [scale for scale in row.trace.scales if scale.kept is not None]
         for axis, scale in zip(axis_row[2:-1], thinned, strict=False):
             show(axis, dimmed(row.image, scale), f"scale {scale.scale}: {scale.kept_share:.0%} computed")

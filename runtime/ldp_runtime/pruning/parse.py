@@ -175,13 +175,22 @@ def _from(name: str, base: Policy, policy: Policy) -> str | None:
     if policy.tokens is not None and base.tokens is not None:
         before = _written(base.tokens)
         options = {key: text for key, text in _written(policy.tokens).items() if before[key] != text}
-    if policy.guidance != base.guidance:
-        before = _stopping(base.guidance) if type(base.guidance) is type(policy.guidance) else {}
-        changed = {key: text for key, text in _stopping(policy.guidance).items() if before.get(key) != text}
-        options |= changed or {"stop": "none"}
+    options |= _stopping_changes(base.guidance, policy.guidance)
     if policy.skip_last != base.skip_last:
         options["skip_last"] = str(policy.skip_last)
     return name + _joined(options)
+
+
+def _stopping_changes(base: GuidanceRule | None, rule: GuidanceRule | None) -> dict[str, str]:
+    """Options that make one guidance rule of another; those that a rule of another kind begins with are left out."""
+    if rule is None:
+        return {} if base is None else {"stop": "none"}
+    before, decisive = base, ""
+    if type(base) is not type(rule):
+        before = type(rule)() if base is None else type(rule)(then=base.then)  # pyright: ignore[reportCallIssue]
+        decisive = "stop" if isinstance(rule, StopAt) else "delta"  # which says what kind it is
+    known = _stopping(before)
+    return {key: text for key, text in _stopping(rule).items() if key == decisive or known[key] != text}
 
 
 def _has_text(policy: Policy) -> bool:

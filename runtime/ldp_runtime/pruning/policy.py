@@ -153,7 +153,7 @@ class Policy:
         """Raises ConfigError when the policy's numbers make no sense on this schedule."""
         if self.skip_last >= len(schedule):
             raise ConfigError(
-                f"skip_last {self.skip_last} leaves no scale of {len(schedule)}", hint="skip fewer scales"
+                f"skip_last {self.skip_last} leaves none of {len(schedule)} scales", hint="skip fewer scales"
             )
         if self.tokens is not None:
             self.tokens.check(schedule, self.scales_to_run(schedule) - 1)

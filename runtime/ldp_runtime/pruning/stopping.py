@@ -78,7 +78,11 @@ class StopAt(GuidanceRule):
         check_choice("then", self.then, get_args(Then))
 
     def check(self, schedule: ScaleSchedule) -> None:
-        check_scales("stop", None if isinstance(self.scale, str) else (self.scale,), schedule, first=0)
+        if not isinstance(self.scale, str) and not 0 <= self.scale < len(schedule):
+            raise ConfigError(
+                f"there is no scale {self.scale} to stop after: this schedule has scales 0 to {len(schedule) - 1}",
+                hint="stop=first takes the first scale at which SATS might stop",
+            )
 
     def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
         return scale >= (derived_scales(schedule)[0] if isinstance(self.scale, str) else self.scale)

@@ -74,7 +74,11 @@ def test_choosing(tmp_path: Path) -> None:
     (tmp_path / choosing_results.FILE).write_text(json.dumps(result))
     text = choosing_results.section(tmp_path)
     assert text is not None
-    assert "| `ld` | 8: 1.00, 9: 2.00 | 600 | 0.50% | reached |" in text
+    assert "| `ld-fast` | 8: 1.00, 9: 2.00 | 600 | 0.50% | reached |" in text  # what it was when it was measured
+    (tmp_path / choosing_results.FILE).write_text(json.dumps({"grammar": 2, **result}))
+    today = choosing_results.section(tmp_path)
+    assert today is not None
+    assert "| `ld` | 8: 1.00, 9: 2.00 | 600 | 0.50% | reached |" in today
     assert "| `ld-paper` | 8: 1.00, 9: 2.00 | 250 | 1.20% | **missed** by 0.20% |" in text
 
 

@@ -160,7 +160,7 @@ def test_bundle_without_text_encoder_draws_random_features(tiny_bundle: Bundle):
     ("options", "words"),
     [
         ({"policies": ("nonsense",)}, "unknown policy"),
-        ({"policies": ("skip:count=99",)}, "leaves none"),
+        ({"policies": ("none:skip_last=99",)}, "leaves none"),
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"warmup": -1}, "warmup must be at least 0"),
         ({"batch": (1, 0)}, "batch must be at least 1"),

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.compare import compare
+from ldp_export.bench.older_results import OLDER_SCHEMA
+from ldp_export.bench.result import SCHEMA
 from ldp_export.cli.bench import command
 
 
@@ -33,7 +35,7 @@ def result(times: dict[str, float], seed: int, drift: float = 1.0) -> dict:
         ]
         candidates.append({"name": name, "batch": 1, "samples": samples})
     return {
-        "schema": "ldp-export/bench/2",
+        "schema": SCHEMA,
         "hardware": {"cpu": "A", "instructions": "avx2", "cores_usable": 2, "gpu": None, "os": "Linux"},
         "settings": {"threads": 2, "device": "cpu", "scope": "prompt-to-image", "prompts": ["a"], "seed": 0},
         "model": {"name": "m", "size": "0.06M"},
@@ -48,6 +50,12 @@ def test_noise_is_no_regression():
         for change in compare(result({"engines": 100}, seed), result({"engines": 100}, 100 + seed))
     ]
     assert verdicts.count("no difference shown") >= 8
+
+
+def test_older_results_are_compared_under_the_names_of_today():
+    older = result({"engines + ld": 100, "engines + ld-paper": 100}, 0) | {"schema": OLDER_SCHEMA}
+    changes = compare(older, result({"engines + ld": 50, "engines + ld-fast": 100, "engines + ld-paper": 100}, 1))
+    assert [change.name for change in changes] == ["engines + ld-fast", "engines + ld-paper"]
 
 
 def test_regression_is_found():

@@ -81,7 +81,7 @@ def test_given_shares_that_make_no_sense():
         given((1.5,))
     with pytest.raises(ConfigError, match="never pruned"):
         given((0.5,) * 13).check(SCHEDULE)
-    with pytest.raises(ConfigError, match=r"stop \[13\] do not exist"):
+    with pytest.raises(ConfigError, match="no scale 13"):
         given((0.5,), 13).check(SCHEDULE)
 
 
@@ -156,7 +156,9 @@ def test_small_random_model_end_to_end(tmp_path: Path):
     assert result["model"]["random_weights"] is True
     assert any("weights are random" in note for note in result["notes"])
     assert any("from the profile 'p'" in note for note in result["notes"])
-    given = "top-k:fill=zero,share=0.5+0.3,score=random,stop=4"
+    given = "top-k:share=0.5+0.3+,score=random,fill=zero,stop=4"
+    fields = "top-k:fill=zero,scales=none,detail=0.75,share=0.5+0.3,score=random,stop=4,then=conditional"
+    assert result["policies"][given] == fields
     pruned = next(c for c in result["candidates"] if c["policy"] == given)
     assert pruned["psnr_db"] is None
     rounded = next(c for c in result["candidates"] if c["name"] == "onnxruntime, int8 late scales")

@@ -119,7 +119,7 @@ def test_thresholds_are_calibrated_on_classes(bundle: Bundle, tmp_path: Path) ->
         found = calibrate(pipe, list(range(9)), Budget("psnr", 3.0), tmp_path / "measured.jsonl", policies=policies)
         assert found.chosen.policy in policies[:2]
         assert (found.search_prompts, found.held_out_prompts) == (5, 4)
-        assert [point.policy for point in found.searched if point.policy.startswith("skip")]
+        assert [point.policy for point in found.searched if point.policy.startswith("none:")]
         root = tmp_path / "bundle"
         save_policy(root, bundle.manifest, make_saved("careful", bundle.manifest, found))
         policy = resolve_policy("careful", root, bundle.manifest)
