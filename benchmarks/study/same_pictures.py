@@ -44,6 +44,7 @@ POLICIES = (
     "ld-fast:p=0.7",
     "ld-fast:p=0.9,delta=0.25",
     "ld:rho=0.9",
+    "ld:rho=0.8",
     "ld:rho=0.7",
     "ld-fast:score=variance",
     "ld-fast:detail=0.45",
