@@ -17,7 +17,7 @@ READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo bench bench-random results ablation test gpu-test lint clean
+.PHONY: setup demo bench bench-policies bench-random results ablation test gpu-test lint clean
 
 setup: $(READY)
 
@@ -49,6 +49,15 @@ bench: setup
 	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --aspect-ratio 0.5 --batch 1 --batch 4 \
 		--prompts-file benchmarks/prompts.txt --repeats 3 --warmup 1 --policy ld --policy ld-fast --policy none:stop=4,skip_last=1 \
 		--output benchmarks/results/infinity-shapes-wide-cpu.json
+	$(BIN)/python -m benchmarks.report.page
+
+# The named policies beside two controls, in float32 and in 8 bits: three minutes.
+bench-policies: setup
+	$(BIN)/ldp-export build --output $(BUNDLE)
+	$(BIN)/ldp-export build --int8-decoder --late-precision int8 --output $(BUNDLE)-int8
+	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
+		--policy ld --policy ld:rho=0.9 --policy ld-fast --policy ld-paper --policy none:stop=4 --policy none:stop=4,skip_last=1 \
+		--output benchmarks/results/infinity-shapes-policies-vnni-cpu.json
 	$(BIN)/python -m benchmarks.report.page
 
 # Every table and chart of docs/benchmarks.md and docs/ablation.md again, from the raw files alone.
