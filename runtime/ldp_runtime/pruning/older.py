@@ -40,7 +40,7 @@ def respelled(options: dict[str, str]) -> dict[str, str]:
 def renamed(name: str, options: dict[str, str]) -> tuple[str, dict[str, str]]:
     """Name and options of today for an older name."""
     if name == "stop-guidance":
-        return "none", {"stop": options.get("scale", "0")}
+        return "none", {("stop" if key == "scale" else key): value for key, value in options.items()}
     stop = {} if options.get("stop_after") in (None, "none", "None") else {"stop": options["stop_after"]}
     others = {key: value for key, value in options.items() if key not in ("stop_after", "count", "keep")}
     if name == "skip":
@@ -48,7 +48,7 @@ def renamed(name: str, options: dict[str, str]) -> tuple[str, dict[str, str]]:
     if name == "fixed":
         return "top-k", others | stop | {"share": options.get("keep", "0.4")}
     keep = [part for part in options.get("keep", "").split("+") if part]
-    skipped = next((i for i, share in enumerate(reversed(keep)) if float(share) > 0), len(keep))
+    skipped = next((i for i, share in enumerate(reversed(keep)) if share.strip("0.")), len(keep))  # "0", "0.0", ...
     tokens = {"share": "+".join(keep) + "+", "score": "random", "fill": "zero"} if keep else {}
     return ("top-k" if keep else "none"), others | stop | tokens | {"skip_last": str(skipped)}
 

@@ -93,23 +93,24 @@ def _token_rule(name: str, rule: TokenRule | None, options: dict[str, str]) -> T
     there, here = ("rho", "p") if isinstance(rule, TopP) else ("p", "rho")  # the share, as the two rules call it
     if isinstance(rule, LHEP | TopP) and there in options:
         options[here] = options.pop(there)
-    if options.get("scales") == "":
-        return None
     fields = {} if rule is None else _fields(rule)
     unknown = [key for key in options if key not in fields]
     if rule is None or unknown:
         known = (*fields, *STOPPING, "skip_last")
         raise ConfigError(f"policy {name!r} has no option {unknown[0]!r}", hint=f"its options: {', '.join(known)}")
-    return dataclasses.replace(rule, **{key: _value(key, text, fields[key]) for key, text in options.items()})  # pyright: ignore
+    thins_nothing = options.get("scales") == ""
+    changes = {key: _value(key, text, fields[key]) for key, text in options.items() if key != "scales" or text}
+    changed = dataclasses.replace(rule, **changes)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return None if thins_nothing else changed
 
 
 def _guidance_rule(rule: GuidanceRule | None, options: dict[str, str]) -> GuidanceRule | None:
     if not options:
         return rule
-    if options.get("delta") in ("none", "None") or options.get("stop") in ("none", "None"):
-        return None
     if "stop" in options and ("delta" in options or "stop_scales" in options):
         raise ConfigError("stop stands beside delta or stop_scales", hint="stop at a scale, or where the gap settles")
+    if options.get("delta") in ("none", "None") or options.get("stop") in ("none", "None"):
+        return None
     kind = StopAt if "stop" in options else SATS if {"delta", "gap", "stop_scales"} & set(options) else type(rule)
     if kind not in (SATS, StopAt):
         raise ConfigError("then says what follows a stop, and nothing stops", hint="add stop=first, or delta=0.15")

@@ -6,6 +6,7 @@ The full model is the policy that changes nothing.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -61,26 +62,26 @@ class Selection:
 Then = Literal["conditional", "reuse"]
 
 
-class TokenRule:
+class TokenRule(ABC):
     """Rule that picks the tokens of a scale to compute, and fills the others. Instances are immutable numbers."""
 
-    def check(self, schedule: ScaleSchedule, last: int) -> None:
+    def check(self, schedule: ScaleSchedule, last: int) -> None:  # noqa: B027 - many rules fit every schedule
         """Raises ConfigError when the rule's numbers make no sense on this schedule, of which scale `last` is run."""
 
+    @abstractmethod
     def prunes(self, schedule: ScaleSchedule) -> tuple[int, ...]:
         """Scales at which `select` may keep less than all tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def select(self, view: ScaleView) -> Selection | None:
         """The tokens of scale k to compute; None: all of them."""
-        raise NotImplementedError
 
     def fill_residual(self, view: ScaleView) -> torch.Tensor:
         """Residual of the tokens that are not computed, on the token grid of scale k [channels, h, w]."""
         return torch.zeros_like(view.latent)
 
 
-class GuidanceRule:
+class GuidanceRule(ABC):
     """Rule that stops the unconditional branch. Instances are immutable numbers.
 
     Attributes:
@@ -89,20 +90,20 @@ class GuidanceRule:
 
     then: Then = "conditional"
 
-    def check(self, schedule: ScaleSchedule) -> None:
+    def check(self, schedule: ScaleSchedule) -> None:  # noqa: B027 - many rules fit every schedule
         """Raises ConfigError when the rule's numbers make no sense on this schedule."""
 
     def watches(self, scale: int, schedule: ScaleSchedule) -> bool:
         """True if the guidance gap of this scale will be asked for."""
         return False
 
+    @abstractmethod
     def stops_after(self, gaps: Sequence[GuidanceGap | None], scale: int, schedule: ScaleSchedule) -> bool:
         """True if the unconditional branch stops after scale k.
 
         Args:
             gaps: one entry per scale so far (None: not measured).
         """
-        raise NotImplementedError
 
     def remember(
         self,

@@ -6,6 +6,7 @@ square schedule these are scales 10, 11 and 12, as in the paper.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -63,9 +64,9 @@ class _AtScales(TokenRule):
     def select(self, view: ScaleView) -> Selection | None:
         return self.keep(view) if view.scale in self.prunes(view.schedule) else None
 
+    @abstractmethod
     def keep(self, view: ScaleView) -> Selection:
         """The tokens of a scale that is thinned out."""
-        raise NotImplementedError
 
     def fill_residual(self, view: ScaleView) -> torch.Tensor:
         return fill_residual(self.fill, view, self.fitted)

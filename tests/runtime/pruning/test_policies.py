@@ -12,7 +12,7 @@ from ldp_runtime import LHEP, SATS, Policy, StopAt, TopK, TopP, parse_policy
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning import older
 from ldp_runtime.pruning.parse import NAMED, describe, policy_text, read_policy
-from ldp_runtime.pruning.policy import ScaleView
+from ldp_runtime.pruning.policy import GuidanceRule, ScaleView
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
 
@@ -140,6 +140,14 @@ guidance_rules = st.builds(
 policies = st.builds(Policy, st.none() | token_rules, st.none() | guidance_rules, st.integers(0, 6))
 
 
+def test_rules_that_leave_a_question_open_cannot_be_made() -> None:
+    class Undecided(GuidanceRule):
+        """A rule that does not say when it stops."""
+
+    with pytest.raises(TypeError, match="stops_after"):
+        Undecided()  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
+
+
 class TestWords:
     @given(policies)
     def test_printing_and_reading_are_inverse(self, policy: Policy) -> None:
@@ -192,6 +200,11 @@ class TestWords:
             "ld:fitted=1",
             "ld:stop=3,delta=0.1",
             "top-k:share=0.5+x",
+            "given:keep=0.5+x",
+            "stop-guidance:scale=3,bogus=1",
+            "ld:scales=,bogus=1",
+            "ld:scales=,rho=7",
+            "ld:delta=none,stop=3",
             "ld:end_threshold=0.1",
             "ld:fill=scaled,fill_scale=-0.3",
             "ld-fast:score=decoder",
