@@ -54,11 +54,11 @@ def candidates(policies: Mapping[str, Policy], batch: int) -> list[Candidate]:
 
 
 def late_candidates(policies: Mapping[str, Policy], precision: QuantizedPrecision) -> list[Candidate]:
-    """What has targets, its late scales in 8 bits."""
+    """What has targets, its last scales in 8 bits."""
     quantized = QuantizedScales(precision=precision, share=QUANTIZED_SHARE)
     chosen = {name: policy for name, policy in policies.items() if "control" not in name}
     return [
-        Candidate(f"{precision} late scales, {name}", policy, quantized=quantized) for name, policy in chosen.items()
+        Candidate(f"{precision} last scales, {name}", policy, quantized=quantized) for name, policy in chosen.items()
     ]
 
 

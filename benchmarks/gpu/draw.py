@@ -141,8 +141,8 @@ class Toolkit:
     @torch.no_grad()
     def run(self, images: list[ImageState], on_logits: OnLogits | None = None) -> list[ImageState]:
         """All scales; gives the images back, their latents drawn."""
-        schedule, share = self.model.schedule, None if self.quantized is None else self.quantized.share
-        quantized = frozenset() if share is None else frozenset(schedule.detail_scales(share))
+        schedule, own = self.model.schedule, self.quantized
+        quantized = {} if own is None else dict.fromkeys(schedule.detail_scales(own.share), own.name)
         blocks = self.blocks if on_logits is None else OverheardBlocks(self.blocks, on_logits)
         Run(blocks, self.placement, images, self.rows(len(images)), quantized).complete()
         return images
@@ -180,10 +180,11 @@ def fused_blocks(
         return BlocksChunk(engine, 0, config.depth, frozenset(graph.signature.input_names))
 
     weights = fused_weights(graph)
-    chunks, quantized_chunks = [chunk("blocks", weights, graphs)], []
+    chunks, quantized_chunks = [chunk("blocks", weights, graphs)], {}
     if quantized is not None:
         rounded = in_8_bits(weights, KINDS[quantized.precision])
-        quantized_chunks = [chunk("late_blocks", rounded, None if graphs is None else CudaGraphs(graphs.counters))]
+        own = None if graphs is None else CudaGraphs(graphs.counters)
+        quantized_chunks = {quantized.name: [chunk(f"{quantized.name}_blocks", rounded, own)]}
     cache: torch.dtype = getattr(torch, model.precision)
     shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits, cache, writes_all=True)
     return Blocks(chunks, shape, quantized_chunks)

@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
         nargs="+",
         default=[],
         choices=("int8", "float8"),
-        help="also late scales whose blocks multiply 8-bit numbers",
+        help="also last scales whose blocks multiply 8-bit numbers",
     )
     parser.add_argument("--profile", action="store_true", help="also a table of kernels, eager and compiled")
     parser.add_argument("--tiny", action="store_true", help="a model of two narrow blocks, to prove that the code runs")

@@ -20,7 +20,7 @@ EAGER, EAGER_GRAPHS, UNPRUNED = "eager", "eager, hoisted", "engines"
 #: Words that tell engines apart, the first that is found counts: in words, and their colour. Last those of the bundle.
 KINDS = {
     "bfloat16": ("or: bfloat16 in PyTorch", "tab:orange"),
-    "int8 late scales": ("late scales in 8 bits", "tab:green"),
+    "int8 last scales": ("last scales in 8 bits", "tab:green"),
     "int8 decoder": ("", "tab:cyan"),
     "": ("", "tab:blue"),
 }

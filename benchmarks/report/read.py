@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldp_export.bench.older_results import OLDER_SCHEMA, renamed
+from ldp_export.bench.older_results import OLDER_SCHEMA, relabelled, renamed
 
 #: Results that say so hold `ld` as it is now: LHEP's energy.
 GRAMMAR = 2
@@ -19,7 +19,7 @@ _NOTES = {
 
 def read_result(path: Path) -> dict[str, Any]:
     """A result, with `ld` of an older one as `ld-fast`."""
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = relabelled(json.loads(path.read_text(encoding="utf-8")))
     schema = result.get("schema")
     is_older = schema == OLDER_SCHEMA if schema is not None else result.get("grammar", 1) < GRAMMAR
     if not is_older:

@@ -6,9 +6,9 @@ every run. The search therefore ranks by these counts, and only the winner is ti
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from ldp_runtime.bundle.manifest import ModelEntry, VarEntry
+from ldp_runtime.architecture.choose import ModelEntry
 from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -23,6 +23,8 @@ class BlockSizes(Protocol):
     @property
     def ffn(self) -> int: ...
 
+    reads_text: ClassVar[bool]
+
 
 def scale_flops(model: BlockSizes, tokens: int, past: int, rows: int) -> int:
     """Operations of one engine call: projections, feed-forward, and self-attention over past and own tokens.
@@ -30,7 +32,7 @@ def scale_flops(model: BlockSizes, tokens: int, past: int, rows: int) -> int:
     Cross-attention to the few text tokens and the head are left out: under two percent.
     """
     C, token_rows = model.width, tokens * rows
-    text = 0 if isinstance(model, VarEntry) else 2 * C * C  # query and proj
+    text = 2 * C * C if model.reads_text else 0  # query and proj
     matrices = 2 * (4 * C * C + text + 2 * C * model.ffn)  # qkv and proj; text; ffn
     attention = 4 * (past + tokens) * C
     return model.depth * token_rows * (matrices + attention)

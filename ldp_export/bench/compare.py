@@ -13,7 +13,7 @@ import numpy as np
 from ldp_calibration.stats import Times, unpaired_ratio
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.bench.older_results import OLDER_SCHEMA, renamed
+from ldp_export.bench.older_results import OLDER_SCHEMA, of_today
 from ldp_export.bench.plan import EAGER
 from ldp_export.bench.result import SCHEMA, Scope, within
 
@@ -68,7 +68,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
         ConfigError: the results are of another format, hardware, model or setting, or share no candidate.
     """
     _check_comparable(before, after)
-    before, after = (renamed(result) if result["schema"] == OLDER_SCHEMA else result for result in (before, after))
+    before, after = (of_today(result) for result in (before, after))
     scope: Scope = before["settings"]["scope"]
     first, second = _samples(before, scope), _samples(after, scope)
     shared = [key for key in first if key in second]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from ldp_runtime.architecture.choose import ModelEntry
 from ldp_runtime.bundle.files import Bundle, open_bundle
-from ldp_runtime.bundle.manifest import Manifest, VarEntry
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.memory import check_rows
@@ -224,8 +225,7 @@ def label(manifest: Manifest) -> str:
     words = [manifest.backend]
     if manifest.precision != "float32":
         words.append(manifest.precision)
-    if manifest.late is not None:
-        words.append(f"{manifest.late.precision} late scales")
+    words += [f"{entry.precision} {entry.name} scales" for entry in manifest.quantized]
     if manifest.graphs["decoder"].quantized:
         words.append("int8 decoder")
     return ", ".join(words)
@@ -236,7 +236,7 @@ def _others(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
     bundles: dict[str, Bundle] = {}
     for path in paths:
         other = open_bundle(path)
-        if (other.manifest.sources, other.manifest.model) != (bundle.manifest.sources, bundle.manifest.model):
+        if _origin(other.manifest) != _origin(bundle.manifest):
             raise ConfigError(
                 f"{path} was built from another checkpoint or schedule than {bundle.root or bundle.folder}",
                 hint="compare bundles of one model: build them with the same --model or --weights, and --pn",
@@ -246,6 +246,11 @@ def _others(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
             raise ConfigError(f"{path} is measured already, as {name!r}", hint="name each kind of engine once")
         bundles[name] = other
     return bundles
+
+
+def _origin(manifest: Manifest) -> tuple[dict[str, str], ModelEntry]:
+    """Hashes of the checkpoint, and the architecture."""
+    return {part: source.sha256 for part, source in manifest.sources.items()}, manifest.model
 
 
 def check_options(options: Options) -> None:
@@ -272,7 +277,7 @@ def _classes(
 ) -> tuple[int, ...] | None:
     """Given labels, or some spread over all classes; None for a model that reads texts."""
     model = manifest.model
-    if not isinstance(model, VarEntry):
+    if model.reads_text:
         if classes:
             raise ConfigError(f"{model.name} draws texts, not classes", hint="give --prompt instead of --class")
         return None
@@ -286,7 +291,7 @@ def _classes(
 
 
 def _prompts(prompts: Sequence[str] | None, bundle: Bundle) -> tuple[str, ...] | None:
-    if isinstance(bundle.manifest.model, VarEntry):
+    if not bundle.manifest.model.reads_text:
         return None
     if not bundle.manifest.has_text_encoder:
         if prompts:
@@ -331,10 +336,9 @@ def _registered(name: str) -> NamedModel:
 def _check_hashes(bundle: Bundle, sources: Sources) -> None:
     built, paths, problems = bundle.manifest.sources, dict(sources.items()), []
     for part, digest in sources.hashes().items():
-        if built.get(part) != digest:
-            problems.append(
-                f"{part} {paths[part]}: {digest[:16]}, the bundle was built from {built.get(part, '?')[:16]}"
-            )
+        was = built[part].sha256 if part in built else "?"
+        if was != digest:
+            problems.append(f"{part} {paths[part]}: {digest[:16]}, the bundle was built from {was[:16]}")
     if problems:
         raise ConfigError(
             "the bundle was not built from this checkpoint (SHA-256):\n  " + "\n  ".join(problems),

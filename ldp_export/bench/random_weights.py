@@ -24,9 +24,7 @@ from ldp_export.building.choose_builder import BackendOptions, choose_builder
 from ldp_export.building.plan import check_options
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.synthetic import write_checkpoint
-from ldp_export.models.infinity import ffn_width
 from ldp_export.models.registry import InfinitySpec, VarSpec, find_model
-from ldp_export.models.var import VarConfig
 from ldp_export.progress import Progress, silent
 
 #: The VAE's group norms take multiples of this many channels.
@@ -48,12 +46,7 @@ def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
         return spec
     if depth < 1 or width < whole.head_dim or width % whole.head_dim:
         raise ConfigError(f"--depth must be positive and --width a multiple of {whole.head_dim}, got {depth}, {width}")
-    sizes: dict[str, Any] = {"depth": depth, "width": width, "heads": width // whole.head_dim}
-    if isinstance(whole, VarConfig):
-        sizes["ffn"] = whole.ffn * width // whole.width
-    else:
-        sizes |= {"ffn": ffn_width(width), "pool_heads": sizes["heads"], "chunks": 1}
-    transformer: Any = replace(whole, **sizes)
+    transformer: Any = whole.resized(depth, width)
     steps = round(spec.vae.base_channels * width / whole.width / _VAE_STEP)
     vae = replace(spec.vae, base_channels=_VAE_STEP * max(1, steps))
     return replace(spec, name=f"{spec.name}-depth{depth}-width{width}", transformer=transformer, vae=vae, hub=None)
@@ -86,7 +79,7 @@ def check_servable(model: str, batch: Sequence[int], device: str, classes: Seque
     """
     spec, most = find_model(model), OnnxRuntimeBuilder().max_rows
     check_provider(torch.device(device))
-    if classes and isinstance(spec, InfinitySpec):
+    if classes and spec.transformer.reads_text:
         raise ConfigError(f"{spec.name} draws texts, not classes", hint="leave --class out")
     if 2 * max(batch) > most:
         raise ConfigError(

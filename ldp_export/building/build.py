@@ -50,7 +50,7 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report 
         count = len(stages) + (device is not None)
         renumbered = _within(progress, count)
         folders = run_stages(stages, root / "stages", renumbered)
-        manifest, files = seal(plan, work.hashes, folders)
+        manifest, files = seal(plan, work.sources, folders)
         folder = assemble_version(root, manifest, files)
         report = None
         if device is not None:

@@ -16,7 +16,7 @@ from ldp_runtime.errors import ConfigError, IncompatibleBundleError
 from ldp_export.builders.base import Builder
 from ldp_export.builders.onnxruntime import Int8Builder, OnnxRuntimeBuilder
 from ldp_export.builders.tensorrt.builder import TensorRtBuilder, check_polygraphy
-from ldp_export.builders.tensorrt.optimization_profiles import all_schedules, buckets_of
+from ldp_export.builders.tensorrt.optimization_profiles import buckets_of
 from ldp_export.builders.tensorrt.targets import check_precision, check_targets, parse_capabilities
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.models.registry import InfinitySpec, VarSpec
@@ -103,7 +103,7 @@ def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: 
         return TorchBuilder(int8=Int8Builder(decoder=True) if options.int8_decoder else None)
     profiles = PROFILES if options.profiles is None else options.profiles
     batch = MAX_BATCH if options.max_batch is None else options.max_batch
-    schedules = all_schedules(size) if isinstance(spec, InfinitySpec) else spec.schedules
+    schedules = spec.schedules_of(size)
     buckets_of(len(schedules[0]), profiles)
     if batch < 1:
         raise ConfigError(f"--max-batch must be at least 1, got {batch}")
@@ -118,7 +118,7 @@ def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: 
         layout=spec.layout,
         buckets=profiles,
         max_rows=2 * batch,
-        text_tokens=spec.transformer.text_tokens if isinstance(spec, InfinitySpec) else 0,
+        text_tokens=spec.text_tokens,
         local=local_capability() in capabilities,
         timing_cache=platformdirs.user_cache_path("ldp-export") / "timing" / f"{'-'.join(capabilities)}.cache",
     )
@@ -158,7 +158,7 @@ def _quantized(options: BackendOptions, spec: InfinitySpec | VarSpec, precision:
             f"{options.backend}{where} has no blocks in 8 bits",
             hint="leave --late-precision out; --backend onnxruntime has them on a CPU, torch on a GPU",
         )
-    elif not isinstance(spec, InfinitySpec):
+    elif not spec.quantizes_on_gpu:
         raise ConfigError("on a GPU, torch has Infinity's blocks in 8 bits only", hint="leave --late-precision out")
     elif bits == "float8" and capability(here) < _FLOAT8_SINCE:
         raise ConfigError(

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ldp_runtime.bundle.files import VERSIONS
-from ldp_runtime.bundle.manifest import InfinityEntry, KvCacheKind, Precision
+from ldp_runtime.bundle.manifest import KvCacheKind, Precision
 from ldp_runtime.disk import SCRATCH, existing_parent
 from ldp_runtime.errors import ConfigError
 
@@ -110,7 +110,7 @@ class BuildPlan:
             **(
                 {}
                 if quantized is None
-                else {"late": f"{quantized.precision}, the last {quantized.share:.0%} of the tokens"}
+                else {"quantized": f"{quantized.precision}, the last {quantized.share:.0%} of the tokens"}
             ),
         }
 
@@ -152,7 +152,7 @@ def check_options(plan: BuildPlan) -> None:
 def _check_kv_cache(options: BuildOptions, family: Family) -> None:
     if options.kv_cache == "dynamic":
         return
-    if not isinstance(family.entry, InfinityEntry):
+    if not family.has_static_cache:
         raise ConfigError("class-conditional models have no static cache", hint="leave --kv-form out")
     if options.builder.backend == "torch":
         raise ConfigError("the torch backend has no static cache", hint="leave --kv-form out")

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from ldp_runtime.bundle.files import CURRENT, MANIFEST, REPORTS, VERSIONS, check_files, read_manifest, report_path
-from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest
+from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest, SourcePart
 from ldp_runtime.disk import SCRATCH, write_durably
 from ldp_runtime.errors import LdpError
 
@@ -18,17 +18,18 @@ from ldp_export.building.cache import files_of
 from ldp_export.building.plan import BuildPlan
 from ldp_export.building.stages import ENGINE, toolchain
 from ldp_export.families.base import graph_blocks, graph_kind
-from ldp_export.graphs.signature import QUANTIZED, tensor_entries
+from ldp_export.graphs.signature import LAST_SCALES, QUANTIZED, tensor_entries
 
 
-def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> tuple[Manifest, dict[str, Path]]:
+def seal(plan: BuildPlan, sources: dict[str, SourcePart], folders: dict[str, Path]) -> tuple[Manifest, dict[str, Path]]:
     """Manifest of the version to publish, with its digest, and the present path of each of the version's files.
 
     Args:
-        hashes: hashes of the sources.
+        sources: origin of each part of the model.
         folders: folder of each stage.
     """
     builder, model = plan.options.builder, plan.family.entry
+    quantized = quantized_scales(builder)
     places, files = _files(folders)
     schedules = [model.schedule(ratio) for ratio in model.aspect_ratios]
     manifest = Manifest(
@@ -44,10 +45,10 @@ def seal(plan: BuildPlan, hashes: dict[str, str], folders: dict[str, Path]) -> t
         backend=builder.backend,
         target=builder.target(),
         precision=plan.options.precision,
-        late=quantized_scales(builder),
+        quantized=() if quantized is None else (quantized,),
         graphs={name: _graph(plan, name) for graph in plan.graph_names for name in plan.engine_names(graph)},
         files=files,
-        sources=hashes,
+        sources=sources,
         toolchain=toolchain(),
         has_text_encoder=plan.sources.text_encoder is not None,
     ).sealed()
@@ -80,6 +81,7 @@ def _graph(plan: BuildPlan, name: str) -> GraphEntry:
         last=last,
         profiles=builder.profiles(signature),
         quantized=is_quantized(builder, name),
+        scales=LAST_SCALES if name.startswith(QUANTIZED) else "",
     )
 
 

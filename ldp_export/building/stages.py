@@ -32,7 +32,8 @@ class BuildStages:
 
     def __init__(self, plan: BuildPlan) -> None:
         self.plan, self.family = plan, plan.family
-        self.hashes = plan.sources.hashes()
+        self.sources = plan.sources.described(plan.spec)
+        self.hashes = {part: source.sha256 for part, source in self.sources.items()}
         self.cache = plan.options.output / "stages"
 
     def stages(self) -> list[Stage]:
@@ -55,7 +56,7 @@ class BuildStages:
             "coverage": self.family.coverage,
         }
         if quantized := quantized_scales(self.plan.options.builder):
-            recorded["late"] = quantized.precision
+            recorded["quantized"] = quantized.precision
         return Stage(REFERENCE, self._inputs() | recorded, self._record)
 
     def _graph_stages(self, name: str) -> list[Stage]:

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ldp_runtime.errors import CheckpointError
 
-from ldp_export.checkpoints.infinity import infer_infinity_config, infer_infinity_vae_config
+from ldp_export.checkpoints.infinity import infer_infinity_config, infer_infinity_vae_config, infinity_spec
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_files import State, read_state
-from ldp_export.checkpoints.var import infer_var_config, infer_var_vae_config
-from ldp_export.models.infinity import InfinityConfig
-from ldp_export.models.infinity_vae import InfinityVaeConfig
+from ldp_export.checkpoints.var import holds_var, infer_var_config, infer_var_vae_config, var_spec
 from ldp_export.models.registry import MODELS, InfinitySpec, VarSpec
-from ldp_export.models.var import VarConfig
-from ldp_export.models.var_vae import VarVaeConfig
 
-Config = TypeVar("Config")
+Inferred = TypeVar("Inferred")
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Readers of one family's files.
+
+    Attributes:
+        holds: says whether a transformer's tensors are of this family.
+        config, vae_config: sizes of the transformer and of the VAE, from their tensors.
+        spec: specification from a name, a title and both sizes.
+    """
+
+    holds: Callable[[State], bool]
+    config: Callable[[State], Any]
+    vae_config: Callable[[State], Any]
+    spec: Callable[[str, str, Any, Any], InfinitySpec | VarSpec]
+
+
+#: Families in the order in which they are tried; the last one takes, and explains, whatever no other holds.
+_FAMILIES = (
+    _Family(holds_var, infer_var_config, infer_var_vae_config, var_spec),
+    _Family(lambda state: True, infer_infinity_config, infer_infinity_vae_config, infinity_spec),
+)
 
 
 def check_name(spec: InfinitySpec | VarSpec, sources: Sources) -> None:
@@ -27,28 +47,16 @@ def check_name(spec: InfinitySpec | VarSpec, sources: Sources) -> None:
     Raises:
         CheckpointError: the checkpoint is of another model; the error names it if the registry knows it.
     """
-    config = _sizes_in(sources.transformer, _config)
-    if _sizes(config) == _sizes(spec.transformer):
+    _, config = _family_of(sources.transformer)
+    if config.summary == spec.transformer.summary:
         return
     names = [name for name, known in MODELS.items() if known.transformer == config]
     is_of = f"that is {' or '.join(names)}; " if names else ""
     raise CheckpointError(
-        f"{sources.transformer} is not {spec.name}: it has {_sizes(config)}; {is_of}{spec.name} has "
-        f"{_sizes(spec.transformer)}",
+        f"{sources.transformer} is not {spec.name}: it has {config.summary}; {is_of}{spec.name} has "
+        f"{spec.transformer.summary}",
         hint="give the file that belongs to the name, or leave --model out: sizes are then read from the file",
     )
-
-
-def _sizes(config: InfinityConfig | VarConfig) -> str:
-    if isinstance(config, VarConfig):
-        grids = " ".join(map(str, config.grids))
-        return f"{config.depth} blocks of width {config.width}, {config.codes} codes, and grids of sides {grids}"
-    return f"{config.depth} blocks of width {config.width} and {config.bits} bits a token"
-
-
-def _config(state: State) -> InfinityConfig | VarConfig:
-    """Sizes of a transformer of either family; only VAR has a table of classes."""
-    return infer_var_config(state) if "class_emb.weight" in state else infer_infinity_config(state)
 
 
 def infer_spec(sources: Sources, name: str = "custom") -> InfinitySpec | VarSpec:
@@ -57,40 +65,26 @@ def infer_spec(sources: Sources, name: str = "custom") -> InfinitySpec | VarSpec
     Raises:
         CheckpointError: files of no family, or a transformer and a VAE that do not belong together.
     """
-    config, title = _sizes_in(sources.transformer, _config), f"from {sources.transformer.name}"
-    if isinstance(config, VarConfig):
-        return _var_spec(name, title, config, _sizes_in(sources.vae, infer_var_vae_config))
-    return _infinity_spec(name, title, config, _sizes_in(sources.vae, infer_infinity_vae_config))
+    family, config = _family_of(sources.transformer)
+    vae = _inferred(sources.vae, family.vae_config)
+    return family.spec(name, f"from {sources.transformer.name}", config, vae)
 
 
-def _sizes_in(path: Path, infer: Callable[[State], Config]) -> Config:
-    """Sizes inferred from a file's tensors; errors name the file."""
+def _family_of(transformer: Path) -> tuple[_Family, Any]:
+    """Family of a transformer's file, and its sizes."""
+    state = read_state(transformer)
+    family = next(family for family in _FAMILIES if family.holds(state))
+    return family, _in_file(transformer, lambda: family.config(state))
+
+
+def _inferred(path: Path, infer: Callable[[State], Inferred]) -> Inferred:
     state = read_state(path)
+    return _in_file(path, lambda: infer(state))
+
+
+def _in_file(path: Path, read: Callable[[], Inferred]) -> Inferred:
+    """Result of reading a file's tensors; errors name the file."""
     try:
-        return infer(state)
+        return read()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
-
-
-def _var_spec(name: str, title: str, transformer: VarConfig, vae: VarVaeConfig) -> VarSpec:
-    ours, theirs = ((c.codes, c.channels) for c in (transformer, vae))
-    if ours != theirs:
-        raise CheckpointError(
-            f"the transformer draws from {ours[0]} codes of {ours[1]} channels, the VAE has {theirs[0]} of {theirs[1]}",
-            hint="give the VAE that belongs to the transformer",
-        )
-    size = f"{transformer.grids[-1] * vae.stride}px"
-    return VarSpec(name, title, transformer, vae, size=size, top_p=0.95, licence="not stated")
-
-
-def _infinity_spec(name: str, title: str, transformer: InfinityConfig, vae: InfinityVaeConfig) -> InfinitySpec:
-    """Specification of an Infinity model; patchify is on if a token has four times the VAE's bits."""
-    patches = {vae.bits: 1, 4 * vae.bits: 2}
-    if transformer.bits not in patches:
-        raise CheckpointError(
-            f"the transformer draws {transformer.bits} bits a token, which the VAE's {vae.bits} bits do not make "
-            "(once, or four times with 2x2 patchify)",
-            hint="give the VAE that belongs to the transformer",
-        )
-    patch = patches[transformer.bits]
-    return InfinitySpec(name, title, transformer, vae, patch, licence="not stated")

@@ -16,6 +16,7 @@ from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting
 from ldp_export.checkpoints.tensor_files import State, read_state
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
+from ldp_export.models.registry import InfinitySpec
 
 #: Keys of the original files whose values are not needed: recomputed, unused or all zeros.
 _IGNORED_TRANSFORMER = re.compile(
@@ -164,6 +165,23 @@ def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config
     """Compares keys and shapes of both files with the architecture, before any long work. Raises `CheckpointError`."""
     fitting_model(InfinityTransformer, config, _plain_transformer(read_state(transformer)), str(transformer))
     fitting_model(InfinityVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+
+
+def infinity_spec(name: str, title: str, transformer: InfinityConfig, vae: InfinityVaeConfig) -> InfinitySpec:
+    """Specification of an Infinity model; patchify is on if a token has four times the VAE's bits.
+
+    Raises:
+        CheckpointError: the transformer and the VAE do not belong together.
+    """
+    patches = {vae.bits: 1, 4 * vae.bits: 2}
+    if transformer.bits not in patches:
+        raise CheckpointError(
+            f"the transformer draws {transformer.bits} bits a token, which the VAE's {vae.bits} bits do not make "
+            "(once, or four times with 2x2 patchify)",
+            hint="give the VAE that belongs to the transformer",
+        )
+    patch = patches[transformer.bits]
+    return InfinitySpec(name, title, transformer, vae, patch, licence="not stated")
 
 
 def original_infinity_state(model: InfinityTransformer) -> State:

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Any
 
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.tensor_files import State
+from ldp_export.checkpoints.var import original_var_state, original_var_vae_state
 from ldp_export.models.choose import Config, empty_model
-from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.models.infinity import InfinityConfig
+from ldp_export.models.infinity_vae import InfinityVaeConfig
 from ldp_export.models.registry import NamedModel
-from ldp_export.models.var import VarConfig, VarTransformer
-
-
-def levels(config: VarConfig) -> torch.Tensor:
-    """Values of VAR's buffer `lvl_1L`: the scale of each token [1, tokens]."""
-    tokens = torch.tensor(config.schedule.tokens)
-    return torch.repeat_interleave(torch.arange(len(tokens)), tokens)[None]
+from ldp_export.models.var import VarConfig
+from ldp_export.models.var_vae import VarVaeConfig
 
 
 def original_state(config: Config) -> State:
-    """Tensors on the meta device under their original names, buffers included."""
-    model = empty_model(config)
-    with torch.device("meta"):
-        if isinstance(model, InfinityTransformer):
-            return original_infinity_state(model)
-        if isinstance(model, InfinityVae):
-            return original_infinity_vae_state(model)
-        if isinstance(model, VarTransformer):
-            return _var_state(model)
-        hits = torch.empty(len(VarConfig(1, 1, 1, 1).grids), model.get_parameter("quantize.embedding.weight").shape[0])
-        return model.state_dict() | {"quantize.ema_vocab_hit_SV": hits}
-
-
-def _var_state(model: VarTransformer) -> State:
-    """Parameters, zero key biases, and the buffers `lvl_1L` and the training mask."""
-    state: State = {}
-    for key, value in model.state_dict().items():
-        state[key] = value
-        if key.endswith(".v_bias"):
-            state[key.removesuffix("v_bias") + "zero_k_bias"] = torch.empty_like(value)
-    total = model.config.schedule.total_tokens
-    state["lvl_1L"] = torch.empty(1, total, dtype=torch.int64)
-    state["attn_bias_for_masking"] = torch.empty(1, 1, total, total)
-    return state
+    """Tensors under their original names, buffers included: on the meta device, but for buffers that loaders read."""
+    layouts: dict[type, Callable[[Any], State]] = {
+        InfinityConfig: original_infinity_state,
+        InfinityVaeConfig: original_infinity_vae_state,
+        VarConfig: original_var_state,
+        VarVaeConfig: original_var_vae_state,
+    }
+    return layouts[type(config)](empty_model(config))
 
 
 def released_bytes(spec: NamedModel) -> dict[str, int]:

@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.checkpoints.original import levels, original_state
+from ldp_export.checkpoints.original import original_state
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 from ldp_export.models.registry import NamedModel
-from ldp_export.models.var import VarConfig
 
 SHARD_BYTES = 4 * 2**30
 
@@ -37,8 +36,6 @@ def write_checkpoint(spec: NamedModel, folder: Path, seed: int = 0, shard_bytes:
         raise ConfigError(f"{folder} is not empty", hint="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     transformer, vae = original_state(spec.transformer), original_state(spec.vae)
-    if isinstance(spec.transformer, VarConfig):  # loaders read the scales from this buffer
-        transformer = transformer | {"lvl_1L": levels(spec.transformer)}
     write_tensors(_sources(vae, seed), folder / "vae.safetensors")
     size = sum(4 * tensor.numel() for tensor in transformer.values())
     if size <= shard_bytes:

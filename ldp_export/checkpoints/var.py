@@ -11,6 +11,7 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
 from ldp_export.checkpoints.tensor_files import State, read_state
+from ldp_export.models.registry import VarSpec
 from ldp_export.models.var import VarConfig, VarTransformer
 from ldp_export.models.var_vae import VarVae, VarVaeConfig
 
@@ -136,3 +137,44 @@ def _plain_vae(state: State) -> State:
             number = f"0.{rest.removeprefix('qresi.')}" if rest.startswith("qresi.") else rest
             flat[f"{_PHIS}qresi_ls.{number}"] = flat.pop(key)
     return flat
+
+
+def holds_var(state: State) -> bool:
+    """True for the tensors of a VAR transformer: no other family has a table of classes."""
+    return "class_emb.weight" in state
+
+
+def var_spec(name: str, title: str, transformer: VarConfig, vae: VarVaeConfig) -> VarSpec:
+    """Specification of a VAR model.
+
+    Raises:
+        CheckpointError: the transformer and the VAE do not belong together.
+    """
+    ours, theirs = ((c.codes, c.channels) for c in (transformer, vae))
+    if ours != theirs:
+        raise CheckpointError(
+            f"the transformer draws from {ours[0]} codes of {ours[1]} channels, the VAE has {theirs[0]} of {theirs[1]}",
+            hint="give the VAE that belongs to the transformer",
+        )
+    size = f"{transformer.grids[-1] * vae.stride}px"
+    return VarSpec(name, title, transformer, vae, size=size, top_p=0.95, licence="not stated")
+
+
+def original_var_state(model: VarTransformer) -> State:
+    """Parameters, zero key biases, and the buffers `lvl_1L` (its values: loaders read the scales) and training mask."""
+    state: State = {}
+    for key, value in model.state_dict().items():
+        state[key] = value
+        if key.endswith(".v_bias"):
+            state[key.removesuffix("v_bias") + "zero_k_bias"] = torch.empty_like(value)
+    tokens = torch.tensor(model.config.schedule.tokens)
+    total = model.config.schedule.total_tokens
+    state["lvl_1L"] = torch.repeat_interleave(torch.arange(len(tokens)), tokens)[None]
+    state["attn_bias_for_masking"] = torch.empty(1, 1, total, total, device="meta")
+    return state
+
+
+def original_var_vae_state(model: VarVae) -> State:
+    """Parameters of the VAE, and how often training met each code at each scale of the released grids."""
+    codes, scales = model.quantize.embedding.weight.shape[0], len(VarConfig(1, 1, 1, 1).grids)
+    return model.state_dict() | {_HITS: torch.empty(scales, codes, device="meta")}

@@ -20,6 +20,7 @@ _VERBS = (
     "calibrate",
     "verify",
     "inspect",
+    "upgrade",
     "bench",
     "models",
     "fetch",

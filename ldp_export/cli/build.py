@@ -57,6 +57,7 @@ Examples:
 @backend_options
 @click.option("--guidance", type=float, help="Default guidance of the bundle.  [default: the model's]")
 @click.option("--temperature", type=float, help="Default temperature of the bundle.  [default: the model's]")
+@click.option("--policy", help="Default policy of the bundle, such as ld.  [default: none]")
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -92,6 +93,7 @@ def command(
     quantize_share: float | None,
     guidance: float | None,
     temperature: float | None,
+    policy: str | None,
     precision: Precision | None,
     kv_form: str,
     discard_graphs: bool,
@@ -125,7 +127,7 @@ def command(
 
     if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):
         # Options that would be refused after hours of downloading are refused before it.
-        named = with_defaults(find_model(pending.spec.name), guidance, temperature)
+        named = with_defaults(find_model(pending.spec.name), guidance, temperature, policy)
         check_options(BuildPlan(named, Sources(Path(), Path(), text_encoder), options_for(named)))
         if text_encoder is not None:
             check_folder(text_encoder)
@@ -134,7 +136,7 @@ def command(
             return
         with shown_progress(as_json) as progress:
             fetch(pending, progress)
-    spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature, local_dir)
+    spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature, local_dir, policy)
     plan = plan_build(spec, sources, options_for(spec))
     if dry_run:
         _show_plan(plan, as_json)

@@ -20,7 +20,7 @@ from ldp_export.cli.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     from ldp_calibration.search import Calibration
-    from ldp_runtime.bundle.manifest import ModelEntry
+    from ldp_runtime.architecture.choose import ModelEntry
 
 
 @click.command(
@@ -148,12 +148,11 @@ def _say_fits(path: Path, as_json: bool) -> None:
 
 def _prompts(file: Path | None, count: int, seed: int, model: ModelEntry) -> list[str] | list[int]:
     """Prompts or classes to measure on: a file's lines, the project's own prompts, or evenly spread classes for VAR."""
-    from ldp_runtime.bundle.manifest import VarEntry
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline.request import check_labels
 
     lines = None if file is None else prompt_lines(file)
-    if isinstance(model, VarEntry):
+    if not model.reads_text:
         if lines is None:
             return [i * model.classes // count for i in range(count)]
         try:

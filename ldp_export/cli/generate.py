@@ -48,7 +48,7 @@ Examples:
 @classes_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path(), help="A .png file (one image) or a folder.")
 @click.option(
-    "--policy", default="none", show_default=True, help="none, ld, none:skip_last=1, a profile's name; see below."
+    "--policy", help="none, ld, none:skip_last=1, a saved policy's name; see below.  [default: the bundle's, else none]"
 )
 @click.option("--negative-prompt", help="What to steer away from.")
 @click.option(
@@ -75,7 +75,7 @@ def command(
     prompts: tuple[str, ...],
     classes: tuple[int, ...],
     output: Path,
-    policy: str,
+    policy: str | None,
     negative_prompt: str | None,
     guidance: float | None,
     temperature: float | None,
@@ -106,7 +106,8 @@ def command(
     for path, endings in ((sheet, _PICTURES), (trace, ())):
         if path is not None:
             check_file(path, *endings)
-    check_policy(bundle, policy)
+    if policy is not None:
+        check_policy(bundle, policy)
     with Pipeline.load(bundle, device=device, threads=threads) as pipe, shown_scales(count, as_json) as on_scale:
         result = pipe.draw(
             drawn,

@@ -11,7 +11,7 @@ from ldp_export.cli.options import as_json, bundle_argument, print_json
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import Bundle
-    from ldp_runtime.bundle.manifest import Manifest
+    from ldp_runtime.bundle.manifest import Manifest, QuantizedScales
     from rich.console import Console
 
 
@@ -81,11 +81,11 @@ def _print(bundle: Bundle) -> None:
     console.print(scales)
 
 
-def _bits(manifest: Manifest, quantized: frozenset[int], scale: int) -> list[str]:
+def _bits(manifest: Manifest, quantized: dict[int, QuantizedScales], scale: int) -> list[str]:
     """Cell with the precision of a scale's blocks; none if all scales have the same."""
-    if manifest.late is None:
+    if not manifest.quantized:
         return []
-    return [manifest.late.precision if scale in quantized else manifest.precision]
+    return [quantized[scale].precision if scale in quantized else manifest.precision]
 
 
 def _cache(manifest: Manifest) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import torch
-from ldp_runtime.bundle.manifest import ModelEntry, Precision, QuantizedPrecision
+from ldp_runtime.architecture.choose import ModelEntry
+from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.signature import QUANTIZED, GraphSignature
 from ldp_export.verification.cases import ReferenceCases
 
-GraphKind = Literal["text_encoder", "prompt", "blocks", "late_blocks", "decoder"]
+GraphKind = Literal["text_encoder", "prompt", "blocks", "decoder"]
 
 
 class Family(Protocol):
@@ -22,6 +23,11 @@ class Family(Protocol):
     @property
     def entry(self) -> ModelEntry:
         """Description of the architecture, for the manifest."""
+        ...
+
+    @property
+    def has_static_cache(self) -> bool:
+        """True if its blocks can be exported with a static KV cache."""
         ...
 
     @property
@@ -104,16 +110,14 @@ def chunk_names(kind: GraphKind, depth: int, chunk: int | None) -> list[str]:
 
 
 def graph_kind(graph: str) -> GraphKind:
-    """Kind of a graph or engine, from its name; engines of quantized blocks are `late_blocks`."""
-    if graph.startswith(QUANTIZED):
-        return "late_blocks"
+    """Kind of a graph or engine, from its name."""
+    graph = graph.removeprefix(QUANTIZED)
     return "text_encoder" if graph == "text_encoder" else cast(GraphKind, graph.split("_")[0])
 
 
 def graph_blocks(graph: str, depth: int) -> tuple[int, int]:
     """First and last block that a graph or engine serves; the text encoder and the decoder serve none."""
-    graph = graph.removeprefix(QUANTIZED)
-    kind = graph_kind(graph)
+    graph, kind = graph.removeprefix(QUANTIZED), graph_kind(graph)
     if kind in ("text_encoder", "decoder"):
         return 0, 0
     if graph == kind:

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle.manifest import InfinityEntry, Precision, QuantizedPrecision
+from ldp_runtime.architecture.infinity import InfinityEntry
+from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.schedule import SCALES_OF_SIZE
 
@@ -62,6 +63,8 @@ class _Models:
 
 class InfinityFamily:
     """Family of the Infinity models; see `Family`."""
+
+    has_static_cache = True
 
     def __init__(self, spec: InfinitySpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources, self.size = spec, sources, size or spec.size
@@ -117,7 +120,7 @@ class InfinityFamily:
 
     @property
     def text_tokens(self) -> int:
-        return self.spec.transformer.text_tokens
+        return self.spec.text_tokens
 
     @property
     def tokenizer(self) -> Path | None:

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision, VarEntry
+from ldp_runtime.architecture.var import VarEntry
+from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.checkpoints.sources import Sources
@@ -37,6 +38,7 @@ from ldp_export.verification.rounding import measure_float32, measure_quantized,
 class VarFamily:
     """Family of the VAR models; see `Family`."""
 
+    has_static_cache = False
     text_tokens = 0
     tokenizer: Path | None = None
 

@@ -24,8 +24,10 @@ class Axis(StrEnum):
 
 Dim = Axis | int
 
-#: Prefix of the name of an 8-bit engine; the name of the `blocks` graph from which it is built follows.
-QUANTIZED = "late_"
+#: Name of the set of quantized scales that a build makes, and prefix of the names of its engines; the name of the
+#: `blocks` graph from which they are built follows.
+LAST_SCALES = "last"
+QUANTIZED = f"{LAST_SCALES}_"
 
 #: Sizes used while tracing: different within a graph and never 0 or 1, lest torch.export takes a size for a constant.
 _EXAMPLE = {Axis.ROWS: 2, Axis.TOKENS: 6, Axis.PAST: 10, Axis.TEXT: 7, Axis.IMAGES: 2, Axis.HEIGHT: 5, Axis.WIDTH: 9}

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.pruning.parse import parse_policy, policy_text
+from ldp_runtime.pruning.policy import Policy
 
 from ldp_export.checkpoints.infer import check_name, infer_spec
 from ldp_export.checkpoints.sources import EMBEDDED, Sources
@@ -23,6 +25,7 @@ def resolve_model(
     guidance: float | None = None,
     temperature: float | None = None,
     local_dir: Path | None = None,
+    policy: str | None = None,
 ) -> tuple[InfinitySpec | VarSpec, Sources]:
     """The model and its files, all on this machine; without a name, sizes are read from the given files.
 
@@ -38,11 +41,11 @@ def resolve_model(
         sources = find_sources(spec, weights, vae, text_encoder, local_dir)
         if not spec.embedded:
             check_name(spec, sources)
-    return with_defaults(spec, guidance, temperature), sources
+    return with_defaults(spec, guidance, temperature, policy), sources
 
 
 def with_defaults(
-    spec: InfinitySpec | VarSpec, guidance: float | None, temperature: float | None
+    spec: InfinitySpec | VarSpec, guidance: float | None, temperature: float | None, policy: str | None = None
 ) -> InfinitySpec | VarSpec:
     """The model with other defaults; raises ConfigError for values that every request would refuse."""
     if guidance is not None:
@@ -53,6 +56,11 @@ def with_defaults(
         if not 0 < temperature < math.inf:
             raise ConfigError(f"temperature must be positive, got {temperature}")
         spec = replace(spec, temperature=temperature)
+    if policy is not None:
+        parsed = parse_policy(policy) or Policy()
+        for schedule in spec.schedules:
+            parsed.check(schedule)
+        spec = replace(spec, policy=policy_text(parsed))
     return spec
 
 
@@ -107,10 +115,13 @@ def find_sources(
             )
         folder = EMBEDDED / spec.name.replace("-", "_")
         sources = Sources(folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
+        sources = replace(sources, published=("transformer", "vae", "text_encoder"))
     elif spec.hub is not None:
         from ldp_export.hub.fetch import fetched_sources
 
         sources = fetched_sources(spec, local_dir, text_encoder)
+        own = ("text_encoder",) if text_encoder is None else ()
+        sources = replace(sources, published=("transformer", "vae", *own))
     else:
         raise ConfigError(
             f"no weights of {spec.name} were ever released", hint="give your own with --weights and --vae"

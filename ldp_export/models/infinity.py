@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Protocol, cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, cast
 
 import torch
 from ldp_runtime.errors import ConfigError
@@ -59,6 +59,7 @@ class InfinityConfig:
     pool_heads: int = 16
     chunks: int = 1
     norm_eps: float = 1e-6
+    reads_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
@@ -71,6 +72,17 @@ class InfinityConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def summary(self) -> str:
+        """Sizes in words, which tell models apart."""
+        return f"{self.depth} blocks of width {self.width} and {self.bits} bits a token"
+
+    def resized(self, depth: int, width: int) -> InfinityConfig:
+        """The same architecture with another number of blocks and channels: heads of the same size, one chunk."""
+        heads = width // self.head_dim
+        sizes = {"heads": heads, "ffn": ffn_width(width), "pool_heads": heads, "chunks": 1}
+        return replace(self, depth=depth, width=width, **sizes)
 
 
 class BlockSizes(Protocol):

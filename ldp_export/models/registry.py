@@ -54,7 +54,9 @@ class NamedModel:
         guidance, temperature, top_k, top_p: recommended settings, which become the bundle's defaults.
         licence: licence of the weights, as their publisher states it.
         hub: files on the hub; None if no hub holds them.
+        policy: text of the policy that its bundle uses for requests that name none.
         embedded: True if the weights are part of this package.
+        quantizes_on_gpu: True if PyTorch's fused blocks, which multiply 8-bit numbers on a GPU, know this family.
     """
 
     name: str
@@ -67,10 +69,12 @@ class NamedModel:
     temperature: float = 1.0
     top_k: int = 900
     top_p: float = 0.97
+    policy: str = "none"
     licence: str = "MIT"
     hub: HubFiles | None = None
     embedded: bool = field(default=False)
     family: ClassVar[str] = ""
+    quantizes_on_gpu: ClassVar[bool] = False
 
     @property
     def text_encoder(self) -> T5Sizes | None:
@@ -80,12 +84,27 @@ class NamedModel:
     @property
     def defaults(self) -> Defaults:
         """Settings of its bundle for requests that leave them out."""
-        return Defaults(guidance=self.guidance, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return Defaults(
+            guidance=self.guidance,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            policy=self.policy,
+        )
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the longest text; 0 for class-conditional models."""
+        return 0
 
     @property
     def schedules(self) -> tuple[ScaleSchedule, ...]:
-        """Scale schedules of all image sizes that it draws."""
-        return tuple(ScaleSchedule.of_size(self.size, ratio) for ratio in TEMPLATES)
+        """Scale schedules of all image sizes that it draws, the square one first."""
+        return self.schedules_of(self.size)
+
+    def schedules_of(self, size: str) -> tuple[ScaleSchedule, ...]:
+        """Scale schedules of all shapes of a size, the square one first."""
+        return tuple(ScaleSchedule.of_size(size, ratio) for ratio in TEMPLATES)
 
     @property
     def parameters(self) -> int:
@@ -113,10 +132,15 @@ class InfinitySpec(NamedModel):
     transformer: InfinityConfig
     vae: InfinityVaeConfig
     family: ClassVar[str] = "infinity"
+    quantizes_on_gpu: ClassVar[bool] = True
 
     @property
     def layout(self) -> LatentLayout:
         return LatentLayout(self.vae.bits, self.patch)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.transformer.text_tokens
 
 
 @dataclass(frozen=True)
@@ -131,8 +155,7 @@ class VarSpec(NamedModel):
     def layout(self) -> LatentLayout:
         return LatentLayout(self.vae.channels)
 
-    @property
-    def schedules(self) -> tuple[ScaleSchedule, ...]:
+    def schedules_of(self, size: str) -> tuple[ScaleSchedule, ...]:
         return (self.transformer.schedule,)
 
 

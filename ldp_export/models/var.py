@@ -9,8 +9,8 @@ Parameter names are the original checkpoints' names.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch
 from ldp_runtime.errors import ConfigError
@@ -48,6 +48,7 @@ class VarConfig:
     grids: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     shared_ada: bool = False
     norm_eps: float = 1e-6
+    reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -60,6 +61,17 @@ class VarConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def summary(self) -> str:
+        """Sizes in words, which tell models apart."""
+        grids = " ".join(map(str, self.grids))
+        return f"{self.depth} blocks of width {self.width}, {self.codes} codes, and grids of sides {grids}"
+
+    def resized(self, depth: int, width: int) -> VarConfig:
+        """The same architecture with another number of blocks and channels, and heads of the same size."""
+        sizes = {"heads": width // self.head_dim, "ffn": self.ffn * width // self.width}
+        return replace(self, depth=depth, width=width, **sizes)
 
 
 class VarBlock(nn.Module):

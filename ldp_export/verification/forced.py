@@ -40,6 +40,9 @@ class RecordedCodec:
     def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
         return self.codec.draw_noise(generator, tokens)
 
+    def mixing(self) -> RecordedCodec:
+        return self
+
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return self.codec.scores(logits)
 

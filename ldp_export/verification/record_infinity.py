@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ldp_runtime.bundle.manifest import Defaults, InfinityEntry
+from ldp_runtime.architecture.infinity import InfinityEntry
+from ldp_runtime.bundle.manifest import Defaults
 from ldp_runtime.families.infinity import accumulate, bits_to_codes, tokens_to_latent
 from ldp_runtime.sampling import SamplingFilter, logit_difference
 from ldp_runtime.schedule import ScaleSchedule

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ldp_runtime.bundle.manifest import Defaults, VarEntry
+from ldp_runtime.architecture.var import VarEntry
+from ldp_runtime.bundle.manifest import Defaults
 from ldp_runtime.families.var import filter_logits
 from ldp_runtime.schedule import ScaleSchedule
 

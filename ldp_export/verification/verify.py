@@ -6,13 +6,14 @@ Everything is compared per output and per scale, on the machine that will run th
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from ldp_runtime.bundle.files import REFERENCE, Bundle
+from ldp_runtime.bundle.manifest import QuantizedScales
 from ldp_runtime.engines.blocks import PromptRows
 from ldp_runtime.errors import NonFiniteError, VerificationError
 from ldp_runtime.families.choose import guidance_weights, placement
@@ -100,7 +101,7 @@ def verify_bundle(
         for case in reference.cases:
             with _bad_numbers_fail(case.name, add):
                 _check_case(bundle, engines, reference, case, target, add)
-        with _bad_numbers_fail("late blocks", add):
+        with _bad_numbers_fail("quantized blocks", add):
             _check_quantized_blocks(bundle, engines, reference, target, add)
         with _bad_numbers_fail("identical rows", add):
             _check_identical_rows(bundle, engines, reference, target, add)
@@ -203,8 +204,8 @@ def _check_case(
     )
     for k in range(S):
         expected = reference.tensors[f"{case.name}.logits_{k}"]
-        if bundle.manifest.late is not None and k in quantized:
-            allowed = allowed_in_8_bits(bundle.manifest.late, reference, k)
+        if k in quantized:
+            allowed = allowed_in_8_bits(quantized[k], reference, k)
             add(_compare_8_bits(f"{case.name}, scale {k}", seen[k], expected, allowed))
             continue
         rounding = reference.rounding.get("logits")
@@ -220,29 +221,28 @@ def _check_case(
         add(_compare(f"{case.name}, latent drawn freely", free.latent, latent, LATENT))
 
 
-def _quantized_scales(bundle: Bundle, case: Case) -> frozenset[int]:
-    """Scales at which an image of the case runs quantized blocks, recorded or not."""
+def _quantized_scales(bundle: Bundle, case: Case) -> dict[int, QuantizedScales]:
+    """Sets of the scales at which an image of the case runs quantized blocks, recorded or not."""
     return bundle.manifest.quantized_scales(bundle.manifest.schedule(case.aspect_ratio))
 
 
 def _check_quantized_blocks(
     bundle: Bundle, engines: Engines, reference: ReferenceCases, device: torch.device, add: Callable[[Check], None]
 ) -> None:
-    """Checks quantized blocks at the recorded scales, if these end before the quantized scales."""
+    """Checks quantized blocks at the recorded scales, if these end before the scales of their set."""
     case = reference.cases[0]
     schedule = case.of(bundle.manifest.schedule(case.aspect_ratio))
-    recorded = frozenset(range(len(schedule)))
-    entry = bundle.manifest.late
-    if entry is None or _quantized_scales(bundle, case) & recorded:
-        return
-
-    def compare(k: int, logits: torch.Tensor) -> None:
-        expected, allowed = reference.tensors[f"{case.name}.logits_{k}"], allowed_in_8_bits(entry, reference, k)
-        add(_compare_8_bits(f"late blocks at scale {k}", logits, expected, allowed))
-
-    prompt = case_rows(bundle, engines, reference, case)
+    recorded, prompt = range(len(schedule)), case_rows(bundle, engines, reference, case)
     tokens = [t.to(device) for t in reference.tokens(case, len(schedule))]
-    run_case(bundle, engines, prompt, schedule, case, tokens, None, compare, quantized=recorded)
+    seen = {entry.name for k, entry in _quantized_scales(bundle, case).items() if k in recorded}
+    for entry in (entry for entry in bundle.manifest.quantized if entry.name not in seen):
+
+        def compare(k: int, logits: torch.Tensor, entry: QuantizedScales = entry) -> None:
+            expected, allowed = reference.tensors[f"{case.name}.logits_{k}"], allowed_in_8_bits(entry, reference, k)
+            add(_compare_8_bits(f"blocks of the {entry.name} scales at scale {k}", logits, expected, allowed))
+
+        names = dict.fromkeys(recorded, entry.name)
+        run_case(bundle, engines, prompt, schedule, case, tokens, None, compare, quantized=names)
 
 
 def _compare_8_bits(where: str, got: torch.Tensor, expected: torch.Tensor, allowed: float) -> Check:
@@ -284,12 +284,12 @@ def run_case(
     tokens: Sequence[torch.Tensor] | None,
     keep: Sequence[torch.Tensor | None] | None,
     on_logits: Callable[[int, torch.Tensor], Any] | None,
-    quantized: frozenset[int] | None = None,
+    quantized: Mapping[int, str] | None = None,
 ) -> ImageState:
     """Draws one image with the runtime's loop, teacher-forced if `tokens` are given.
 
     Args:
-        quantized: scales that run quantized blocks; None for the bundle's.
+        quantized: set of each scale that runs quantized blocks; None for the bundle's own.
     """
     manifest = bundle.manifest
     codec, S = engines.codec, len(schedule)
@@ -305,7 +305,9 @@ def run_case(
     state = ImageState.new(settings, schedule, case.seed or 0, tuple(n.to(device) for n in noise), device)
     blocks = engines.blocks if on_logits is None else OverheardBlocks(engines.blocks, on_logits)
     placed = placement(manifest.model, engines.constants, schedule)
-    Run(blocks, placed, [state], prompt, _quantized_scales(bundle, case) if quantized is None else quantized).complete()
+    if quantized is None:
+        quantized = bundle.manifest.scale_sets(bundle.manifest.schedule(case.aspect_ratio))
+    Run(blocks, placed, [state], prompt, quantized).complete()
     return state
 
 

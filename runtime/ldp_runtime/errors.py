@@ -88,6 +88,15 @@ class HubError(LdpError):
     exit_code = 12
 
 
+class InternalError(LdpError):
+    """A contract between parts of the toolkit that is broken; no input of a user can cause it."""
+
+    exit_code = 70
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="a defect of ldp-export: please report it, with this message and its traceback")
+
+
 class Cancelled(LdpError):
     """The caller stopped the run."""
 

@@ -20,7 +20,7 @@ from ldp_export.building.choose_builder import QUANTIZED_SHARE
 from ldp_export.models.infinity_vae import InfinityVaeConfig
 from ldp_export.verification.verify import verify_bundle
 
-#: Precision of the graphs, and of blocks at late scales.
+#: Precision of the graphs, and of blocks at last scales.
 PRECISIONS: list[tuple[Precision, QuantizedPrecision | None]] = [
     ("float32", None),
     ("bfloat16", None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,9 +47,9 @@ def run_loop(
     policy: Policy | None = None,
     bits: Sequence[torch.Tensor] | None = None,
     keep: Sequence[torch.Tensor | None] | None = None,
-    quantized: frozenset[int] = frozenset(),
+    quantized: Mapping[int, str] | None = None,
 ) -> LoopRun:
-    """One image, with guidance by the learned unconditional text; `bits` and `keep` force the run, `late` scales
+    """One image, with guidance by the learned unconditional text; `bits` and `keep` force the run, `quantized` scales
     run blocks in 8 bits."""
     engines, model = engines_of(pipe), pipe.manifest.model
     schedule = schedule or pipe.manifest.schedule()

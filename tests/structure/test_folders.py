@@ -13,6 +13,7 @@ MOST_MODULES = 15
 #: A package's own modules are its ground floor.
 FLOORS = (
     "ldp_runtime",
+    "ldp_runtime.architecture",
     "ldp_runtime.pruning",
     "ldp_runtime.bundle",
     "ldp_runtime.engines",
@@ -72,6 +73,7 @@ def test_folders_are_small() -> None:
 def test_families_and_backends_have_one_name_in_every_layer() -> None:
     """A family is found by `ls */infinity.py`: the rooms that differ by family hold a module of its name."""
     layers = (
+        "ldp_runtime.architecture",
         "ldp_runtime.families",
         *(f"ldp_export.{layer}" for layer in ("models", "checkpoints", "reference", "graphs", "families")),
     )

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from ldp_calibration.cost import trace_flops
 from ldp_runtime.bundle.files import TOKENIZER, Bundle, open_bundle
-from ldp_runtime.bundle.manifest import GraphEntry, InfinityEntry, Manifest
+from ldp_runtime.bundle.manifest import GraphEntry, Manifest
 from ldp_runtime.pipeline.open_engines import open_engines
 from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pipeline.trace import Trace
@@ -35,7 +35,6 @@ def conditions_of(job: Job, manifest: Manifest) -> Conditions:
         return job.classes
     if job.prompts is not None:
         return job.prompts
-    assert isinstance(manifest.model, InfinityEntry)
     generator = torch.Generator().manual_seed(job.embed_seed)
     shape = (job.embed_tokens, manifest.model.text_channels)
     return [torch.randn(shape, generator=generator) for _ in range(job.embed_count)]

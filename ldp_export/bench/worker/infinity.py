@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from ldp_runtime.bundle.files import TOKENIZER, open_bundle
-from ldp_runtime.bundle.manifest import GraphEntry, InfinityEntry, Manifest, Precision
+from ldp_runtime.bundle.manifest import GraphEntry, Manifest, Precision
 from ldp_runtime.pixels import to_output
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.tokenizer import PromptTokenizer
@@ -72,7 +72,6 @@ class EagerInfinity:
             seed=seeds[0],
         )
         model = self.manifest.model
-        assert isinstance(model, InfinityEntry)
         laps = self.watch.start()
         features = [self.features(self.texts[i]) for i in prompts]
         laps.end_scale(-1)  # the scales begin

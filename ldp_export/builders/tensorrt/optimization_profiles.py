@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ldp_runtime.bundle.optimization_profiles import AxisRange, OptimizationProfile
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
+from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.graphs.signature import Axis, GraphSignature
@@ -91,11 +91,6 @@ def _latent_profile(grids: Sequence[tuple[int, int]]) -> OptimizationProfile:
             Axis.WIDTH.value: AxisRange(min(widths), widths[0], max(widths)),
         }
     )
-
-
-def all_schedules(size: str) -> tuple[ScaleSchedule, ...]:
-    """Scale schedules of a size at every aspect ratio, the square one first."""
-    return tuple(ScaleSchedule.of_size(size, ratio) for ratio in TEMPLATES)
 
 
 def buckets_of(scales: int, buckets: int) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@
       CURRENT                     name of the version that serves; replaced atomically
       versions/DIGEST/            hashed content, never changed
         manifest.json  constants.safetensors  tokenizer.json  reference/
-        text_encoder/  prompt/  blocks/  late_blocks/  decoder/             one folder per graph or chunk of one
+        text_encoder/  prompt/  blocks/  last_blocks/  decoder/             one folder per graph or chunk of one
       reports/DIGEST.json         what `verify` found, on which machine
 
 The manifest is read and checked before any engine is opened. Its digest covers every file's hash, so edits by hand
@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import ValidationError
-
-from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, content_digest
+from ldp_runtime.bundle.older_manifest import OLDER_SCHEMAS, from_schema_3
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 
@@ -109,21 +108,22 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw: Any = json.loads(path.read_text())
         written = raw.get("schema_version") if isinstance(raw, dict) else None
-        if isinstance(written, int) and written != SCHEMA_VERSION:
+        if isinstance(written, int) and written not in (SCHEMA_VERSION, *OLDER_SCHEMAS):
+            older, newest = (" and ".join(str(version) for version in OLDER_SCHEMAS), SCHEMA_VERSION)
             raise IncompatibleBundleError(
-                f"{path} has schema version {written}; this runtime reads version {SCHEMA_VERSION}",
+                f"{path} has schema version {written}; this runtime reads version {newest}, and {older}",
                 hint="use the ldp-export that built it, or rebuild the bundle with this one",
             )
-        manifest = Manifest.model_validate(raw)
-    except (OSError, ValueError, ValidationError) as error:
-        if isinstance(error, IncompatibleBundleError):
-            raise
+        manifest = Manifest.model_validate(from_schema_3(raw) if written in OLDER_SCHEMAS else raw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
             f"{path} is not a valid manifest: {complaint(error)}", hint="rebuild the bundle"
         ) from error
-    if manifest.digest != manifest.computed_digest():
+    content = {key: value for key, value in raw.items() if key != "digest"}
+    computed = content_digest(content) if written in OLDER_SCHEMAS else manifest.computed_digest()
+    if manifest.digest != computed:
         raise IntegrityError(
-            f"{path} was changed after the build: its digest is {manifest.computed_digest()[:16]}, "
+            f"{path} was changed after the build: its digest is {computed[:16]}, "
             f"it says {manifest.digest[:16] or 'nothing'}",
             hint="settings belong into the request; what the engines depend on takes a rebuild",
         )

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from ldp_runtime.architecture.choose import ModelEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
-from ldp_runtime.errors import ConfigError
-from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
-from ldp_runtime.token_layout import LatentLayout
+from ldp_runtime.schedule import ScaleSchedule
 
-SCHEMA_VERSION = 3
+if TYPE_CHECKING:
+    import torch
+
+#: Schema that builds write; `older_manifest.py` reads the one before.
+SCHEMA_VERSION = 4
 
 
 #: Engine file of fused blocks: only their weights, since PyTorch compiles them on the machine that loads them.
@@ -36,8 +39,12 @@ KvCacheKind = Literal["dynamic", "static"]
 Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 
 
-#: Element type of the matrix products of `late_blocks`: 8-bit integers, or 8-bit floats with 4 exponent bits (E4M3).
+#: Element type of quantized blocks' matrix products: 8-bit integers, or 8-bit floats with 4 exponent bits (E4M3).
 QuantizedPrecision = Literal["int8", "float8"]
+
+
+#: Source of a request's noise. "generator": the originals' CPU generator, one per image and in their order.
+NoiseMode = Literal["generator"]
 
 
 class _Entry(BaseModel):
@@ -63,9 +70,10 @@ class GraphEntry(_Entry):
         first, last: the chunk serves the transformer blocks [first, last).
         profiles: optimization profiles of its engine; none: it takes any size.
         quantized: its matrix products or convolutions multiply 8-bit numbers.
+        scales: name of the set of quantized scales that a `blocks` graph serves; empty: all other scales.
     """
 
-    kind: Literal["text_encoder", "prompt", "blocks", "late_blocks", "decoder"]
+    kind: Literal["text_encoder", "prompt", "blocks", "decoder"]
     file: str
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
@@ -73,6 +81,7 @@ class GraphEntry(_Entry):
     last: int = 0
     profiles: tuple[OptimizationProfile, ...] = ()
     quantized: bool = False
+    scales: str = ""
 
     @property
     def is_onnx(self) -> bool:
@@ -80,111 +89,18 @@ class GraphEntry(_Entry):
         return Path(self.file).suffix == ".onnx"
 
 
-class _ModelEntry(_Entry):
-    """Architecture of a model, as far as the runtime needs it; each family adds its own fields."""
-
-    name: str
-    depth: int
-    width: int
-    heads: int
-    ffn: int
-    latent_channels: int
-    vae_stride: int
-
-
-class InfinityEntry(_ModelEntry):
-    """A text-to-image model that draws bits, in all aspect ratios of its size."""
-
-    family: Literal["infinity"] = "infinity"
-    size: str
-    bits: int
-    text_channels: int
-    levels: int
-    patch: int
-
-    @property
-    def layout(self) -> LatentLayout:
-        return LatentLayout(self.latent_channels, self.patch)
-
-    @property
-    def pixels_per_token(self) -> int:
-        return self.vae_stride * self.patch
-
-    @property
-    def token(self) -> str:
-        """Content of a token, in words."""
-        return f"{self.bits} bits a token"
-
-    @property
-    def logits(self) -> int:
-        """Number of logits per token."""
-        return 2 * self.bits
-
-    @property
-    def aspect_ratios(self) -> tuple[float, ...]:
-        """Aspect ratios (height / width) that the model draws."""
-        return tuple(TEMPLATES)
-
-    def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
-        return ScaleSchedule.of_size(self.size, aspect_ratio)
-
-
-class VarEntry(_ModelEntry):
-    """A class-conditional model that draws indices into a codebook, on the square grids it was trained on.
+class Defaults(_Entry):
+    """Settings of a request that does not choose its own.
 
     Attributes:
-        codes: number of entries of the codebook.
-        classes: number of classes that can be drawn; the label `classes` is the unconditional one.
-        grids: side of each scale's square token grid.
-        phi_share: see `CodebookCodec`.
+        policy: policy as text, with every field written out; see `pruning/parse.py`.
     """
-
-    family: Literal["var"] = "var"
-    codes: int
-    classes: int
-    grids: tuple[int, ...]
-    phi_share: float
-
-    @property
-    def size(self) -> str:
-        """Name of the schedule: the side of the images in pixels."""
-        return f"{self.grids[-1] * self.vae_stride}px"
-
-    @property
-    def pixels_per_token(self) -> int:
-        return self.vae_stride
-
-    @property
-    def token(self) -> str:
-        return f"1 of {self.codes} codes a token"
-
-    @property
-    def logits(self) -> int:
-        return self.codes
-
-    @property
-    def aspect_ratios(self) -> tuple[float, ...]:
-        return (1.0,)
-
-    def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
-        if aspect_ratio != 1:
-            raise ConfigError(
-                f"{self.name} draws square images only, not height / width = {aspect_ratio:g}",
-                hint="its positions are learned for its own grids; leave the aspect ratio out",
-            )
-        return ScaleSchedule.of_squares(self.grids)
-
-
-ModelEntry = InfinityEntry | VarEntry
-
-
-class Defaults(_Entry):
-    """Settings of a request that does not choose its own."""
 
     guidance: float
     temperature: float
     top_k: int
     top_p: float
+    policy: str = "none"
 
 
 class Limits(_Entry):
@@ -197,13 +113,34 @@ class Limits(_Entry):
 
 
 class QuantizedScales(_Entry):
-    """Quantized last scales: the fewest last scales that together hold at least `share` of all tokens.
+    """A set of quantized scales: the fewest last scales that together hold at least `share` of all tokens.
 
-    They cost most, and decide least of an image. Their blocks compute in 8 bits, in graphs of the kind `late_blocks`.
+    The last scales cost most, and decide least of an image. A scale in several sets belongs to the smallest.
+
+    Attributes:
+        name: name of the set, which its graphs carry.
     """
 
     precision: QuantizedPrecision
     share: float = Field(gt=0, lt=1)
+    name: str = Field(default="last", pattern=r"^[a-z0-9]+$")
+
+
+class SourcePart(_Entry):
+    """Origin of one part of the model: its files, and where they were published.
+
+    Attributes:
+        sha256: hash of the part's file, or of its folder: of all names and hashes in order.
+        files: size and hash of each file, by its name; empty if a schema before 4 noted none.
+        repository, revision: repository on the hub; empty for files of one's own.
+        licence: licence as the publisher states it; empty if unknown.
+    """
+
+    sha256: str
+    files: dict[str, FileEntry] = {}
+    repository: str = ""
+    revision: str = ""
+    licence: str = ""
 
 
 class TargetEntry(_Entry):
@@ -226,40 +163,45 @@ class Manifest(_Entry):
     """Everything that a bundle's engines depend on.
 
     Attributes:
-        late: the quantized last scales, or None.
+        noise: source of the noise of its images.
+        quantized: sets of quantized scales; empty: all blocks compute in `precision`.
+        sources: origin of each part of the model.
         digest: SHA-256 of all other fields; empty until `sealed` computes it.
     """
 
     schema_version: int
-    model: ModelEntry = Field(discriminator="family")
+    model: ModelEntry
     defaults: Defaults
     limits: Limits
     backend: Backend
     target: TargetEntry | None = None
     precision: Precision
-    late: QuantizedScales | None = None  # the key of schema 3
+    noise: NoiseMode = "generator"
+    quantized: tuple[QuantizedScales, ...] = ()
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]
-    sources: dict[str, str]
+    sources: dict[str, SourcePart]
     toolchain: dict[str, str]
     has_text_encoder: bool
     digest: str = ""
 
     def computed_digest(self) -> str:
         """SHA-256 of the manifest without its digest field, in canonical JSON."""
-        content = self.model_dump(mode="json", exclude={"digest"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return content_digest(self.model_dump(mode="json", exclude={"digest"}))
 
     def sealed(self) -> Manifest:
         return self.model_copy(update={"digest": self.computed_digest()})
 
-    def chunks(self, kind: str) -> list[GraphEntry]:
-        """Graphs of one kind, in the order of their blocks."""
-        return sorted((graph for graph in self.graphs.values() if graph.kind == kind), key=lambda graph: graph.first)
+    def chunks(self, kind: str, scales: str = "") -> list[GraphEntry]:
+        """Graphs of one kind and set of quantized scales, in the order of their blocks."""
+        found = (graph for graph in self.graphs.values() if graph.kind == kind and graph.scales == scales)
+        return sorted(found, key=lambda graph: graph.first)
 
     @property
     def cache_dtype(self) -> torch.dtype:
         """Element type of keys and values."""
+        import torch
+
         return getattr(torch, self._keys.dtype)
 
     @property
@@ -292,9 +234,14 @@ class Manifest(_Entry):
     def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
         return self.model.schedule(aspect_ratio)
 
-    def quantized_scales(self, schedule: ScaleSchedule) -> frozenset[int]:
-        """Indices of the scales whose blocks compute in 8 bits."""
-        return frozenset() if self.late is None else frozenset(schedule.detail_scales(self.late.share))
+    def quantized_scales(self, schedule: ScaleSchedule) -> dict[int, QuantizedScales]:
+        """Set of each quantized scale, by the scale's index; other scales are left out."""
+        largest_first = sorted(self.quantized, key=lambda entry: -entry.share)
+        return {k: entry for entry in largest_first for k in schedule.detail_scales(entry.share)}
+
+    def scale_sets(self, schedule: ScaleSchedule) -> dict[int, str]:
+        """Name of the set of each quantized scale, by the scale's index."""
+        return {k: entry.name for k, entry in self.quantized_scales(schedule).items()}
 
     def schedules(self) -> list[ScaleSchedule]:
         """Schedules of all aspect ratios that the bundle draws."""
@@ -304,3 +251,8 @@ class Manifest(_Entry):
         """Total bytes of all graphs and their weights."""
         folders = {str(Path(graph.file).parent) for graph in self.graphs.values()}
         return sum(entry.size for name, entry in self.files.items() if str(Path(name).parent) in folders)
+
+
+def content_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's fields without its digest, in canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

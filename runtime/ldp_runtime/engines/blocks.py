@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch.nn import functional as F
@@ -116,11 +117,16 @@ class Blocks:
 
     Args:
         chunks: the model's blocks, in order.
-        quantized: chunks that compute in 8 bits, for quantized last scales; empty if the bundle has none.
+        quantized: chunks that compute in 8 bits, for each set of quantized scales by its name.
     """
 
-    def __init__(self, chunks: Sequence[BlocksChunk], shape: ModelShape, quantized: Sequence[BlocksChunk] = ()) -> None:
-        self._chunks, self._quantized = tuple(chunks), tuple(quantized)
+    def __init__(
+        self,
+        chunks: Sequence[BlocksChunk],
+        shape: ModelShape,
+        quantized: Mapping[str, Sequence[BlocksChunk]] | None = None,
+    ) -> None:
+        self._chunks, self._quantized = tuple(chunks), dict(quantized or {})
         self.shape = shape
         self.device = self._chunks[0].engine.device
 
@@ -139,14 +145,15 @@ class Blocks:
 
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
         """The same chunks with every engine in a wrapper, which watches its calls."""
-        exact, quantized = (
-            [replace(chunk, engine=wrap(chunk.engine)) for chunk in chunks]
-            for chunks in (self._chunks, self._quantized)
-        )
-        return Blocks(exact, self.shape, quantized)
+
+        def watched(chunks: Sequence[BlocksChunk]) -> list[BlocksChunk]:
+            return [replace(chunk, engine=wrap(chunk.engine)) for chunk in chunks]
+
+        quantized = {name: watched(chunks) for name, chunks in self._quantized.items()}
+        return Blocks(watched(self._chunks), self.shape, quantized)
 
     def close(self) -> None:
-        for chunk in (*self._chunks, *self._quantized):
+        for chunk in chain(self._chunks, *self._quantized.values()):
             chunk.engine.close()
 
     def run(
@@ -160,7 +167,7 @@ class Blocks:
         scale: int,
         watch: FiniteWatch,
         remember: bool = True,
-        quantized: bool = False,
+        quantized: str | None = None,
     ) -> torch.Tensor:
         """Runs one scale.
 
@@ -171,7 +178,7 @@ class Blocks:
             scale: index of the scale, for error messages.
             watch: checks that the logits are finite.
             remember: append keys and values to the cache; the last scale has no use for them.
-            quantized: run the chunks that compute in 8 bits.
+            quantized: set of quantized scales whose chunks are run; None: those that are not quantized.
 
         Returns:
             Logits [R, L, V].
@@ -183,7 +190,7 @@ class Blocks:
         logits = latents.new_empty(R, L, self.shape.logits)
         tensors = {**positions, **prompt.inputs, **cache.counters(L), "latents": latents, "offset": offset}
         reads, writes = cache.reads(), cache.writes(L, remember)
-        for chunk in self._quantized if quantized else self._chunks:
+        for chunk in self._chunks if quantized is None else self._quantized[quantized]:
             is_last = chunk.last == self.shape.depth
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
             inputs = {name: tensor for name, tensor in tensors.items() if name in chunk.inputs}
@@ -195,7 +202,7 @@ class Blocks:
             tensors["hidden"] = out
         if remember:
             cache.advance(L)
-        graph = "late_blocks" if quantized else "blocks"
+        graph = "blocks" if quantized is None else f"{quantized}_blocks"
         watch.see(
             logits,
             f"the graph {graph!r} gave NaN or infinity at scale {scale} ({R} rows, {L} tokens)",

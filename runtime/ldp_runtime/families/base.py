@@ -74,6 +74,10 @@ class Codec(Protocol):
         """Codes [L, channels] drawn from guided scores, divided by temperature, and the noise of the same tokens."""
         ...
 
+    def mixing(self) -> Codec:
+        """The same codec drawing mixtures of codes (`more_smooth`); itself for families that mix none."""
+        ...
+
     def codes(self, tokens: torch.Tensor) -> torch.Tensor:
         """Codes [L, channels] of given tokens, for teacher forcing."""
         ...

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ldp_runtime.bundle.manifest import ModelEntry, VarEntry
+from ldp_runtime.architecture.choose import ModelEntry
+from ldp_runtime.architecture.var import VarEntry
 from ldp_runtime.engines.blocks import Placement
 from ldp_runtime.families import infinity, var
 from ldp_runtime.families.base import Codec, Constants

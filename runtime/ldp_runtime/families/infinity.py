@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ldp_runtime.bundle.manifest import InfinityEntry
+from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.engines.blocks import Placement
 from ldp_runtime.families.base import Constants
 from ldp_runtime.guidance import gap_per_token, per_scale
@@ -83,6 +83,9 @@ class BitCodec:
 
     def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
         return draw_noise(generator, tokens, self.layout.bits)
+
+    def mixing(self) -> BitCodec:
+        return self
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logit_difference(logits)

@@ -6,13 +6,13 @@ Source: the VAR reference implementation (`VectorQuantizer2`, `autoregressive_in
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ldp_runtime.bundle.manifest import VarEntry
+from ldp_runtime.architecture.var import VarEntry
 from ldp_runtime.engines.blocks import Placement
 from ldp_runtime.families.base import Constants
 from ldp_runtime.guidance import per_scale, ramp
@@ -61,6 +61,9 @@ class CodebookCodec:
         """Next variates of the generator [tokens, V]."""
         drawn = torch.empty(tokens, self.codebook.shape[0]).exponential_(1, generator=generator)
         return drawn.exponential_(1, generator=generator) if self.more_smooth else drawn
+
+    def mixing(self) -> CodebookCodec:
+        return replace(self, more_smooth=True)
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits

@@ -233,7 +233,7 @@ class Group:
             self._keep_rows(sorted(row for i in staying for row in self.rows_of(i)))
         self.images = [self.images[i] for i in staying]
 
-    def split(self, quantized: frozenset[int]) -> list[Group]:
+    def split(self, quantized: Collection[int]) -> list[Group]:
         """Groups that run the next scale: images that are pruned or quantized there by themselves, the others together.
 
         Args:

@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import torch
 
-from ldp_runtime.bundle.manifest import InfinityEntry, Manifest, VarEntry
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.engines.blocks import PromptRows
 from ldp_runtime.engines.prompt import PASSED_ON
 from ldp_runtime.engines.tensors import axis_sizes, empty
@@ -64,14 +64,12 @@ def text_rows(engines: Engines, manifest: Manifest, features: torch.Tensor, guid
 
 def class_rows(engines: Engines, manifest: Manifest, label: int, guided: bool) -> PromptRows:
     """Rows of one class; the label after the last class is the unconditional one."""
-    assert isinstance(manifest.model, VarEntry)
     labels = [label, manifest.model.classes] if guided else [label]
     return run_prompt(engines, manifest, {"labels": torch.tensor(labels, device=engines.prompt.device)})
 
 
 def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, text: Text) -> torch.Tensor:
     """Text features [T, text_channels]; each prompt is encoded at its own length, so the batch cannot affect it."""
-    assert isinstance(manifest.model, InfinityEntry)
     if isinstance(text, torch.Tensor):
         return text.to(engines.prompt.device)
     if engines.text_encoder is None or tokenizer is None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ldp_runtime.engines.blocks import Placement
 from ldp_runtime.families.base import Codec
-from ldp_runtime.families.var import CodebookCodec
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.open_engines import Engines
 from ldp_runtime.pipeline.request import ImageRequest
@@ -153,7 +152,7 @@ def start_run(
     rows: Callable[[Sequence[ImageRequest]], Any],
     noise: Noise,
     placement: Placement,
-    quantized: frozenset[int],
+    quantized: Mapping[int, str],
 ) -> tuple[Run, list[ImageState]]:
     """Run of these requests, and its images in their order.
 
@@ -170,5 +169,4 @@ def start_run(
 
 
 def _codec(engines: Engines, image: ImageRequest) -> Codec:
-    codec = engines.codec
-    return replace(codec, more_smooth=True) if image.more_smooth and isinstance(codec, CodebookCodec) else codec
+    return engines.codec.mixing() if image.more_smooth else engines.codec

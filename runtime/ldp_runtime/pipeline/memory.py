@@ -62,7 +62,7 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
         # The engines also write the keys and values of the last scale, which are never read, to a buffer.
         sampling += DynamicKVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
     if manifest.has_fused_blocks:  # CUDA graphs read the text from a fixed buffer; quantized scales have another one
-        buffers, length = 1 if manifest.late is None else 2, padded(manifest.limits.text_tokens)
+        buffers, length = 1 + len(manifest.quantized), padded(manifest.limits.text_tokens)
         sampling += buffers * DynamicKVCache.size_in_bytes(
             model.depth, length, rows, model.width, manifest.cache_dtype.itemsize
         )

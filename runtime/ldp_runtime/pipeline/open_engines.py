@@ -119,28 +119,24 @@ def open_engines(
         check_runnable(manifest, device)
     open_graph, counters = _opener(bundle, device, threads) if opener is None else (opener, None)
 
-    def of_kind(kind: str) -> list[tuple[GraphEntry, Engine]]:
+    def opened(kind: str, scales: str = "") -> list[tuple[GraphEntry, Engine]]:
+        wanted = [item for item in manifest.graphs.items() if (item[1].kind, item[1].scales) == (kind, scales)]
+        return [(graph, open_graph(name, graph)) for name, graph in sorted(wanted, key=lambda item: item[1].first)]
+
+    def blocks_of(scales: str) -> list[BlocksChunk]:
         return [
-            (graph, open_graph(name, graph))
-            for name, graph in sorted(manifest.graphs.items(), key=lambda item: item[1].first)
-            if graph.kind == kind
+            BlocksChunk(engine, graph.first, graph.last, frozenset(tensor.name for tensor in graph.inputs))
+            for graph, engine in opened("blocks", scales)
         ]
 
     constants = load_file(bundle.path(CONSTANTS), device=str(device))
     model = manifest.model
-    exact, quantized = (
-        [
-            BlocksChunk(engine, graph.first, graph.last, frozenset(tensor.name for tensor in graph.inputs))
-            for graph, engine in of_kind(kind)
-        ]
-        for kind in ("blocks", "late_blocks")
-    )
-    encoder = of_kind("text_encoder")
+    encoder = opened("text_encoder")
     return Engines(
         text_encoder=encoder[0][1] if encoder else None,
-        prompt=chained(of_kind("prompt")),
+        prompt=chained(opened("prompt")),
         blocks=Blocks(
-            exact,
+            blocks_of(""),
             ModelShape(
                 model.depth,
                 model.width,
@@ -150,9 +146,9 @@ def open_engines(
                 manifest.cache_tokens,
                 writes_all=opener is None and manifest.has_fused_blocks,
             ),
-            quantized,
+            {entry.name: blocks_of(entry.name) for entry in manifest.quantized},
         ),
-        decoder=of_kind("decoder")[0][1],
+        decoder=opened("decoder")[0][1],
         codec=codec_of(model, constants),
         constants=constants,
         cuda_graphs=counters,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ldp_runtime.bundle.files import TOKENIZER, Bundle, Integrity, open_bundle
-from ldp_runtime.bundle.manifest import Manifest, VarEntry
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.engines.out_of_memory import capacity_errors
 from ldp_runtime.errors import Cancelled, ConfigError, IncompatibleBundleError, LdpError
@@ -180,7 +180,8 @@ class Pipeline:
             num_images_per_prompt: number of images per prompt or class label.
             seed: seed of the first image (`seed + i` for the others), or one per image; None draws seeds and reports
                 them.
-            policy: None for the full model; a policy; its text ("ld", "ld:rho=0.4"); or the name of a saved policy.
+            policy: a policy; its text ("ld", "ld:rho=0.4"); the name of a saved policy; "none" for the full model; or
+                None for the bundle's default.
             aspect_ratio: height / width; the nearest that the bundle draws is taken.
             height, width: size in pixels, instead of `aspect_ratio`. A size close to one that the bundle draws gives a
                 warning that says what is drawn.
@@ -210,7 +211,7 @@ class Pipeline:
             top_p=top_p,
             num_images_per_prompt=num_images_per_prompt,
             seed=seed,
-            policy=resolve_policy(policy, self.root, self.manifest),
+            policy=self._policy(policy),
             aspect_ratio=aspect_ratio,
             height=height,
             width=width,
@@ -221,6 +222,10 @@ class Pipeline:
         with self._calls:  # calls of other threads wait; between the steps of this one, they may decode
             drawn = self._draw(request.images, callback_on_scale)
             return self._result(request, drawn)
+
+    def _policy(self, policy: Policy | str | None) -> Policy | None:
+        """Policy of a request; the bundle's default if it names none."""
+        return resolve_policy(self.manifest.defaults.policy if policy is None else policy, self.root, self.manifest)
 
     def start(self, images: Sequence[ImageRequest], indices: Sequence[int] | None = None) -> Drawing:
         """Begins images of one size, to be drawn step by step; steps of several drawings may be taken in turn.
@@ -314,7 +319,7 @@ class Pipeline:
                 return
 
     def _draw_anything(self, batch: int) -> None:
-        if isinstance(self.manifest.model, VarEntry):
+        if not self.manifest.model.reads_text:
             self(class_labels=[0] * batch, seed=0, output_type="torch")
         elif self.manifest.has_text_encoder:
             self(["a picture"] * batch, seed=0, output_type="torch")
@@ -361,7 +366,7 @@ class Pipeline:
     def _start(self, engines: Engines, images: Sequence[ImageRequest]) -> tuple[Run, list[ImageState]]:
         rows = partial(condition_rows, engines, self.manifest, self._tokenizer)
         schedule = images[0].schedule
-        quantized = self.manifest.quantized_scales(schedule)
+        quantized = self.manifest.scale_sets(schedule)
         noise = partial(self._noise, engines.blocks.device)
         return start_run(engines, images, rows, noise, self._placement(schedule), quantized)
 

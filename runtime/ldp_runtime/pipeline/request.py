@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ldp_runtime.bundle.manifest import InfinityEntry, Manifest, VarEntry
+from ldp_runtime.architecture.choose import ModelEntry
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights
 from ldp_runtime.guidance import last_guided_scale, per_scale
@@ -112,14 +113,14 @@ def make_request(
         )
     _check_numbers(Integral, num_images_per_prompt=num_images_per_prompt, top_k=top_k)
     _check_numbers(Real, top_p=top_p)
-    if more_smooth and not isinstance(manifest.model, VarEntry):
+    if more_smooth and not manifest.model.mixes_codes:
         raise ConfigError(f"more_smooth mixes codebook entries; {manifest.model.name} draws bits", hint="leave it out")
     texts = {"prompt": prompt, "prompt_embeds": prompt_embeds}
     texts |= {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
-    if isinstance(manifest.model, VarEntry):
-        conditions, negatives = _labels(manifest.model, class_labels, texts), None
-    else:
+    if manifest.model.reads_text:
         conditions, negatives = _prompts(manifest, class_labels, texts)
+    else:
+        conditions, negatives = _labels(manifest.model, class_labels, texts), None
     if num_images_per_prompt < 1:
         raise ConfigError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
     count = len(conditions) * num_images_per_prompt
@@ -171,7 +172,7 @@ def _check_numbers(kind: type[Real], **given: object) -> None:
             raise ConfigError(f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}")
 
 
-def _labels(model: VarEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object]) -> list[int]:
+def _labels(model: ModelEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object]) -> list[int]:
     """Class labels of a class-conditional model."""
     names = [name for name, value in texts.items() if value is not None]
     if names:
@@ -189,7 +190,7 @@ def _labels(model: VarEntry, labels: int | Sequence[int] | None, texts: Mapping[
     return checked
 
 
-def check_labels(model: VarEntry, labels: Sequence[int]) -> None:
+def check_labels(model: ModelEntry, labels: Sequence[int]) -> None:
     """Raises ConfigError if there is no label, or one that the model has no class for."""
     if not labels:
         raise ConfigError("class_labels is empty", hint=f"numbers from 0 to {model.classes - 1}")
@@ -263,7 +264,6 @@ def _words(manifest: Manifest, words: str | Sequence[str], name: str) -> list[st
 
 
 def _features(manifest: Manifest, features: torch.Tensor | Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
-    assert isinstance(manifest.model, InfinityEntry)
     channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
     if not isinstance(features, Iterable):
         raise ConfigError(f"{name}_embeds must be tensors, got {type(features).__name__}", hint="see torch.as_tensor")

@@ -9,7 +9,7 @@ resolves both as done here.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -29,7 +29,7 @@ class Run:
     Args:
         images: at least one, all of the schedule that `placement` was made for.
         prompt: rows [conditional of each image, unconditional of each image whose branch is alive].
-        quantized: scales whose blocks are quantized.
+        quantized: name of the set of each quantized scale; see `Manifest.quantized_scales`.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Run:
         placement: Placement,
         images: Sequence[ImageState],
         prompt: PromptRows,
-        quantized: frozenset[int] = frozenset(),
+        quantized: Mapping[int, str] | None = None,
     ) -> None:
-        self.blocks, self.placement, self.quantized = blocks, placement, quantized
+        self.blocks, self.placement, self.quantized = blocks, placement, quantized or {}
         schedule, last = images[0].schedule, max(image.scales for image in images) - 1
         capacity = max(1, schedule.offsets[last])  # no scale reads the last scale's keys and values
         self.groups = [Group(list(images), prompt, blocks.new_cache(capacity, prompt.rows, schedule.tokens[last]))]
@@ -119,8 +119,15 @@ class Run:
     ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """The engine call: scores of both branches of each image [L, n]."""
         given = (group.rows(inputs), group.offset(self.placement), self.placement.at(group.scale, kept))
-        options = {"remember": group.remembers, "quantized": group.scale in self.quantized}
-        logits = self.blocks.run(*given, group.prompt, group.cache, scale=group.scale, watch=self._watch, **options)
+        logits = self.blocks.run(
+            *given,
+            group.prompt,
+            group.cache,
+            scale=group.scale,
+            watch=self._watch,
+            remember=group.remembers,
+            quantized=self.quantized.get(group.scale),
+        )
         return group.by_image(logits)
 
 

@@ -161,7 +161,7 @@ def test_small_random_model_end_to_end(tmp_path: Path):
     assert result["policies"][given] == fields
     pruned = next(c for c in result["candidates"] if c["policy"] == given)
     assert pruned["psnr_db"] is None
-    rounded = next(c for c in result["candidates"] if c["name"] == "onnxruntime, int8 late scales")
+    rounded = next(c for c in result["candidates"] if c["name"] == "onnxruntime, int8 last scales")
     assert rounded["precision_psnr_db"] is None
     assert [round(scale["tokens"]) for scale in pruned["scales"]][-2:] == [72, 77]
     assert [scale["rows"] for scale in pruned["scales"]][-2:] == [1, 1]

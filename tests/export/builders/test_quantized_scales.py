@@ -1,4 +1,4 @@
-"""Blocks in 8 bits at late scales: the other scales stay as they are, verify says by how much, and fails closed."""
+"""Blocks in 8 bits at last scales: the other scales stay as they are, verify says by how much, and fails closed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def sources(small_sources: Sources) -> Sources:
 @pytest.fixture(scope="module")
 def bundle(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     options = BuildOptions(
-        tmp_path_factory.mktemp("late") / "bundle", builder=Int8Builder(quantized=QUANTIZED), chunk=1
+        tmp_path_factory.mktemp("quantized") / "bundle", builder=Int8Builder(quantized=QUANTIZED), chunk=1
     )
     return build(plan_build(spec(), sources, options))[0]
 
@@ -70,11 +70,11 @@ def test_a_second_engine_of_each_chunk(bundle: Bundle) -> None:
     manifest = bundle.manifest
     quantized = {name: graph for name, graph in manifest.graphs.items() if graph.quantized}
     assert bundle.state == "verified"
-    assert list(quantized) == ["late_blocks_0_1", "late_blocks_1_2"]
-    assert [(g.first, g.last) for g in manifest.chunks("late_blocks")] == [(0, 1), (1, 2)]
-    assert manifest.quantized_scales(manifest.schedule()) == set(QUANTIZED_SCALES)
-    assert label(manifest) == "onnxruntime, int8 late scales"
-    exact, rounded = (_bytes(manifest.files, name) for name in ("blocks_0_1", "late_blocks_0_1"))
+    assert list(quantized) == ["last_blocks_0_1", "last_blocks_1_2"]
+    assert [(g.first, g.last) for g in manifest.chunks("blocks", "last")] == [(0, 1), (1, 2)]
+    assert set(manifest.quantized_scales(manifest.schedule())) == set(QUANTIZED_SCALES)
+    assert label(manifest) == "onnxruntime, int8 last scales"
+    exact, rounded = (_bytes(manifest.files, name) for name in ("blocks_0_1", "last_blocks_0_1"))
     assert rounded < 0.6 * exact
 
 
@@ -84,7 +84,7 @@ def _bytes(files: dict[str, FileEntry], folder: str) -> int:
 
 def test_sums_of_two_products_fit_in_16_bits(bundle: Bundle, tmp_path: Path) -> None:
     """As processors without VNNI add them up, and saturate: 255 is the largest activation."""
-    for chunk in bundle.manifest.chunks("late_blocks"):
+    for chunk in bundle.manifest.chunks("blocks", "last"):
         copy = tmp_path / Path(chunk.file).parent.name  # onnx refuses weights with several hard links
         shutil.copytree(bundle.path(chunk.file).parent, copy)
         model = onnx.load(copy / MODEL_FILE)
@@ -102,11 +102,11 @@ def test_verify_tells_them_from_the_exact_ones(bundle: Bundle) -> None:
     assert not any("drawn freely" in name for name in names)
 
 
-def test_only_late_scales_change(bundle: Bundle, small_bundle: Bundle) -> None:
+def test_only_quantized_scales_change(bundle: Bundle, small_bundle: Bundle) -> None:
     (text,), runs = random_texts([5]), []
     for each in (bundle, small_bundle):
         with Pipeline.load(each, threads=1) as pipe:
-            runs.append(run_loop(pipe, text, quantized=pipe.manifest.quantized_scales(pipe.manifest.schedule())))
+            runs.append(run_loop(pipe, text, quantized=pipe.manifest.scale_sets(pipe.manifest.schedule())))
     ours, theirs = (run.logits for run in runs)
     for k in EARLY:
         torch.testing.assert_close(ours[k], theirs[k], atol=2e-5, rtol=0)
@@ -116,7 +116,7 @@ def test_only_late_scales_change(bundle: Bundle, small_bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("policy", [None, "ld", "skip:count=1,stop_after=2"])
 def test_an_image_does_not_depend_on_the_others_of_its_call(bundle: Bundle, policy: str | None) -> None:
-    """Engines take their ranges from all rows of a call, so late scales run image by image."""
+    """Engines take their ranges from all rows of a call, so last scales run image by image."""
     texts = random_texts([5, 9])
     with Pipeline.load(bundle, threads=1, max_batch=2) as pipe:
         both = pipe(prompt_embeds=texts, seed=[3, 8], policy=policy, output_type="latent")
@@ -157,16 +157,17 @@ def test_checked_at_the_first_scales_where_only_these_are_recorded(
         plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(quantized=QUANTIZED)))
     )
     checks = {check["name"]: check["measured"] for check in report_of(bundle)["checks"]}
-    assert [f"late blocks at scale {k}, logits in 8 bits, RMS" in checks for k in range(4)] == [True] * 3 + [False]
-    assert checks["late blocks at scale 2, logits in 8 bits, RMS"] > 1e-4
+    named = [f"blocks of the last scales at scale {k}, logits in 8 bits, RMS" for k in range(4)]
+    assert [name in checks for name in named] == [True] * 3 + [False]
+    assert checks[named[2]] > 1e-4
 
 
 def test_keys_and_values_in_place_and_a_quantized_decoder(sources: Sources, tmp_path: Path) -> None:
     builder = Int8Builder(decoder=True, quantized=QuantizedScales(precision="int8", share=0.45))
     options = BuildOptions(tmp_path / "bundle", builder=builder, kv_cache="static", discard_graphs=True)
     bundle, _ = build(plan_build(spec(), sources, options))
-    assert label(bundle.manifest) == "onnxruntime, int8 late scales, int8 decoder"
-    assert bundle.manifest.quantized_scales(bundle.manifest.schedule()) == {6}
+    assert label(bundle.manifest) == "onnxruntime, int8 last scales, int8 decoder"
+    assert bundle.manifest.scale_sets(bundle.manifest.schedule()) == {6: "last"}
     assert not list((tmp_path / "bundle" / "stages").glob("blocks-*"))
     with Pipeline.load(bundle, threads=1) as pipe:
         assert pipe(prompt_embeds=random_texts([4]), seed=0, policy="ld", output_type="torch").images.isfinite().all()
@@ -208,9 +209,9 @@ def logits_of(
 ) -> torch.Tensor:
     """What the fused engine in 8 bits gives."""
     inside, outside = (tensor_entries(specs) for specs in (graph.signature.inputs, graph.signature.outputs))
-    entry = GraphEntry(kind="late_blocks", file="", inputs=inside, outputs=outside, last=graph.last)
+    entry = GraphEntry(kind="blocks", file="", inputs=inside, outputs=outside, last=graph.last)
     weights = in_8_bits(fused_weights(graph), KINDS[precision])
-    engine = FusedEngine("late_blocks", weights, entry, tokens=8, text_tokens=8, threads=1, compiled=compiled)
+    engine = FusedEngine("last_blocks", weights, entry, tokens=8, text_tokens=8, threads=1, compiled=compiled)
     rows, tokens = inputs["latents"].shape[:2]
     logits = torch.empty(rows, tokens, 2 * TRANSFORMER.bits)
     engine.run(inputs, {"logits": logits})
@@ -249,7 +250,7 @@ def test_fused_engine_from_its_file(tmp_path: Path, precision: QuantizedPrecisio
         (tmp_path / signature.name).mkdir()
         exported = ExportedGraph(signature, tmp_path, lambda: graph, tmp_path)
         builder.build(exported, tmp_path / signature.name, lambda detail: None)
-    weights = read_weights("late_blocks", tmp_path / quantized.name / FUSED_WEIGHTS, 2, torch.device("cpu"))
+    weights = read_weights("last_blocks", tmp_path / quantized.name / FUSED_WEIGHTS, 2, torch.device("cpu"))
     rounded = in_8_bits(fused_weights(graph), KINDS[precision])
     for mine, theirs in zip(named_tensors(weights), named_tensors(rounded), strict=True):
         assert mine[0] == theirs[0]

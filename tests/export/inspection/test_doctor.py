@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.schedules import all_schedules
 from ldp_runtime.bundle.files import MANIFEST, Bundle
 from ldp_runtime.bundle.manifest import Manifest, TargetEntry
 from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
 
-from ldp_export.builders.tensorrt.optimization_profiles import all_schedules, scale_profiles
+from ldp_export.builders.tensorrt.optimization_profiles import scale_profiles
 from ldp_export.building.choose_builder import BackendOptions, choose_builder
 from ldp_export.cli import main
 from ldp_export.inspection.doctor import Verdict, examine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.schedules import all_schedules
 from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime.bundle.optimization_profiles import AxisRange, OptimizationProfile, choose_profile
@@ -11,7 +12,6 @@ from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.builders.tensorrt.optimization_profiles import (
-    all_schedules,
     buckets_of,
     latent_profiles,
     scale_profiles,

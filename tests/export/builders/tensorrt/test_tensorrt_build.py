@@ -19,6 +19,7 @@ import pytest
 import torch
 from helpers.goldens import Golden
 from helpers.samples import spec
+from helpers.schedules import all_schedules
 from helpers.var_samples import VAR_MODELS
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.tensorrt.library import load_library
@@ -36,7 +37,6 @@ from ldp_export.builders.tensorrt.builder import (
     polygraphy_profile,
 )
 from ldp_export.builders.tensorrt.network import blocks_of, check_layers, count_operators
-from ldp_export.builders.tensorrt.optimization_profiles import all_schedules
 from ldp_export.builders.tensorrt.targets import check_precision, check_targets, parse_capabilities
 from ldp_export.building.choose_builder import BackendOptions, choose_builder
 from ldp_export.checkpoints.var import load_var, load_var_vae

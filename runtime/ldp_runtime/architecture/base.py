@@ -1,0 +1,68 @@
+"""Entry of a model in the manifest, and the questions that every family answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.token_layout import LatentLayout
+
+
+class BaseEntry(BaseModel, ABC):
+    """Architecture of a model, as far as the runtime needs it.
+
+    Each family adds its own fields. All of them have a tag `family`, and the `size` that names their schedule. They
+    have `text_channels` (0 for models of classes) and `classes` (0 for models of texts).
+
+    Attributes:
+        reads_text: True if images are drawn from texts, False if they are drawn from class labels.
+        mixes_codes: True if tokens may be drawn as mixtures of codes (`more_smooth`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    depth: int
+    width: int
+    heads: int
+    ffn: int
+    latent_channels: int
+    vae_stride: int
+    reads_text: ClassVar[bool] = True
+    mixes_codes: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def layout(self) -> LatentLayout:
+        """Arrangement of tokens on the latent."""
+
+    @property
+    @abstractmethod
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels that a token of the last scale covers."""
+
+    @property
+    @abstractmethod
+    def token(self) -> str:
+        """Content of a token, in words."""
+
+    @property
+    @abstractmethod
+    def logits(self) -> int:
+        """Number of logits per token."""
+
+    @property
+    @abstractmethod
+    def aspect_ratios(self) -> tuple[float, ...]:
+        """Aspect ratios (height / width) that the model draws."""
+
+    @abstractmethod
+    def schedule(self, aspect_ratio: float = 1.0) -> ScaleSchedule:
+        """Scale schedule of images of an aspect ratio (height / width).
+
+        Raises:
+            ConfigError: the model draws no images of this shape.
+        """
