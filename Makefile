@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
 POLICY ?= ld
+CASES ?= 100
 PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
 # Another PyTorch or another engine library is another set-up.
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo bench bench-policies bench-random results ablation test gpu-test lint clean
+.PHONY: setup demo bench bench-policies bench-random results ablation test fuzz gpu-test lint clean
 
 setup: $(READY)
 
@@ -87,6 +88,10 @@ lint: setup
 # A file's tests share what they build, so a file stays with one worker.
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+# Cases of every fuzzer, added to those of earlier runs in fuzz.json; the whole suite tries a few of each.
+fuzz: setup
+	PYTHONPATH=.:tests $(BIN)/python -P -m fuzz $(KINDS) --cases $(CASES)
 
 # On a machine with an NVIDIA GPU; parts whose libraries are missing skip by themselves. Needs a PyTorch with CUDA:
 #   make gpu-test TORCH=torch==2.13.0 ENGINES=tensorrt-cu13,tensorrt-rtx
