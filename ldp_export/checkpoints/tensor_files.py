@@ -6,104 +6,239 @@ checkpoint larger than memory can therefore be opened, compared, and written ane
 
 from __future__ import annotations
 
-import json
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal, TypeGuard
 
 import torch
 from ldp_runtime.errors import CheckpointError
-from safetensors import SafetensorError, safe_open
+from ldp_runtime.small_files import is_plain_file, kind_of, read_json, stays_inside
+from safetensors import safe_open
 
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 
 State = dict[str, torch.Tensor]
+#: Part of a model that is wanted of a file.
+Part = Literal["transformer", "vae", "any"]
 
 
 INDEX_NAME = "model.safetensors.index.json"
 
 
-def read_state(path: Path | str) -> State:
+def read_state(path: Path | str, part: Part = "any") -> State:
     """All tensors, memory-mapped, of a safetensors file, a sharded folder (or its index file), or a `.pth` file.
+
+    Files are read by their content, whatever their names end in.
+
+    Args:
+        part: part that is wanted of a file that holds several, as training writes.
 
     Raises:
         CheckpointError: the file or a shard is missing, truncated, or holds pickled objects other than tensors.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}")
     if path.is_dir():
         index = path / INDEX_NAME
-        shards = sorted(path.glob("*.safetensors"))
-        if index.exists():
-            return _read_sharded(index)
-        if len(shards) == 1:
-            return _read_safetensors(shards[0])
+        return _read_sharded(index) if os.path.lexists(index) else _read_file(_only_file(path), part)
+    return _read_sharded(path) if path.name.endswith(".index.json") else _read_file(path, part)
+
+
+def files_read(path: Path) -> list[Path]:
+    """Files of a checkpoint that `read_state` reads, in the order of their names; raises CheckpointError as it does."""
+    if path.is_dir():
+        index = path / INDEX_NAME
+        return _indexed_files(index) if os.path.lexists(index) else [_only_file(path)]
+    return _indexed_files(path) if path.name.endswith(".index.json") else [path]
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    return sorted([index, *(index.parent / name for name in set(_weight_map(index).values()))])
+
+
+def _only_file(folder: Path) -> Path:
+    """The one safetensors file of a folder; hidden files, as some systems leave beside others, are none."""
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() == ".safetensors" and not path.name.startswith(".")
+    ]
+    if len(files) != 1:
         raise CheckpointError(
-            f"{path} holds {len(shards)} safetensors files and no {INDEX_NAME}",
+            f"{folder} holds {len(files)} safetensors files and no {INDEX_NAME}",
             hint="name the file itself, or fetch the index file that belongs to the shards",
         )
-    if path.name.endswith(".index.json"):
-        return _read_sharded(path)
-    if path.suffix == ".safetensors":
+    return files[0]
+
+
+def check_file(path: Path) -> None:
+    """Raises CheckpointError unless there is a regular file at a path; reading a pipe would wait for ever."""
+    if not os.path.lexists(path):
+        raise CheckpointError(f"no checkpoint at {path}", hint="check the path, or fetch the file")
+    if not path.exists():
+        raise CheckpointError(f"{path} is a link to nowhere", hint="fetch the file that it should lead to")
+    if not is_plain_file(path):
+        raise CheckpointError(f"{path} is {kind_of(path)}, not a checkpoint", hint="name a file, or a folder of shards")
+
+
+def _read_file(path: Path, part: Part) -> State:
+    check_file(path)
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return _read_pth(path, part)
+    if start[8:9] == b"{" or (path.suffix.lower() == ".safetensors" and _foreign(start) is None):
         return _read_safetensors(path)
-    return _read_pth(path)
+    kind = _foreign(start)
+    if kind is None:  # the oldest format of torch has no mark of its own
+        return _read_pth(path, part)
+    raise CheckpointError(
+        f"{path} ({path.stat().st_size} bytes) is {kind}, neither safetensors nor a file that torch saved",
+        hint="fetch it again, or name the file of weights",
+    )
+
+
+#: Beginnings of files that are often taken for checkpoints.
+_FOREIGN = {
+    b"version https://git-lfs": "a pointer to a file in Git LFS, not the file itself",
+    b"<": "a page of HTML or XML, as a failed download leaves",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "compressed with gzip",
+    b"{": "a file of JSON",
+}
+
+
+def _foreign(start: bytes) -> str | None:
+    """Kind of a file that is no checkpoint, by its first bytes; None if it may be one."""
+    if not start.strip(b"\0"):
+        return "full of zeros" if start else "empty"
+    return next((kind for mark, kind in _FOREIGN.items() if start.startswith(mark)), None)
 
 
 def _read_safetensors(path: Path) -> State:
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # the library raises its own, OSError, ValueError for shapes, AttributeError for types
         raise CheckpointError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {error}",
+            f"cannot read {path} ({path.stat().st_size} bytes): {_short(error)}",
             hint="the file is truncated or not safetensors; fetch it again",
         ) from error
 
 
-def _read_sharded(index: Path) -> State:
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def shards_of(index: object) -> list[str]:
+    """Names of the shards in an index.
+
+    Raises:
+        ValueError: it is no index, or names a shard that is not beside it.
+    """
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it has no weight_map from keys to files")
+    odd = [name for name in files.values() if not stays_inside(name) or "/" in name]
+    if odd:
+        raise ValueError(f"it names the shard {str(odd[0])[:80]!r}, which is no file beside it")
+    return sorted(set(files.values()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Shard of each key, by an index file.
+
+    Raises:
+        CheckpointError: it is no index, or a shard is not beside it.
+    """
+    check_file(index)
     try:
-        files: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
-        shards = sorted({str(name) for name in files.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
-    state: State = {}
+        content: Any = read_json(index)
+        shards = shards_of(content)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index: {error}", hint="fetch it again") from error
     for name in shards:
-        shard = index.parent / name
-        if not shard.exists():
-            raise CheckpointError(f"{index} names the shard {name}, which is not beside it")
-        state |= _read_safetensors(shard)
+        if not (index.parent / name).exists():
+            raise CheckpointError(
+                f"{index} names the shard {name}, which is not beside it", hint="fetch it again: all shards are needed"
+            )
+    return content["weight_map"]
+
+
+def _read_sharded(index: Path) -> State:
+    files = _weight_map(index)
+    state: State = {}
+    for name in sorted(set(files.values())):
+        shard = _read_safetensors(index.parent / name)
+        state |= {key: shard[key] for key in shard if files.get(key) == name}
     absent = sorted(set(files) - set(state))
     if absent:
-        raise CheckpointError(f"{index} names keys that its shards lack: {listing(absent)}")
+        raise CheckpointError(
+            f"{index} names keys that its shards lack: {listing(absent)}", hint="fetch the index and all shards again"
+        )
     return {key: state[key] for key in files}
 
 
-def _read_pth(path: Path) -> State:
+def _read_pth(path: Path, part: Part) -> State:
     try:
         # Files in torch's old format cannot be mapped into memory; they are read whole.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many types here: pickle, zip, runtime
+    except Exception as error:  # torch raises many types here: pickle, zip, runtime, recursion
         raise CheckpointError(
             f"cannot read {path} without running pickled code: no checkpoint, truncated, or more than tensors in it",
             hint="fetch it again; or convert it to safetensors on a machine where you trust it",
         ) from error
-    return _find_weights(loaded, path)
+    return _find_weights(loaded, path, part)
 
 
-def _find_weights(loaded: object, path: Path) -> State:
-    """Tensor dictionary inside a known container: flat, `vae`, `state_dict`, or a training checkpoint."""
-    if isinstance(loaded, Mapping):
-        for keys in (("trainer", "gpt_fsdp"), ("vae",), ("state_dict",)):
-            inner: object = loaded
-            for key in keys:
-                inner = inner.get(key) if isinstance(inner, Mapping) else None
-            if isinstance(inner, Mapping):
-                loaded = inner
-                break
-        if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
-            return {str(key): value for key, value in loaded.items()}
-    raise CheckpointError(f"{path} holds no dictionary of tensors (looked at the top, 'vae' and 'trainer.gpt_fsdp')")
+#: Places of the weights in files that training writes, by part; `any` looks at all of them in this order.
+_PLACES: dict[Part, tuple[tuple[str, ...], ...]] = {
+    "transformer": (
+        ("trainer", "gpt_fsdp"),
+        ("trainer", "gpt_wo_ddp"),
+        ("trainer", "var_wo_ddp"),
+        ("state_dict",),
+    ),
+    "vae": (("trainer", "vae_local"), ("vae",), ("state_dict",)),
+}
+
+
+def _find_weights(loaded: object, path: Path, part: Part) -> State:
+    """Tensor dictionary of a part: the whole file, or inside a container that is known."""
+    if _is_state(loaded):
+        return {str(key): value for key, value in loaded.items()}
+    places = _PLACES[part] if part != "any" else (*_PLACES["transformer"], *_PLACES["vae"])
+    for keys in places:
+        inner: object = loaded
+        for key in keys:
+            inner = inner.get(key) if isinstance(inner, Mapping) else None
+        if _is_state(inner):
+            return {str(key): value for key, value in inner.items()}
+    looked = ", ".join(repr(".".join(keys)) for keys in dict.fromkeys(places))
+    raise CheckpointError(
+        f"{path} holds no dictionary of tensors at the top, nor at {looked}; it holds {_contents(loaded)}",
+        hint="save the dictionary of weights alone, or under one of these names",
+    )
+
+
+def _is_state(value: object) -> TypeGuard[Mapping[Any, torch.Tensor]]:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _contents(loaded: object) -> str:
+    """Keys of a file in words, two levels deep."""
+    if not isinstance(loaded, Mapping):
+        return f"a {type(loaded).__name__}"
+    names: list[str] = []
+    for key, value in loaded.items():
+        inner = (
+            [f"{key}.{name}" for name in value] if isinstance(value, Mapping) and not _is_state(value) else [str(key)]
+        )
+        names += inner or [str(key)]
+    return listing([name[:80] for name in names]) or "nothing"
 
 
 def listing(keys: Iterable[str], most: int = 20) -> str:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ldp_runtime.bundle.files import hash_file
-from ldp_runtime.errors import ConfigError, HubError, IntegrityError
+from ldp_runtime.errors import ConfigError, HubError, IntegrityError, LdpError
+from ldp_runtime.small_files import MOST_BYTES, is_plain_file, parse_json, stays_inside
 
+#: Bytes of a file that are hashed at a time.
+_PIECE = 2**20
+#: Seconds that the hub may take to answer.
+_SECONDS = 30
 ELSEWHERE = "or fetch on a machine that reaches it (ldp-export fetch MODEL --local-dir DIR) and carry the folder here"
 
 
@@ -43,7 +51,7 @@ class HubFile:
 
     def matches(self, path: Path) -> bool:
         """True if a local file has this file's size and hash; reads the whole local file."""
-        if path.stat().st_size != self.size:
+        if not is_plain_file(path) or path.stat().st_size != self.size:
             return False
         return (hash_file(path) if self.sha256 else git_blob_id(path)) == self.etag
 
@@ -63,7 +71,9 @@ class HubFile:
 def git_blob_id(path: Path) -> str:
     """Git's id of a file's content; the hub lists it for files that are not kept with LFS."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    digest.update(path.read_bytes())
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -71,23 +81,85 @@ def list_repository(repository: str, revision: str) -> list[HubFile]:
     """All files of a repository at a revision, in one request.
 
     Raises:
-        HubError: the hub is unreachable, access is denied, or there is no such repository or revision.
+        ConfigError: the revision cannot be the name of one.
+        HubError: the hub is unreachable, access is denied, or there is no such repository or revision. Or its list is
+            damaged, or names files or hashes that lead out of the folder that they are written to.
     """
-    api = hub_module().HfApi(endpoint=endpoint())
+    if not stays_inside(revision):
+        raise ConfigError(f"{revision!r} cannot be a revision", hint="name a branch, a tag or a commit")
+    hub_module()
     with hub_errors(repository, revision):
-        info = api.model_info(repository, revision=revision, files_metadata=True, timeout=30)
-    return [
-        HubFile(
-            repository,
-            revision,
-            str(info.sha),
-            sibling.rfilename,
-            int(sibling.lfs.size if sibling.lfs else sibling.size or 0),
-            str(sibling.blob_id),
-            sibling.lfs.sha256 if sibling.lfs else None,
-        )
-        for sibling in info.siblings or []
-    ]
+        text = _answer(f"{endpoint()}/api/models/{repository}/revision/{quote(revision, safe='')}")
+    try:
+        listed = parse_json(text)
+        commit, siblings = _hash(listed["sha"], 40), listed["siblings"]
+        files = [_listed(repository, revision, commit, entry) for entry in siblings]
+        _check_names([file.path for file in files])
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise HubError(
+            f"the list of files of {repository} at {revision} on {endpoint()} is damaged: {why}",
+            hint="nothing was written; ask for another HF_ENDPOINT, or unset it",
+        ) from error
+    return files
+
+
+def _answer(url: str) -> bytes:
+    """Body of the hub's answer to a question; read no further than a list of files can be long."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    with get_session().stream(
+        "GET", url, headers=build_hf_headers(), params={"blobs": "true"}, timeout=_SECONDS, follow_redirects=True
+    ) as response:
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
+        body = b""
+        for piece in response.iter_bytes(2**16):
+            body += piece
+            if len(body) > MOST_BYTES:
+                raise HubError(f"{url} answers with more than {MOST_BYTES} bytes", hint="ask for another HF_ENDPOINT")
+    return body
+
+
+def _listed(repository: str, revision: str, commit: str, entry: dict[str, Any]) -> HubFile:
+    """A file as the hub lists it; raises ValueError, KeyError or TypeError for anything odd."""
+    path, lfs = entry["rfilename"], entry.get("lfs")
+    if not stays_inside(path):
+        raise ValueError(f"the name {str(path)[:80]!r} leads out of a folder, or is no name")
+    size = _size(path, (lfs or entry)["size"])
+    sha256 = None if lfs is None else _hash(lfs["sha256"], 64)
+    return HubFile(repository, revision, commit, path, size, _hash(entry["blobId"], 40), sha256)
+
+
+def _size(path: str, size: object) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
+        raise ValueError(f"the size of {path} is {str(size)[:40]!r}")
+    return size
+
+
+def _hash(text: object, digits: int) -> str:
+    if not isinstance(text, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
+        raise ValueError(f"{str(text)[:80]!r} is no hash of {digits} digits")
+    return text
+
+
+def _check_names(paths: list[str]) -> None:
+    """Raises ValueError for names of which a disk may hold only one: equal but for case or Unicode form, or nested."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        folded = unicodedata.normalize("NFC", path).casefold()
+        if folded in seen:
+            raise ValueError(f"{seen[folded]!r} and {path!r} may be one file")
+        seen[folded] = path
+    folders = {parent for folded in seen for parent in _parents(folded)}
+    if nested := sorted(folders & seen.keys()):
+        raise ValueError(f"{seen[nested[0]]!r} is both a file and a folder")
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def endpoint() -> str:
@@ -96,11 +168,13 @@ def endpoint() -> str:
 
 
 def cache_folder() -> Path:
-    """Cache of the hub's client on this machine, shared with other programs: HF_HUB_CACHE, or a folder in HF_HOME."""
-    if "HF_HUB_CACHE" in os.environ:
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
-    if "HF_HOME" in os.environ:
-        return Path(os.environ["HF_HOME"]).expanduser() / "hub"
+    """Cache of the hub's client on this machine, shared with other programs: HF_HUB_CACHE, or a folder in HF_HOME.
+
+    Home folders and variables in them are expanded, as the client does.
+    """
+    for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if name in os.environ:
+            return Path(os.path.expandvars(Path(os.environ[name]).expanduser()), below)
     return Path(hub_module().constants.HF_HUB_CACHE)
 
 
@@ -144,7 +218,7 @@ def hub_errors(repository: str, revision: str) -> Generator[None]:
             f"the hub refused {where}: {_first_line(error)}", hint="try again later, or set HF_TOKEN"
         ) from error
     except Exception as error:  # the HTTP library, and so its errors, depends on the client's version
-        if isinstance(error, MemoryError | HubError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, MemoryError | LdpError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise _unreachable(where, error) from error
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.disk import require_room
+from ldp_runtime.disk import require_room, write_durably
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.small_files import read_json
 
 from ldp_export.checkpoints.convert import PRECISIONS, Conversion, check_precision, convert, plan_conversion
 from ldp_export.checkpoints.original import released_bytes
@@ -95,7 +96,8 @@ def convert_model(
     if plans:
         folder.mkdir(parents=True, exist_ok=True)
         known = _record(folder)["revisions"] | revisions
-        (folder / RECORD).write_text(json.dumps({"precision": precision, "revisions": known}, indent=1) + "\n")
+        record = json.dumps({"precision": precision, "revisions": known}, indent=1) + "\n"
+        write_durably(folder / RECORD, record.encode())
     for index, plan in enumerate(plans):
         run_conversion(plan, progress, index, len(plans))
     return Sources(targets["transformer"], targets["vae"], targets["text_encoder"] if sources.text_encoder else None)
@@ -108,9 +110,10 @@ def _targets(folder: Path) -> dict[str, Path]:
 def _record(folder: Path) -> dict[str, Any]:
     """Record of the folder's conversions; without a valid one, an unknown precision and no revisions."""
     try:
-        record = json.loads((folder / RECORD).read_text())
-        return {"precision": str(record["precision"]), "revisions": dict(record["revisions"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_json(folder / RECORD)
+        revisions = {str(name): str(commit) for name, commit in record["revisions"].items()}
+        return {"precision": str(record["precision"]), "revisions": revisions}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"precision": "an unknown precision", "revisions": {}}
 
 

@@ -7,16 +7,18 @@ beside the target under a fixed name, and the next try asks for the rest with a 
 from __future__ import annotations
 
 import io
+import os
+import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from filelock import FileLock
-from ldp_runtime.disk import full_disk_is_typed
+from ldp_runtime.disk import acquired, full_disk_is_typed, is_full, write_durably, written_whole
 from ldp_runtime.errors import HubError, IntegrityError
+from ldp_runtime.small_files import is_plain_file
 
-from ldp_export.hub.client import HubFile, cache_folder, endpoint, hub_errors, hub_module
+from ldp_export.hub.client import HubFile, cache_folder, endpoint, hub_errors
 
 #: Ending of the name of a file that is received in part.
 PARTIAL = ".partial"
@@ -26,6 +28,8 @@ OnBytes = Callable[[int], None]
 def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None) -> None:
     """Writes a file of the hub to `target`, which appears complete and checked, or not at all.
 
+    A file of another size that is there already is replaced once its successor is complete.
+
     Args:
         on_bytes: called with the number of bytes received so far, those of earlier tries included.
 
@@ -33,12 +37,15 @@ def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None
         HubError: the connection failed; the received part is kept, and the next call resumes.
         IntegrityError: the hub served another content than it lists; the received file is deleted.
         CapacityError: the disk is full.
+        ConfigError: the disk has no locks.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + PARTIAL)
-    with FileLock(target.with_name(target.name + ".lock")):
-        if target.exists():
+    partial, lock = target.with_name(target.name + PARTIAL), target.with_name(target.name + ".lock")
+    held = acquired(lock)
+    try:
+        if is_plain_file(target) and target.stat().st_size == file.size:
             return
+        _forget_foreign(partial)
         with full_disk_is_typed(target.parent), hub_errors(file.repository, file.revision):
             _receive(file, partial, on_bytes)
         if not file.matches(partial):
@@ -50,19 +57,53 @@ def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None
                 hint="run it again; if it fails again, a proxy or mirror changes files: ask for another HF_ENDPOINT",
             )
         partial.replace(target)
-    target.with_name(target.name + ".lock").unlink(missing_ok=True)
+    finally:
+        held.release()
+        if target.exists():
+            lock.unlink(missing_ok=True)
+
+
+def _forget_foreign(partial: Path) -> None:
+    """Removes a beginning that is a link, or has a second name: appending to it would change another file."""
+    if partial.is_symlink() or (partial.exists() and (not is_plain_file(partial) or partial.stat().st_nlink > 1)):
+        partial.unlink()
 
 
 def download_to_cache(file: HubFile, on_bytes: OnBytes = lambda count: None) -> Path:
-    """Downloads a file into the hub's cache on this machine, where other programs find it too."""
-    hub = hub_module()
-    download(file, blob_path(file), on_bytes)
-    with hub_errors(file.repository, file.revision):
-        # The content is already in the cache: the client only enters it into the snapshot of its commit.
-        return Path(
-            hub.hf_hub_download(
-                file.repository, file.path, revision=file.revision, cache_dir=cache_folder(), endpoint=endpoint()
-            )
+    """Downloads a file into the hub's cache on this machine, where other programs find it too.
+
+    Blob, snapshot and reference are written here, in the client's layout: it would take their names from the server.
+    """
+    blob, cache = blob_path(file), repository_cache(file.repository)
+    download(file, blob, on_bytes)
+    entry = cache / "snapshots" / file.commit / file.path
+    require_below(entry, cache)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    if not entry.exists() or not entry.samefile(blob):
+        with written_whole(entry) as scratch:
+            _refer(scratch, entry.parent, blob)
+    if file.revision != file.commit:
+        reference = cache / "refs" / file.revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(reference, file.commit.encode())
+    return entry
+
+
+def _refer(link: Path, folder: Path, blob: Path) -> None:
+    """Makes a relative link in `folder` to the content of a file, or a copy where the disk has no links."""
+    try:
+        link.symlink_to(os.path.relpath(blob, folder))
+    except OSError as error:
+        if is_full(error):
+            raise
+        shutil.copyfile(blob, link)
+
+
+def require_below(path: Path, folder: Path) -> None:
+    """Raises HubError if links lead a path out of the folder that was asked for."""
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise HubError(
+            f"{path} lies in {path.parent.resolve()}, outside {folder}", hint="remove the link, or name another folder"
         )
 
 
@@ -88,7 +129,7 @@ def _receive(file: HubFile, partial: Path, on_bytes: OnBytes) -> None:
         partial.unlink()
         have = 0
     with partial.open("ab") as handle, _quiet_client():
-        counted = cast(BinaryIO, _Counted(handle, on_bytes))
+        counted = cast(BinaryIO, _Counted(handle, on_bytes, file))
         try:
             http_get(url, counted, resume_size=have, headers=build_hf_headers(), expected_size=file.size)
         except OSError as error:
@@ -98,15 +139,28 @@ def _receive(file: HubFile, partial: Path, on_bytes: OnBytes) -> None:
                     f"{file.path} ended after {arrived} of {file.size} bytes", hint="run it again: it resumes"
                 ) from error
             raise
+        except _Endless as error:
+            handle.truncate(0)
+            raise IntegrityError(
+                f"{endpoint()} serves more than the listed {file.size} bytes as {file.path} of {file.repository}; "
+                "they were deleted",
+                hint="run it again; if it fails again, a proxy or mirror changes files: ask for another HF_ENDPOINT",
+            ) from error
+
+
+class _Endless(Exception):
+    """More bytes arrive than were listed."""
 
 
 class _Counted(io.RawIOBase):
-    """A file that reports its length after every write."""
+    """A file that reports its length after every write, and takes no more bytes than were listed."""
 
-    def __init__(self, file: BinaryIO, on_bytes: OnBytes) -> None:
-        self._file, self._on_bytes = file, on_bytes
+    def __init__(self, file: BinaryIO, on_bytes: OnBytes, listed: HubFile) -> None:
+        self._file, self._on_bytes, self._most = file, on_bytes, listed.size
 
     def write(self, data: bytes, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self._file.tell() + len(data) > self._most:
+            raise _Endless
         count = self._file.write(data)
         self._on_bytes(self._file.tell())
         return count

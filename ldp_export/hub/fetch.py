@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from ldp_runtime.disk import gigabytes, require_room
 from ldp_runtime.errors import CheckpointError, ConfigError, HubError
+from ldp_runtime.small_files import is_plain_file, kind_of
 
 from ldp_export.checkpoints.original import released_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_files import INDEX_NAME
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, list_repository
-from ldp_export.hub.download import PARTIAL, blob_path, download, download_to_cache
+from ldp_export.hub.download import PARTIAL, blob_path, download, download_to_cache, require_below
 from ldp_export.hub.local import (
     TEXT_ENCODER,
     TRANSFORMER,
@@ -187,7 +188,7 @@ def _wanted(file: HubFile, folder: Path | None) -> WantedFile:
     partial = place.with_name(place.name + PARTIAL)
     if place.is_file() and place.stat().st_size == file.size:
         return WantedFile(file, place, "complete", file.size)
-    if partial.is_file():
+    if is_plain_file(partial):
         return WantedFile(file, place, "partial", min(partial.stat().st_size, file.size))
     return WantedFile(file, place, "absent", 0)
 
@@ -198,14 +199,15 @@ def fetch(plan: FetchPlan, progress: Progress = silent) -> Sources:
     Running it again after any failure continues where it stopped.
 
     Raises:
-        HubError: the connection failed.
+        HubError: the connection failed, or a link leads out of the folder.
         IntegrityError: a file has a wrong hash.
         CapacityError: the disk is full.
+        ConfigError: a folder, a pipe or a device is in the way.
     """
     paths: dict[tuple[str, str], Path] = {}
     for index, wanted in enumerate(plan.files):
         meter = _Meter(wanted.file, index, len(plan.files), progress)
-        paths[wanted.file.repository, wanted.file.path] = _fetch_one(wanted, plan.local_dir is None, meter)
+        paths[wanted.file.repository, wanted.file.path] = _fetch_one(wanted, plan.local_dir, meter)
     hub = plan.hub
     if plan.local_dir is not None:
         return raw_sources(hub, plan.local_dir, any(w.file.repository == hub.text_encoder for w in plan.files))
@@ -268,17 +270,18 @@ def _root(path: Path, name: str) -> Path:
     return path.parents[len(Path(name).parts) - 1]
 
 
-def _fetch_one(wanted: WantedFile, to_cache: bool, meter: _Meter) -> Path:
+def _fetch_one(wanted: WantedFile, local_dir: Path | None, meter: _Meter) -> Path:
     """Checks the hash of a file that is already here; downloads any other, which checks it too."""
     file, place = wanted.file, wanted.place
+    require_below(place, cache_folder() if local_dir is None else local_dir)
+    if place.exists() and not is_plain_file(place):
+        raise ConfigError(f"{place} is {kind_of(place)}", hint="remove it, or name another folder")
     meter.begin(wanted.have)
     if place.is_file() and place.stat().st_size == file.size:  # here, or just fetched by another process
         meter.say("checking")
-        file.require(place, hint=f"delete it and run the command again: rm {place}")
-    elif place.exists() or place.is_symlink():
-        place.unlink()  # its length differs from the hub's
-    path = download_to_cache(file, meter.advance) if to_cache else place
-    if not to_cache:
+        file.require(place, hint=f"delete it and run the command again: rm '{place}'")
+    path = download_to_cache(file, meter.advance) if local_dir is None else place
+    if local_dir is not None:
         download(file, place, meter.advance)
     meter.finish()
     return path

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ldp_export.checkpoints.tensor_files import INDEX_NAME
+from ldp_runtime.small_files import read_json
+
+from ldp_export.checkpoints.tensor_files import INDEX_NAME, shards_of
 from ldp_export.hub.client import cache_folder, hub_module
 from ldp_export.hub.download import PARTIAL, repository_cache
 from ldp_export.models.registry import HubFiles, NamedModel
@@ -83,8 +84,8 @@ def text_encoder_files(locate: Locate) -> list[tuple[str, Path | None]]:
 def shard_names(index: Path) -> list[str]:
     """Names of the shards in an index file; empty if it cannot be read."""
     try:
-        return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (OSError, ValueError, KeyError, AttributeError):
+        return shards_of(read_json(index))
+    except (OSError, ValueError):
         return []
 
 

@@ -7,11 +7,11 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from ldp_runtime.errors import CapacityError, ConfigError, LdpError
@@ -38,8 +38,13 @@ def same_disk(one: Path, other: Path) -> bool:
 
 
 def is_full(error: BaseException) -> bool:
-    """True if the error says that a disk or a quota is full."""
-    return system_error_number(error) in (errno.ENOSPC, errno.EDQUOT)
+    """True if the error says that a disk or a quota is full, or takes no file of this size."""
+    return system_error_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """True if the error says that nothing may be written there."""
+    return system_error_number(error) in (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
 def system_error_number(error: BaseException) -> int | None:
@@ -57,8 +62,9 @@ def full_disk_is_typed(folder: Path, kind: type[LdpError] = CapacityError) -> Ge
         yield
     except (OSError, SafetensorError) as error:
         if is_full(error):
+            why = "takes no file of this size" if system_error_number(error) == errno.EFBIG else "is full"
             raise kind(
-                f"the disk of {folder} is full", hint="free some space and run the command again: it resumes"
+                f"the disk of {folder} {why}", hint="free some space and run the command again: it resumes"
             ) from error
         raise
 
@@ -72,19 +78,73 @@ def gigabytes(count: float) -> str:
 SCRATCH = ".tmp-"
 
 
+_SCRATCH_NAME = re.compile(re.escape(SCRATCH) + "[0-9a-f]{32}")
+
+
+def scratch_path(folder: Path) -> Path:
+    """New path in a folder for something half-written."""
+    return folder / f"{SCRATCH}{uuid.uuid4().hex}"
+
+
+def is_scratch(path: Path) -> bool:
+    """True if a path has a name that only `scratch_path` gives."""
+    return _SCRATCH_NAME.fullmatch(path.name) is not None
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes scratch files that killed processes left in a folder; no other process may be writing there."""
-    for scratch in folder.glob(f"{SCRATCH}*"):
-        if scratch.is_dir():
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for scratch in filter(is_scratch, folder.iterdir()):
+        if scratch.is_dir() and not scratch.is_symlink():
             shutil.rmtree(scratch, ignore_errors=True)
         else:
             scratch.unlink(missing_ok=True)
 
 
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Deletes files of a folder by name, then what is empty of its folders; whatever else lies there stays."""
+    with suppress(OSError):
+        parents = {folder}
+        for name in names:
+            path = folder / name
+            if path.is_file() or path.is_symlink():
+                path.unlink()
+            parents |= {parent for parent in path.parents if parent.is_relative_to(folder)}
+        for parent in sorted(parents, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def sync(path: Path) -> None:
+    """Makes a file's content, or the names in a folder, survive a power cut.
+
+    Systems and file systems that cannot do so for folders leave it out.
+    """
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Makes everything in a folder survive a power cut; its own name is its parent's matter."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
+
+
 @contextmanager
 def written_whole(path: Path) -> Generator[Path]:
     """Scratch path beside `path`, renamed to `path` at the end; after an error it is deleted."""
-    scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
+    scratch = scratch_path(path.parent)
     try:
         yield scratch
         scratch.replace(path)
@@ -98,6 +158,7 @@ def write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    sync(path.parent)
 
 
 @contextmanager
@@ -108,11 +169,47 @@ def exclusive(lock: Path, work: str) -> Generator[None]:
         work: the work that the lock protects, for the error message, such as "build is writing to DIR".
 
     Raises:
-        ConfigError: another process holds the lock; this one does not wait for it.
+        ConfigError: another process holds the lock, and this one does not wait for it; or the disk has no locks.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock, timeout=0):
-            yield
+        held = acquired(lock, timeout=0)
     except Timeout as error:
         raise ConfigError(f"another {work}", hint="wait for it, or name another output") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def acquired(lock: Path, timeout: float = -1) -> BaseFileLock:
+    """A lock file, held by this process until it is released.
+
+    Args:
+        timeout: seconds to wait for another process that holds it; -1 waits for ever.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+        ConfigError: the file system has no locks.
+    """
+    held = FileLock(lock, timeout=timeout)
+    try:
+        held.acquire()
+    except NotImplementedError as error:
+        raise _no_locks(lock) from error
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
+            raise
+        raise _no_locks(lock) from error
+    return held
+
+
+#: Numbers of the errors of file systems without locks, such as some that lie on another machine.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def _no_locks(lock: Path) -> ConfigError:
+    return ConfigError(
+        f"the disk of {lock.parent} does not support locks, without which two writers could mix their files",
+        hint="choose a folder on a local disk, and copy the result from there",
+    )

@@ -27,7 +27,7 @@ def main() -> None:
             print(kind, options.only, repr(case), *tried(kind, case))
             continue
         tally = load(options.output, kind, options.seed)
-        for tally in fuzz(kind, options.cases, tally):
+        for _ in fuzz(kind, options.cases, tally):
             save(options.output, kind, tally)
         print(f"{kind}: {tally.done} cases, " + ", ".join(f"{n} {what}" for what, n in sorted(tally.outcomes.items())))
         for each in tally.wrong[-20:]:

@@ -2,6 +2,7 @@
 
     OUTPUT/
       CURRENT                     name of the version that serves; replaced atomically
+      PREVIOUS                    name of the version that served before it
       versions/DIGEST/            hashed content, never changed
         manifest.json  constants.safetensors  tokenizer.json  reference/
         text_encoder/  prompt/  blocks/  last_blocks/  decoder/             one folder per graph or chunk of one
@@ -14,7 +15,8 @@ are noticed.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +26,11 @@ from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, con
 from ldp_runtime.bundle.older_manifest import OLDER_SCHEMAS, from_schema_3
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
+from ldp_runtime.small_files import is_plain_file, read_json, read_small, stays_inside
 
-MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "reports"
+MANIFEST, CURRENT, PREVIOUS, VERSIONS, REPORTS = "manifest.json", "CURRENT", "PREVIOUS", "versions", "reports"
+#: Name of a version's folder: the first digits of its digest.
+VERSION_NAME = re.compile("[0-9a-f]{16}")
 
 
 CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
@@ -57,44 +62,132 @@ class Bundle:
         return self.folder / name
 
 
-def open_bundle(path: Path | str, integrity: Integrity = "full") -> Bundle:
+def open_bundle(path: Path | str, integrity: Integrity = "full", expected_digest: str | None = None) -> Bundle:
     """Reads and checks a bundle; opens no engine.
 
     Args:
-        path: output path of a build, or the folder of one version.
+        path: output path of a build, or the folder of one version, or a link to either.
         integrity: see `Integrity`.
+        expected_digest: digest of the only bundle to accept, or its first 16 digits or more; None accepts any.
 
     Raises:
-        ConfigError: there is no bundle at `path`, or no such `integrity`.
-        IntegrityError: the manifest was edited, or a file is missing, truncated or changed.
+        ConfigError: there is no bundle at `path`, or no such `integrity`, or `expected_digest` is no digest.
+        IntegrityError: the manifest was edited or contradicts itself; a file is missing, truncated or changed; or the
+            bundle has another digest than expected.
         IncompatibleBundleError: the bundle was written by another version of the toolkit.
     """
     if integrity not in get_args(Integrity):
         raise ConfigError(f"integrity must be one of {', '.join(get_args(Integrity))}, got {integrity!r}")
+    _check_form(expected_digest)
     folder, root = _locate(Path(path))
     manifest = read_manifest(folder)
     if root is not None and folder.name != manifest.version:
         raise IntegrityError(
             f"{folder} holds the version {manifest.version}", hint="restore the folder's name, or rebuild the bundle"
         )
+    require_digest(manifest, folder, expected_digest)
+    check_manifest(manifest, folder)
     check_files(folder, manifest.files, integrity)
     return Bundle(manifest, folder, root, read_state(root, manifest))
 
 
-def _locate(path: Path) -> tuple[Path, Path | None]:
-    if (path / MANIFEST).is_file():
-        is_version = path.parent.name == VERSIONS and (path.parent.parent / CURRENT).exists()
-        return path, path.parent.parent if is_version else None
-    pointer = path / CURRENT
-    if not pointer.is_file():
-        raise ConfigError(f"there is no bundle at {path}", hint="build one: ldp-export build --output " + str(path))
-    name = pointer.read_text(errors="replace").strip()
-    folder = path / VERSIONS / name
-    if not name or not (folder / MANIFEST).is_file():
+def _check_form(expected: str | None) -> None:
+    if expected is not None and not re.fullmatch("[0-9a-fA-F]{16,64}", expected):
+        raise ConfigError(
+            f"{expected!r} is no digest: 64 hexadecimal digits, or the first 16 or more of them",
+            hint="`ldp-export inspect` prints a bundle's digest",
+        )
+
+
+def require_digest(manifest: Manifest, folder: Path, expected: str | None) -> None:
+    """Raises IntegrityError unless a manifest has the expected digest; None accepts any."""
+    _check_form(expected)
+    if expected is not None and not manifest.digest.startswith(expected.lower()):
         raise IntegrityError(
-            f"{pointer} names the version {name!r}, which is not under {path / VERSIONS}", hint="rebuild the bundle"
+            f"the bundle {folder} has the digest {manifest.digest}, expected {expected.lower()}",
+            hint="use the bundle that was meant, or expect this one's digest if you trust where it came from",
+        )
+
+
+def _locate(path: Path) -> tuple[Path, Path | None]:
+    """Folder of the version at a path, with its links resolved, and the output path of the build that it belongs to."""
+    path = path.absolute()
+    if is_plain_file(path / MANIFEST):
+        return _version_folder(path)
+    pointer = path / CURRENT
+    if not os.path.lexists(pointer):
+        raise ConfigError(f"there is no bundle at {path}", hint=f"build one: ldp-export build --output '{path}'")
+    try:
+        name = read_small(pointer, 4096).decode(errors="replace").strip()
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{pointer} cannot be read: {error}", hint="rebuild the bundle") from error
+    folder = path / VERSIONS / name
+    if not VERSION_NAME.fullmatch(name) or not is_plain_file(folder / MANIFEST):
+        raise IntegrityError(
+            f"{pointer} names the version {name[:80]!r}, which is not under {path / VERSIONS}",
+            hint="rebuild the bundle",
         )
     return folder, path
+
+
+def _version_folder(path: Path) -> tuple[Path, Path | None]:
+    """Folder of a version that was named itself, directly or by a link, and its root; None if it lies alone."""
+    resolved = path.resolve()
+    for folder in (path, resolved):  # a version may be a link itself, as to another disk
+        if folder.parent.name == VERSIONS and VERSION_NAME.fullmatch(folder.name):
+            return folder, folder.parent.parent
+    return resolved, resolved.parent.parent if resolved.parent.name == VERSIONS else None
+
+
+def check_manifest(manifest: Manifest, folder: Path) -> None:
+    """Checks that a manifest names only files inside its folder, and every graph that a model needs.
+
+    Raises:
+        IntegrityError: it does not. Its digest shows damage only: whoever writes a manifest can seal it.
+    """
+    names = [*manifest.files, *(graph.file for graph in manifest.graphs.values())]
+    problems = [f"the name {name[:80]!r} leaves the folder" for name in names if not stays_inside(name)]
+    needed = {"constants.safetensors": CONSTANTS} | {name: graph.file for name, graph in manifest.graphs.items()}
+    if manifest.has_text_encoder:
+        needed[TOKENIZER] = TOKENIZER
+    problems += [
+        f"{what} needs {file!r}, which is not listed" for what, file in needed.items() if file not in manifest.files
+    ]
+    kinds = ("prompt", "blocks", "decoder", *(("text_encoder",) if manifest.has_text_encoder else ()))
+    problems += [f"there is no graph of the kind {kind}" for kind in kinds if not manifest.chunks(kind)]
+    problems += [
+        f"{kind} does not cover the {manifest.model.depth} blocks"
+        for kind in ("prompt", "blocks")
+        if not _covers(manifest, kind)
+    ]
+    problems += _unlisted(manifest, folder)
+    if problems:
+        raise IntegrityError(
+            f"the manifest of {folder} contradicts itself:\n  " + "\n  ".join(problems[:10]),
+            hint="rebuild the bundle, or copy it again from where it was built",
+        )
+
+
+def _covers(manifest: Manifest, kind: str) -> bool:
+    """True if the chunks of a kind follow each other from the first to the last block."""
+    reached = 0
+    for graph in manifest.chunks(kind):
+        if graph.first != reached or graph.last <= graph.first:
+            return False
+        reached = graph.last
+    return reached == manifest.model.depth
+
+
+def _unlisted(manifest: Manifest, folder: Path) -> list[str]:
+    """Files beside a graph that no hash covers: an engine might read them. Hidden files, as systems leave, are none."""
+    places = {str(Path(graph.file).parent) for graph in manifest.graphs.values() if stays_inside(graph.file)} - {"."}
+    return [
+        f"{place}/{path.name} lies beside an engine and is not listed"
+        for place in sorted(places)
+        if (folder / place).is_dir()
+        for path in sorted((folder / place).iterdir())
+        if not path.name.startswith(".") and f"{place}/{path.name}" not in manifest.files and is_plain_file(path)
+    ]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -106,7 +199,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        raw: Any = json.loads(path.read_text())
+        raw: Any = read_json(path)
         written = raw.get("schema_version") if isinstance(raw, dict) else None
         if isinstance(written, int) and written not in (SCHEMA_VERSION, *OLDER_SCHEMAS):
             older, newest = (" and ".join(str(version) for version in OLDER_SCHEMAS), SCHEMA_VERSION)
@@ -135,7 +228,7 @@ def check_files(folder: Path, files: dict[str, FileEntry], integrity: Integrity)
     problems: list[str] = []
     for name, entry in files.items():
         path = folder / name
-        if not path.is_file():
+        if not is_plain_file(path):
             problems.append(f"{name} is missing")
         elif path.stat().st_size != entry.size:
             problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry.size}")
@@ -165,12 +258,15 @@ def report_path(root: Path, manifest: Manifest) -> Path:
 
 
 def read_state(root: Path | None, manifest: Manifest) -> State:
-    """Result of the last verification of this version; "unverified" if there is none that can be read."""
-    if root is None or not report_path(root, manifest).is_file():
+    """Result of the last verification of this version; "unverified" if there was none.
+
+    A report that cannot be read, or says nothing of this version, may have said "rejected", and so counts as that.
+    """
+    if root is None or not os.path.lexists(report_path(root, manifest)):
         return "unverified"
     try:
-        report = json.loads(report_path(root, manifest).read_text())
-        known = report["digest"] == manifest.digest and report["state"] in ("verified", "rejected")
-        return report["state"] if known else "unverified"
+        report = read_json(report_path(root, manifest))
+        known = report["digest"] == manifest.digest and report["state"] == "verified"
+        return "verified" if known else "rejected"
     except (ValueError, KeyError, TypeError, OSError):
-        return "unverified"
+        return "rejected"

@@ -7,7 +7,6 @@ Thresholds of another model, precision or engine do not carry over.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.older import LD
 from ldp_runtime.pruning.parse import NAMED, POLICY_NAMES, parse_policy, read_policy
 from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.small_files import read_json
 
 SAVED = "profiles"
 
@@ -102,7 +102,7 @@ def _read_fits(path: Path, _: int, digest: str) -> Fitted:
     The second argument, the time of the last change, tells a new file from the cached one.
     """
     try:
-        file = FittedFile.model_validate_json(path.read_text())
+        file = FittedFile.model_validate(read_json(path))
     except (OSError, ValueError) as error:
         raise IntegrityError(
             f"{path} does not hold fitted numbers: {complaint(error)}", hint="calibrate again"
@@ -151,7 +151,7 @@ def read_saved(path: Path, manifest: Manifest) -> Policy | None:
 def _read_policy(path: Path, _: int, digest: str) -> Policy | None:
     """Policy of a file, cached as in `_read_fits`: most of the file is fitted numbers."""
     try:
-        saved = SavedPolicy.model_validate(json.loads(path.read_text()))
+        saved = SavedPolicy.model_validate(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
         raise IntegrityError(f"{path} is not a policy profile: {complaint(error)}", hint="calibrate again") from error
     if saved.digest != digest:
