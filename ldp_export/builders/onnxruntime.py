@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from ldp_runtime.bundle.manifest import Backend, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
-from ldp_runtime.disk import SCRATCH
+from ldp_runtime.disk import scratch_path
 from ldp_runtime.errors import EngineBuildError
 
 from ldp_export.builders.base import STAGE_FILE, ExportedGraph
@@ -102,6 +101,9 @@ def _copy(source: Path, target: Path) -> None:
 @contextmanager
 def _own_copy(source: Path, parent: Path) -> Generator[Path]:
     """Temporary copy of a graph's files: onnx refuses weights that have several hard links, as published files do."""
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as folder:
-        _copy(source, Path(folder))
-        yield Path(folder)
+    folder = scratch_path(parent)
+    try:
+        _copy(source, folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ldp_runtime.bundle.files import REPORTS, VERSIONS, Bundle, read_state
-from ldp_runtime.disk import exclusive, full_disk_is_typed, remove_leftovers, system_error_number
+from ldp_runtime.disk import exclusive, full_disk_is_typed, is_unwritable, remove_leftovers
 from ldp_runtime.errors import EngineBuildError
 from safetensors import SafetensorError
 
-from ldp_export.building.cache import run_stages
+from ldp_export.building.cache import remove_stage, run_stages
 from ldp_export.building.estimate import require_capacity
-from ldp_export.building.plan import BuildOptions, BuildPlan, plan_build
+from ldp_export.building.plan import BuildOptions, BuildPlan, check_output, plan_build
 from ldp_export.building.publish import assemble_version, make_current, seal, write_report
 from ldp_export.building.stages import BuildStages
 from ldp_export.progress import Progress, ProgressEvent, silent
@@ -41,10 +39,12 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report 
         _unwritable_is_typed(root),
         exclusive(root / ".lock", f"build is writing to {root}"),
     ):
+        check_output(root)  # again, now that no other build can change it
         for folder in (root, root / "stages", root / VERSIONS, root / REPORTS):
+            folder.mkdir(exist_ok=True)
             remove_leftovers(folder)
         if plan.options.force:
-            shutil.rmtree(root / "stages", ignore_errors=True)
+            _forget_old_stages(root / "stages", {})
         work = BuildStages(plan)
         stages = work.stages()
         count = len(stages) + (device is not None)
@@ -79,8 +79,10 @@ def _unwritable_is_typed(root: Path) -> Generator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if system_error_number(error) in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise EngineBuildError(f"cannot write to {root}: {error}") from error
+        if is_unwritable(error):
+            raise EngineBuildError(
+                f"cannot write to {root}: {error}", hint="mend its permissions, or name another --output"
+            ) from error
         raise
 
 
@@ -97,5 +99,5 @@ def _forget_old_stages(cache: Path, used: dict[str, Path]) -> None:
     """Removes stages of earlier builds and keeps those of this one, so that the cache does not grow without bound."""
     keep = {folder.name for folder in used.values()}
     for folder in cache.iterdir():
-        if folder.is_dir() and folder.name not in keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        if folder.name not in keep:
+            remove_stage(folder)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 
 from ldp_runtime.bundle.files import describe_files, hash_file
 from ldp_runtime.bundle.manifest import FileEntry
-from ldp_runtime.disk import SCRATCH
+from ldp_runtime.disk import remove_files, remove_leftovers, scratch_path
+from ldp_runtime.small_files import is_plain_file, read_json, stays_inside
 
 from ldp_export.builders.base import STAGE_FILE
 from ldp_export.progress import Progress, ProgressEvent
@@ -65,7 +67,7 @@ def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str
         else:
             _run(stage, place, cache, index, len(stages), progress)
         if stage.spent is not None:
-            shutil.rmtree(stage.spent, ignore_errors=True)
+            remove_stage(stage.spent)
         folders[stage.name] = place
     return folders
 
@@ -73,16 +75,18 @@ def run_stages(stages: list[Stage], cache: Path, progress: Progress) -> dict[str
 def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progress: Progress) -> None:
     started = time.perf_counter()
     progress(ProgressEvent(stage.name, index, count, "started", what_changed(stage, cache)))
-    scratch = cache / f"{SCRATCH}{uuid.uuid4().hex}"
+    scratch = scratch_path(cache)
     scratch.mkdir()
     try:
         stage.run(scratch, lambda detail: progress(ProgressEvent(stage.name, index, count, "advanced", detail)))
-        names = [str(p.relative_to(scratch)) for p in scratch.rglob("*") if p.is_file()]
+        names = [p.relative_to(scratch).as_posix() for p in scratch.rglob("*") if p.is_file()]
         files = {name: entry.model_dump() for name, entry in describe_files(scratch, names).items()}
         record = {"name": stage.name, "inputs": dict(stage.inputs), "files": files}
         (scratch / STAGE_FILE).write_text(json.dumps(record, indent=1))
-        shutil.rmtree(place, ignore_errors=True)
+        if os.path.lexists(place):  # damaged: its name is the hash of the inputs, so it is no one else's
+            place.rename(scratch.with_name(scratch_path(cache).name))
         scratch.rename(place)
+        remove_leftovers(cache)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     progress(ProgressEvent(stage.name, index, count, "finished", seconds=time.perf_counter() - started))
@@ -91,15 +95,46 @@ def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progres
 def is_complete(place: Path) -> bool:
     """True if the stage has run and its files still have the hashes that it noted."""
     try:
-        return all(hash_file(place / name) == entry.sha256 for name, entry in files_of(place).items())
+        noted = files_of(place)
+        return all(is_plain_file(place / n) and hash_file(place / n) == entry.sha256 for n, entry in noted.items())
     except (OSError, ValueError, KeyError):
         return False
 
 
 def files_of(place: Path) -> dict[str, FileEntry]:
-    """Sizes and hashes of a stage's files, as noted when they were written."""
-    noted = json.loads((place / STAGE_FILE).read_text())["files"]
-    return {name: FileEntry.model_validate(entry) for name, entry in noted.items()}
+    """Sizes and hashes of a stage's files, as noted when they were written.
+
+    Raises:
+        ValueError, KeyError, OSError: the note is missing or damaged.
+    """
+    noted = read_json(place / STAGE_FILE)
+    if not isinstance(noted, dict) or not isinstance(noted["files"], dict):
+        raise ValueError(f"{place / STAGE_FILE} notes no files")
+    files = {name: FileEntry.model_validate(entry) for name, entry in noted["files"].items()}
+    if odd := [name for name in files if not stays_inside(name)]:
+        raise ValueError(f"{place / STAGE_FILE} names {odd[0]!r}")
+    return files
+
+
+def is_stage(place: Path) -> bool:
+    """True for the folder of a stage that a build put there: its note says the name that the folder has."""
+    try:
+        name = read_json(place / STAGE_FILE)["name"]
+        files_of(place)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    m = STAGE_NAME.fullmatch(place.name)
+    return m is not None and m[1] == name and not place.is_symlink()
+
+
+#: Name of a stage's folder: its name, and the first digits of the hash of its inputs.
+STAGE_NAME = re.compile("([a-z][a-z0-9_.]*)-[0-9a-f]{16}")
+
+
+def remove_stage(place: Path) -> None:
+    """Deletes the files that a stage noted; anything else stays, and so does a folder that is no stage."""
+    if is_stage(place):
+        remove_files(place, [*files_of(place), STAGE_FILE])
 
 
 def what_changed(stage: Stage, cache: Path) -> str:
@@ -107,8 +142,8 @@ def what_changed(stage: Stage, cache: Path) -> str:
     earlier = sorted(cache.glob(f"{stage.name}-*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime)
     for record in reversed(earlier):
         try:
-            known = json.loads(record.read_text())["inputs"]
-        except (OSError, ValueError, KeyError):
+            known = dict(read_json(record)["inputs"])
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         changed = sorted(
             k for k in {*known, *stage.inputs} if known.get(k) != json.loads(json.dumps(stage.inputs.get(k)))

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 from ldp_runtime.disk import existing_parent, gigabytes
 from ldp_runtime.errors import CapacityError
+from ldp_runtime.pipeline.memory import available_memory
 
 from ldp_export.builders.base import Compiler, is_quantized, quantized_scales
 from ldp_export.building.stages import BuildStages
@@ -162,7 +162,7 @@ def require_capacity(plan: BuildPlan) -> BuildEstimate:
         CapacityError: memory or disk is missing.
     """
     estimate, output = estimate_build(plan), plan.options.output
-    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing_parent(output)).free
+    memory, disk = int(available_memory(torch.device("cpu"))), shutil.disk_usage(existing_parent(output)).free
     missing = estimate.disk - disk
     if missing > 0 and missing > _finished_bytes(plan):
         smaller = "" if plan.options.discard_graphs or not _compiles(plan) else ", or add --discard-graphs"

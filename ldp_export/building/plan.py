@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ldp_runtime.bundle.files import VERSIONS
+from ldp_runtime.bundle.files import CURRENT, PREVIOUS, REPORTS, VERSION_NAME, VERSIONS
 from ldp_runtime.bundle.manifest import KvCacheKind, Precision
-from ldp_runtime.disk import SCRATCH, existing_parent
+from ldp_runtime.bundle.saved_policies import SAVED
+from ldp_runtime.disk import existing_parent, is_scratch
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.builders.base import Builder, is_quantized, quantized_scales
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
+from ldp_export.building.cache import STAGE_NAME
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.base import Family, graph_kind
 from ldp_export.families.choose import choose_family
@@ -163,11 +166,26 @@ def check_output(output: Path) -> None:
     parent = existing_parent(output)
     if not parent.is_dir():
         raise ConfigError(f"{parent} is a file", hint="name a folder as the output")
-    known = {VERSIONS, "stages", "reports", "profiles", "CURRENT", ".lock"}
-    names = [path.name for path in output.iterdir()] if output.exists() else []
-    foreign = [name for name in names if name not in known and not name.startswith(SCRATCH)]
-    if foreign:
+    if foreign := sorted(_foreign(output)):
         raise ConfigError(
-            f"the output {output} holds other things: {', '.join(sorted(foreign)[:5])}",
+            f"the output {output} holds other things: {', '.join(foreign[:5])}",
             hint="name an empty folder, a new one, or the bundle to rebuild",
         )
+
+
+def _foreign(output: Path) -> Iterator[str]:
+    """Things under an output path that no build put there. Links, such as one to the latest version, are welcome."""
+    folders = {VERSIONS: VERSION_NAME, "stages": STAGE_NAME}
+    known = {*folders, REPORTS, SAVED, CURRENT, PREVIOUS, ".lock"}
+    for path in output.iterdir() if output.is_dir() else ():
+        if path.name not in known and not is_scratch(path) and not path.is_symlink():
+            yield path.name
+        if path.name not in folders:
+            continue
+        if not path.is_dir():
+            yield path.name
+            continue
+        for inner in path.iterdir():
+            ours = folders[path.name].fullmatch(inner.name) or is_scratch(inner) or inner.is_symlink()
+            if not ours and not inner.name.startswith("."):  # hidden files, as systems leave them
+                yield f"{path.name}/{inner.name}"

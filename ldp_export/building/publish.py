@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
+import stat
 from pathlib import Path
 
-from ldp_runtime.bundle.files import CURRENT, MANIFEST, REPORTS, VERSIONS, check_files, read_manifest, report_path
+from ldp_runtime.bundle.files import (
+    CURRENT,
+    MANIFEST,
+    PREVIOUS,
+    VERSION_NAME,
+    VERSIONS,
+    check_files,
+    check_manifest,
+    read_manifest,
+    read_state,
+    report_path,
+)
 from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest, SourcePart
-from ldp_runtime.disk import SCRATCH, write_durably
+from ldp_runtime.disk import is_full, remove_files, scratch_path, sync, sync_tree, write_durably
 from ldp_runtime.errors import LdpError
+from ldp_runtime.small_files import read_small, stays_inside
 
 from ldp_export.builders.base import is_quantized, quantized_scales
 from ldp_export.building.cache import files_of
@@ -88,21 +100,27 @@ def _graph(plan: BuildPlan, name: str) -> GraphEntry:
 def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> Path:
     """Puts a version's files (name in the bundle -> present path) under `root/versions`; returns the version's folder.
 
-    Files are linked if the file system can, so that stages and versions share their disk space.
+    Files are linked if the file system can, so that stages and versions share their disk space. Files and folders
+    survive a power cut once this returns.
     """
     place = root / VERSIONS / manifest.version
     if _is_whole(place, manifest):
+        sync_tree(place)
         return place  # content-addressed: the same files are already there
-    scratch, damaged = (root / VERSIONS / f"{SCRATCH}{uuid.uuid4().hex}" for _ in range(2))
+    scratch, damaged = (scratch_path(root / VERSIONS) for _ in range(2))
     try:
+        scratch.mkdir()
+        write_durably(scratch / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        mode = stat.S_IMODE((scratch / MANIFEST).stat().st_mode)  # that of a new file here, by umask and folder
         for name, source in files.items():
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link(source, target)
-        write_durably(scratch / MANIFEST, manifest.model_dump_json(indent=1).encode())
-        if place.exists():
+            _link(source, target, mode)
+        sync_tree(scratch)
+        if os.path.lexists(place):
             place.rename(damaged)
         scratch.rename(place)
+        sync(root / VERSIONS)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(damaged, ignore_errors=True)
@@ -112,29 +130,83 @@ def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> 
 def _is_whole(folder: Path, manifest: Manifest) -> bool:
     """True if `folder` holds the version with all its files as they were built."""
     try:
-        check_files(folder, read_manifest(folder).files, "full")
+        there = read_manifest(folder)
+        check_manifest(there, folder)
+        check_files(folder, there.files, "full")
     except LdpError:
         return False
-    return read_manifest(folder).digest == manifest.digest
+    return there.digest == manifest.digest
 
 
-def _link(source: Path, target: Path) -> None:
-    source.chmod(0o644)
+def _link(source: Path, target: Path, mode: int) -> None:
+    """Gives a file a second name, or copies it where the disk has no such links; libraries write with other modes."""
     try:
+        if stat.S_IMODE(source.stat().st_mode) != mode:
+            source.chmod(mode)
         os.link(source, target)
-    except OSError:  # another file system, or one without hard links
+    except OSError as error:
+        if is_full(error):
+            raise
         shutil.copyfile(source, target)
+        target.chmod(mode)
 
 
 def make_current(root: Path, manifest: Manifest) -> None:
-    """Points CURRENT at a version, atomically; keeps the version that it named before, and removes older ones."""
-    pointer = root / CURRENT
-    before = pointer.read_text().strip() if pointer.is_file() else ""
-    write_durably(pointer, f"{manifest.version}\n".encode())
+    """Points CURRENT at a version, atomically; keeps the version that served before it, and removes older ones.
+
+    The version before stays after a rebuild of the same version, too: PREVIOUS names it.
+    """
+    before, earlier = (_pointed_at(root, name) for name in (CURRENT, PREVIOUS))
+    kept = before if before not in (None, manifest.version) else earlier
+    if kept in (None, manifest.version):
+        kept = _newest_other(root, manifest)
+    if kept is not None and kept != earlier:
+        write_durably(root / PREVIOUS, f"{kept}\n".encode())
+    write_durably(root / CURRENT, f"{manifest.version}\n".encode())
     for folder in (root / VERSIONS).iterdir():
-        if folder.is_dir() and folder.name not in (manifest.version, before):
-            shutil.rmtree(folder, ignore_errors=True)
-            (root / REPORTS / f"{folder.name}.json").unlink(missing_ok=True)
+        if folder.name not in (manifest.version, kept):
+            _remove_version(root, folder)
+
+
+def _pointed_at(root: Path, pointer: str) -> str | None:
+    """Name of the version that a pointer names; None if there is no such pointer or version."""
+    try:
+        name = read_small(root / pointer, 4096).decode(errors="replace").strip()
+    except (OSError, ValueError):
+        return None
+    return name if VERSION_NAME.fullmatch(name) and (root / VERSIONS / name).is_dir() else None
+
+
+def _newest_other(root: Path, manifest: Manifest) -> str | None:
+    """Newest of the other versions that was not rejected, for bundles in which PREVIOUS does not tell."""
+    others = [
+        folder
+        for folder in (root / VERSIONS).iterdir()
+        if folder.name != manifest.version and (there := own_version(folder)) and read_state(root, there) != "rejected"
+    ]
+    return max(others, key=lambda folder: folder.stat().st_mtime).name if others else None
+
+
+def own_version(folder: Path) -> Manifest | None:
+    """Manifest of a version that a build put there; None for anything else, which no build deletes."""
+    if folder.is_symlink() or not VERSION_NAME.fullmatch(folder.name):
+        return None
+    try:
+        manifest = read_manifest(folder)
+    except LdpError:
+        return None
+    return manifest if manifest.version == folder.name else None
+
+
+def _remove_version(root: Path, folder: Path) -> None:
+    """Deletes the files that a version lists, and its report. What else lies in its folder stays, as all others do."""
+    manifest = own_version(folder)
+    if manifest is None:
+        return
+    names = [name for name in manifest.files if stays_inside(name)]
+    # The manifest goes last: until then, a later build recognises the rest.
+    remove_files(folder, [*names, MANIFEST])
+    report_path(root, manifest).unlink(missing_ok=True)
 
 
 def write_report(root: Path, manifest: Manifest, report: dict) -> Path:

@@ -8,19 +8,31 @@ converted files give the same engines from half of the bytes.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from ldp_runtime.disk import exclusive, full_disk_is_typed, remove_leftovers, require_room
+from ldp_runtime.disk import (
+    exclusive,
+    full_disk_is_typed,
+    remove_files,
+    remove_leftovers,
+    require_room,
+    sync,
+    sync_tree,
+    write_durably,
+)
 from ldp_runtime.errors import CheckpointError, ConfigError
+from ldp_runtime.small_files import is_plain_file, read_json, stays_inside
 
 from ldp_export.checkpoints.t5 import CONFIG_FILE, TOKENIZER_FILE, encoder_state
-from ldp_export.checkpoints.tensor_files import INDEX_NAME, State, listing, read_state
-from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
+from ldp_export.checkpoints.tensor_files import INDEX_NAME, State, files_read, listing, read_state
+from ldp_export.checkpoints.tensor_writer import TensorSource, check_types, write_tensors
 from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
 
 PRECISIONS: dict[str, torch.dtype] = {
@@ -74,8 +86,8 @@ class Conversion:
     @property
     def record(self) -> dict[str, object]:
         """Facts that determine the result; a begun conversion is continued only if its record is the same."""
-        files = [self.source] if self.source.is_file() else sorted(p for p in self.source.iterdir() if p.is_file())
-        stats = [(file.name, file.stat()) for file in files]
+        beside = (self.source / name for name in self.beside)
+        stats = [(file.name, file.stat()) for file in (*files_read(self.source), *beside)]
         return {
             "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
             "precision": self.precision,
@@ -102,16 +114,17 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
         CapacityError: the disk is too small.
     """
     check_precision(precision)
-    if target.exists():
+    if os.path.lexists(target):
         raise ConfigError(f"{target} exists", hint="name a new path, or delete it first")
-    state, is_text_encoder = read_state(source), (source / CONFIG_FILE).is_file()
+    state, is_text_encoder = read_state(source), is_plain_file(source / CONFIG_FILE)
     if is_text_encoder:
         state = encoder_state(state)
     state.pop(_TRAINING_MASK, None)
     changes = _changes_of_text_encoder if is_text_encoder else _changes_of_blocks(state)
     dtype = PRECISIONS[precision]
     sources = [TensorSource.of(k, v, dtype if changes(k) and v.dim() > 1 else None) for k, v in state.items()]
-    single = target.suffix == ".safetensors"
+    check_types(sources)
+    single = target.suffix.lower() == ".safetensors"
     if single and is_text_encoder:
         raise ConfigError(f"a text encoder is a folder, and {target} names a file", hint="name a folder")
     shards = {target.name: sources} if single else _grouped(sources, shard_bytes)
@@ -144,7 +157,7 @@ def _grouped(sources: list[TensorSource], shard_bytes: int) -> dict[str, list[Te
 
 
 def _check_beside(plan: Conversion) -> None:
-    absent = [name for name in plan.beside if not (plan.source / name).is_file()]
+    absent = [name for name in plan.beside if not is_plain_file(plan.source / name)]
     if absent:
         raise CheckpointError(f"the text encoder {plan.source} lacks {listing(absent)}", hint="fetch it again")
 
@@ -174,7 +187,7 @@ def convert(plan: Conversion, say: Callable[[str, int, int], None] = lambda name
             try:
                 return _convert(plan, meter)
             finally:
-                lock.unlink()
+                lock.unlink(missing_ok=True)
 
 
 def _convert(plan: Conversion, meter: _Meter) -> Path:
@@ -182,12 +195,15 @@ def _convert(plan: Conversion, meter: _Meter) -> Path:
     try:
         _write_shards(plan, begun, meter)
     except CheckpointError:
-        shutil.rmtree(begun)
+        _forget(plan)
         raise
-    if plan.target.suffix != ".safetensors":
-        return begun.rename(plan.target)
-    target = (begun / plan.target.name).rename(plan.target)
-    shutil.rmtree(begun)
+    sync_tree(begun)
+    if plan.target.suffix.lower() == ".safetensors":
+        target = (begun / plan.target.name).rename(plan.target)
+        begun.rmdir()
+    else:
+        target = begun.rename(plan.target)
+    sync(target.parent)
     return target
 
 
@@ -201,7 +217,7 @@ def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:
     if len(plan.shards) > 1:
         shard_of = {source.name: name for name, sources in plan.shards.items() for source in sources}
         index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(shard_of.items()))}
-        (begun / INDEX_NAME).write_text(json.dumps(index, indent=1))
+        write_durably(begun / INDEX_NAME, json.dumps(index, indent=1).encode())
     for name in plan.beside:
         shutil.copyfile(plan.source / name, begun / name)
     (begun / _RECORD).unlink()
@@ -209,13 +225,38 @@ def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:
 
 def _begin(plan: Conversion) -> Path:
     """Folder in which shards are written: that of an earlier run of the same conversion, or an empty one."""
-    begun, record = plan.begun, json.dumps(plan.record)
-    if not (begun / _RECORD).is_file() or (begun / _RECORD).read_text() != record:
-        shutil.rmtree(begun, ignore_errors=True)
+    begun, record = plan.begun, plan.record
+    if _known(begun) != json.loads(json.dumps(record)):
+        _forget(plan)
         begun.mkdir(parents=True)
-        (begun / _RECORD).write_text(record)
+        write_durably(begun / _RECORD, json.dumps(record).encode())
     remove_leftovers(begun)
     return begun
+
+
+def _known(begun: Path) -> dict[str, Any] | None:
+    """Record of an earlier run; None if there is none that can be read."""
+    try:
+        record = read_json(begun / _RECORD)
+        return record if isinstance(record, dict) and isinstance(record["shards"], dict) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _forget(plan: Conversion) -> None:
+    """Deletes what earlier runs wrote, and nothing else.
+
+    Raises:
+        ConfigError: the folder holds other things.
+    """
+    begun, known = plan.begun, _known(plan.begun) or {"shards": {}}
+    names = [name for name in (*known["shards"], *plan.shards) if stays_inside(name)]
+    remove_leftovers(begun)
+    remove_files(begun, [*names, INDEX_NAME, CONFIG_FILE, TOKENIZER_FILE, _RECORD])
+    if os.path.lexists(begun):
+        raise ConfigError(
+            f"{begun}, where the conversion would write, holds other things", hint="move them, or name another output"
+        )
 
 
 class _Meter:

@@ -11,7 +11,7 @@ from ldp_runtime.errors import CheckpointError
 
 from ldp_export.checkpoints.infinity import infer_infinity_config, infer_infinity_vae_config, infinity_spec
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.tensor_files import State, read_state
+from ldp_export.checkpoints.tensor_files import Part, State, read_state
 from ldp_export.checkpoints.var import holds_var, infer_var_config, infer_var_vae_config, var_spec
 from ldp_export.models.registry import MODELS, InfinitySpec, VarSpec
 
@@ -66,19 +66,19 @@ def infer_spec(sources: Sources, name: str = "custom") -> InfinitySpec | VarSpec
         CheckpointError: files of no family, or a transformer and a VAE that do not belong together.
     """
     family, config = _family_of(sources.transformer)
-    vae = _inferred(sources.vae, family.vae_config)
+    vae = _inferred(sources.vae, "vae", family.vae_config)
     return family.spec(name, f"from {sources.transformer.name}", config, vae)
 
 
 def _family_of(transformer: Path) -> tuple[_Family, Any]:
     """Family of a transformer's file, and its sizes."""
-    state = read_state(transformer)
+    state = read_state(transformer, "transformer")
     family = next(family for family in _FAMILIES if family.holds(state))
     return family, _in_file(transformer, lambda: family.config(state))
 
 
-def _inferred(path: Path, infer: Callable[[State], Inferred]) -> Inferred:
-    state = read_state(path)
+def _inferred(path: Path, part: Part, infer: Callable[[State], Inferred]) -> Inferred:
+    state = read_state(path, part)
     return _in_file(path, lambda: infer(state))
 
 

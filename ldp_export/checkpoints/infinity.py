@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 
-from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
+from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, renamed, shape_of
 from ldp_export.checkpoints.tensor_files import State, read_state
 from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
@@ -27,24 +27,26 @@ _IGNORED_TRANSFORMER = re.compile(
 _IGNORED_VAE = re.compile(r"(quantizer|quantize)\.lfq\.mask$")
 
 
-_CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.*)")
+_CHUNKED = re.compile(r"block_chunks\.([0-9]{1,6})\.module\.([0-9]{1,6})\.(.*)")
 
 
 def flatten_blocks(state: State) -> State:
     """Renames `block_chunks.{i}.module.{j}.*` to `blocks.{k}.*`; keys that are already flat stay."""
-    chunked = [(m, key) for key in state if (m := _CHUNKED.match(key))]
+    chunked = {key: m for key in state if (m := _CHUNKED.match(key))}
     if not chunked:
         return dict(state)
-    per_chunk = 1 + max(int(m[2]) for m, _ in chunked)
-    flat = {key: value for key, value in state.items() if not _CHUNKED.match(key)}
-    for m, key in chunked:
-        flat[f"blocks.{int(m[1]) * per_chunk + int(m[2])}.{m[3]}"] = state[key]
-    return flat
+    per_chunk = 1 + max(int(m[2]) for m in chunked.values())
+
+    def flat(key: str) -> str:
+        m = chunked.get(key)
+        return key if m is None else f"blocks.{int(m[1]) * per_chunk + int(m[2])}.{m[3]}"
+
+    return renamed(state.items(), map(flat, state))
 
 
 def infer_infinity_config(state: State) -> InfinityConfig:
     """Sizes of an Infinity transformer from the shapes of its tensors (original or flat keys)."""
-    chunks = count_numbered(state, r"block_chunks\.(\d+)\.")
+    chunks = count_numbered(state, r"block_chunks\.([0-9]+)\.")
     flat = flatten_blocks(state)
     bits = shape_of(flat, "word_embed.weight", 2)[1]
     text_tokens, text_channels = shape_of(flat, "cfg_uncond", 2)
@@ -56,7 +58,7 @@ def infer_infinity_config(state: State) -> InfinityConfig:
         raise CheckpointError("the checkpoint has no self-attention temperature (sa.scale_mul_1H11)")
     try:
         return InfinityConfig(
-            depth=count_numbered(flat, r"blocks\.(\d+)\."),
+            depth=count_numbered(flat, r"blocks\.([0-9]+)\."),
             width=shape_of(flat, "pos_start", 3)[2],
             heads=heads,
             ffn=shape_of(flat, "blocks.0.ffn.fc1.weight", 2)[0],
@@ -76,7 +78,7 @@ def infer_infinity_vae_config(state: State) -> InfinityVaeConfig:
     flat = unwrap_vae_keys(state)
     widest, bits = shape_of(flat, "decoder.conv_in.weight", 4)[:2]
     base = shape_of(flat, "encoder.conv_in.weight", 4)[0]
-    levels = count_numbered(flat, r"encoder\.down\.(\d+)\.")
+    levels = count_numbered(flat, r"encoder\.down\.([0-9]+)\.")
     widths = [shape_of(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
     if not widths or widths[-1] != widest or any(width % base for width in widths):
         raise CheckpointError(f"VAE level widths {widths} do not fit base width {base} and top width {widest}")
@@ -85,7 +87,7 @@ def infer_infinity_vae_config(state: State) -> InfinityVaeConfig:
             bits=bits,
             base_channels=base,
             channel_multipliers=tuple(width // base for width in widths),
-            res_blocks=count_numbered(flat, r"encoder\.down\.0\.block\.(\d+)\."),
+            res_blocks=count_numbered(flat, r"encoder\.down\.0\.block\.([0-9]+)\."),
             stride=2 ** sum(f"encoder.down.{l}.downsample.conv.weight" in flat for l in range(levels)),
         )
     except ConfigError as error:
@@ -95,11 +97,8 @@ def infer_infinity_vae_config(state: State) -> InfinityVaeConfig:
 def unwrap_vae_keys(state: State) -> State:
     """Removes the `.conv.` and `.norm.` wrappers: `x.conv.weight` becomes `x.weight` if x is itself a layer."""
     wrapped = re.compile(r"(.*\.(?:conv\d?|conv_in|conv_out|nin_shortcut|norm\d?|norm_out))\.(?:conv|norm)\.(\w+)$")
-    flat: State = {}
-    for key, value in state.items():
-        m = wrapped.match(key)
-        flat[f"{m[1]}.{m[2]}" if m else key] = value
-    return flat
+    names = (f"{m[1]}.{m[2]}" if (m := wrapped.match(key)) else key for key in state)
+    return renamed(state.items(), names)
 
 
 def load_infinity(path: Path | str, config: InfinityConfig | None = None) -> InfinityTransformer:
@@ -108,7 +107,7 @@ def load_infinity(path: Path | str, config: InfinityConfig | None = None) -> Inf
     Raises:
         CheckpointError: a file is unreadable, or its keys or shapes differ from the architecture's (all are listed).
     """
-    state = read_state(path)
+    state = read_state(path, "transformer")
     return build_infinity(state, config, origin=str(path))
 
 
@@ -117,7 +116,7 @@ def map_infinity(path: Path | str, config: InfinityConfig) -> InfinityTransforme
 
     Values are read when they are used and never converted. This serves export, and models larger than memory.
     """
-    return map_strictly(InfinityTransformer, config, _plain_transformer(read_state(path)), str(path))
+    return map_strictly(InfinityTransformer, config, _plain_transformer(read_state(path, "transformer")), str(path))
 
 
 def build_infinity(
@@ -129,25 +128,23 @@ def build_infinity(
 
 def _plain_transformer(state: State) -> State:
     """Tensors under the reference model's names, without those that are recomputed."""
-    flat = {
-        key.replace("sa.scale_mul", "sa.scale_mul_1H11") if key.endswith("sa.scale_mul") else key: value
-        for key, value in flatten_blocks(state).items()
-        if not _IGNORED_TRANSFORMER.match(key)
-    }
+    kept = {key: value for key, value in flatten_blocks(state).items() if not _IGNORED_TRANSFORMER.match(key)}
+    names = (key.replace("sa.scale_mul", "sa.scale_mul_1H11") if key.endswith("sa.scale_mul") else key for key in kept)
+    flat = renamed(kept.items(), names)
     for key, value in flat.items():
-        if key.endswith("sa.scale_mul_1H11"):  # files of FSDP training hold (1, 1, H, 1)
+        if key.endswith("sa.scale_mul_1H11") and value.numel():  # files of FSDP training hold (1, 1, H, 1)
             flat[key] = value.reshape(1, -1, 1, 1)
     return flat
 
 
 def load_infinity_vae(path: Path | str, config: InfinityVaeConfig | None = None) -> InfinityVae:
     """Loads a BSQ VAE from its original file; its sizes are inferred unless given. Raises `CheckpointError`."""
-    return build_infinity_vae(read_state(path), config, origin=str(path))
+    return build_infinity_vae(read_state(path, "vae"), config, origin=str(path))
 
 
 def map_infinity_vae(path: Path | str, config: InfinityVaeConfig) -> InfinityVae:
     """Opens a VAE like `load_infinity_vae`, but memory-mapped; see `map_infinity`."""
-    return map_strictly(InfinityVae, config, _plain_vae(read_state(path)), str(path))
+    return map_strictly(InfinityVae, config, _plain_vae(read_state(path, "vae")), str(path))
 
 
 def build_infinity_vae(
@@ -163,8 +160,10 @@ def _plain_vae(state: State) -> State:
 
 def check_files(transformer: Path, vae: Path, config: InfinityConfig, vae_config: InfinityVaeConfig) -> None:
     """Compares keys and shapes of both files with the architecture, before any long work. Raises `CheckpointError`."""
-    fitting_model(InfinityTransformer, config, _plain_transformer(read_state(transformer)), str(transformer))
-    fitting_model(InfinityVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+    fitting_model(
+        InfinityTransformer, config, _plain_transformer(read_state(transformer, "transformer")), str(transformer)
+    )
+    fitting_model(InfinityVae, vae_config, _plain_vae(read_state(vae, "vae")), str(vae))
 
 
 def infinity_spec(name: str, title: str, transformer: InfinityConfig, vae: InfinityVaeConfig) -> InfinitySpec:

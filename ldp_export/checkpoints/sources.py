@@ -9,7 +9,10 @@ from pathlib import Path
 from ldp_runtime.bundle.files import describe_files
 from ldp_runtime.bundle.manifest import FileEntry, SourcePart
 from ldp_runtime.errors import CheckpointError
+from ldp_runtime.small_files import is_plain_file
 
+from ldp_export.checkpoints.t5 import CONFIG_FILE, TOKENIZER_FILE
+from ldp_export.checkpoints.tensor_files import check_file, files_read
 from ldp_export.models.registry import NamedModel
 
 #: Folder of the weights that are part of the package; each model has a folder in it.
@@ -30,18 +33,26 @@ class Sources:
     published: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises CheckpointError if a file or folder does not exist."""
+        """Raises CheckpointError if a part does not exist, or is neither a file nor a folder."""
         for part, path in self.items():
             if not path.exists():
-                raise CheckpointError(f"the {part.replace('_', ' ')} {path} does not exist")
+                raise CheckpointError(
+                    f"the {part.replace('_', ' ')} {path} does not exist", hint="check the path, or fetch the file"
+                )
+            if not path.is_dir():
+                check_file(path)
 
     def items(self) -> list[tuple[str, Path]]:
         pairs = [("transformer", self.transformer), ("vae", self.vae), ("text_encoder", self.text_encoder)]
         return [(part, path) for part, path in pairs if path is not None]
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each part: of its file, or of all files of its folder in the order of their names."""
-        return {part: hash_tree(path) for part, path in self.items()}
+        """SHA-256 of each part: of its file, or of those files of its folder that are read, in the order of names.
+
+        Raises:
+            CheckpointError: a folder holds no checkpoint.
+        """
+        return {part: hash_part(path) for part, path in self.items()}
 
     def described(self, spec: NamedModel) -> dict[str, SourcePart]:
         """Origin of each part, for the manifest: its files, and where the model's publisher keeps them."""
@@ -53,12 +64,12 @@ class Sources:
         return SourcePart(sha256=digest, files=files, repository=repository, revision=revision, licence=licence)
 
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files that are read."""
         return sum(file.stat().st_size for _, path in self.items() for file in _files(path))
 
 
-def hash_tree(path: Path) -> str:
-    """SHA-256 of a file, or of the names and hashes of all files of a folder."""
+def hash_part(path: Path) -> str:
+    """SHA-256 of one part; see `Sources.hashes`."""
     return _contents(path)[0]
 
 
@@ -73,15 +84,17 @@ def _publication(part: str, spec: NamedModel) -> tuple[str, str, str]:
 
 
 def _contents(path: Path) -> tuple[str, dict[str, FileEntry]]:
-    """Hash of a part as `hash_tree` gives it, and size and hash of each of its files by name."""
-    if path.is_file():
-        (entry,) = describe_files(path.parent, [path.name]).values()
-        return entry.sha256, {path.name: entry}
-    files = {file.relative_to(path).as_posix(): file for file in _files(path)}
-    entries = describe_files(path, files)
-    lines = "".join(f"{name}:{entries[name].sha256}\n" for name in files)
+    """Hash of a part as `hash_part` gives it, and size and hash of each of its files that is read, by name."""
+    folder = path if path.is_dir() else path.parent
+    names = [file.relative_to(folder).as_posix() for file in _files(path)]
+    entries = describe_files(folder, names)
+    if names == [path.name] and not path.is_dir():
+        return entries[path.name].sha256, entries
+    lines = "".join(f"{name}:{entries[name].sha256}\n" for name in names)
     return hashlib.sha256(lines.encode()).hexdigest(), entries
 
 
 def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    """Files of a part that are read: weights, and what a text encoder has beside them. Others do not change it."""
+    beside = (path / name for name in (CONFIG_FILE, TOKENIZER_FILE)) if path.is_dir() else ()
+    return sorted([*files_read(path), *(file for file in beside if is_plain_file(file))])

@@ -31,8 +31,36 @@ def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
 
 
 def count_numbered(keys: Iterable[str], pattern: str) -> int:
-    """Largest number that `pattern` captures in the keys, plus one; 0 if there is none."""
-    return 1 + max((int(m[1]) for key in keys if (m := re.match(pattern, key))), default=-1)
+    """Number of different numbers that `pattern` captures in the keys, which must be 0, 1, 2 and so on; 0 for none.
+
+    Raises:
+        CheckpointError: a number is missing, or far too large.
+    """
+    texts = {m[1] for key in keys if (m := re.match(pattern, key))}
+    wanted = {str(number) for number in range(len(texts))}
+    if texts - wanted:
+        raise CheckpointError(
+            f"{len(texts)} different numbers stand in keys like {pattern!r}, among them {listing(sorted(texts - wanted), 3)}",
+            hint="they count from 0 without a gap in files of these models: keys are missing, or were renamed",
+        )
+    return len(texts)
+
+
+def renamed(pairs: Iterable[tuple[str, torch.Tensor]], names: Iterable[str]) -> State:
+    """Tensors under new names, given in the same order; raises CheckpointError if two would have one name."""
+    state: State = {}
+    for (key, value), name in zip(pairs, names, strict=True):
+        if name in state:
+            raise CheckpointError(
+                f"the key {key!r} means {name!r}, which is there under another name already",
+                hint="the file mixes two layouts; save it from one of them",
+            )
+        state[name] = value
+    return state
+
+
+#: Element types of weights that a build can use.
+_WEIGHTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def map_strictly(kind: Callable[..., Model], config: Config, state: State, origin: str) -> Model:
@@ -65,10 +93,16 @@ def fitting_model(kind: Callable[..., Model], config: Config, state: State, orig
         for key, shape in expected.items()
         if key in state and tuple(state[key].shape) != shape
     ]
+    mistyped = [
+        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+        for key in expected
+        if key in state and state[key].dtype not in _WEIGHTS
+    ]
     problems = {
         "missing": sorted(set(expected) - set(state)),
         "unexpected": sorted(set(state) - set(expected)),
         "of the wrong shape": misshapen,
+        "of an element type that is not float64, float32, bfloat16 or float16": mistyped,
     }
     misfits = [f"{len(keys)} {what}: {listing(keys)}" for what, keys in problems.items() if keys]
     if misfits:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ldp_runtime.errors import CheckpointError
+from ldp_runtime.small_files import is_plain_file, read_json, read_small
+from tokenizers import Tokenizer
 from torch import nn
 
-from ldp_export.checkpoints.tensor_files import read_state
+from ldp_export.checkpoints.strict import count_numbered
+from ldp_export.checkpoints.tensor_files import listing, read_state
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
 
@@ -46,10 +50,17 @@ def map_text_encoder(folder: Path | str) -> TextEncoder:
     """Opens a folder like `load_text_encoder`, but memory-mapped and in the element types of its files."""
     folder = Path(folder)
     check_folder(folder)
-    module, state = encoder_skeleton(folder), encoder_state(read_state(folder))
+    state = encoder_state(read_state(folder))
+    module = encoder_skeleton(folder, state)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     weights = {name: state[key] for name in expected if (key := EMBEDDING if name == _TIED else name) in state}
     missing = sorted(set(expected) - set(weights))
+    unexpected = sorted(set(state) - set(expected))
+    if unexpected:
+        raise CheckpointError(
+            f"the text encoder {folder} holds {listing(unexpected, 5)}, which a T5 encoder of its config.json does not",
+            hint="its weights are of another model than its config.json",
+        )
     misshapen = [
         f"{name} {tuple(tensor.shape)} instead of {expected[name]}"
         for name, tensor in weights.items()
@@ -65,26 +76,82 @@ def map_text_encoder(folder: Path | str) -> TextEncoder:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises CheckpointError if the folder lacks its configuration or tokenizer; reads no weights."""
-    absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
+    """Raises CheckpointError if the folder lacks its configuration or tokenizer, or is no T5's; reads no weights."""
+    absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not is_plain_file(folder / name)]
     if absent:
         raise CheckpointError(
             f"the text encoder {folder} lacks {', '.join(absent)}",
             hint="give a folder with config.json, model.safetensors and tokenizer.json of a T5 encoder",
         )
+    _read_config(folder)
+    try:
+        Tokenizer.from_str(read_small(folder / TOKENIZER_FILE).decode())
+    except Exception as error:  # tokenizers raises plain exceptions
+        raise CheckpointError(
+            f"{folder / TOKENIZER_FILE} is no tokenizer: {str(error)[:200]}", hint="fetch it again"
+        ) from error
 
 
-def encoder_skeleton(folder: Path | str) -> nn.Module:
-    """Encoder of the folder's configuration, on the meta device."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Content of the folder's configuration; raises CheckpointError if it is damaged, or of another model than T5."""
+    path = folder / CONFIG_FILE
+    try:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no configuration: {error}", hint="fetch it again") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "t5":
+        raise CheckpointError(
+            f"the text encoder {folder} is of the model type {str(kind)[:80]!r}, expected 't5'",
+            hint="its relatives compute other features: give the encoder that the transformer was trained with",
+        )
+    return config
+
+
+def encoder_skeleton(folder: Path | str, state: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
+    """Encoder of the folder's configuration, on the meta device.
+
+    Args:
+        state: tensors of the encoder, or None to look them up; a configuration of another depth makes no blocks.
+
+    Raises:
+        CheckpointError: the configuration is damaged or makes no encoder, or the tensors are of another depth.
+    """
     from transformers import T5Config, T5EncoderModel
 
+    content, keys = _read_config(Path(folder)), encoder_state(read_state(folder)) if state is None else state
+    blocks = count_numbered(keys, r"encoder\.block\.([0-9]+)\.")
     try:
-        config: Any = T5Config.from_pretrained(folder)
+        config: Any = T5Config.from_dict(content)
+        _check_numbers(config)
+        if config.num_layers != blocks:
+            raise ValueError(f"it says {config.num_layers} blocks, the weights are of {blocks}")
         config._attn_implementation = "eager"
         with torch.device("meta"):
             return T5EncoderModel(config)
     except Exception as error:  # transformers raises many types
-        raise CheckpointError(f"cannot load the text encoder {folder}: {error}") from error
+        raise CheckpointError(
+            f"{Path(folder) / CONFIG_FILE} makes no T5 encoder: {str(error)[:300]}",
+            hint="fetch it again; it must belong to the weights beside it",
+        ) from error
+
+
+def _check_numbers(config: Any) -> None:
+    """Raises ValueError for numbers that no shape of a tensor contradicts, but that no encoder can compute with."""
+    whole = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size", *_POSITIONS)
+    for name in whole:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+            raise ValueError(f"{name} is {value!r}")
+    epsilon = config.layer_norm_epsilon
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise ValueError(f"layer_norm_epsilon is {epsilon!r}")
+    buckets, distance = (getattr(config, name) for name in _POSITIONS)
+    if buckets < 4 or distance <= buckets // 4:
+        raise ValueError(f"{_POSITIONS[0]} is {buckets}, {_POSITIONS[1]} is {distance}")
+
+
+_POSITIONS = ("relative_attention_num_buckets", "relative_attention_max_distance")
 
 
 #: First name of the table of token embeddings; files hold it under one or several of `_NAMES`.

@@ -86,9 +86,12 @@ def _read_file(path: Path, part: Part) -> State:
     check_file(path)
     with path.open("rb") as file:
         start = file.read(64)
+    header, braced = int.from_bytes(start[:8], "little"), start[8:9] == b"{"
+    if braced and header <= path.stat().st_size:
+        return _read_safetensors(path)
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return _read_pth(path, part)
-    if start[8:9] == b"{" or (path.suffix.lower() == ".safetensors" and _foreign(start) is None):
+    if braced or (path.suffix.lower() == ".safetensors" and _foreign(start) is None):
         return _read_safetensors(path)
     kind = _foreign(start)
     if kind is None:  # the oldest format of torch has no mark of its own

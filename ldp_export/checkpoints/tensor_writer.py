@@ -25,7 +25,8 @@ PIECE_BYTES = 64 * 2**20
 _ALIGNMENT = 64
 
 
-_NAMES = {
+#: Element types that are written, and their names in a file.
+ELEMENT_TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -80,8 +81,11 @@ def write_tensors(
     """Writes a safetensors file tensor by tensor, and returns the range of each in the file.
 
     Raises:
-        CheckpointError: a value is NaN or infinite, or becomes so in the element type in which it is stored.
+        CheckpointError: a value is NaN or infinite, or becomes so in the element type in which it is stored. Or a
+            tensor has an element type that is not written.
     """
+    sources = list(sources)
+    check_types(sources)
     # Wide elements first, as the safetensors library orders them: each tensor is then aligned to its elements.
     ordered = sorted(sources, key=lambda source: (-source.dtype.itemsize, source.name))
     with written_whole(path) as scratch, scratch.open("wb") as file:
@@ -92,12 +96,23 @@ def write_tensors(
     return places
 
 
+def check_types(sources: Iterable[TensorSource]) -> None:
+    """Raises CheckpointError for a tensor whose element type is not written, before anything is."""
+    for source in sources:
+        if source.dtype not in ELEMENT_TYPES:
+            kind = str(source.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{source.name} is of {kind}, which no model here has: {', '.join(ELEMENT_TYPES.values())} are written",
+                hint="the file is of another model, or was quantized; fetch the original weights",
+            )
+
+
 def _write_header(sources: list[TensorSource], file: BinaryIO) -> dict[str, Place]:
     header, end = {}, 0
     for source in sources:
         begin, end = end, end + source.bytes
         header[source.name] = {
-            "dtype": _NAMES[source.dtype],
+            "dtype": ELEMENT_TYPES[source.dtype],
             "shape": list(source.shape),
             "data_offsets": [begin, end],
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 
-from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
+from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, renamed, shape_of
 from ldp_export.checkpoints.tensor_files import State, read_state
 from ldp_export.models.registry import VarSpec
 from ldp_export.models.var import VarConfig, VarTransformer
@@ -42,13 +42,13 @@ def infer_var_config(state: State) -> VarConfig:
             "the checkpoint has no attention temperature (blocks.0.attn.scale_mul_1H11)",
             hint="models trained without attn_l2_norm are not supported; no released one is",
         )
-    tokens = torch.bincount(state["lvl_1L"].flatten()).tolist()
+    tokens = _tokens_of_scales(state["lvl_1L"])
     grids = tuple(math.isqrt(count) for count in tokens)
     if any(side * side != count or side == 0 for side, count in zip(grids, tokens, strict=True)):
         raise CheckpointError(f"'lvl_1L' counts {tokens} tokens per scale, which are no square grids")
     try:
         return VarConfig(
-            depth=count_numbered(state, r"blocks\.(\d+)\."),
+            depth=count_numbered(state, r"blocks\.([0-9]+)\."),
             width=width,
             heads=state["blocks.0.attn.scale_mul_1H11"].numel(),
             ffn=shape_of(state, "blocks.0.ffn.fc1.weight", 2)[0],
@@ -62,14 +62,30 @@ def infer_var_config(state: State) -> VarConfig:
         raise CheckpointError(f"the checkpoint's shapes make no model: {error.message}") from error
 
 
+def _tokens_of_scales(levels: torch.Tensor) -> list[int]:
+    """Number of tokens of each scale, from the scale of each token.
+
+    Raises:
+        CheckpointError: the values are no scales.
+    """
+    levels = levels.flatten()
+    plain = not (levels.is_complex() or levels.dtype == torch.bool)
+    if not plain or not levels.numel() or not bool(((levels >= 0) & (levels < levels.numel())).all()):
+        raise CheckpointError(
+            f"'lvl_1L' ({str(levels.dtype).removeprefix('torch.')} {list(levels.shape)}) does not number scales",
+            hint="the file is damaged; fetch it again",
+        )
+    return torch.bincount(levels.to(torch.int64)).tolist()
+
+
 def infer_var_vae_config(state: State) -> VarVaeConfig:
     """Sizes of VAR's VAE from its tensors. Raises `CheckpointError`, see `infer_var_config`."""
     flat = _plain_vae(state)
     codes, channels = shape_of(flat, "quantize.embedding.weight", 2)
     base = shape_of(flat, "encoder.conv_in.weight", 4)[0]
-    levels = count_numbered(flat, r"encoder\.down\.(\d+)\.")
+    levels = count_numbered(flat, r"encoder\.down\.([0-9]+)\.")
     widths = [shape_of(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
-    phis = count_numbered(flat, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+    phis = count_numbered(flat, r"quantize\.quant_resi\.qresi_ls\.([0-9]+)\.")
     if not widths or any(width % base for width in widths):
         raise CheckpointError(f"VAE level widths {widths} do not fit base width {base}")
     if not phis:
@@ -79,31 +95,31 @@ def infer_var_vae_config(state: State) -> VarVaeConfig:
         channels=channels,
         base_channels=base,
         channel_multipliers=tuple(width // base for width in widths),
-        res_blocks=count_numbered(flat, r"encoder\.down\.0\.block\.(\d+)\."),
+        res_blocks=count_numbered(flat, r"encoder\.down\.0\.block\.([0-9]+)\."),
         phis=phis,
     )
 
 
 def load_var(path: Path | str, config: VarConfig | None = None) -> VarTransformer:
     """Loads a VAR transformer from its original file; its sizes are inferred unless given. Raises `CheckpointError`."""
-    state = read_state(path)
+    state = read_state(path, "transformer")
     return fill_strictly(VarTransformer, config or infer_var_config(state), _plain_transformer(state), str(path))
 
 
 def load_var_vae(path: Path | str, config: VarVaeConfig | None = None) -> VarVae:
     """Loads VAR's VAE from its original file; its sizes are inferred unless given. Raises `CheckpointError`."""
-    state = read_state(path)
+    state = read_state(path, "vae")
     return fill_strictly(VarVae, config or infer_var_vae_config(state), _plain_vae(state), str(path))
 
 
 def map_var(path: Path | str, config: VarConfig) -> VarTransformer:
     """Opens a transformer like `load_var`, but memory-mapped and in the element types of its file."""
-    return map_strictly(VarTransformer, config, _plain_transformer(read_state(path)), str(path))
+    return map_strictly(VarTransformer, config, _plain_transformer(read_state(path, "transformer")), str(path))
 
 
 def map_var_vae(path: Path | str, config: VarVaeConfig) -> VarVae:
     """Opens a VAE like `load_var_vae`, but memory-mapped; see `map_var`."""
-    return map_strictly(VarVae, config, _plain_vae(read_state(path)), str(path))
+    return map_strictly(VarVae, config, _plain_vae(read_state(path, "vae")), str(path))
 
 
 def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config: VarVaeConfig) -> None:
@@ -112,13 +128,13 @@ def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config:
     Raises:
         CheckpointError: a file does not fit the architecture.
     """
-    state = read_state(transformer)
+    state = read_state(transformer, "transformer")
     fitting_model(VarTransformer, config, _plain_transformer(state), str(transformer))
     if "lvl_1L" in state:
-        tokens, expected = state["lvl_1L"].flatten().bincount().tolist(), list(config.schedule.tokens)
+        tokens, expected = _tokens_of_scales(state["lvl_1L"]), list(config.schedule.tokens)
         if tokens != expected:
             raise CheckpointError(f"{transformer} has scales of {tokens} tokens, the model has {expected}")
-    fitting_model(VarVae, vae_config, _plain_vae(read_state(vae)), str(vae))
+    fitting_model(VarVae, vae_config, _plain_vae(read_state(vae, "vae")), str(vae))
 
 
 def _plain_transformer(state: State) -> State:
@@ -130,13 +146,15 @@ def _plain_vae(state: State) -> State:
 
     The original has other names if all scales share one phi, or if each scale has its own.
     """
-    flat = {key: value for key, value in state.items() if key != _HITS}
-    for key in list(flat):
-        rest = key.removeprefix(_PHIS)
-        if rest != key and not rest.startswith("qresi_ls."):
-            number = f"0.{rest.removeprefix('qresi.')}" if rest.startswith("qresi.") else rest
-            flat[f"{_PHIS}qresi_ls.{number}"] = flat.pop(key)
-    return flat
+    kept = {key: value for key, value in state.items() if key != _HITS}
+    return renamed(kept.items(), map(_plain_phi, kept))
+
+
+def _plain_phi(key: str) -> str:
+    rest = key.removeprefix(_PHIS)
+    if rest == key or rest.startswith("qresi_ls."):
+        return key
+    return f"{_PHIS}qresi_ls." + (f"0.{rest.removeprefix('qresi.')}" if rest.startswith("qresi.") else rest)
 
 
 def holds_var(state: State) -> bool:

@@ -228,7 +228,9 @@ def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
 def infinity_decoder_signature(config: InfinityVaeConfig) -> GraphSignature:
     latent = TensorSpec("latent", (Axis.IMAGES, config.bits, Axis.HEIGHT, Axis.WIDTH))
     # The image's height and width are `stride` times the latent's, so they have no axes of their own.
-    return GraphSignature("decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3)),))
+    return GraphSignature(
+        "decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3, Axis.IMAGE_HEIGHT, Axis.IMAGE_WIDTH)),)
+    )
 
 
 class InfinityDecoderGraph(Graph):

@@ -11,7 +11,10 @@ from ldp_runtime.bundle.manifest import TensorEntry
 
 
 class Axis(StrEnum):
-    """Dimensions whose size differs from call to call."""
+    """Dimensions whose size differs from call to call.
+
+    Height and width count latents; those of an image, which only outputs have, count pixels.
+    """
 
     ROWS = "rows"
     TOKENS = "tokens"
@@ -20,6 +23,8 @@ class Axis(StrEnum):
     IMAGES = "images"
     HEIGHT = "height"
     WIDTH = "width"
+    IMAGE_HEIGHT = "image_height"
+    IMAGE_WIDTH = "image_width"
 
 
 Dim = Axis | int

@@ -143,7 +143,9 @@ class VarBlocksGraph(Graph):
 
 def var_decoder_signature(config: VarVaeConfig) -> GraphSignature:
     latent = TensorSpec("latent", (Axis.IMAGES, config.channels, Axis.HEIGHT, Axis.WIDTH))
-    return GraphSignature("decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3)),))
+    return GraphSignature(
+        "decoder", (latent,), (TensorSpec("image", (Axis.IMAGES, 3, Axis.IMAGE_HEIGHT, Axis.IMAGE_WIDTH)),)
+    )
 
 
 class VarDecoderGraph(Graph):

@@ -37,7 +37,7 @@ from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
 from ldp_export.building.cache import Stage, run_stages
 from ldp_export.building.estimate import estimate_build
 from ldp_export.building.stages import BuildStages
-from ldp_export.checkpoints.sources import Sources, hash_tree
+from ldp_export.checkpoints.sources import Sources, hash_part
 from ldp_export.families.base import graph_blocks, graph_kind
 from ldp_export.models.infinity import InfinityConfig
 
@@ -432,18 +432,35 @@ class TestKeys:
         work = BuildStages(BuildPlan(spec(config), sources, BuildOptions(output)))
         return {stage.name: stage.key for stage in work.stages()}
 
-    def test_hash_of_a_folder_sees_names_and_contents(self, tmp_path: Path) -> None:
-        (tmp_path / "a").write_text("1")
-        seen = {hash_tree(tmp_path)}
-        (tmp_path / "a").write_text("2")
-        seen.add(hash_tree(tmp_path))
-        (tmp_path / "a").rename(tmp_path / "b")
-        seen.add(hash_tree(tmp_path))
-        (tmp_path / "more").mkdir()
-        (tmp_path / "more/b").write_text("2")
-        seen.add(hash_tree(tmp_path))
+    def test_hash_of_a_folder_sees_what_is_read_and_nothing_else(self, sources: Sources, tmp_path: Path) -> None:
+        """What systems, hubs and people leave beside the weights changes no bundle."""
+        folder = tmp_path / "shards"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(sources.vae.read_bytes())
+        (folder / "config.json").write_text("{}")
+        before = hash_part(folder)
+        for name in ("README.md", ".DS_Store", "._model.safetensors", "generation_config.json"):
+            (folder / name).write_text("beside")
+        (folder / ".cache").mkdir()
+        (folder / ".cache/model.safetensors.metadata").write_text("beside")
+        assert hash_part(folder) == before
+        (folder / "config.json").write_text('{"a": 1}')
+        seen = {before, hash_part(folder)}
+        (folder / "model.safetensors").rename(folder / "b.safetensors")
+        seen.add(hash_part(folder))
+        (folder / "b.safetensors").write_bytes(sources.transformer.read_bytes())
+        seen.add(hash_part(folder))
         assert len(seen) == 4
-        assert hash_tree(tmp_path / "b") == hash_file(tmp_path / "b")
+        assert hash_part(folder / "b.safetensors") == hash_file(sources.transformer)
+
+    def test_hash_of_an_index_sees_its_shards(self, sources: Sources, tmp_path: Path) -> None:
+        shard, index = tmp_path / "a.safetensors", tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"x": shard.name}}))
+        shard.write_bytes(sources.vae.read_bytes())
+        before = hash_part(index)
+        assert before == hash_part(tmp_path)
+        shard.write_bytes(sources.transformer.read_bytes())
+        assert hash_part(index) != before
 
     def test_a_stage_is_whole_or_not_there(self, tmp_path: Path) -> None:
         def half(folder: Path, say: Callable[[str], None]) -> None:
