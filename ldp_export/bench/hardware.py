@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import psutil
-from ldp_runtime.engines.hardware import instructions
+from ldp_runtime.engines.hardware import instructions, usable_cpus
 
 from ldp_export import __version__
 from ldp_export.versions import installed
@@ -27,24 +26,12 @@ def hardware() -> dict[str, Any]:
         "instructions": instructions(),
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
-        "cores_usable": usable_cores(),
+        "cores_usable": usable_cpus(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "gpu": _gpu_name(),
         "load_average": round(psutil.getloadavg()[0], 2),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def default_threads() -> int:
-    """One thread per physical core that this process may use: two on one core only get in each other's way."""
-    return max(1, min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores()))
 
 
 def software() -> dict[str, str]:

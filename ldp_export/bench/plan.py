@@ -12,13 +12,13 @@ from ldp_runtime.architecture.choose import ModelEntry
 from ldp_runtime.bundle.files import Bundle, open_bundle
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import resolve_policy
+from ldp_runtime.engines.hardware import default_threads
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.memory import check_rows
 from ldp_runtime.pipeline.open_engines import check_runnable
 from ldp_runtime.pipeline.request import check_labels
 from ldp_runtime.pruning.parse import policy_text
 
-from ldp_export.bench.hardware import default_threads
 from ldp_export.bench.result import Scope
 from ldp_export.bench.worker.messages import Job
 from ldp_export.checkpoints.sources import Sources

@@ -17,8 +17,15 @@ import psutil
 from ldp_runtime import errors
 from ldp_runtime.errors import LdpError
 
+from ldp_export.import_path import import_path, safe_environment
+
 _CAN_STOP = hasattr(signal, "SIGSTOP")
-_COMMAND = (sys.executable, "-m", "ldp_export.bench.worker")
+#: Program of a worker. It looks for modules where this process does, after Python's own places, and never in the
+#: folder that it happens to run in: `-P` and `import_path` leave that out.
+_PROGRAM = (
+    "import json, sys; sys.path += [p for p in json.loads(sys.argv.pop(1)) if p not in sys.path]; "
+    "from ldp_export.bench.worker.__main__ import main; main()"
+)
 _TAIL_LINES = 20
 #: Seconds that a worker has to stop or to end when asked.
 _PATIENCE = 5.0
@@ -28,25 +35,30 @@ class BenchWorkerError(LdpError):
     """A worker of the comparison died, or failed in a way that has no type of its own."""
 
 
+def worker_command() -> list[str]:
+    """Command that starts a worker."""
+    return [sys.executable, "-P", "-c", _PROGRAM, json.dumps(import_path())]
+
+
 class WorkerProcess:
     """A worker and the two pipes to it. Its standard error goes to a file, which can never fill up and block it.
 
     Args:
         name: name of its candidate, for messages.
-        command: command that starts it.
+        command: command that starts it; None for `worker_command`.
     """
 
-    def __init__(self, name: str, command: Sequence[str] = _COMMAND) -> None:
+    def __init__(self, name: str, command: Sequence[str] | None = None) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115  closed with the worker
         # A process group of its own: Ctrl-C reaches only the parent, which then ends its workers in order.
         group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
         self._process = subprocess.Popen(
-            command,
+            worker_command() if command is None else command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=safe_environment(),
             encoding="utf-8",
             **group,
         )
@@ -163,7 +175,7 @@ class Turns:
     def __init__(self) -> None:
         self.workers: list[WorkerProcess] = []
 
-    def start(self, name: str, command: Sequence[str] = _COMMAND) -> WorkerProcess:
+    def start(self, name: str, command: Sequence[str] | None = None) -> WorkerProcess:
         self.yield_to(None)
         worker = WorkerProcess(name, command)
         self.workers.append(worker)

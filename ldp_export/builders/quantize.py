@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ldp_runtime.engines.onnxruntime import import_onnxruntime
 
 from ldp_export.verification.cases import ReferenceCases
 
@@ -22,6 +23,8 @@ def quantize_products(source: Path, target: Path) -> None:
         ValueError: none of the products has a weight of a block, so the copy would not be quantized.
     """
     import onnx
+
+    import_onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     nodes = onnx.load(source, load_external_data=False).graph.node
@@ -67,6 +70,7 @@ def quantize_convolutions(source: Path, target: Path, latents: list[torch.Tensor
     Weights are quantized symmetrically per channel, activations per tensor. The ranges of the activations are measured
     on these latents [1, d, h, w].
     """
+    import_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Latents(CalibrationDataReader):

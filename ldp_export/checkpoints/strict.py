@@ -38,9 +38,9 @@ def count_numbered(keys: Iterable[str], pattern: str) -> int:
     """
     texts = {m[1] for key in keys if (m := re.match(pattern, key))}
     wanted = {str(number) for number in range(len(texts))}
-    if texts - wanted:
+    if odd := sorted(texts - wanted):
         raise CheckpointError(
-            f"{len(texts)} different numbers stand in keys like {pattern!r}, among them {listing(sorted(texts - wanted), 3)}",
+            f"{len(texts)} different numbers stand in keys like {pattern!r}, among them {listing(odd, 3)}",
             hint="they count from 0 without a gap in files of these models: keys are missing, or were renamed",
         )
     return len(texts)

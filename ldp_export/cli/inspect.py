@@ -31,7 +31,12 @@ def command(bundle: Path, as_json: bool) -> None:
     opened = open_bundle(bundle, integrity="sizes")
     if as_json:
         print_json(
-            {"state": opened.state, "folder": str(opened.folder), "manifest": opened.manifest.model_dump(mode="json")}
+            {
+                "state": opened.state,
+                "digest": opened.manifest.digest,
+                "folder": str(opened.folder),
+                "manifest": opened.manifest.model_dump(mode="json"),
+            }
         )
         return
     _print(opened)
@@ -49,6 +54,7 @@ def _print(bundle: Bundle) -> None:
     console.print(
         f"[bold]{model.name}[/bold] ({model.family}), version {manifest.version}, [bold]{bundle.state}[/bold]"
     )
+    console.print(f"digest {manifest.digest}", highlight=False, soft_wrap=True)
     console.print(
         f"{model.depth} blocks, width {model.width}, {model.heads} heads, {model.token}; "
         f"{manifest.precision} on {manifest.backend}"

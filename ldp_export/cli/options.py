@@ -42,7 +42,39 @@ Policies are NAME or NAME:option=value,...  ("none" for no value, lists as 5+6):
 * needs numbers fitted to the bundle: ldp-export calibrate BUNDLE --fit-only
 """
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+
+
+def _keep_expected(ctx: click.Context, _: click.Parameter, digest: str | None) -> None:
+    ctx.meta[_EXPECTED] = digest
+
+
+def _checked_bundle(ctx: click.Context, _: click.Parameter, bundle: Path) -> Path:
+    """The bundle's path; with --expect-digest, that of the version that was checked, whatever CURRENT names later."""
+    digest: str | None = ctx.meta.get(_EXPECTED)
+    if digest is None:
+        return bundle
+    from ldp_runtime.bundle.files import open_bundle
+
+    return open_bundle(bundle, "sizes", digest).folder
+
+
+_EXPECTED = "ldp_export.expected_digest"
+
+
+def bundle_argument(function: Any) -> Any:
+    """Adds the argument BUNDLE, and the option --expect-digest that refuses any other bundle than the one meant."""
+    argument = click.argument("bundle", type=click.Path(path_type=Path), callback=_checked_bundle)
+    expected = click.option(
+        "--expect-digest",
+        metavar="DIGEST",
+        is_eager=True,
+        expose_value=False,
+        callback=_keep_expected,
+        help="Refuse any bundle but the one of this digest (or its first 16 digits); `inspect` prints it.",
+    )
+    return argument(expected(function))
+
+
 device_option = click.option("--device", default="cpu", show_default=True, help="Where the engines run: cpu or cuda.")
 classes_option = click.option(
     "--class", "classes", type=int, multiple=True, help="Of class-conditional models, instead of a prompt; repeatable."

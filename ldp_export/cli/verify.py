@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, threads_option
-from ldp_export.cli.outputs import check_folder
 
 if TYPE_CHECKING:
+    from ldp_runtime.bundle.files import Bundle
+
     from ldp_export.verification.verify import Report
 
 
@@ -29,29 +30,47 @@ def command(bundle: Path, device: str, threads: int | None, as_json: bool) -> No
     """Check a bundle on this machine: every file's hash, and every graph and scale against the reference model.
 
     Needs neither the checkpoint nor the exporter. Ends with a non-zero exit status when anything differs; a bundle
-    that fails no longer loads.
+    that fails no longer loads. Where nothing can be written, it says that the result was not kept.
     """
-    from ldp_runtime.bundle.files import REPORTS, open_bundle
+    from ldp_runtime.bundle.files import open_bundle
 
-    from ldp_export.building.publish import write_report
-    from ldp_export.verification.replay import save_replay
     from ldp_export.verification.verify import require_verified, verify_bundle
 
     opened = open_bundle(bundle)
-    if opened.root is not None:
-        check_folder(opened.root / REPORTS)
     report = verify_bundle(opened, device, threads)
-    if opened.root is not None:
-        write_report(opened.root, opened.manifest, report.to_json())
+    lost = _keep(opened, report)
     if as_json:
-        print_json(report.to_json())
+        print_json(report.to_json() | {"kept": lost is None})
     else:
         _print_table(report)
-    if report.state != "verified" and opened.root is not None:
-        line = save_replay(opened, report, opened.root / REPORTS / f"{opened.manifest.version}-replay")
-        if line is not None:
-            click.echo(f"the first call that differs, again:\n  {line}", err=True)
+    if lost is not None:
+        click.echo(f"nothing was kept of this verification: {lost}", err=True)
     require_verified(report, opened)
+
+
+def _keep(bundle: Bundle, report: Report) -> str | None:
+    """Saves the report beside the bundle, with the calls that fail; the reason in words if that cannot be done."""
+    from ldp_runtime.bundle.files import REPORTS
+    from ldp_runtime.disk import is_full, is_unwritable
+
+    from ldp_export.building.publish import write_report
+    from ldp_export.verification.replay import save_replay
+
+    if bundle.root is None:
+        return f"{bundle.folder} was copied without the folder that its reports are in"
+    folder = bundle.root / REPORTS
+    try:
+        write_report(bundle.root, bundle.manifest, report.to_json())
+        line = None
+        if report.state != "verified":
+            line = save_replay(bundle, report, folder / f"{bundle.manifest.version}-replay")
+    except OSError as error:
+        if not (is_unwritable(error) or is_full(error)):
+            raise
+        return f"{folder}: {error.strerror}"
+    if line is not None:
+        click.echo(f"the first call that differs, again:\n  {line}", err=True)
+    return None
 
 
 def _print_table(report: Report) -> None:

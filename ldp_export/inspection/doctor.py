@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,12 +16,13 @@ from typing import Any
 
 import psutil
 import torch
-from ldp_runtime.engines.hardware import instructions, local_capability, require_gpu
-from ldp_runtime.engines.onnxruntime import check_provider
+from ldp_runtime.engines.hardware import instructions, local_capability, require_gpu, usable_cpus
+from ldp_runtime.engines.onnxruntime import TELEMETRY_OFF, check_provider, import_onnxruntime
 from ldp_runtime.engines.tensorrt.library import Flavour, load_library
 from ldp_runtime.engines.torch_compiled.compiler import check_compiler, check_compilers
 from ldp_runtime.engines.torch_compiled.target import local_target
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
+from ldp_runtime.pipeline.memory import available_memory
 
 from ldp_export.builders.tensorrt.builder import check_polygraphy
 from ldp_export.versions import TOOLCHAIN, installed
@@ -151,8 +153,9 @@ def _processor() -> Fact:
     memory = psutil.virtual_memory()
     return Fact(
         "processor",
-        f"{platform.machine()} ({instructions() or 'instruction sets unknown'}), {psutil.cpu_count()} threads, "
-        f"{memory.total / 2**30:.0f} GiB of memory ({memory.available / 2**30:.0f} GiB free)",
+        f"{platform.machine()} ({instructions() or 'instruction sets unknown'}), {psutil.cpu_count()} threads "
+        f"({usable_cpus()} for this process), {memory.total / 2**30:.0f} GiB of memory "
+        f"({available_memory(torch.device('cpu')) / 2**30:.0f} GiB free for it)",
     )
 
 
@@ -184,10 +187,12 @@ def _cuda() -> Fact:
 
 def _providers() -> Fact:
     try:
-        import onnxruntime
-    except ImportError as error:
-        return Fact("ONNX Runtime", str(error), found=False)
-    return Fact("ONNX Runtime", f"{onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}")
+        onnxruntime = import_onnxruntime()
+    except LdpError as error:
+        return Fact("ONNX Runtime", error.message, found=False)
+    telemetry = "off" if os.environ.get(TELEMETRY_OFF) not in ("", "0") else "on, as the environment asks"
+    providers = ", ".join(onnxruntime.get_available_providers())
+    return Fact("ONNX Runtime", f"{onnxruntime.__version__}: {providers}; telemetry {telemetry}")
 
 
 def _library(flavour: Flavour) -> Fact:

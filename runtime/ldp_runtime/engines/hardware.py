@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import torch
 
+from ldp_runtime.control_groups import cpu_quota
 from ldp_runtime.errors import IncompatibleBundleError
+
+
+def usable_cpus() -> int:
+    """Logical processors that this process may use, and gets time on: those of its affinity mask, within its quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return allowed if math.isinf(quota) else max(1, min(allowed, int(quota)))
+
+
+def default_threads() -> int:
+    """One thread per physical core that this process may use: two on one core only get in each other's way."""
+    usable = usable_cpus()
+    return min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 def local_capability(device: torch.device | None = None) -> str | None:

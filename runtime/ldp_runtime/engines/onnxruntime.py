@@ -6,6 +6,7 @@ write to are not computed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ldp_runtime.engines.hardware import default_threads
 from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
 
 if TYPE_CHECKING:
     import onnxruntime
 
+#: Environment variable that switches the telemetry of ONNX Runtime off.
+TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 #: Float32 stays float32: the CUDA provider would round products to TensorFloat-32.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
@@ -31,15 +35,45 @@ _ELEMENT_TYPES: dict[torch.dtype, Any] = {
 
 
 def import_onnxruntime() -> Any:
-    """Imports onnxruntime, or raises an error that names the extra to install."""
+    """Imports onnxruntime, with its telemetry off unless the environment says otherwise.
+
+    Raises:
+        IncompatibleBundleError: it is not installed, or is broken; the hint names the extra to install.
+    """
+    without_telemetry()
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise IncompatibleBundleError(
-            "this bundle needs ONNX Runtime, which is not installed",
-            hint="pip install 'ldp-export[cpu]' (or [cuda] on a machine with an NVIDIA GPU)",
-        ) from error
+        if error.name == "onnxruntime":
+            raise IncompatibleBundleError(
+                "this bundle needs ONNX Runtime, which is not installed",
+                hint="pip install 'ldp-export[cpu]' (or [cuda] on a machine with an NVIDIA GPU)",
+            ) from error
+        raise _broken(str(error)) from error
+    except (AttributeError, OSError) as error:
+        raise _broken(str(error)) from error
+    absent = [
+        name for name in ("InferenceSession", "SessionOptions", "get_available_providers") if not hasattr(ort, name)
+    ]
+    if absent:  # removing one of its two packages takes files of the other away
+        raise _broken(f"the package has no {absent[0]}")
     return ort
+
+
+def without_telemetry() -> None:
+    """Asks ONNX Runtime to send nothing and to keep nothing in the home folder, unless the user has set it.
+
+    It is read when onnxruntime is first imported, so this comes before.
+    """
+    os.environ.setdefault(TELEMETRY_OFF, "1")
+
+
+def _broken(why: str) -> IncompatibleBundleError:
+    return IncompatibleBundleError(
+        f"onnxruntime is broken: {why}",
+        hint="reinstall one of the two: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'ldp-export[cpu]' "
+        "(or [cuda])",
+    )
 
 
 def check_provider(device: torch.device) -> None:
@@ -70,8 +104,8 @@ def _session_options(ort: Any, device: torch.device, threads: int | None) -> Any
     # Idle threads that spin steal the cores from the loop between calls, from the other engines' pools and from
     # neighbours: on two cores with a busy neighbour an image took 2.3 times as long with spinning as without.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    # Left to itself, it starts a thread for each core of the machine, and pins them where this process may not run.
+    options.intra_op_num_threads = threads or default_threads()
     if device.type != "cpu":
         # The provider list alone does not show it when single nodes land on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 
 from ldp_runtime.bundle.manifest import Manifest
+from ldp_runtime.control_groups import memory_left
 from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
@@ -74,28 +73,12 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
 
 
 def available_memory(device: torch.device) -> float:
-    """Bytes that can still be allocated on the device; on the CPU, no more than the container may take."""
+    """Bytes that can still be allocated on the device; on the CPU, no more than its control groups leave."""
     if device.type == "cuda":
         # Memory that PyTorch reserves but does not use, as after closing a pipeline, is free to this process only.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return min(psutil.virtual_memory().available, container_memory())
-
-
-def container_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that this container may still take; infinity if it has no limit.
-
-    Args:
-        group: folder of the Linux control group (version 2) of this process.
-    """
-    try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        rows = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-        counts = {name: int(count) for name, count in rows}
-        # Cached pages of files, such as the bundle's after hashing, count as used but are freed on demand.
-        return limit - used + counts["inactive_file"] + counts["active_file"]
-    except (OSError, ValueError, KeyError):  # no such group, or its limit is the word "max"
-        return math.inf
+    return min(psutil.virtual_memory().available, memory_left())
 
 
 def check_rows(manifest: Manifest, max_batch: int) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ldp_runtime.bundle.files import TOKENIZER, Bundle, Integrity, open_bundle
+from ldp_runtime.bundle.files import TOKENIZER, Bundle, Integrity, open_bundle, require_digest
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.engines.out_of_memory import capacity_errors
@@ -105,6 +105,7 @@ class Pipeline:
         max_batch: int = 4,
         memory_limit: int | None = None,
         integrity: Integrity = "full",
+        expected_digest: str | None = None,
         allow_rejected: bool = False,
     ) -> Pipeline:
         """Opens a bundle.
@@ -116,6 +117,7 @@ class Pipeline:
             max_batch: number of images drawn together; longer requests are drawn in several batches.
             memory_limit: bytes that the pipeline may need; None: the free memory of the device, or of the container.
             integrity: "full" hashes every file of the bundle, "sizes" compares sizes only.
+            expected_digest: digest of the only bundle to load, or its first 16 digits or more; `inspect` prints it.
             allow_rejected: load the bundle even if its verification failed.
 
         Raises:
@@ -126,7 +128,8 @@ class Pipeline:
         if max_batch < 1:
             raise ConfigError(f"max_batch must be at least 1, got {max_batch}")
         check_threads(threads)
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity, expected_digest)
+        require_digest(opened.manifest, opened.folder, expected_digest)
         check_rows(opened.manifest, max_batch)
         _check_state(opened, allow_rejected)
         target = device_of(device)
@@ -421,10 +424,11 @@ def _one_torch_thread(device: torch.device) -> Generator[None]:
 
 
 def _check_state(bundle: Bundle, allow_rejected: bool) -> None:
-    verify = f"ldp-export verify {bundle.root or bundle.folder}"
+    verify = f"ldp-export verify '{bundle.root or bundle.folder}'"
     if bundle.state == "rejected" and not allow_rejected:
         raise IncompatibleBundleError(
-            f"the bundle {bundle.folder} failed verification", hint=f"see {verify}; allow_rejected=True loads it anyway"
+            f"the bundle {bundle.folder} failed verification, or the report of it is damaged",
+            hint=f"see {verify}; allow_rejected=True loads it anyway",
         )
     if bundle.state != "verified":
         logger.warning("the bundle %s is %s; run: %s", bundle.folder, bundle.state, verify)

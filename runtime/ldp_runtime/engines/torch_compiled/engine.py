@@ -12,7 +12,7 @@ import torch
 from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.out_of_memory import capacity_errors
 from ldp_runtime.engines.tensors import check_tensor
-from ldp_runtime.engines.torch_compiled.threads import torch_threads
+from ldp_runtime.engines.torch_compiled.threads import default_torch_threads, torch_threads
 from ldp_runtime.errors import IntegrityError, LdpError
 from ldp_runtime.numerics import exact_convolutions
 
@@ -25,7 +25,7 @@ class TorchCompiledEngine:
 
     Args:
         graph: inputs and outputs of the package, in the order of its signature.
-        threads: threads of a CPU engine's calls; None takes PyTorch's number on the thread that opens the engine.
+        threads: threads of a CPU engine's calls; None: see `default_torch_threads`.
 
     `run` raises ConfigError when a tensor does not fit the signature, and CapacityError when memory runs out.
 
@@ -45,7 +45,7 @@ class TorchCompiledEngine:
         self._inputs = graph.inputs
         self._outputs = tuple(entry.name for entry in graph.outputs)
         # Read now: between engine calls, the pipeline sets the calling thread's number to one.
-        self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else None
+        self._threads = (threads or default_torch_threads()) if self.device.type == "cpu" else None
         self._call: Callable[..., Any] | None = _load(name, path, self.device)
 
     @torch.inference_mode()

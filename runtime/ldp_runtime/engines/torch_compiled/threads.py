@@ -7,6 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
+from ldp_runtime.engines.hardware import usable_cpus
+
+
+def default_torch_threads() -> int:
+    """PyTorch's number on the calling thread, but no more than this process may use."""
+    return min(torch.get_num_threads(), usable_cpus())
+
 
 @contextmanager
 def torch_threads(count: int | None) -> Generator[None]:

@@ -17,7 +17,7 @@ from ldp_runtime.engines.torch_compiled.fused.pieces import ask_text, attend, fe
 from ldp_runtime.engines.torch_compiled.fused.products import Matrix, product
 from ldp_runtime.engines.torch_compiled.fused.text import Text, TextReader, TextRoom
 from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, read_weights
-from ldp_runtime.engines.torch_compiled.threads import torch_threads
+from ldp_runtime.engines.torch_compiled.threads import default_torch_threads, torch_threads
 from ldp_runtime.errors import LdpError
 
 #: Calls of at most this many tokens times rows replay CUDA graphs: an H100 computes them faster than they launch.
@@ -52,7 +52,7 @@ class FusedEngine:
         graph: inputs and outputs of the engine.
         tokens: tokens of the largest call: the compiler tunes its kernels for the first size that it sees.
         text_tokens: tokens of the longest text.
-        threads: threads of a CPU engine's calls; None takes PyTorch's number on the thread that opens the engine.
+        threads: threads of a CPU engine's calls; None: see `default_torch_threads`.
         compiled: False runs the pieces without compiling them.
         graphs: CUDA graphs that replay small calls on a GPU; None launches such calls kernel by kernel.
 
@@ -74,7 +74,7 @@ class FusedEngine:
     ) -> None:
         self.name, self.device = name, torch.device(device)
         self._graph, self._graphs, self._weights = graph, graphs, weights
-        self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else None
+        self._threads = (threads or default_torch_threads()) if self.device.type == "cpu" else None
         self._result = graph.outputs[0].name
         self._kept = [entry.name for entry in graph.outputs[1:]]
         self._reader, self._room = TextReader(graph.first, graph.last), TextRoom(text_tokens)
