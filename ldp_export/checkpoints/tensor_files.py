@@ -187,14 +187,24 @@ def _read_sharded(index: Path) -> State:
 
 def _read_pth(path: Path, part: Part) -> State:
     try:
-        # Files in torch's old format cannot be mapped into memory; they are read whole.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        loaded = _load_pth(path)
     except Exception as error:  # torch raises many types here: pickle, zip, runtime, recursion
         raise CheckpointError(
             f"cannot read {path} without running pickled code: no checkpoint, truncated, or more than tensors in it",
             hint="fetch it again; or convert it to safetensors on a machine where you trust it",
         ) from error
     return _find_weights(loaded, path, part)
+
+
+def _load_pth(path: Path) -> object:
+    """Content of a file that torch saved, mapped into memory where it can be.
+
+    Files in torch's old format are read whole, and so are those whose name says safetensors: torch believes the name.
+    """
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 #: Places of the weights in files that training writes, by part; `any` looks at all of them in this order.

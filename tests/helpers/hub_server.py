@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -26,6 +27,8 @@ class Fault:
         replace: paths whose content is served changed, under the right hash.
         short: paths of which the last bytes are never sent, under a matching Content-Length.
         status, code: answer everything with this HTTP status and X-Error-Code.
+        listed: answers to the question for a repository's files, instead of the true list.
+        endless: paths whose content never ends; "" stands for the list of files.
     """
 
     cut_after: int | None = None
@@ -34,6 +37,8 @@ class Fault:
     short: set[str] = field(default_factory=set)
     status: int | None = None
     code: str = ""
+    listed: dict[str, bytes] = field(default_factory=dict)
+    endless: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -63,6 +68,20 @@ def serving(repositories: dict[str, Path]) -> Iterator[Hub]:
 
 def lfs(path: Path) -> bool:
     return path.suffix in (".pth", ".safetensors")
+
+
+def listing(name: str, folder: Path) -> dict[str, Any]:
+    """List of a repository's files, as the hub gives it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    siblings = [_sibling(p, p.relative_to(folder).as_posix()) for p in files]
+    return {"id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings}
+
+
+def _sibling(path: Path, name: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"rfilename": name, "size": path.stat().st_size, "blobId": _blob(path)}
+    if lfs(path):
+        entry["lfs"] = {"sha256": _sha256(path), "size": path.stat().st_size, "pointerSize": 134}
+    return entry
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -98,17 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, name: str, revision: str) -> None:
         if self._refused(name, revision):
             return
-        folder = self.hub.repositories[name]
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        siblings = [self._sibling(p, str(p.relative_to(folder))) for p in files]
-        body = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings}
-        self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
-
-    def _sibling(self, path: Path, name: str) -> dict[str, object]:
-        entry: dict[str, object] = {"rfilename": name, "size": path.stat().st_size, "blobId": _blob(path)}
-        if lfs(path):
-            entry["lfs"] = {"sha256": _sha256(path), "size": path.stat().st_size, "pointerSize": 134}
-        return entry
+        if "" in self.hub.fault.endless:
+            self._send_for_ever(b'{"siblings": [' + b" " * 100_000)
+        body = self.hub.fault.listed.get(name) or json.dumps(listing(name, self.hub.repositories[name])).encode()
+        self._send(200, body, {"Content-Type": "application/json"})
 
     def _resolve(self, name: str, revision: str, inside: str) -> None:
         if self._refused(name, revision):
@@ -141,7 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _content(self, path: Path, inside: str, headers: dict[str, str]) -> None:
-        fault, data = self.hub.fault, path.read_bytes()
+        fault, data = self.hub.fault, path.read_bytes() if path.is_file() else b"?"
+        if inside in fault.endless and self.command == "GET":
+            self._send_for_ever(data)
         if inside in fault.replace:
             data = bytes(byte ^ 1 for byte in data[:100]) + data[100:]
         if inside in fault.short:
@@ -153,6 +167,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET" and fault.cut_after is not None and len(data) - first > fault.cut_after:
             return self._cut(status, data[first:], headers)
         return self._send(status, data[first:], headers)
+
+    def _send_for_ever(self, data: bytes) -> NoReturn:
+        """Sends the data again and again, without a length, until the client hangs up."""
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        while True:
+            self.wfile.write(data)
 
     def _cut(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         """Announces all of the data, sends the beginning, and hangs up."""

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from ldp_runtime.bundle.files import CONSTANTS, Bundle
-from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry, Manifest
+from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry, Manifest, ModelEntry
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape
 from ldp_runtime.engines.prompt import chained
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.families.base import Codec
-from ldp_runtime.families.choose import codec_of
+from ldp_runtime.families.choose import codec_of, placement
+from ldp_runtime.numerics import all_finite
 
 if TYPE_CHECKING:
     from ldp_runtime.engines.graph_cache import GraphCounters
@@ -129,7 +130,7 @@ def open_engines(
             for graph, engine in opened("blocks", scales)
         ]
 
-    constants = load_file(bundle.path(CONSTANTS), device=str(device))
+    constants = _load_constants(bundle, device)
     model = manifest.model
     encoder = opened("text_encoder")
     return Engines(
@@ -149,10 +150,60 @@ def open_engines(
             {entry.name: blocks_of(entry.name) for entry in manifest.quantized},
         ),
         decoder=opened("decoder")[0][1],
-        codec=codec_of(model, constants),
+        codec=_codec(bundle, constants),
         constants=constants,
         cuda_graphs=counters,
     )
+
+
+def _load_constants(bundle: Bundle, device: torch.device) -> dict[str, torch.Tensor]:
+    """Tensors of the bundle by name; raises IntegrityError if their file cannot be read, or holds other than numbers."""
+    path = bundle.path(CONSTANTS)
+    try:
+        constants = load_file(path, device=str(device))
+    except Exception as error:  # the library raises several types of its own
+        raise IntegrityError(f"{path} cannot be read: {error}", hint=_COPY_AGAIN) from error
+    odd = [name for name, tensor in constants.items() if not tensor.is_floating_point() or not all_finite(tensor)]
+    if odd:
+        raise IntegrityError(f"{path} holds {odd[0]!r}, which is no finite number", hint=_COPY_AGAIN)
+    return constants
+
+
+def _codec(bundle: Bundle, constants: Mapping[str, torch.Tensor]) -> Codec:
+    """Codec of the bundle's model, and a try of where its tokens lie; raises IntegrityError for constants that misfit."""
+    model = bundle.manifest.model
+    try:
+        for name, tensor in constants.items():
+            _check_shape(name, tensor, model)
+        placement(model, constants, bundle.manifest.schedule())
+        return codec_of(model, constants)
+    except (LookupError, RuntimeError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        raise IntegrityError(
+            f"the constants of {bundle.folder} do not fit its model: {type(error).__name__}: {error}", hint=_COPY_AGAIN
+        ) from error
+
+
+#: Dimensions of the constants: sizes, or fields of the model's entry; "*" is any.
+_DIMENSIONS: dict[str, tuple[str | int, ...]] = {
+    "level_offsets": ("*", "width"),
+    "unconditional_text": ("*", "text_channels"),
+    "positions": ("*", "width"),
+    "codebook": ("codes", "latent_channels"),
+    "phi_weight": ("*", "latent_channels", "latent_channels", 3, 3),
+    "phi_bias": ("*", "latent_channels"),
+}
+
+
+def _check_shape(name: str, tensor: torch.Tensor, model: ModelEntry) -> None:
+    """Raises ValueError for a constant whose shape is not the model's."""
+    named = _DIMENSIONS.get(name, ("*",) * tensor.dim())
+    sizes = [getattr(model, size) if isinstance(size, str) and size != "*" else size for size in named]
+    fits = tensor.dim() == len(sizes) and all(size in ("*", has) for size, has in zip(sizes, tensor.shape, strict=True))
+    if not fits or not tensor.numel():
+        raise ValueError(f"{name} is {list(tensor.shape)}, expected {sizes}")
+
+
+_COPY_AGAIN = "copy the bundle again from where it was built, or rebuild it"
 
 
 def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:

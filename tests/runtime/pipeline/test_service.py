@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.graph_cache import GraphCounters
 from ldp_runtime.errors import CapacityError, ConfigError, NonFiniteError
-from ldp_runtime.pipeline.memory import container_memory
 from ldp_runtime.pruning.policy import GuidanceRule
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -189,17 +187,6 @@ class TestMemory:
 
         with pytest.raises(RuntimeError, match="mine"):
             small_pipe(PROMPTS[0], callback_on_scale=fail)
-
-    def test_a_container_limits_what_is_available(self, tmp_path: Path) -> None:
-        def group(limit: str) -> float:
-            files = {"max": limit, "current": "700\n", "stat": "anon 500\ninactive_file 150\nactive_file 50\n"}
-            for name, content in files.items():
-                (tmp_path / f"memory.{name}").write_text(content)
-            return container_memory(tmp_path)
-
-        assert group("1000\n") == 500
-        assert group("max\n") == float("inf")
-        assert container_memory(tmp_path / "absent") == float("inf")
 
 
 class SlowToWatch(GuidanceRule):
