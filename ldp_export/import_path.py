@@ -12,7 +12,8 @@ _HOME = Path(__file__).resolve().parent.parent
 
 def import_path() -> list[str]:
     """Folders of `sys.path` without the working folder, which stays only, and last, if this package lies in it."""
-    return [path for path in sys.path if not _is_working_folder(path)] + ([str(_HOME)] if _runs_at_home() else [])
+    elsewhere = [path for path in sys.path if not _is_working_folder(path)]
+    return [*elsewhere, str(_HOME)] if Path.cwd() == _HOME else elsewhere
 
 
 def safe_environment() -> dict[str, str]:
@@ -29,7 +30,3 @@ def safe_environment() -> dict[str, str]:
 
 def _is_working_folder(path: str) -> bool:
     return not path or Path(path).resolve() == Path.cwd()
-
-
-def _runs_at_home() -> bool:
-    return Path.cwd() == _HOME

@@ -157,7 +157,7 @@ def open_engines(
 
 
 def _load_constants(bundle: Bundle, device: torch.device) -> dict[str, torch.Tensor]:
-    """Tensors of the bundle by name; raises IntegrityError if their file cannot be read, or holds other than numbers."""
+    """Tensors of the bundle by name; raises IntegrityError if their file is damaged, or holds other than numbers."""
     path = bundle.path(CONSTANTS)
     try:
         constants = load_file(path, device=str(device))
@@ -170,7 +170,7 @@ def _load_constants(bundle: Bundle, device: torch.device) -> dict[str, torch.Ten
 
 
 def _codec(bundle: Bundle, constants: Mapping[str, torch.Tensor]) -> Codec:
-    """Codec of the bundle's model, and a try of where its tokens lie; raises IntegrityError for constants that misfit."""
+    """Codec of the bundle's model; raises IntegrityError for constants that do not fit the model."""
     model = bundle.manifest.model
     try:
         for name, tensor in constants.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ldp_runtime import Pipeline, open_bundle
-from ldp_runtime.bundle.files import CURRENT, MANIFEST, Bundle, report_path
+from ldp_runtime.bundle.files import CURRENT, MANIFEST, VERSIONS, Bundle, report_path
 from ldp_runtime.bundle.manifest import SCHEMA_VERSION, Manifest
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
 
@@ -190,10 +190,159 @@ class TestStates:
     @pytest.mark.parametrize(
         "report", [{"state": "verified", "digest": "of another"}, {"state": "wonderful"}, [], None, {}]
     )
-    def test_reports_that_say_nothing_count_for_nothing(self, copied: Bundle, report: Any) -> None:
+    def test_reports_that_say_nothing_may_have_said_rejected(self, copied: Bundle, report: Any) -> None:
         self.report(copied, report)
-        assert open_bundle(copied.folder).state == "unverified"
+        assert open_bundle(copied.folder).state == "rejected"
 
     def report(self, bundle: Bundle, content: Any) -> None:
         assert bundle.root is not None
         report_path(bundle.root, bundle.manifest).write_text(json.dumps(content))
+
+    @pytest.mark.parametrize("damage", [b"", b"{", b'{"state": "rej', b"[" * 100_000, b"\xff", None])
+    def test_a_damaged_report_of_a_rejected_bundle_does_not_make_it_load(
+        self, copied: Bundle, damage: bytes | None
+    ) -> None:
+        assert copied.root is not None
+        path = report_path(copied.root, copied.manifest)
+        path.unlink()
+        if damage is None:
+            path.mkdir()
+        else:
+            path.write_bytes(damage)
+        assert open_bundle(copied.root).state == "rejected"
+        with pytest.raises(IncompatibleBundleError, match="report of it is damaged"):
+            Pipeline.load(copied.root)
+
+    def test_a_link_to_a_version_finds_its_state_and_saved_policies(self, copied: Bundle, tmp_path: Path) -> None:
+        """As deployments keep a link called `latest`, wherever it lies and whatever it goes through."""
+        self.report(copied, {"state": "rejected", "digest": copied.manifest.digest})
+        assert copied.root is not None
+        (tmp_path / "latest").symlink_to(copied.folder)
+        (copied.root / "latest").symlink_to(Path(VERSIONS, copied.folder.name))
+        (copied.root / VERSIONS / "latest").symlink_to(copied.folder.name)
+        (tmp_path / "again").symlink_to("latest")
+        (tmp_path / "v").symlink_to(copied.root / VERSIONS)
+        links = ["latest", "bundle/latest", f"bundle/{VERSIONS}/latest", "again", f"v/{copied.folder.name}"]
+        for link in links:
+            opened = open_bundle(tmp_path / link)
+            assert (opened.state, opened.root) == ("rejected", copied.root), link
+            with pytest.raises(IncompatibleBundleError, match="failed verification"):
+                Pipeline.load(tmp_path / link)
+
+    def test_a_version_that_is_a_link_belongs_where_it_is_named(self, copied: Bundle, tmp_path: Path) -> None:
+        """As one that was moved to another disk."""
+        self.report(copied, {"state": "rejected", "digest": copied.manifest.digest})
+        (tmp_path / "disk").mkdir()
+        moved = copied.folder.rename(tmp_path / "disk" / copied.folder.name)
+        copied.folder.symlink_to(moved)
+        for path in (copied.root, copied.folder):
+            assert path is not None
+            assert open_bundle(path).state == "rejected"
+
+    def test_a_rejected_first_build_is_rejected_by_its_version_too(self, copied: Bundle) -> None:
+        self.report(copied, {"state": "rejected", "digest": copied.manifest.digest})
+        assert copied.root is not None
+        (copied.root / CURRENT).unlink()
+        assert open_bundle(copied.folder).state == "rejected"
+
+    def test_a_relative_path_is_made_absolute(self, copied: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert copied.root is not None
+        monkeypatch.chdir(copied.root.parent)
+        opened = open_bundle(copied.root.name)
+        assert opened.folder.is_absolute()
+        assert opened.root == copied.root
+
+
+class TestDigest:
+    def test_the_bundle_that_was_meant(self, small_bundle: Bundle) -> None:
+        digest = small_bundle.manifest.digest
+        for expected in (digest, digest[:16], digest.upper()):
+            assert open_bundle(small_bundle.folder, "sizes", expected).manifest.digest == digest
+        Pipeline.load(small_bundle, threads=1, expected_digest=digest).close()
+
+    def test_another_bundle(self, small_bundle: Bundle) -> None:
+        for bundle in (small_bundle, small_bundle.folder):
+            with pytest.raises(
+                IntegrityError, match=f"has the digest {small_bundle.manifest.digest}, expected 0{{64}}"
+            ):
+                Pipeline.load(bundle, expected_digest="0" * 64)
+
+    @pytest.mark.parametrize("text", ["", "0" * 15, "0" * 65, "x" * 64, "sha256:" + "0" * 64])
+    def test_what_is_no_digest(self, small_bundle: Bundle, text: str) -> None:
+        with pytest.raises(ConfigError, match="is no digest"):
+            open_bundle(small_bundle.folder, expected_digest=text)
+
+    def test_on_the_command_line(self, small_bundle: Bundle) -> None:
+        from click.testing import CliRunner
+
+        from ldp_export.cli import main
+
+        digest, path = small_bundle.manifest.digest, str(small_bundle.root)
+        shown = CliRunner().invoke(main, ["inspect", path, "--expect-digest", digest])
+        assert shown.exit_code == 0, shown.output
+        assert digest in shown.output
+        assert json.loads(CliRunner().invoke(main, ["inspect", path, "--json"]).output)["digest"] == digest
+        one = "a red circle"
+        for verb in (["inspect"], ["verify"], ["generate", one], ["calibrate"], ["bench"], ["explain", one]):
+            refused = CliRunner().invoke(main, [verb[0], path, *verb[1:], "--expect-digest", "0" * 64])
+            assert refused.exit_code == IntegrityError.exit_code, (verb, refused.output)
+
+
+class TestSealed:
+    """Manifests whose digest is right: it shows damage, not what somebody wrote."""
+
+    @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "blocks/../../x", "a\\b", "C:/x", "x" * 300, ""])
+    def test_names_that_leave_the_folder(self, copied: Bundle, name: str) -> None:
+        root = edit(copied, lambda m: m["files"].update({name: m["files"]["constants.safetensors"]}), seal=True)
+        with pytest.raises(IntegrityError, match="leaves the folder"):
+            open_bundle(root)
+
+    def test_graphs_whose_files_are_not_listed(self, copied: Bundle) -> None:
+        root = edit(copied, lambda m: m["files"].pop("blocks/model.onnx") and None, seal=True)
+        with pytest.raises(IntegrityError, match=r"(?s)blocks needs 'blocks/model.onnx', which is not listed"):
+            open_bundle(root)
+
+    def test_weights_that_are_not_listed(self, copied: Bundle) -> None:
+        """The engine would read them beside its graph, and no hash covers them."""
+        root = edit(copied, lambda m: m["files"].pop("blocks/weights.safetensors") and None, seal=True)
+        with pytest.raises(IntegrityError, match="beside an engine and is not listed"):
+            open_bundle(root)
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "constants.safetensors"])
+    def test_other_files_that_are_not_listed(self, copied: Bundle, name: str) -> None:
+        root = edit(copied, lambda m: m["files"].pop(name) and None, seal=True)
+        with pytest.raises(IntegrityError, match="which is not listed"):
+            open_bundle(root)
+
+    @pytest.mark.parametrize("kind", ["prompt", "blocks", "decoder", "text_encoder"])
+    def test_missing_kinds_of_graphs(self, copied: Bundle, kind: str) -> None:
+        root = edit(copied, lambda m: m["graphs"].pop(kind) and None, seal=True)
+        with pytest.raises(IntegrityError, match=f"no graph of the kind {kind}"):
+            open_bundle(root)
+
+    @pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 2), (0, 3), (2, 0), (-1, 2)])
+    def test_blocks_that_are_not_all_there(self, copied: Bundle, first: int, last: int) -> None:
+        root = edit(copied, lambda m: m["graphs"]["blocks"].update(first=first, last=last), seal=True)
+        with pytest.raises(IntegrityError, match="blocks does not cover"):
+            open_bundle(root)
+
+    def test_what_systems_leave_in_folders_is_harmless(self, copied: Bundle) -> None:
+        for folder in (copied.folder, copied.path("blocks")):
+            (folder / ".DS_Store").write_text("x")
+            (folder / "._model.onnx").write_text("x")
+        assert open_bundle(copied.folder).state == "verified"
+
+    @pytest.mark.parametrize(
+        "text",
+        [b"[" * 1000, b"[" * 10**6, b'{"a":' * 1000, b'{"digest": "", "digest": ""}', b'{"schema_version": NaN}'],
+    )
+    def test_text_that_overwhelms_a_parser(self, copied: Bundle, text: bytes) -> None:
+        copied.path(MANIFEST).write_bytes(text)
+        with pytest.raises(IntegrityError, match="not a valid manifest"):
+            open_bundle(copied.folder)
+
+    def test_a_manifest_of_gigabytes(self, copied: Bundle) -> None:
+        with copied.path(MANIFEST).open("wb") as file:
+            file.truncate(3 * 2**30)
+        with pytest.raises(IntegrityError, match="more than"):
+            open_bundle(copied.folder)
