@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,8 @@ def _convert(plan: Conversion, meter: _Meter) -> Path:
     sync_tree(begun)
     if plan.target.suffix.lower() == ".safetensors":
         target = (begun / plan.target.name).rename(plan.target)
-        begun.rmdir()
+        with suppress(OSError):  # somebody's own files lie in it
+            begun.rmdir()
     else:
         target = begun.rename(plan.target)
     sync(target.parent)

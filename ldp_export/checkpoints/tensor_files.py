@@ -97,7 +97,7 @@ def _read_file(path: Path, part: Part) -> State:
     if kind is None:  # the oldest format of torch has no mark of its own
         return _read_pth(path, part)
     raise CheckpointError(
-        f"{path} ({path.stat().st_size} bytes) is {kind}, neither safetensors nor a file that torch saved",
+        f"cannot read {path} ({path.stat().st_size} bytes): it is {kind}, neither safetensors nor a file of torch's",
         hint="fetch it again, or name the file of weights",
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -21,7 +23,8 @@ from helpers.samples import TRANSFORMER, plan, spec, write_sources
 from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime import Pipeline, open_bundle
-from ldp_runtime.bundle.files import CURRENT, VERSIONS, hash_file
+from ldp_runtime.bundle.files import CURRENT, MANIFEST, VERSIONS, hash_file
+from ldp_runtime.disk import scratch_path
 from ldp_runtime.errors import (
     CapacityError,
     CheckpointError,
@@ -198,6 +201,72 @@ class TestResuming:
         assert len(list((output / "stages").iterdir())) == 5  # of the last build only
         assert {report.stem for report in (output / "reports").iterdir()} == set(versions[1:])
 
+    def test_previous_version_stays_after_a_rebuild_of_the_same(self, output: Path, tmp_path: Path) -> None:
+        made = [write_sources(tmp_path / str(i), seed=i) for i in range(2)]
+        names = [fake_build(each, output)[0].folder.name for each in (*made, made[1], made[1])]
+        assert {folder.name for folder in (output / VERSIONS).iterdir()} == set(names)
+        refused(write_sources(tmp_path / "wrong", seed=2), output, passes=False)
+        fake_build(made[1], output)
+        assert {folder.name for folder in (output / VERSIONS).iterdir()} == set(names), "not the rejected one"
+        (output / "PREVIOUS").unlink()  # a bundle of an earlier release has none
+        fake_build(made[1], output)
+        assert {folder.name for folder in (output / VERSIONS).iterdir()} == set(names)
+        fake_build(made[0], output)  # back again
+        assert (output / "PREVIOUS").read_text().strip() == names[1]
+
+    def test_files_and_folders_are_synced_before_current_names_them(
+        self, sources: Sources, output: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[tuple[int, int]] = []
+        named_when: list[int] = []
+        fsync, rename = os.fsync, Path.replace
+
+        def note(descriptor: int) -> None:
+            status = os.fstat(descriptor)
+            synced.append((status.st_dev, status.st_ino))
+            fsync(descriptor)
+
+        def renamed(path: Path, target: Path) -> Path:
+            if Path(target).name == CURRENT:
+                named_when.append(len(synced))
+            return rename(path, target)
+
+        monkeypatch.setattr(os, "fsync", note)
+        monkeypatch.setattr(Path, "replace", renamed)
+        bundle, _ = fake_build(sources, output)
+        (moment,) = named_when
+        before = set(synced[:moment])
+        for path in (bundle.folder, *bundle.folder.rglob("*"), output / VERSIONS):
+            assert (path.stat().st_dev, path.stat().st_ino) in before, path
+        assert (output.stat().st_dev, output.stat().st_ino) in set(synced[moment:])
+
+    @pytest.mark.parametrize(
+        ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700)]
+    )
+    def test_modes_follow_the_umask(self, sources: Sources, output: Path, umask: int, file: int, folder: int) -> None:
+        before = os.umask(umask)
+        try:
+            bundle, _ = fake_build(sources, output)
+        finally:
+            os.umask(before)
+        paths = [path for path in output.rglob("*") if "stages" not in path.parts]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_file()} == {file}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_dir()} == {folder}
+        assert bundle.state == "verified"
+
+    def test_a_disk_without_locks(self, sources: Sources, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As some that lie on another machine: flock itself fails."""
+        import fcntl
+
+        def no_locks(descriptor: int, operation: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+        error = refused(sources, output)
+        assert isinstance(error, ConfigError)
+        assert "does not support locks" in error.message
+        assert "local disk" in str(error.hint)
+
 
 class TestFullDisk:
     @pytest.mark.parametrize("stage", ["prompt", "decoder", "reference", "verify"])
@@ -320,10 +389,48 @@ class TestOutput:
             plan(sources, output)
         assert [p.name for p in output.iterdir()] == ["thesis.tex"]
 
+    @pytest.mark.parametrize("name", ["versions", "stages"])
+    def test_someones_own_versions_and_stages(self, sources: Sources, output: Path, name: str) -> None:
+        """A folder that is no bundle is not taken for one, and nothing in it is deleted."""
+        precious = output / name / "2024-thesis/chapter.tex"
+        precious.parent.mkdir(parents=True)
+        precious.write_text("precious")
+        with pytest.raises(ConfigError, match=f"holds other things: {name}/2024-thesis"):
+            plan(sources, output)
+        assert precious.read_text() == "precious"
+
+    def test_only_what_is_ours_is_deleted(self, sources: Sources, other_sources: Sources, output: Path) -> None:
+        """Names like ours, notes in our folders, links and hidden files: all of them stay, also with --force."""
+        bundle, _ = fake_build(sources, output)
+        like_ours = (
+            output / VERSIONS / "0123456789abcdef/x.txt",
+            output / VERSIONS / ".tmp-notes/x.txt",
+            output / "stages/blocks-0123456789abcdef/x.txt",
+            output / "reports/notes.txt",
+            bundle.folder / "notes.txt",
+            next((output / "stages").glob("prompt-*")) / "notes.txt",
+        )
+        for path in like_ours:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("precious")
+        elsewhere = output.with_name("elsewhere")
+        elsewhere.mkdir()
+        (elsewhere / "x.txt").write_text("precious")
+        for link in (output / "latest", output / VERSIONS / "fedcba9876543210", output / "stages/x-fedcba9876543210"):
+            link.symlink_to(elsewhere)
+        for force in (False, True, False):
+            with fake_build_module.fakes():
+                build(replace(plan(other_sources, output), options=BuildOptions(output, force=force)))
+        with fake_build_module.fakes():
+            build(plan(sources, output.with_name("third")))
+        fake_build(Sources(sources.transformer, other_sources.vae), output)
+        assert {path.read_text() for path in (*like_ours, elsewhere / "x.txt")} == {"precious"}
+        assert not bundle.path(MANIFEST).exists(), "the rest of an old version is gone"
+
     def test_leftovers_of_a_killed_build_are_not_foreign(self, sources: Sources, output: Path) -> None:
         fake_build(sources, output)
         for folder in (output, output / "reports", output / "stages", output / VERSIONS):
-            (folder / ".tmp-0123").write_text("half a file")
+            scratch_path(folder).write_text("half a file")
         fake_build(sources, output)
         assert not leftovers(output)
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from filelock import FileLock
 from helpers.samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
 from helpers.var_samples import VAR_MODELS, Held
-from ldp_runtime.disk import SCRATCH
+from ldp_runtime.disk import SCRATCH, scratch_path
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError
 
 from ldp_export.checkpoints import convert as module
@@ -168,7 +168,7 @@ def test_another_conversion_does_not_go_on_in_its_place(pth: Path, state: State,
 def test_a_killed_conversion_leaves_nothing_in_the_result(pth: Path, tmp_path: Path) -> None:
     plan = plan_conversion(pth, tmp_path / "out", "bfloat16", shard_bytes=100_000)
     convert_until(plan, tensor=30)
-    (plan.begun / f"{SCRATCH}0123").write_bytes(b"half a shard: SIGKILL lets nobody clean up")
+    scratch_path(plan.begun).write_bytes(b"half a shard: SIGKILL lets nobody clean up")
     assert not list(convert(plan).glob(f"{SCRATCH}*"))
 
 
@@ -176,7 +176,7 @@ def test_a_killed_conversion_to_one_file_leaves_nothing_beside_it(pth: Path, tmp
     folder = tmp_path / "made"
     plan = plan_conversion(pth, folder / "out.safetensors", "bfloat16")
     convert_until(plan, tensor=30)
-    (plan.begun / f"{SCRATCH}0123").write_bytes(b"half a file")
+    scratch_path(plan.begun).write_bytes(b"half a file")
     assert len(read_state(convert(plan))) == len(plan.shards["out.safetensors"])
     assert [path.name for path in folder.iterdir()] == ["out.safetensors"]
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from helpers.hub_server import COMMIT, Hub, serving
+from helpers.hub_server import COMMIT, Hub, listing, serving
 from helpers.samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, HubError, IntegrityError
 
@@ -199,6 +199,134 @@ class TestWrongContent:
         assert file.matches(place)
 
 
+class TestHostileHub:
+    """Names, sizes and hashes that lead elsewhere, and bodies that do not end."""
+
+    @pytest.fixture
+    def victim(self, tmp_path: Path) -> Iterator[Path]:
+        path = tmp_path / "victim.safetensors"
+        path.write_bytes(b"someone's")
+        yield path
+        assert path.read_bytes() == b"someone's"
+        assert not (tmp_path / "escaped").exists()
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "tiny_weights/../../victim.safetensors",
+            "../victim.safetensors",
+            "tiny_weights/./x.safetensors",
+            "tiny_weights//x.safetensors",
+            "tiny_weights\\..\\..\\victim.safetensors",
+            "C:/x.safetensors",
+            "tiny_weights/\n.safetensors",
+            "TINY_VAE.pth",
+            "tiny_vae.pth",
+            "tiny_vae.pth/x.safetensors",
+            None,
+            7,
+            ["tiny_weights/x.safetensors"],
+        ],
+    )
+    @pytest.mark.parametrize("to_folder", [True, False])
+    def test_names(self, hub: Hub, victim: Path, name: object, to_folder: bool) -> None:
+        listed = listing("acme/tiny", hub.repositories["acme/tiny"])
+        listed["siblings"].append(dict(listed["siblings"][-1], rfilename=name))
+        hub.fault.listed["acme/tiny"] = json.dumps(listed).encode()
+        with pytest.raises(HubError, match="list of files of acme/tiny at main .* is damaged"):
+            plan_fetch(tiny("tiny_weights"), local_dir=victim.parent / "folder" if to_folder else None)
+        assert not hub.downloads()
+
+    @pytest.mark.parametrize("text", ["../../../../escaped/deep/er", "a" * 63, "A" * 64, "g" * 64, "", 7, None])
+    @pytest.mark.parametrize("where", ["sha256", "blobId", "sha"])
+    def test_hashes(self, hub: Hub, victim: Path, where: str, text: object) -> None:
+        listed = listing("acme/tiny", hub.repositories["acme/tiny"])
+        kept = next(entry for entry in listed["siblings"] if "lfs" in entry)
+        {"sha256": kept["lfs"], "blobId": kept, "sha": listed}[where][where] = text
+        hub.fault.listed["acme/tiny"] = json.dumps(listed).encode()
+        with pytest.raises(HubError, match="is no hash of"):
+            plan_fetch(tiny())
+
+    @pytest.mark.parametrize("size", [-1, 1.5, "7", None, True, 2**63])
+    def test_sizes(self, hub: Hub, size: object) -> None:
+        listed = listing("acme/tiny", hub.repositories["acme/tiny"])
+        next(entry for entry in listed["siblings"] if "lfs" in entry)["lfs"]["size"] = size
+        hub.fault.listed["acme/tiny"] = json.dumps(listed).encode()
+        with pytest.raises(HubError, match="the size of"):
+            plan_fetch(tiny())
+
+    @pytest.mark.parametrize(
+        "text", [b"null", b"[]", b"{", b"[" * 10_000, b'{"sha": "x"}', b"\xff", b'{"siblings": 3}']
+    )
+    def test_lists_that_are_none(self, hub: Hub, text: bytes) -> None:
+        hub.fault.listed["acme/tiny"] = text
+        with pytest.raises(HubError, match="is damaged"):
+            plan_fetch(tiny())
+
+    def test_a_list_that_never_ends(self, hub: Hub) -> None:
+        hub.fault.endless = {""}
+        with pytest.raises(HubError, match="answers with more than"):
+            plan_fetch(tiny())
+
+    @pytest.mark.parametrize("path", ["tiny_vae.pth", "config.json"])
+    def test_a_body_that_never_ends(self, hub: Hub, tmp_path: Path, path: str) -> None:
+        hub.fault.endless = {path}
+        plan = plan_fetch(tiny(), local_dir=tmp_path / "folder")
+        with pytest.raises(IntegrityError, match="serves more than the listed"):
+            fetch(plan)
+        stored = sum(file.stat().st_size for file in (tmp_path / "folder").rglob("*"))
+        assert stored < plan.bytes + 100_000
+
+    def test_links_that_lead_out_of_the_folder(self, hub: Hub, victim: Path) -> None:
+        folder = victim.parent / "folder"
+        folder.mkdir()
+        (folder / "text_encoder").symlink_to(victim.parent)
+        with pytest.raises(HubError, match="outside"):
+            fetch(plan_fetch(tiny(), local_dir=folder))
+        assert not (victim.parent / "config.json").exists()
+
+    def test_a_beginning_that_is_another_file(self, hub: Hub, victim: Path) -> None:
+        """A link under the name of a beginning: what it leads to is not appended to."""
+        folder = victim.parent / "folder"
+        folder.mkdir()
+        (folder / f"tiny_vae.pth{PARTIAL}").symlink_to(victim)
+        (folder / f"tiny_reg.pth{PARTIAL}").hardlink_to(victim)
+        assert read_state(fetch(plan_fetch(tiny(), local_dir=folder)).vae)
+
+    @pytest.mark.parametrize("revision", ["../x", "a\\b", "", "/etc"])
+    def test_revisions(self, hub: Hub, revision: str) -> None:
+        with pytest.raises(ConfigError, match="cannot be a revision"):
+            plan_fetch(tiny(), revision=revision)
+        assert not hub.requests
+
+
+class TestCacheFolder:
+    @pytest.mark.parametrize(
+        ("variable", "value", "below"),
+        [
+            ("HF_HOME", "$PLACE/hf", "hf/hub"),
+            ("HF_HOME", "${PLACE}/hf", "hf/hub"),
+            ("HF_HUB_CACHE", "$PLACE/cache", "cache"),
+            ("HUGGINGFACE_HUB_CACHE", "$PLACE/old", "old"),
+            ("HF_HOME", "~/hf", "home/hf/hub"),
+        ],
+    )
+    def test_variables_and_homes_are_expanded_as_the_client_does(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str, below: str
+    ) -> None:
+        from ldp_export.hub.client import cache_folder
+
+        for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("PLACE", str(tmp_path))
+        monkeypatch.setenv(variable, value)
+        assert cache_folder() == tmp_path / below
+        code = "from huggingface_hub.constants import HF_HUB_CACHE; print(HF_HUB_CACHE)"
+        theirs = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert theirs.stdout.strip() == str(cache_folder())
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("status", "code", "says"),
@@ -239,14 +367,18 @@ class TestRefusals:
         with pytest.raises(CapacityError, match="HF_HUB_CACHE"):
             plan_fetch(tiny())
 
-    def test_a_disk_that_fills_up(self, hub: Hub) -> None:
-        """Really full: /dev/full takes no byte."""
-        file = next(file for file in list_repository("acme/tiny", "main") if file.path == "tiny_vae.pth")
-        place = Path(hub.repositories["acme/tiny"]).parent / "full" / "tiny_vae.pth"
-        place.parent.mkdir()
-        place.with_name(place.name + PARTIAL).symlink_to("/dev/full")
-        with pytest.raises(CapacityError, match="is full"):
-            download(file, place)
+    def test_a_disk_that_takes_no_more(self, hub: Hub, tmp_path: Path) -> None:
+        """Really: a limit of the process on the size of files, as a stick's file system has one."""
+        code = (
+            "import resource, sys; from pathlib import Path; from ldp_export.hub.client import list_repository;"
+            "from ldp_export.hub.download import download;"
+            "(file,) = [f for f in list_repository('acme/tiny', 'main') if f.path == 'tiny_vae.pth'];"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); download(file, Path(sys.argv[1]))"
+        )
+        place = tmp_path / "small/tiny_vae.pth"
+        made = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, check=False)
+        assert "CapacityError: the disk of" in made.stderr
+        assert "takes no file of this size" in made.stderr
         assert not place.exists()
 
     @pytest.mark.parametrize("name", ["infinity-shapes", "infinity-layer16"])
