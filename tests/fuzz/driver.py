@@ -26,6 +26,9 @@ SECONDS_PER_CASE = 300.0
 _CASES_PER_PROCESS = 100
 
 
+_PROGRAM = "from fuzz.driver import work; work()"
+
+
 @dataclass
 class Tally:
     """Outcomes of the first `done` cases of a kind, and the cases that went wrong."""
@@ -72,7 +75,7 @@ class _Worker:
     def __init__(self, kind: str, seed: int, first: int, count: int) -> None:
         self._count = count
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from fuzz.driver import work; work()"]
+            [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path!r}; {_PROGRAM}"]
             + [kind, str(seed), str(first), str(count)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
