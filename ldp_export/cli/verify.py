@@ -51,7 +51,6 @@ def command(bundle: Path, device: str, threads: int | None, as_json: bool) -> No
 def _keep(bundle: Bundle, report: Report) -> str | None:
     """Saves the report beside the bundle, with the calls that fail; the reason in words if that cannot be done."""
     from ldp_runtime.bundle.files import REPORTS
-    from ldp_runtime.disk import is_full, is_unwritable
 
     from ldp_export.building.publish import write_report
     from ldp_export.verification.replay import save_replay
@@ -64,9 +63,7 @@ def _keep(bundle: Bundle, report: Report) -> str | None:
         line = None
         if report.state != "verified":
             line = save_replay(bundle, report, folder / f"{bundle.manifest.version}-replay")
-    except OSError as error:
-        if not (is_unwritable(error) or is_full(error)):
-            raise
+    except OSError as error:  # read-only, full, of another user, or a file where the folder should be
         return f"{folder}: {error.strerror}"
     if line is not None:
         click.echo(f"the first call that differs, again:\n  {line}", err=True)

@@ -38,6 +38,8 @@ def sources(family: Family) -> Sources:
     place = folder() / f"{family}_sources"
     if family == "var":
         return VAR_MODELS["a phi each, one block"].write(place)
+    if place.exists():
+        return Sources(place / "transformer.safetensors", place / "vae.safetensors", place / "text_encoder")
     return write_sources(place, text_encoder=True)
 
 

@@ -8,19 +8,25 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from ldp_runtime.bundle.files import Bundle
 
 from fuzz import driver, samples
 from fuzz.driver import Tally, fuzz, load, save, tried
+from ldp_export.checkpoints.sources import Sources
 
 #: Cases of each kind: about five seconds each on an idle machine.
 CASES = {"bundles": 25, "checkpoints": 60, "listings": 25, "kills": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _place(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Samples are built once, where the processes of the driver find them too."""
+def _place(tmp_path_factory: pytest.TempPathFactory, small_bundle: Bundle, small_sources: Sources) -> None:
+    """Folder of the samples, in which what the session has built lies already."""
+    place = tmp_path_factory.mktemp("fuzz")
+    assert small_bundle.root is not None
+    (place / "infinity_bundle").symlink_to(small_bundle.root)
+    (place / "infinity_sources").symlink_to(small_sources.vae.parent)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(samples.FOLDER, str(tmp_path_factory.mktemp("fuzz")))
+        patch.setenv(samples.FOLDER, str(place))
         samples.folder()  # remembered by this process
 
 

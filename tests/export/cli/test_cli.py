@@ -261,6 +261,22 @@ def test_what_cannot_be_is_refused_before_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.txt", "notes"]
 
 
+@pytest.mark.parametrize("reports", ["a system's folder", "a file"])
+def test_verify_where_nothing_can_be_written(small_bundle: Bundle, tmp_path: Path, reports: str) -> None:
+    """Another user's bundle, or a read-only disk: it verifies, says that nothing was kept, and exits by the result."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(root(small_bundle), copy, ignore=shutil.ignore_patterns("stages", "reports"))
+    if reports == "a file":
+        (copy / "reports").write_text("x")
+    else:
+        (copy / "reports").symlink_to("/proc/sys/kernel")  # nobody can make a file there, not even root
+    result = run("verify", copy, "--json", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["kept"] is False
+    assert json.loads(result.stdout)["state"] == "verified"
+    assert f"nothing was kept of this verification: {copy / 'reports'}" in result.stderr
+
+
 @pytest.mark.parametrize("verb", ["generate", "explain"])
 def test_a_policy_is_read_before_engines_are_opened(
     small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, verb: str
@@ -274,7 +290,6 @@ def test_a_policy_is_read_before_engines_are_opened(
 @pytest.mark.parametrize(
     ("arguments", "folder", "work"),
     [
-        (["verify", "B"], "reports", "ldp_export.verification.verify.verify_bundle"),
         (["calibrate", "B", "--fit-only"], "profiles", "ldp_runtime.pipeline.pipeline.Pipeline.load"),
     ],
 )

@@ -233,7 +233,7 @@ class TestHostileHub:
         listed = listing("acme/tiny", hub.repositories["acme/tiny"])
         listed["siblings"].append(dict(listed["siblings"][-1], rfilename=name))
         hub.fault.listed["acme/tiny"] = json.dumps(listed).encode()
-        with pytest.raises(HubError, match="list of files of acme/tiny at main .* is damaged"):
+        with pytest.raises(HubError, match=r"list of files of acme/tiny at main .* is damaged"):
             plan_fetch(tiny("tiny_weights"), local_dir=victim.parent / "folder" if to_folder else None)
         assert not hub.downloads()
 
