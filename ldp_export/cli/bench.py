@@ -6,12 +6,20 @@ import json
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldp_export.cli.options import as_json, classes_option, print_json, prompt_lines, weights_options
+from ldp_export.cli.options import (
+    as_json,
+    bundle_argument,
+    classes_option,
+    print_json,
+    prompt_lines,
+    weights_options,
+)
 from ldp_export.cli.outputs import check_file, folder_of
 
 if TYPE_CHECKING:
@@ -34,7 +42,7 @@ Examples:
   ldp-export bench bundles/var-d16 --class 207 --class 88 --policy ld
 """,
 )
-@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@partial(bundle_argument, required=False)
 @click.option(
     "--also",
     "others",

@@ -48,22 +48,25 @@ def _keep_expected(ctx: click.Context, _: click.Parameter, digest: str | None) -
     ctx.meta[_EXPECTED] = digest
 
 
-def _checked_bundle(ctx: click.Context, _: click.Parameter, bundle: Path) -> Path:
+def _checked_bundle(ctx: click.Context, _: click.Parameter, bundle: Path | None) -> Path | None:
     """The bundle's path; with --expect-digest, that of the version that was checked, whatever CURRENT names later."""
     digest: str | None = ctx.meta.get(_EXPECTED)
     if digest is None:
         return bundle
     from ldp_runtime.bundle.files import open_bundle
+    from ldp_runtime.errors import ConfigError
 
+    if bundle is None:
+        raise ConfigError("--expect-digest is given without a bundle", hint="name the bundle, or leave it out")
     return open_bundle(bundle, "sizes", digest).folder
 
 
 _EXPECTED = "ldp_export.expected_digest"
 
 
-def bundle_argument(function: Any) -> Any:
+def bundle_argument(function: Any, required: bool = True) -> Any:
     """Adds the argument BUNDLE, and the option --expect-digest that refuses any other bundle than the one meant."""
-    argument = click.argument("bundle", type=click.Path(path_type=Path), callback=_checked_bundle)
+    argument = click.argument("bundle", type=click.Path(path_type=Path), required=required, callback=_checked_bundle)
     expected = click.option(
         "--expect-digest",
         metavar="DIGEST",
