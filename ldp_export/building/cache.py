@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 from ldp_runtime.bundle.files import describe_files, hash_file
 from ldp_runtime.bundle.manifest import FileEntry
-from ldp_runtime.disk import remove_files, remove_leftovers, scratch_path
+from ldp_runtime.disk import put_in_place, remove_files, scratch_path
 from ldp_runtime.small_files import is_plain_file, read_json, stays_inside
 
 from ldp_export.builders.base import STAGE_FILE
@@ -83,10 +82,7 @@ def _run(stage: Stage, place: Path, cache: Path, index: int, count: int, progres
         files = {name: entry.model_dump() for name, entry in describe_files(scratch, names).items()}
         record = {"name": stage.name, "inputs": dict(stage.inputs), "files": files}
         (scratch / STAGE_FILE).write_text(json.dumps(record, indent=1))
-        if os.path.lexists(place):  # damaged: its name is the hash of the inputs, so it is no one else's
-            place.rename(scratch.with_name(scratch_path(cache).name))
-        scratch.rename(place)
-        remove_leftovers(cache)
+        put_in_place(scratch, place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     progress(ProgressEvent(stage.name, index, count, "finished", seconds=time.perf_counter() - started))

@@ -21,7 +21,7 @@ from ldp_runtime.bundle.files import (
     report_path,
 )
 from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest, SourcePart
-from ldp_runtime.disk import is_full, remove_files, scratch_path, sync, sync_tree, write_durably
+from ldp_runtime.disk import is_full, put_in_place, remove_files, scratch_path, sync, sync_tree, write_durably
 from ldp_runtime.errors import LdpError
 from ldp_runtime.small_files import read_small, stays_inside
 
@@ -107,7 +107,7 @@ def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> 
     if _is_whole(place, manifest):
         sync_tree(place)
         return place  # content-addressed: the same files are already there
-    scratch, damaged = (scratch_path(root / VERSIONS) for _ in range(2))
+    scratch = scratch_path(root / VERSIONS)
     try:
         scratch.mkdir()
         write_durably(scratch / MANIFEST, manifest.model_dump_json(indent=1).encode())
@@ -117,13 +117,10 @@ def assemble_version(root: Path, manifest: Manifest, files: dict[str, Path]) -> 
             target.parent.mkdir(parents=True, exist_ok=True)
             _link(source, target, mode)
         sync_tree(scratch)
-        if os.path.lexists(place):
-            place.rename(damaged)
-        scratch.rename(place)
+        put_in_place(scratch, place)
         sync(root / VERSIONS)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(damaged, ignore_errors=True)
     return place
 
 

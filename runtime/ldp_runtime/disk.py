@@ -116,6 +116,26 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
                 parent.rmdir()
 
 
+def put_in_place(made: Path, place: Path) -> None:
+    """Renames a folder to a place; of a damaged one that was there, only files that are not made anew stay.
+
+    Somebody may have put a note beside them; below the folder's own folders, nothing stays.
+    """
+    if not os.path.lexists(place):
+        made.rename(place)
+        return
+    damaged = scratch_path(place.parent)
+    place.rename(damaged)
+    made.rename(place)
+    if damaged.is_symlink() or not damaged.is_dir():
+        damaged.unlink()
+        return
+    for path in damaged.iterdir():
+        if not path.is_dir() and not os.path.lexists(place / path.name):
+            path.rename(place / path.name)
+    shutil.rmtree(damaged, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Makes a file's content, or the names in a folder, survive a power cut.
 

@@ -155,10 +155,11 @@ def check_manifest(manifest: Manifest, folder: Path) -> None:
     ]
     kinds = ("prompt", "blocks", "decoder", *(("text_encoder",) if manifest.has_text_encoder else ()))
     problems += [f"there is no graph of the kind {kind}" for kind in kinds if not manifest.chunks(kind)]
+    sets = [("prompt", ""), ("blocks", ""), *(("blocks", entry.name) for entry in manifest.quantized)]
     problems += [
-        f"{kind} does not cover the {manifest.model.depth} blocks"
-        for kind in ("prompt", "blocks")
-        if not _covers(manifest, kind)
+        f"{scales or 'all'} scales: {kind} does not cover the {manifest.model.depth} blocks"
+        for kind, scales in sets
+        if not _covers(manifest, kind, scales)
     ]
     problems += _unlisted(manifest, folder)
     if problems:
@@ -168,10 +169,10 @@ def check_manifest(manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _covers(manifest: Manifest, kind: str) -> bool:
+def _covers(manifest: Manifest, kind: str, scales: str) -> bool:
     """True if the chunks of a kind follow each other from the first to the last block."""
     reached = 0
-    for graph in manifest.chunks(kind):
+    for graph in manifest.chunks(kind, scales):
         if graph.first != reached or graph.last <= graph.first:
             return False
         reached = graph.last

@@ -295,6 +295,20 @@ class TestFullDisk:
         assert contents(output) == before
         assert not leftovers(output)
 
+    def test_a_disk_that_takes_no_more(self, sources: Sources, other_sources: Sources, output: Path) -> None:
+        """Really: a limit of the process on the size of files."""
+        fake_build(sources, output)
+        before = contents(output)
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5)); "
+        folder, code = str(other_sources.transformer.parent), limit + fake_build_in_a_process()
+        made = subprocess.run(
+            [sys.executable, "-c", code, folder, str(output), "never"], capture_output=True, text=True, check=False
+        )
+        assert "EngineBuildError: the disk of" in made.stderr
+        assert "takes no file of this size" in made.stderr
+        assert contents(output) == before
+        assert not leftovers(output)
+
     @pytest.mark.parametrize("step", ["assemble_version", "write_report", "make_current"])
     def test_full_disk_while_publishing(
         self, sources: Sources, other_sources: Sources, output: Path, step: str, monkeypatch: pytest.MonkeyPatch
