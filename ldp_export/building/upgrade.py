@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from ldp_runtime.bundle.files import Bundle, open_bundle, report_path
 from ldp_runtime.bundle.manifest import SCHEMA_VERSION, Manifest
+from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.bundle.saved_policies import FITTED, SavedPolicy, saved_folder
 from ldp_runtime.disk import exclusive, full_disk_is_typed, write_durably
-from ldp_runtime.errors import ConfigError, EngineBuildError
+from ldp_runtime.errors import ConfigError, EngineBuildError, IntegrityError
 from ldp_runtime.pruning.parse import policy_text
+from ldp_runtime.small_files import read_json
 
 from ldp_export.building.publish import assemble_version, make_current
 
@@ -46,25 +49,34 @@ def upgrade(path: Path) -> Bundle:
 
 
 def _carry_report(root: Path, before: Manifest, after: Manifest) -> None:
-    """Copies what `verify` found, under the new digest."""
+    """Copies what `verify` found, under the new digest; a report that cannot be read counts as "rejected" there, too."""
     old = report_path(root, before)
-    if not old.is_file():
+    if not os.path.lexists(old):
         return
-    report = json.loads(old.read_text())
-    if report.get("digest") == before.digest:
-        write_durably(report_path(root, after), json.dumps(report | {"digest": after.digest}, indent=1).encode())
+    try:
+        report = dict(read_json(old))
+    except (OSError, ValueError, TypeError):
+        report = {}
+    if report.get("digest") != before.digest:
+        report = {"state": "rejected"}
+    write_durably(report_path(root, after), json.dumps(report | {"digest": after.digest}, indent=1).encode())
 
 
 def _carry_policies(root: Path, before: Manifest, after: Manifest) -> None:
     """Copies saved policies with every field written out, and fitted numbers, under the new digest."""
     place = saved_folder(root, after)
     for path in sorted(saved_folder(root, before).glob("*.json")):
-        content = json.loads(path.read_text())
-        if content.get("digest") != before.digest:
-            continue
-        content["digest"] = after.digest
-        if path.name != FITTED:
-            policy = SavedPolicy.model_validate(content).model_copy(update={"fitted": None}).to_policy()
-            content |= {"policy": "none" if policy is None else policy_text(policy), "grammar": 2}
+        try:
+            content = dict(read_json(path))
+            if content.get("digest") != before.digest:
+                continue
+            content["digest"] = after.digest
+            if path.name != FITTED:
+                policy = SavedPolicy.model_validate(content).model_copy(update={"fitted": None}).to_policy()
+                content |= {"policy": "none" if policy is None else policy_text(policy), "grammar": 2}
+        except (OSError, ValueError, TypeError) as error:
+            raise IntegrityError(
+                f"{path} is not a policy profile: {complaint(error)}", hint="delete it, and calibrate again afterwards"
+            ) from error
         place.mkdir(parents=True, exist_ok=True)
         write_durably(place / path.name, json.dumps(content, indent=1).encode())

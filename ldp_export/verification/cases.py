@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from ldp_runtime.errors import IntegrityError
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.small_files import read_json
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 CASES_FILE, TENSORS_FILE, ROUNDING_FILE = "cases.json", "tensors.safetensors", "rounding.json"
@@ -84,9 +87,14 @@ class ReferenceCases:
 
     @staticmethod
     def load(folder: Path) -> ReferenceCases:
-        cases = tuple(Case(**entry) for entry in json.loads((folder / CASES_FILE).read_text()))
-        rounding = json.loads((folder / ROUNDING_FILE).read_text())
-        return ReferenceCases(cases, load_file(folder / TENSORS_FILE), rounding)
+        """Reads what `save` wrote; raises IntegrityError if it cannot be read."""
+        try:
+            cases = tuple(Case(**entry) for entry in read_json(folder / CASES_FILE))
+            return ReferenceCases(cases, load_file(folder / TENSORS_FILE), read_json(folder / ROUNDING_FILE))
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise IntegrityError(
+                f"the recorded runs in {folder} cannot be read: {error}", hint="rebuild the bundle"
+            ) from error
 
     def tokens(self, case: Case, scales: int) -> list[torch.Tensor]:
         """Drawn tokens of every scale: bits as bool, or indices into the codebook."""
