@@ -49,7 +49,7 @@ def upgrade(path: Path) -> Bundle:
 
 
 def _carry_report(root: Path, before: Manifest, after: Manifest) -> None:
-    """Copies what `verify` found, under the new digest; a report that cannot be read counts as "rejected" there, too."""
+    """Copies what `verify` found, under the new digest; a report that cannot be read counts as "rejected" there."""
     old = report_path(root, before)
     if not os.path.lexists(old):
         return
