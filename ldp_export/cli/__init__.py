@@ -10,6 +10,7 @@ import sys
 import click
 from ldp_runtime.disk import is_full
 from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, LdpError
+from ldp_runtime.telemetry import without_telemetry
 
 from ldp_export import __version__
 
@@ -109,5 +110,6 @@ def main(verbose: bool) -> None:
 
     Builds a bundle of engines from a checkpoint, verifies it, draws with it, and measures it against eager PyTorch.
     """
+    without_telemetry()
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -6,7 +6,6 @@ write to are not computed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,11 @@ import torch
 
 from ldp_runtime.engines.hardware import default_threads
 from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
+from ldp_runtime.telemetry import without_telemetry
 
 if TYPE_CHECKING:
     import onnxruntime
 
-#: Environment variable that switches the telemetry of ONNX Runtime off.
-TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 #: Float32 stays float32: the CUDA provider would round products to TensorFloat-32.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
@@ -58,14 +56,6 @@ def import_onnxruntime() -> Any:
     if absent:  # removing one of its two packages takes files of the other away
         raise _broken(f"the package has no {absent[0]}")
     return ort
-
-
-def without_telemetry() -> None:
-    """Asks ONNX Runtime to send nothing and to keep nothing in the home folder, unless the user has set it.
-
-    It is read when onnxruntime is first imported, so this comes before.
-    """
-    os.environ.setdefault(TELEMETRY_OFF, "1")
 
 
 def _broken(why: str) -> IncompatibleBundleError:
