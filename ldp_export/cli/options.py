@@ -61,7 +61,7 @@ def _checked_bundle(ctx: click.Context, _: click.Parameter, bundle: Path | None)
     return open_bundle(bundle, "sizes", digest).folder
 
 
-_EXPECTED = "ldp_export.expected_digest"
+_EXPECTED = "expected digest"
 
 
 def bundle_argument(function: Any, required: bool = True) -> Any:
