@@ -1,4 +1,4 @@
-"""Folders that modules are imported from: never the working folder, in which anybody's module called `random` may lie."""
+"""Folders that modules are imported from: never the working folder, where anybody's module named `random` may lie."""
 
 from __future__ import annotations
 
