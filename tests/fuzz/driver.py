@@ -22,6 +22,8 @@ from ldp_runtime.disk import write_durably
 KINDS = ("bundles", "checkpoints", "listings", "kills")
 #: Far above what any case takes, also on a slow machine.
 SECONDS_PER_CASE = 300.0
+#: Far above what the start of a process takes, samples included.
+_SECONDS_TO_START = 900.0
 #: Most cases that one process runs: a leak of one case must not decide another.
 _CASES_PER_PROCESS = 100
 
@@ -85,20 +87,20 @@ class _Worker:
     def results(self) -> Iterator[tuple[str, str, str]]:
         """Each case with its outcome; ends early, after the case at fault, if the process dies or hangs."""
         for _ in range(self._count):
-            begun = self._line()
+            begun = self._line(_SECONDS_TO_START)
             if begun is None:
                 raise RuntimeError("the fuzzer's process died before its first case; try the case alone with --only")
-            ended = self._line()
+            ended = self._line(SECONDS_PER_CASE)
             if ended is None:
                 dead = self._process.poll() is not None
                 yield begun["case"], "untyped" if dead else "hang", f"exit status {self._process.returncode}"
                 return
             yield begun["case"], ended["outcome"], ended["detail"]
 
-    def _line(self) -> dict[str, Any] | None:
+    def _line(self, seconds: float) -> dict[str, Any] | None:
         stream = self._process.stdout
         assert stream is not None
-        line = _read_line(stream)
+        line = _read_line(stream, seconds)
         if line:
             return json.loads(line)
         if line == b"":
@@ -113,13 +115,13 @@ class _Worker:
         self._process.stdout.close()
 
 
-def _read_line(stream: IO[bytes]) -> bytes | None:
+def _read_line(stream: IO[bytes], seconds: float) -> bytes | None:
     """The next line; b"" at the end of the stream, None if nothing comes in time."""
     line = b""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while not line.endswith(b"\n"):
-            if not selector.select(SECONDS_PER_CASE):
+            if not selector.select(seconds):
                 return None
             byte = os.read(stream.fileno(), 1)
             if not byte:

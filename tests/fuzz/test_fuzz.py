@@ -59,7 +59,7 @@ class TestDriver:
         import fuzz as package
 
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-        monkeypatch.setattr(driver, "SECONDS_PER_CASE", 10.0)
+        monkeypatch.setattr(driver, "SECONDS_PER_CASE", 5.0)
         monkeypatch.setattr(
             driver, "_PROGRAM", f"import fuzz; fuzz.__path__.append({str(tmp_path)!r}); {driver._PROGRAM}"
         )
