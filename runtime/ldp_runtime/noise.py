@@ -14,11 +14,11 @@ def logistic_noise(draws: torch.Tensor) -> torch.Tensor:
 
 def position_noise(seed: int, schedule: ScaleSchedule, bits: int) -> tuple[torch.Tensor, ...]:
     """Noise of one image for the full grid of every scale: one float32 tensor [h*w, bits] per scale, on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     return tuple(draw_noise(generator, tokens, bits) for tokens in schedule.tokens)
 
 
 def draw_noise(generator: torch.Generator, tokens: int, bits: int) -> torch.Tensor:
     """The next `tokens * bits` variates of the stream, in the originals' order (token, bit, outcome)."""
-    draws = torch.empty(tokens * bits, 2).exponential_(1, generator=generator)
+    draws = torch.empty(tokens * bits, 2, dtype=torch.float32, device="cpu").exponential_(1, generator=generator)
     return logistic_noise(draws).view(tokens, bits)

@@ -17,6 +17,7 @@ from numbers import Integral
 import torch
 
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.numerics import scalar
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SamplingFilter:
         limit = self.decided_at
         if math.isinf(limit):
             return None
-        return -limit, float(torch.tensor(limit).nextafter(torch.tensor(0.0)))
+        return -limit, float(scalar(limit).nextafter(scalar(0.0)))
 
 
 def logit_difference(logits: torch.Tensor) -> torch.Tensor:

@@ -136,9 +136,14 @@ class ScaleSchedule:
         """Row and column of each token of a scale in units of `position_grid`: two [h*w] float32 tensors."""
         h, w = self.grids[scale]
         # `torch.round` rounds exact .5 ties to even: part of the released models' behaviour.
-        ys = torch.round(torch.arange(h) * (self.position_grid[0] / h))
-        xs = torch.round(torch.arange(w) * (self.position_grid[1] / w))
+        ys = torch.round(_counted(h) * (self.position_grid[0] / h))
+        xs = torch.round(_counted(w) * (self.position_grid[1] / w))
         return ys.repeat_interleave(w), xs.repeat(h)
+
+
+def _counted(count: int) -> torch.Tensor:
+    """0, 1, 2, ... as float32 on the CPU [count]."""
+    return torch.arange(count, dtype=torch.float32, device="cpu")
 
 
 @lru_cache(maxsize=64)  # policies ask several times per scale
@@ -171,7 +176,7 @@ def rope_table(schedule: ScaleSchedule, head_dim: int) -> tuple[tuple[torch.Tens
     if head_dim % 4:
         raise ConfigError(f"2-D RoPE needs a head dimension divisible by 4, got {head_dim}")
     quarter = head_dim // 4
-    theta = 1.0 / (10000 ** (torch.arange(0, 2 * quarter, 2, dtype=torch.int64).float() / (2 * quarter)))
+    theta = 1.0 / (10000 ** ((2 * _counted(quarter)) / (2 * quarter)))
     table = []
     for scale in range(len(schedule)):
         ys, xs = schedule.positions(scale)

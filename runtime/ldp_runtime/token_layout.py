@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
+from ldp_runtime.numerics import scalar
 from ldp_runtime.schedule import Grid
 
 
@@ -30,7 +29,7 @@ class LatentLayout:
     @cached_property
     def code(self) -> float:
         """Magnitude of every entry of a token's codes: 1 / sqrt(d), rounded as float32 division rounds it."""
-        return float(torch.ones(()) / self.channels**0.5)
+        return float(scalar(1.0) / self.channels**0.5)
 
     def latent_grid(self, grid: Grid) -> Grid:
         """Latent grid (H, W) of a token grid (h, w)."""

@@ -43,4 +43,4 @@ class PromptTokenizer:
         if len(ids) > self.max_tokens:
             logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
             ids = [*ids[: self.max_tokens - 1], END_OF_TEXT]
-        return torch.tensor(ids, dtype=torch.int64)
+        return torch.tensor(ids, dtype=torch.int64, device="cpu")

@@ -80,7 +80,7 @@ class PromptRows:
         """The given rows, in the given order."""
         if list(rows) == list(range(len(rows))):  # the first rows: views, which are contiguous
             return PromptRows(self.start[: len(rows)], {name: t[: len(rows)] for name, t in self.inputs.items()})
-        index = torch.as_tensor(rows, device=self.start.device)
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.start.device)
         return PromptRows(self.start[index], {name: tensor[index] for name, tensor in self.inputs.items()})
 
     @staticmethod

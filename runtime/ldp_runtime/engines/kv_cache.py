@@ -102,7 +102,7 @@ class DynamicKVCache:
         if list(rows) == list(range(len(rows))):  # the first rows, as when an unconditional branch stops: one copy
             other.copy_(mine[:, :, :, : len(rows)])
             return subset
-        index = torch.as_tensor(rows, device=self._arena.device)
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self._arena.device)
         for kind in range(2):
             for layer in range(self.layers):  # layer by layer: the copy's temporary stays small
                 torch.index_select(mine[kind, layer], 1, index, out=other[kind, layer])
@@ -190,6 +190,6 @@ class StaticKVCache:
         if list(rows) == list(range(len(rows))):
             subset._tensors = [{kind: t[: len(rows)] for kind, t in layer.items()} for layer in self._tensors]
         else:
-            index = torch.as_tensor(rows, device=self._tensors[0]["k"].device)
+            index = torch.as_tensor(rows, dtype=torch.int64, device=self._tensors[0]["k"].device)
             subset._tensors = [{kind: t[index] for kind, t in layer.items()} for layer in self._tensors]
         return subset

@@ -76,7 +76,9 @@ class BitCodec:
         return self.layout.bits
 
     def empty_latent(self, schedule: ScaleSchedule) -> torch.Tensor:
-        return torch.zeros(self.layout.channels, *self.layout.latent_grid(schedule.final_grid))
+        return torch.zeros(
+            self.layout.channels, *self.layout.latent_grid(schedule.final_grid), dtype=torch.float32, device="cpu"
+        )
 
     def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
         return position_noise(seed, schedule, self.layout.bits)

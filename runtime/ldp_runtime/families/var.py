@@ -47,19 +47,20 @@ class CodebookCodec:
         return self.codebook.shape[0]
 
     def empty_latent(self, schedule: ScaleSchedule) -> torch.Tensor:
-        return torch.zeros(self.channels, *schedule.final_grid)
+        return torch.zeros(self.channels, *schedule.final_grid, dtype=torch.float32, device="cpu")
 
     def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
         """Exponential variates [h*w, V] of every scale: those of the index, or with `more_smooth` of the mixture.
 
         The original draws an index even if it then mixes, so with `more_smooth` the index's variates are dropped.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         return tuple(self.draw_noise(generator, tokens) for tokens in schedule.tokens)
 
     def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
         """Next variates of the generator [tokens, V]."""
-        drawn = torch.empty(tokens, self.codebook.shape[0]).exponential_(1, generator=generator)
+        drawn = torch.empty(tokens, self.codebook.shape[0], dtype=torch.float32, device="cpu")
+        drawn.exponential_(1, generator=generator)
         return drawn.exponential_(1, generator=generator) if self.more_smooth else drawn
 
     def mixing(self) -> CodebookCodec:

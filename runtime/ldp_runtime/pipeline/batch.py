@@ -16,6 +16,7 @@ import torch
 from ldp_runtime.engines.blocks import Cache, Placement, PromptRows
 from ldp_runtime.families.base import Codec
 from ldp_runtime.guidance import last_guided_scale
+from ldp_runtime.numerics import scalar
 from ldp_runtime.pipeline.trace import ScaleTrace
 from ldp_runtime.pruning.policy import Policy, ScaleView, TokenRule
 from ldp_runtime.pruning.sats import GuidanceGap
@@ -75,7 +76,7 @@ class ImageState:
     noise: Sequence[torch.Tensor]
     latent: torch.Tensor
     unconditional: bool
-    residual: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    residual: torch.Tensor = field(default_factory=lambda: scalar(0.0))
     kept: torch.Tensor | None = None
     score: torch.Tensor | None = None
     gaps: list[GuidanceGap | None] = field(default_factory=list)

@@ -65,7 +65,9 @@ def text_rows(engines: Engines, manifest: Manifest, features: torch.Tensor, guid
 def class_rows(engines: Engines, manifest: Manifest, label: int, guided: bool) -> PromptRows:
     """Rows of one class; the label after the last class is the unconditional one."""
     labels = [label, manifest.model.classes] if guided else [label]
-    return run_prompt(engines, manifest, {"labels": torch.tensor(labels, device=engines.prompt.device)})
+    return run_prompt(
+        engines, manifest, {"labels": torch.tensor(labels, dtype=torch.int64, device=engines.prompt.device)}
+    )
 
 
 def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, text: Text) -> torch.Tensor:
@@ -75,7 +77,7 @@ def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer |
     if engines.text_encoder is None or tokenizer is None:
         raise ConfigError("this bundle has no text encoder: pass prompt_embeds")
     ids = tokenizer(text).to(engines.text_encoder.device)
-    features = torch.empty(1, len(ids), manifest.model.text_channels, device=ids.device)
+    features = torch.empty(1, len(ids), manifest.model.text_channels, dtype=torch.float32, device=ids.device)
     engines.text_encoder.run({"ids": ids[None]}, {"features": features})
     check_finite("text_encoder", features)
     return features[0]

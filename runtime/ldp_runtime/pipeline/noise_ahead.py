@@ -24,7 +24,7 @@ class NoiseAhead(Sequence[torch.Tensor]):
     def __init__(
         self, seed: int, codec: Codec, schedule: ScaleSchedule, device: torch.device, drawer: Executor
     ) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         self._drawn = [drawer.submit(codec.draw_noise, generator, tokens) for tokens in schedule.tokens]
         self._device = device
 

@@ -57,13 +57,17 @@ class Fitted:
         """
         try:
             fitted = cls(
-                {int(k): (torch.tensor(f["kernel"]), torch.tensor(f["bias"])) for k, f in plain["fill"].items()},
+                {int(k): (_tensor(f["kernel"]), _tensor(f["bias"])) for k, f in plain["fill"].items()},
                 {int(k): tuple(map(float, weights)) for k, weights in plain["error"].items()},
             )
             _check(fitted)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise IntegrityError(f"fitted numbers cannot be read: {error}", hint="calibrate again") from error
         return fitted
+
+
+def _tensor(numbers: Any) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")
 
 
 def _check(fitted: Fitted) -> None:

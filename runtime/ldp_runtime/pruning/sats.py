@@ -74,7 +74,7 @@ def _matched(previous: GuidanceGap, current: GuidanceGap) -> tuple[torch.Tensor,
     """Gaps of both scales at the current scale's computed tokens; NaN where the previous scale was not computed."""
     before, now = previous.per_token.double(), current.per_token.double()
     (h, w), (ph, pw) = current.grid, previous.grid
-    kept = torch.arange(h * w, device=now.device) if current.kept is None else current.kept
+    kept = torch.arange(h * w, dtype=torch.int64, device=now.device) if current.kept is None else current.kept
     parents = (kept // w * ph // h) * pw + kept % w * pw // w
     everywhere = torch.full((ph * pw,), float("nan"), dtype=before.dtype, device=now.device)
     everywhere[slice(None) if previous.kept is None else previous.kept] = before

@@ -69,7 +69,7 @@ def change(view: ScaleView) -> torch.Tensor:
 
 def error(view: ScaleView, weights: tuple[float, ...]) -> torch.Tensor:
     """Fitted estimate of how much a token changes the pixels [h, w]: weighted `FEATURES` plus a constant."""
-    total = torch.full(view.schedule.grids[view.scale], weights[-1], device=view.latent.device)
+    total = view.latent.new_full(view.schedule.grids[view.scale], weights[-1])
     for feature, weight in zip(FEATURES, weights[:-1], strict=True):
         if weight:
             total = total + weight * score_map(feature, view)
@@ -78,8 +78,9 @@ def error(view: ScaleView, weights: tuple[float, ...]) -> torch.Tensor:
 
 def random(view: ScaleView) -> torch.Tensor:
     """Uniform noise, seeded by the image's seed and the scale [h, w]."""
-    generator = torch.Generator().manual_seed((view.seed * 64 + view.scale) % 2**63)
-    return torch.rand(view.schedule.grids[view.scale], generator=generator).to(view.latent.device)
+    generator = torch.Generator("cpu").manual_seed((view.seed * 64 + view.scale) % 2**63)
+    drawn = torch.rand(view.schedule.grids[view.scale], generator=generator, dtype=torch.float32, device="cpu")
+    return drawn.to(view.latent.device)
 
 
 def _centred(view: ScaleView) -> torch.Tensor:

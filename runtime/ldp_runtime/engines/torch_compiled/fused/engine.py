@@ -159,8 +159,9 @@ class FusedEngine:
         """Compiles the pieces on one block at the largest size, its keys and values where a call would write them."""
         w = self._weights.blocks[0]
         C, heads = w.norm.shape[0], w.temperature.shape[0]
-        x, modulation = (torch.randn(*shape, C, device=self.device) for shape in ((tokens, rows), (rows, 6)))
-        cos, sin = (torch.ones(tokens, C // heads // 2, device=self.device) for _ in range(2))
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
+        x, modulation = (torch.randn(*shape, C, **kind) for shape in ((tokens, rows), (rows, 6)))
+        cos, sin = (torch.ones(tokens, C // heads // 2, **kind) for _ in range(2))
         cache = DynamicKVCache(1, tokens, rows, heads, C // heads, self.device, w.qkv.bias.dtype)
         keys, values = (slot.detach() for slot in cache.slots(tokens)[0])
         with torch_threads(self._threads), named_failures(self.name, {}), _many_compilations():

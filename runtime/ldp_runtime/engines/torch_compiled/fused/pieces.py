@@ -95,7 +95,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     """Applies rotary embedding of interleaved pairs to x [L, R, H, c]; joins no halves, so it fuses into its reader."""
     cos, sin = (t[:, None, None, :, None] for t in (cos, sin))
     pairs = x.unflatten(-1, (-1, 2))
-    sign = 2.0 * torch.arange(2, device=x.device) - 1
+    sign = 2.0 * torch.arange(2, dtype=torch.float32, device=x.device) - 1
     return (pairs * cos + pairs.flip(-1) * (sign * sin)).flatten(-2)
 
 
