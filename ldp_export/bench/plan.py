@@ -11,7 +11,7 @@ import torch
 from ldp_runtime.architecture.choose import ModelEntry
 from ldp_runtime.bundle.files import Bundle, open_bundle
 from ldp_runtime.bundle.manifest import Manifest
-from ldp_runtime.bundle.saved_policies import resolve_policy
+from ldp_runtime.bundle.saved_policies import policy_of_command
 from ldp_runtime.engines.hardware import default_threads
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.memory import check_rows
@@ -187,7 +187,7 @@ def plan_bench(path: Path, options: Options) -> BenchPlan:
     schedule = bundle.manifest.schedule(options.aspect_ratio)
     policies: dict[str, str] = {}
     for text in options.policies:
-        policy = resolve_policy(text, bundle.root, bundle.manifest)
+        policy = policy_of_command(text, bundle.root, bundle.manifest)
         if policy is not None:  # "none" is always there: it is the candidate the others are compared with
             policy.check(schedule)
             policies.setdefault(policy_text(policy), text.strip())

@@ -61,9 +61,9 @@ def command(
     drawn = conditions(prompts, classes)
     check_file(output, ".png", ".pdf", ".svg")
     pyplot()  # refuses here if Matplotlib is missing, before anything is drawn
-    check_policy(bundle, policy)
+    chosen = check_policy(bundle, policy)
     with Pipeline.load(bundle, device=device, threads=threads) as pipe:
-        rows = [explain(pipe, prompt, policy, seed + i, guidance) for i, prompt in enumerate(drawn)]
+        rows = [explain(pipe, prompt, chosen, seed + i, guidance) for i, prompt in enumerate(drawn)]
     if len(rows) == 1:
         draw(rows[0], output)
     else:

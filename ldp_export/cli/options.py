@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from ldp_runtime.pipeline.drawing import ScaleEvent
     from ldp_runtime.pipeline.pipeline import ScaleCallback
+    from ldp_runtime.pruning.policy import Policy
 
     from ldp_export.progress import Progress, ProgressEvent
 
@@ -190,13 +191,13 @@ def prompt_lines(file: Path) -> list[str]:
     return prompts
 
 
-def check_policy(bundle: Path, policy: str) -> None:
-    """Raises ConfigError for a text that is neither a policy nor a saved policy, before an engine is opened."""
+def check_policy(bundle: Path, policy: str) -> Policy | None:
+    """Policy that a command line names, before an engine is opened; raises ConfigError for a text that is none."""
     from ldp_runtime.bundle.files import open_bundle
-    from ldp_runtime.bundle.saved_policies import resolve_policy
+    from ldp_runtime.bundle.saved_policies import policy_of_command
 
     opened = open_bundle(bundle, integrity="sizes")
-    resolve_policy(policy, opened.root, opened.manifest)
+    return policy_of_command(policy, opened.root, opened.manifest)
 
 
 def print_json(value: Any) -> None:

@@ -16,6 +16,7 @@ from ldp_runtime.pipeline.drawing import ScaleEvent
 from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pipeline.trace import ScaleTrace, Trace
 from ldp_runtime.pruning.parse import describe, parse_policy
+from ldp_runtime.pruning.policy import Policy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,11 @@ class Explanation:
 
 
 def explain(
-    pipe: Pipeline, prompt: str | int, policy: str, seed: int | None = None, guidance: float | None = None
+    pipe: Pipeline,
+    prompt: str | int,
+    policy: Policy | str | None,
+    seed: int | None = None,
+    guidance: float | None = None,
 ) -> Explanation:
     """Draws a prompt (or class) with a policy and, for comparison, without one."""
     previews: list[Any] = []

@@ -21,7 +21,7 @@ from ldp_runtime.guidance import per_scale
 from ldp_runtime.numerics import all_finite
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.conditions import class_rows, run_prompt, text_rows
-from ldp_runtime.pipeline.open_engines import Engines, check_threads, device_of, open_engines
+from ldp_runtime.pipeline.open_engines import Engines, checked_threads, device_of, open_engines
 from ldp_runtime.pipeline.scale_loop import Run
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
@@ -86,7 +86,7 @@ def verify_bundle(
         ConfigError: the device is unknown, or the number of threads is not positive.
         IncompatibleBundleError, IntegrityError: the engines cannot be opened here.
     """
-    check_threads(threads)
+    threads = checked_threads(threads)
     target = device_of(device)
     engines = open_engines(bundle, target, threads)
     checks: list[Check] = []

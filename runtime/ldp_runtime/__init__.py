@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import open_bundle
     from ldp_runtime.errors import LdpError
-    from ldp_runtime.pipeline.drawing import ScaleEvent
+    from ldp_runtime.pipeline.drawing import ImageEvent, ScaleEvent
     from ldp_runtime.pipeline.pipeline import GenerationResult, Pipeline
     from ldp_runtime.pruning import LHEP, SATS, Policy, StopAt, TopK, TopP, parse_policy
 
@@ -18,6 +18,7 @@ _HOMES = {
     "LdpError": "errors",
     "GenerationResult": "pipeline.pipeline",
     "Pipeline": "pipeline.pipeline",
+    "ImageEvent": "pipeline.drawing",
     "ScaleEvent": "pipeline.drawing",
     "Policy": "pruning",
     "LHEP": "pruning",
@@ -37,6 +38,7 @@ __all__ = [
     "LHEP",
     "SATS",
     "GenerationResult",
+    "ImageEvent",
     "LdpError",
     "Pipeline",
     "Policy",

@@ -88,6 +88,18 @@ class HubError(LdpError):
     exit_code = 12
 
 
+class ClosedError(LdpError):
+    """A pipeline that was closed, or engines of one."""
+
+    exit_code = 13
+
+
+class ForkedError(LdpError):
+    """A pipeline that was loaded before the process forked: its engines' threads stay with the parent."""
+
+    exit_code = 14
+
+
 class InternalError(LdpError):
     """A contract between parts of the toolkit that is broken; no input of a user can cause it."""
 

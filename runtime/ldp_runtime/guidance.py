@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from ldp_runtime.arguments import is_list, listed, number
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.numerics import scalar
+
+#: Longest list of numbers per scale that is read.
+_MOST_SCALES = 1000
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[float, ...]:
@@ -16,15 +21,21 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
     Raises:
         ConfigError: the value is not made of numbers, has too few of them, or one is not finite.
     """
-    try:
-        values = tuple(float(v) for v in value) if isinstance(value, Iterable) else (float(value),) * scales
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} must be a number, or one per scale, got {value!r}") from error
+    if not is_list(value):
+        return (number(name, value, hint="or give one number per scale"),) * scales
+    values = tuple(number(name, each) for each in listed(name, value, _MOST_SCALES))
     if len(values) < scales:
         raise ConfigError(f"{name} has {len(values)} values, the schedule has {scales} scales")
-    if not all(abs(v) < float("inf") for v in values):
-        raise ConfigError(f"{name} must be finite, got {values}")
     return values[:scales]
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Raises ConfigError for weights that float32, in which logits are mixed, does not hold."""
+    beyond = [weight for weight in weights if max(abs(weight), abs(1 - weight)) > _LARGEST]
+    if beyond:
+        raise ConfigError(
+            f"guidance_scale {beyond[0]:g} is beyond float32, in which logits are mixed", hint="7 is strong already"
+        )
 
 
 def ramp(end: float, scales: int) -> tuple[float, ...]:

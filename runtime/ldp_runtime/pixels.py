@@ -15,11 +15,11 @@ def to_uint8(image: torch.Tensor) -> torch.Tensor:
 def to_output(image: torch.Tensor, output_type: str) -> Any:
     """Converts [B, 3, H, W] in [-1, 1] to PIL images ("pil"), or to floats in [0, 1].
 
-    The floats are an array [B, H, W, 3] ("numpy"), or a tensor [B, 3, H, W] for any other type.
+    The floats are an array [B, H, W, 3] in C order ("numpy"), or a tensor [B, 3, H, W] for any other type.
     """
     if output_type == "pil":
         from PIL import Image
 
         return [Image.fromarray(pixels.numpy()) for pixels in to_uint8(image).cpu()]
     unit = (image + 1).div_(2)
-    return unit.permute(0, 2, 3, 1).cpu().numpy() if output_type == "numpy" else unit
+    return unit.permute(0, 2, 3, 1).contiguous().cpu().numpy() if output_type == "numpy" else unit

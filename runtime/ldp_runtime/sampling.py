@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 
 import torch
 
+from ldp_runtime.arguments import number, whole_number
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.numerics import scalar
 
@@ -33,10 +33,12 @@ class SamplingFilter:
     top_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.top_k, Integral) or self.top_k < 0:
-            raise ConfigError(f"top_k must be 0 (off) or a positive whole number, got {self.top_k!r}")
-        if not 0.0 <= self.top_p <= 1.0:
-            raise ConfigError(f"top_p must lie in [0, 1] (0 switches it off), got {self.top_p}")
+        top_k = whole_number("top_k", self.top_k, 0, 2**63 - 1, hint="0 switches it off")
+        top_p = number("top_p", self.top_p, hint="0 switches it off")
+        if not 0.0 <= top_p <= 1.0:
+            raise ConfigError(f"top_p must lie in [0, 1], got {top_p}", hint="0 switches it off")
+        object.__setattr__(self, "top_k", top_k)
+        object.__setattr__(self, "top_p", top_p)
 
     @property
     def decided_at(self) -> float:

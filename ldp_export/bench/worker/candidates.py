@@ -11,6 +11,7 @@ import torch
 from ldp_calibration.cost import trace_flops
 from ldp_runtime.bundle.files import TOKENIZER, Bundle, open_bundle
 from ldp_runtime.bundle.manifest import GraphEntry, Manifest
+from ldp_runtime.bundle.saved_policies import policy_of_command
 from ldp_runtime.pipeline.open_engines import open_engines
 from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pipeline.trace import Trace
@@ -56,9 +57,10 @@ class EngineCandidate:
         conditions = [self.conditions[i] for i in prompts]
         features = [condition for condition in conditions if isinstance(condition, torch.Tensor)]
         others = [condition for condition in conditions if not isinstance(condition, torch.Tensor)]
-        options: dict[str, Any] = {"seed": list(seeds), "policy": policy, "output_type": "torch"}
-        options["aspect_ratio"] = self.aspect_ratio
         pipe = self.pipeline
+        chosen = policy_of_command(policy, pipe.root, pipe.manifest)
+        options: dict[str, Any] = {"seed": list(seeds), "policy": chosen, "output_type": "torch"}
+        options["aspect_ratio"] = self.aspect_ratio
         result = pipe(prompt_embeds=features, **options) if features else pipe.draw(others, **options)
         traces = result.traces
         return Drawing(

@@ -79,7 +79,7 @@ def open_bundle(path: Path | str, integrity: Integrity = "full", expected_digest
     if integrity not in get_args(Integrity):
         raise ConfigError(f"integrity must be one of {', '.join(get_args(Integrity))}, got {integrity!r}")
     _check_form(expected_digest)
-    folder, root = _locate(Path(path))
+    folder, root = _locate(_given(path))
     manifest = read_manifest(folder)
     if root is not None and folder.name != manifest.version:
         raise IntegrityError(
@@ -91,8 +91,22 @@ def open_bundle(path: Path | str, integrity: Integrity = "full", expected_digest
     return Bundle(manifest, folder, root, read_state(root, manifest))
 
 
+def _given(path: object) -> Path:
+    """Path that a caller named.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        given = Path(path)  # pyright: ignore[reportArgumentType]
+        given.exists()  # tells of a zero byte; and of a name too long
+        return given
+    except (TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"a bundle is named by its path, got {path!r:.200}: {error}") from error
+
+
 def _check_form(expected: str | None) -> None:
-    if expected is not None and not re.fullmatch("[0-9a-fA-F]{16,64}", expected):
+    if expected is not None and not re.fullmatch("[0-9a-fA-F]{16,64}", str(expected)):
         raise ConfigError(
             f"{expected!r} is no digest: 64 hexadecimal digits, or the first 16 or more of them",
             hint="`ldp-export inspect` prints a bundle's digest",

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ldp_runtime.arguments import shown
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
@@ -28,6 +29,10 @@ SAVED = "profiles"
 
 #: File of the numbers that were fitted to a version; policies given as text use them.
 FITTED = "fitted.json"
+
+
+#: Most characters of a policy's text.
+_LONGEST = 2000
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -166,27 +171,39 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
     """Turns what a request names into a policy, with the fitted numbers that it needs.
 
     Args:
-        policy: a policy object; a policy's text; or the name or path (.json) of a saved policy of this bundle.
+        policy: a policy object; a policy's text; or the name of a saved policy of this bundle. It is never a path, so
+            that whoever may send requests cannot ask for files; `policy_of_command` reads those.
 
     Raises:
         ConfigError: the text is neither a policy nor a saved policy, or a rule is given for a policy.
     """
     if not isinstance(policy, Policy | str | None):
         raise ConfigError(
-            f"a policy is expected, got {type(policy).__name__}", hint="compose one, such as Policy(LHEP(), SATS())"
+            f"a policy is expected, got {shown(policy)}", hint="compose one, such as Policy(LHEP(), SATS())"
         )
     if not isinstance(policy, str):
         return with_fits(policy, bundle_fits(root, manifest)) if needs_fits(policy) else policy
-    name = policy.strip()
+    name = policy[: _LONGEST + 1].strip()
+    if len(policy) > _LONGEST:
+        raise ConfigError(f"a policy of {len(policy)} characters", hint=f"its text has at most {_LONGEST}")
     if name.partition(":")[0] in POLICY_NAMES:
         return resolve_policy(parse_policy(name), root, manifest)
-    if name.endswith(".json"):
-        return read_saved(Path(name), manifest)
     known = list_saved(root, manifest)
     if root is None or name not in known:
         raise ConfigError(
-            f"unknown policy {name!r}: neither one of {', '.join(POLICY_NAMES)} nor a profile of this bundle "
+            f"unknown policy {shown(name)}: neither one of {', '.join(POLICY_NAMES)} nor a profile of this bundle "
             f"({', '.join(known) or 'it has none'})",
             hint="ldp-export calibrate makes profiles",
         )
     return read_saved(saved_folder(root, manifest) / f"{name}.json", manifest)
+
+
+def policy_of_command(policy: Policy | str | None, root: Path | None, manifest: Manifest) -> Policy | None:
+    """Policy that a command line names: as `resolve_policy`, or the path of a saved policy's file (.json).
+
+    Raises:
+        ConfigError, IntegrityError, IncompatibleBundleError: see `resolve_policy` and `read_saved`.
+    """
+    if isinstance(policy, str) and policy.strip().endswith(".json"):
+        return read_saved(Path(policy.strip()), manifest)
+    return resolve_policy(policy, root, manifest)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ldp_runtime.engines.hardware import default_threads
-from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
+from ldp_runtime.errors import CapacityError, ClosedError, IncompatibleBundleError, IntegrityError, LdpError
 from ldp_runtime.telemetry import without_telemetry
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class OnnxRuntimeEngine:
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._session is None:
-            raise LdpError(f"the engine {self.name!r} is closed")
+            raise ClosedError(f"the engine {self.name!r} is closed")
         binding = self._session.io_binding()
         for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, tensor in tensors.items():

@@ -5,7 +5,7 @@ Source: the VAR reference implementation (`VectorQuantizer2`, `autoregressive_in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from ldp_runtime.architecture.var import VarEntry
+from ldp_runtime.arguments import is_list, number
 from ldp_runtime.engines.blocks import Placement
 from ldp_runtime.families.base import Constants
 from ldp_runtime.guidance import per_scale, ramp
@@ -166,7 +167,6 @@ def guidance_weights(guidance: float | Sequence[float], scales: int) -> tuple[fl
     Raises:
         ConfigError: `guidance` is not made of numbers, has too few of them, or one is not finite.
     """
-    if isinstance(guidance, Iterable):
+    if is_list(guidance):
         return per_scale(guidance, scales, "guidance_scale")
-    (end,) = per_scale(guidance, 1, "guidance_scale")
-    return ramp(end, scales)
+    return ramp(number("guidance_scale", guidance, hint="or give one number per scale"), scales)

@@ -51,6 +51,21 @@ class ScaleEvent:
         return self._preview(index)
 
 
+@dataclass(frozen=True)
+class ImageEvent:
+    """Event that the callback sees once an image is finished, before the next ones are begun.
+
+    Attributes:
+        index: index of the image in the request.
+        image: the image as the output type says: one element of `GenerationResult.images`.
+        trace: its trace, with its seed.
+    """
+
+    index: int
+    image: Any
+    trace: Trace
+
+
 #: Noise of an image for every scale, from its seed.
 Noise = Callable[[int, Codec, ScaleSchedule], Sequence[torch.Tensor]]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 
 import psutil
 import torch
 
+from ldp_runtime.arguments import number, shown
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.control_groups import memory_left
 from ldp_runtime.engines.kv_cache import DynamicKVCache
@@ -79,6 +82,19 @@ def available_memory(device: torch.device) -> float:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     return min(psutil.virtual_memory().available, memory_left())
+
+
+def checked_memory(limit: object) -> int | None:
+    """Bytes that may be needed; None leaves it to what is free.
+
+    Raises:
+        ConfigError: it is no number, or less than nothing.
+    """
+    if limit is None or limit == math.inf:
+        return None if limit is None else sys.maxsize
+    if number("memory_limit", limit, hint="in bytes") < 0:
+        raise ConfigError(f"memory_limit must not be negative, got {shown(limit)}", hint="in bytes")
+    return min(int(number("memory_limit", limit)), sys.maxsize)
 
 
 def check_rows(manifest: Manifest, max_batch: int) -> None:

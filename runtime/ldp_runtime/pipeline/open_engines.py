@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 
+from ldp_runtime.arguments import shown, whole_number
 from ldp_runtime.bundle.files import CONSTANTS, Bundle
 from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry, Manifest, ModelEntry
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape
+from ldp_runtime.engines.forks import left_alone_in_children
 from ldp_runtime.engines.prompt import chained
 from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.families.base import Codec
@@ -21,6 +24,10 @@ from ldp_runtime.numerics import all_finite
 
 if TYPE_CHECKING:
     from ldp_runtime.engines.graph_cache import GraphCounters
+
+
+#: Threads that may be asked for on any machine.
+_MOST_THREADS = 64
 
 
 #: Function from a graph's name and entry to its engine.
@@ -64,17 +71,21 @@ def device_of(name: str | torch.device) -> torch.device:
     """
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}", hint="cpu or cuda") from error
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"unknown device {shown(name)}", hint="cpu or cuda") from error
     if str(device) == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
-def check_threads(threads: int | None) -> None:
-    """Raises ConfigError for fewer than one thread; None leaves the number to the engines."""
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}")
+def checked_threads(threads: object) -> int | None:
+    """Number of threads; None leaves it to the engines.
+
+    Raises:
+        ConfigError: it is no number, or many times what any processor runs.
+    """
+    most = max(_MOST_THREADS, os.cpu_count() or 1)
+    return None if threads is None else whole_number("threads", threads, 1, most, hint="as many as there are cores")
 
 
 def check_runnable(manifest: Manifest, device: torch.device) -> None:
@@ -133,7 +144,7 @@ def open_engines(
     constants = _load_constants(bundle, device)
     model = manifest.model
     encoder = opened("text_encoder")
-    return Engines(
+    engines = Engines(
         text_encoder=encoder[0][1] if encoder else None,
         prompt=chained(opened("prompt")),
         blocks=Blocks(
@@ -154,6 +165,7 @@ def open_engines(
         constants=constants,
         cuda_graphs=counters,
     )
+    return left_alone_in_children(engines)
 
 
 def _load_constants(bundle: Bundle, device: torch.device) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -13,23 +14,25 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from ldp_runtime.arguments import check_callable, listed, shown, truth, whole_number
 from ldp_runtime.bundle.files import TOKENIZER, Bundle, Integrity, open_bundle, require_digest
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.engines.out_of_memory import capacity_errors
-from ldp_runtime.errors import Cancelled, ConfigError, IncompatibleBundleError, LdpError
+from ldp_runtime.errors import Cancelled, ClosedError, ConfigError, ForkedError, IncompatibleBundleError
 from ldp_runtime.families.base import Codec
 from ldp_runtime.families.choose import placement
 from ldp_runtime.numerics import check_finite
 from ldp_runtime.pipeline.batch import ImageState
 from ldp_runtime.pipeline.conditions import condition_rows
-from ldp_runtime.pipeline.drawing import Drawing, ScaleEvent, start_run
-from ldp_runtime.pipeline.memory import check_capacity, check_rows
+from ldp_runtime.pipeline.drawing import Drawing, ImageEvent, ScaleEvent, start_run
+from ldp_runtime.pipeline.memory import check_capacity, check_rows, checked_memory
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
-from ldp_runtime.pipeline.open_engines import Engines, check_runnable, check_threads, device_of, open_engines
-from ldp_runtime.pipeline.request import ImageRequest, Request, check_output_type, make_request
+from ldp_runtime.pipeline.open_engines import Engines, check_runnable, checked_threads, device_of, open_engines
+from ldp_runtime.pipeline.request import MAX_IMAGES, ImageRequest, Request, check_output_type, make_request
 from ldp_runtime.pipeline.scale_loop import Run
 from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.pixels import to_output
@@ -49,6 +52,10 @@ logger = logging.getLogger(__name__)
 _WARM_UP_DRAWS = 5
 
 
+#: Upper end of what `load` may allow as images of a request.
+_MOST_IMAGES = 1 << 20
+
+
 #: Condition that an image is drawn from: a text, or a class label.
 Condition = str | int
 
@@ -57,13 +64,17 @@ Condition = str | int
 ScaleCallback = Callable[[ScaleEvent], bool | None]
 
 
+#: Callback after each image; if it returns False, the call stops and raises `Cancelled`.
+ImageCallback = Callable[[ImageEvent], bool | None]
+
+
 @dataclass(frozen=True)
 class GenerationResult:
     """Images in the order of the request, prompt by prompt, with the seed and trace of each.
 
     Attributes:
         images: a list of PIL images ("pil"). An array [B, H, W, 3] ("numpy") or a tensor [B, 3, H, W] ("torch"),
-            float32 in [0, 1]. Or latents [B, d, h, w] ("latent").
+            float32 in [0, 1]. Or latents [B, d, h, w] ("latent"). Where sizes differ, a list of what each image has.
         seeds: seed of each image.
         traces: trace of each image.
     """
@@ -83,11 +94,14 @@ class Pipeline:
         tokenizer: PromptTokenizer | None,
         max_batch: int,
         root: Path | None = None,
+        max_images: int = MAX_IMAGES,
     ) -> None:
         self.manifest = manifest
         self.root = root  # where the bundle's saved policies lie
         self.max_batch = max_batch
+        self.max_images = max_images
         self._engines: Engines | None = engines
+        self._process = os.getpid()
         self._tokenizer = tokenizer
         self._placement = lru_cache(maxsize=4)(partial(placement, manifest.model, engines.constants))  # by schedule
         self._calls = threading.RLock()  # whole calls queue; reentrant: a callback may draw too
@@ -107,6 +121,7 @@ class Pipeline:
         integrity: Integrity = "full",
         expected_digest: str | None = None,
         allow_rejected: bool = False,
+        max_images: int = MAX_IMAGES,
     ) -> Pipeline:
         """Opens a bundle.
 
@@ -119,15 +134,18 @@ class Pipeline:
             integrity: "full" hashes every file of the bundle, "sizes" compares sizes only.
             expected_digest: digest of the only bundle to load, or its first 16 digits or more; `inspect` prints it.
             allow_rejected: load the bundle even if its verification failed.
+            max_images: most images of one request, which protects a service from a single call.
 
         Raises:
             ConfigError: there is no bundle, or an option is out of range.
             IntegrityError, IncompatibleBundleError: see `open_bundle` and `check_runnable`.
             CapacityError: the bundle is predicted to need more memory than allowed; nothing was allocated.
         """
-        if max_batch < 1:
-            raise ConfigError(f"max_batch must be at least 1, got {max_batch}")
-        check_threads(threads)
+        max_batch = whole_number("max_batch", max_batch, 1, _MOST_IMAGES)
+        max_images = whole_number("max_images", max_images, 1, _MOST_IMAGES)
+        allow_rejected = truth("allow_rejected", allow_rejected)
+        threads = checked_threads(threads)
+        memory_limit = checked_memory(memory_limit)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity, expected_digest)
         require_digest(opened.manifest, opened.folder, expected_digest)
         check_rows(opened.manifest, max_batch)
@@ -141,7 +159,7 @@ class Pipeline:
         manifest, tokenizer = opened.manifest, None
         if manifest.has_text_encoder:
             tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
-        return cls(manifest, engines, tokenizer, max_batch, opened.root)
+        return cls(manifest, engines, tokenizer, max_batch, opened.root, max_images)
 
     def __call__(
         self,
@@ -165,6 +183,7 @@ class Pipeline:
         cfg_insertion_layer: Sequence[int] = (0,),
         more_smooth: bool = False,
         callback_on_scale: ScaleCallback | None = None,
+        callback_on_image: ImageCallback | None = None,
     ) -> GenerationResult:
         """Draws images.
 
@@ -192,15 +211,20 @@ class Pipeline:
             cfg_insertion_layer: position where guidance is mixed; engines do so at the logits, so only [0] is allowed.
             more_smooth: VAR only: draw mixtures of codebook entries, as the original's option of that name.
             callback_on_scale: function that sees a `ScaleEvent` after each scale; it returns False to stop.
+            callback_on_image: function that sees an `ImageEvent` once an image is finished. Images of a request that
+                takes several batches come while later ones are not yet begun. It returns False to stop.
 
         Raises:
             ConfigError: the request cannot be served; no work was done.
-            Cancelled: the callback stopped the run.
+            Cancelled: a callback stopped the run.
             NonFiniteError: an engine gave NaN or infinity; the message names the graph and the scale.
             CapacityError: memory ran out during the run.
 
         The pipeline can be used again after any of these errors.
         """
+        self._check_process()
+        for name, value in (("callback_on_scale", callback_on_scale), ("callback_on_image", callback_on_image)):
+            check_callable(name, value)
         request = make_request(
             self.manifest,
             prompt=prompt,
@@ -221,9 +245,10 @@ class Pipeline:
             output_type=output_type,
             cfg_insertion_layer=cfg_insertion_layer,
             more_smooth=more_smooth,
+            max_images=self.max_images,
         )
         with self._calls:  # calls of other threads wait; between the steps of this one, they may decode
-            drawn = self._draw(request.images, callback_on_scale)
+            drawn = self._draw(request, callback_on_scale, callback_on_image)
             return self._result(request, drawn)
 
     def _policy(self, policy: Policy | str | None) -> Policy | None:
@@ -243,42 +268,64 @@ class Pipeline:
             ConfigError: no images, too many, or of several schedules.
             NonFiniteError, CapacityError: the text could not be encoded.
         """
+        self._check_process()
+        images = listed("images", images, self.max_images)
+        if not all(isinstance(image, ImageRequest) for image in images):
+            raise ConfigError(f"images must be checked requests, got {shown(images)}", hint="see make_request")
         if not 0 < len(images) <= self.max_batch or len({image.schedule for image in images}) > 1:
             raise ConfigError(
                 f"a drawing takes 1 to {self.max_batch} images of one size, got {len(images)}",
                 hint="start one drawing for each size, or load with a larger max_batch",
             )
+        if indices is not None:
+            indices = [whole_number("index of an image", i, 0, 2**63) for i in listed("indices", indices, len(images))]
+            if len(set(indices)) != len(images):
+                raise ConfigError(f"{len(images)} images have the indices {indices}", hint="give one each, or none")
         doing = f"drawing {len(images)} images"
         return Drawing(images, self._start, lambda: self._running(doing), self._preview, indices)
 
-    def _draw(self, images: Sequence[ImageRequest], callback: ScaleCallback | None) -> list[tuple[torch.Tensor, Trace]]:
-        """Latent and trace of each image; images of one size are drawn together, `max_batch` at a time."""
-        drawn: dict[int, tuple[torch.Tensor, Trace]] = {}
+    def _draw(
+        self, request: Request, on_scale: ScaleCallback | None, on_image: ImageCallback | None
+    ) -> list[tuple[Any, Trace]]:
+        """Output and trace of each image; images of one size are drawn together, `max_batch` at a time."""
+        images, drawn = request.images, {}
         for schedule in dict.fromkeys(image.schedule for image in images):
             same = [i for i, image in enumerate(images) if image.schedule == schedule]
             for first in range(0, len(same), self.max_batch):
                 part = same[first : first + self.max_batch]
-                drawing = self.start([images[i] for i in part], part)
-                try:
-                    while not drawing.is_done:
-                        _tell(callback, drawing.step())
-                    drawn |= dict(zip(part, drawing.results(), strict=True))
-                finally:
-                    drawing.close()
+                for i, latent, trace in self._latents([images[i] for i in part], part, on_scale):
+                    drawn[i] = self._finished(latent, trace, request)
+                    _tell_image(on_image, i, *drawn[i])
         return [drawn[i] for i in range(len(images))]
 
-    def _result(self, request: Request, drawn: Sequence[tuple[torch.Tensor, Trace]]) -> GenerationResult:
+    def _latents(
+        self, images: Sequence[ImageRequest], indices: Sequence[int], on_scale: ScaleCallback | None
+    ) -> list[tuple[int, torch.Tensor, Trace]]:
+        """Index, latent [d, h, w] and trace of each image of one drawing."""
+        drawing = self.start(images, indices)
+        try:
+            while not drawing.is_done:
+                _tell(on_scale, drawing.step())
+            return [(i, *result) for i, result in zip(indices, drawing.results(), strict=True)]
+        finally:
+            drawing.close()
+
+    def _finished(self, latent: torch.Tensor, trace: Trace, request: Request) -> tuple[Any, Trace]:
+        """One image as the output type says, and its trace."""
+        if request.output_type == "latent":
+            return latent, trace
+        with self._running(f"drawing {len(request.images)} images") as engines:
+            (pixels,), (seconds,) = self._decode(engines, [latent])
+            return to_output(pixels, request.output_type)[0], replace(trace, decode_s=seconds)
+
+    def _result(self, request: Request, drawn: Sequence[tuple[Any, Trace]]) -> GenerationResult:
+        images, traces = [image for image, _ in drawn], tuple(trace for _, trace in drawn)
         seeds = tuple(image.seed for image in request.images)
-        latents, traces = [latent for latent, _ in drawn], tuple(trace for _, trace in drawn)
-        with self._running(f"drawing {len(drawn)} images") as engines:
-            if request.output_type == "latent":
-                return GenerationResult(torch.stack(latents), seeds, traces)
-            pixels, seconds = self._decode(engines, latents)
-            traces = tuple(replace(trace, decode_s=s) for trace, s in zip(traces, seconds, strict=True))
-            if len({image.shape for image in pixels}) == 1:
-                return GenerationResult(to_output(torch.cat(pixels), request.output_type), seeds, traces)
-            pictures = [picture for image in pixels for picture in to_output(image, request.output_type)]
-            return GenerationResult(pictures, seeds, traces)
+        if request.output_type == "pil" or len({image.schedule for image in request.images}) > 1:
+            return GenerationResult(images, seeds, traces)
+        with self._running(f"joining {len(drawn)} images"):
+            joined = np.stack(images) if request.output_type == "numpy" else torch.stack(images)
+        return GenerationResult(joined, seeds, traces)
 
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
         """Images of latents [B, d, h, w], such as `output_type="latent"` gives; output types as in `__call__`.
@@ -288,30 +335,48 @@ class Pipeline:
             NonFiniteError: the decoder gave NaN or infinity.
             CapacityError: memory ran out.
         """
-        channels = self.manifest.model.latent_channels
-        if latents.dim() != 4 or latents.shape[1] != channels or not latents.numel():
-            raise ConfigError(
-                f"latents must be [images, {channels}, height, width] and not empty, got {list(latents.shape)}"
-            )
+        self._check_process()
         check_output_type(output_type)
+        self._check_latents(latents)
         if output_type == "latent":
             return latents
         with self._running(f"decoding {len(latents)} images") as engines:
             pixels, _ = self._decode(engines, latents.to(engines.decoder.device, torch.float32).unbind())
             return to_output(torch.cat(pixels), output_type)
 
+    def _check_latents(self, latents: object) -> None:
+        """Raises ConfigError for what are no latents of this model's sizes."""
+        channels, schedules = self.manifest.model.latent_channels, self.manifest.schedules()
+        if not isinstance(latents, torch.Tensor) or latents.layout != torch.strided or latents.is_meta:
+            raise ConfigError(f"latents must be a dense tensor, got {shown(latents)}")
+        if latents.dim() != 4 or latents.shape[1] != channels or not latents.numel():
+            raise ConfigError(
+                f"latents must be [images, {channels}, height, width] and not empty, got {list(latents.shape)}"
+            )
+        if not latents.is_floating_point():
+            raise ConfigError(f"latents must be floats, got {latents.dtype}")
+        side = self.manifest.model.pixels_per_token // self.manifest.model.vae_stride
+        most = max(schedule.tokens[-1] for schedule in schedules) * side**2
+        if len(latents) > self.max_images or latents[0, 0].numel() > most:
+            raise ConfigError(
+                f"latents of at most {self.max_images} images of {most} positions are decoded, got "
+                f"{list(latents.shape)}"
+            )
+
     def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
         """Calls the pipeline, for tools that serve every family: texts are prompts, whole numbers are class labels."""
-        listed = [conditions] if isinstance(conditions, str | int) else list(conditions)
-        if listed and all(isinstance(condition, int) for condition in listed):
-            return self(class_labels=listed, **options)  # pyright: ignore[reportArgumentType]
-        return self(listed, **options)  # pyright: ignore[reportArgumentType]
+        single = isinstance(conditions, str | int)
+        given: Any = [conditions] if single else listed("conditions", conditions, self.max_images)
+        if given and all(isinstance(condition, int) for condition in given):
+            return self(class_labels=given, **options)
+        return self(given, **options)
 
     def warmup(self, batch: int = 1) -> None:
         """Draws images of the bundle's square size and discards them: memory and kernels are then as in service.
 
         A repeated call may be captured as a CUDA graph. If the backend does so, draws until no new graph is captured.
         """
+        batch = whole_number("batch", batch, 1, self.max_images)
         captured: list[int] = []
         for _ in range(_WARM_UP_DRAWS):
             self._draw_anything(batch)
@@ -331,7 +396,10 @@ class Pipeline:
             self(prompt_embeds=[features] * batch, seed=0, output_type="torch")
 
     def close(self) -> None:
-        """Releases the engines' memory, once a running call has ended."""
+        """Releases the engines' memory, once a running call has ended; a forked child only forgets them."""
+        if os.getpid() != self._process:
+            self._engines = None
+            return
         with self._calls, self._lock:
             engines, self._engines = self._engines, None
             if self._drawer is not None:
@@ -352,18 +420,30 @@ class Pipeline:
         self.close()
 
     def _open_engines(self) -> Engines:
+        self._check_process()
         if self._engines is None:
-            raise LdpError("this pipeline is closed", hint="load the bundle again")
+            raise ClosedError("this pipeline is closed", hint="load the bundle again")
         return self._engines
+
+    def _check_process(self) -> None:
+        """Raises ForkedError in a child of the process that loaded the bundle, before a lock is asked for."""
+        if os.getpid() != self._process:
+            raise ForkedError(
+                f"this pipeline was loaded by the process {self._process}, of which this one is a fork",
+                hint="load after fork: in each worker, not in the process that starts them",
+            )
 
     @contextmanager
     def _running(self, doing: str) -> Generator[Engines]:
-        """Gives the engines to one thread at a time."""
+        """Gives the engines to one thread at a time, in modes of PyTorch that no caller sets."""
+        self._check_process()
         with self._lock:
             engines = self._open_engines()
             # Engines keep tensors between calls; a caller's inference mode would turn them into inference tensors.
             lasting = torch.inference_mode(False), torch.no_grad()
-            with lasting[0], lasting[1], _one_torch_thread(engines.blocks.device), capacity_errors(doing):
+            device = engines.blocks.device
+            exact = torch.autocast(device.type, enabled=False)  # and its lower precision would change the picture
+            with lasting[0], lasting[1], exact, _one_torch_thread(device), capacity_errors(doing):
                 yield engines
 
     def _start(self, engines: Engines, images: Sequence[ImageRequest]) -> tuple[Run, list[ImageState]]:
@@ -404,6 +484,16 @@ def _tell(callback: ScaleCallback | None, event: ScaleEvent) -> None:
     """
     if callback is not None and callback(event) is False:
         raise Cancelled(f"stopped by the callback after scale {event.scale} of {event.scales}")
+
+
+def _tell_image(callback: ImageCallback | None, index: int, image: Any, trace: Trace) -> None:
+    """Shows a finished image to the caller.
+
+    Raises:
+        Cancelled: the callback says so.
+    """
+    if callback is not None and callback(ImageEvent(index, image, trace)) is False:
+        raise Cancelled(f"stopped by the callback after image {index}")
 
 
 @contextmanager

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import operator
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
 
 from ldp_runtime.architecture.choose import ModelEntry
+from ldp_runtime.arguments import is_list, listed, number, shown, truth, whole_number
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights
-from ldp_runtime.guidance import last_guided_scale, per_scale
+from ldp_runtime.guidance import check_weights, last_guided_scale, per_scale
 from ldp_runtime.numerics import all_finite
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
@@ -32,7 +31,33 @@ OutputType = Literal["pil", "numpy", "torch", "latent"]
 Text = str | torch.Tensor
 
 
-_SEED_BITS = 63
+#: Most images of a request, unless a pipeline is loaded with another number.
+MAX_IMAGES = 1024
+
+
+#: Most characters of a prompt: many times what any model reads.
+MAX_CHARACTERS = 32_000
+
+
+_SEED_BITS = 64
+
+
+#: Most pixels of a side that may be asked for.
+_MOST_PIXELS = 1 << 20
+
+
+#: Longest list of an argument that has one value per image.
+MAX_VALUES = 1 << 16
+
+
+_NEGATIVE = "negative_prompt"
+
+
+_FLOAT32 = torch.finfo(torch.float32)
+
+
+#: Types that text features may come in; they are read as float32.
+_FEATURE_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 #: Share of a requested side by which the drawn side may differ from it.
@@ -100,48 +125,56 @@ def make_request(
     output_type: str,
     cfg_insertion_layer: Sequence[int],
     more_smooth: bool,
+    max_images: int = MAX_IMAGES,
 ) -> Request:
     """Checks the arguments of `Pipeline.__call__` and fills in the bundle's defaults.
+
+    Args:
+        max_images: most images of the request.
 
     Raises:
         ConfigError: the request cannot be served.
     """
-    if tuple(cfg_insertion_layer) != (0,):
-        raise ConfigError(
-            f"engines mix guidance at the logits only, not at cfg_insertion_layer {list(cfg_insertion_layer)}",
-            hint="leave it at [0]; guidance inside the blocks exists in ldp_export.reference.infinity",
-        )
-    _check_numbers(Integral, num_images_per_prompt=num_images_per_prompt, top_k=top_k)
-    _check_numbers(Real, top_p=top_p)
+    _check_layers(cfg_insertion_layer)
+    each = whole_number("num_images_per_prompt", num_images_per_prompt, 1, max_images)
+    more_smooth = truth("more_smooth", more_smooth)
+    check_output_type(output_type)
     if more_smooth and not manifest.model.mixes_codes:
         raise ConfigError(f"more_smooth mixes codebook entries; {manifest.model.name} draws bits", hint="leave it out")
     texts = {"prompt": prompt, "prompt_embeds": prompt_embeds}
     texts |= {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
     if manifest.model.reads_text:
-        conditions, negatives = _prompts(manifest, class_labels, texts)
+        conditions, negatives = _prompts(manifest, class_labels, texts, max_images)
     else:
-        conditions, negatives = _labels(manifest.model, class_labels, texts), None
-    if num_images_per_prompt < 1:
-        raise ConfigError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
-    count = len(conditions) * num_images_per_prompt
+        conditions, negatives = _labels(manifest.model, class_labels, texts, max_images), [None]
+    count = len(conditions) * each
+    if count > max_images:
+        raise ConfigError(
+            f"{count} images were asked for; a request may have {max_images}",
+            hint="ask for fewer in one call, or load with a larger max_images",
+        )
     schedules = _schedules(manifest, count, aspect_ratio, height, width)
     settings = {
         schedule: _settings(manifest, schedule, guidance_scale, temperature, top_k, top_p, policy or Policy())
         for schedule in dict.fromkeys(schedules)
     }
-    check_output_type(output_type)
-    if len(settings) > 1 and output_type != "pil":
-        raise ConfigError(
-            f"images of {len(settings)} sizes make no array", hint='ask for output_type="pil", or for one size a call'
-        )
     seeds = _seeds(seed, count)
     images = []
     for i in range(count):
-        index = i // num_images_per_prompt
-        negative = None if negatives is None else negatives[index if len(negatives) > 1 else 0]
+        index = i // each
+        negative = negatives[index if len(negatives) > 1 else 0]
         own = settings[schedules[i]]
         images.append(ImageRequest(conditions[index], negative, seeds[i], schedules[i], *own, more_smooth=more_smooth))
     return Request(tuple(images), output_type)  # pyright: ignore[reportArgumentType]
+
+
+def _check_layers(layers: Any) -> None:
+    """Raises ConfigError for layers where guidance is mixed that engines do not have."""
+    if not is_list(layers) or [shown(layer) for layer in listed("cfg_insertion_layer", layers, MAX_IMAGES)] != ["0"]:
+        raise ConfigError(
+            f"engines mix guidance at the logits only, not at cfg_insertion_layer {shown(layers)}",
+            hint="leave it at [0]; guidance inside the blocks exists in ldp_export.reference.infinity",
+        )
 
 
 def _settings(
@@ -158,23 +191,21 @@ def _settings(
     temperatures = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
     if any(t <= 0 for t in temperatures):
         raise ConfigError(f"temperature must be positive, got {temperatures}", hint="top_k=1 draws the likeliest bits")
+    if any(not _FLOAT32.tiny <= t <= _FLOAT32.max for t in temperatures):
+        raise ConfigError(
+            f"temperature is beyond float32, got {temperatures}", hint="numbers around 1; top_k=1 draws the likeliest"
+        )
     policy.check(schedule)
     _check_cache(manifest, schedule, policy)
     weights = guidance_weights(manifest.model, defaults.guidance if guidance_scale is None else guidance_scale, S)
+    check_weights(weights)
     rule = SamplingFilter(defaults.top_k if top_k is None else top_k, defaults.top_p if top_p is None else top_p)
     return weights, temperatures, rule, policy
 
 
-def _check_numbers(kind: type[Real], **given: object) -> None:
-    """Raises ConfigError for an argument that is not None and not a number of this kind."""
-    for name, value in given.items():
-        if value is not None and not isinstance(value, kind):
-            raise ConfigError(f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}")
-
-
-def _labels(model: ModelEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object]) -> list[int]:
-    """Class labels of a class-conditional model."""
-    names = [name for name, value in texts.items() if value is not None]
+def _labels(model: ModelEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object], most: int) -> list[int]:
+    """Class labels of a class-conditional model; no negative prompt is what a web form's empty field means."""
+    names = [name for name, value in texts.items() if value is not None and not _is_unused(name, value)]
     if names:
         raise ConfigError(
             f"{model.name} draws classes and reads no text, but {names[0]} was given",
@@ -182,10 +213,9 @@ def _labels(model: ModelEntry, labels: int | Sequence[int] | None, texts: Mappin
         )
     if labels is None:
         raise ConfigError(f"{model.name} needs class_labels", hint=f"numbers from 0 to {model.classes - 1}")
-    try:
-        checked = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
-    except TypeError as error:
-        raise ConfigError(f"class labels must be whole numbers, got {labels!r}") from error
+    given = listed("class_labels", labels, most) if is_list(labels) else [labels]
+    hint = f"its {model.classes} classes are 0 to {model.classes - 1}"
+    checked = [whole_number("class label", label, -(2**63), 2**63 - 1, hint) for label in given]
     check_labels(model, checked)
     return checked
 
@@ -202,20 +232,33 @@ def check_labels(model: ModelEntry, labels: Sequence[int]) -> None:
 
 
 def _prompts(
-    manifest: Manifest, labels: int | Sequence[int] | None, texts: Mapping[str, Any]
-) -> tuple[list[Text], list[Text] | None]:
-    """Prompts and negative prompts of a text model."""
+    manifest: Manifest, labels: int | Sequence[int] | None, texts: Mapping[str, Any], most: int
+) -> tuple[list[Text], list[Text | None]]:
+    """Prompts and negative prompts of a text model, one for all or one each; None where there is no negative one."""
     if labels is not None:
         raise ConfigError(
             f"{manifest.model.name} draws texts, not classes", hint="pass a prompt instead of class_labels"
         )
-    prompts = _texts(manifest, texts["prompt"], texts["prompt_embeds"], "prompt")
+    prompts = _texts(manifest, texts, "prompt", most)
     if prompts is None:
         raise ConfigError("give a prompt or prompt_embeds")
-    negatives = _texts(manifest, texts["negative_prompt"], texts["negative_prompt_embeds"], "negative_prompt")
-    if negatives is not None and len(negatives) not in (1, len(prompts)):
+    negatives: Sequence[Text | None] = _texts(manifest, texts, _NEGATIVE, most) or [None]
+    if len(negatives) not in (1, len(prompts)):
         raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
-    return prompts, negatives
+    empty = [text for text in prompts if _is_empty(text)]
+    if empty:
+        raise ConfigError("the prompt is empty", hint="describe the picture in a few words")
+    return prompts, [None if _is_empty(text) else text for text in negatives]
+
+
+def _is_empty(text: object) -> bool:
+    return isinstance(text, str) and not text.strip()
+
+
+def _is_unused(name: str, value: object) -> bool:
+    """True for negative prompts that are all empty, which is what a web form sends for none."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    return name == _NEGATIVE and len(texts) > 0 and all(map(_is_empty, texts))
 
 
 def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) -> None:
@@ -228,58 +271,65 @@ def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) ->
         )
 
 
-def check_output_type(output_type: str) -> None:
+def check_output_type(output_type: object) -> None:
     """Raises ConfigError for an output type that `OutputType` does not list."""
-    if output_type not in get_args(OutputType):
-        raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
+    if not isinstance(output_type, str) or output_type not in get_args(OutputType):
+        raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {shown(output_type)}")
 
 
-def _texts(
-    manifest: Manifest,
-    words: str | Sequence[str] | None,
-    features: torch.Tensor | Sequence[torch.Tensor] | None,
-    name: str,
-) -> list[Text] | None:
-    if words is not None and features is not None:
+def _texts(manifest: Manifest, texts: Mapping[str, Any], name: str, most: int) -> list[Text] | None:
+    """Words or features of a request's prompts or negative prompts; None if there are none."""
+    words, features = texts[name], texts[f"{name}_embeds"]
+    if words is not None and features is not None and not _is_unused(name, words):
         raise ConfigError(f"give {name} or {name}_embeds, not both")
-    if words is not None:
-        return list(_words(manifest, words, name))
-    return None if features is None else list(_features(manifest, features, name))
+    if features is not None:
+        return list(_features(manifest, features, f"{name}_embeds", most))
+    return None if words is None else list(_words(manifest, words, name, most))
 
 
-def _words(manifest: Manifest, words: str | Sequence[str], name: str) -> list[str]:
-    if not manifest.has_text_encoder:
-        raise ConfigError(f"this bundle has no text encoder: pass {name}_embeds", hint="or build with --text-encoder")
-    listed = [words] if isinstance(words, str) else list(words) if isinstance(words, Iterable) else []
-    if not listed or not all(isinstance(text, str) for text in listed):
+def _words(manifest: Manifest, words: str | Sequence[str], name: str, most: int) -> list[str]:
+    given = [words] if isinstance(words, str) else listed(name, words, most) if is_list(words) else []
+    if not given or not all(isinstance(text, str) for text in given):
         raise ConfigError(f"{name} must be a text or a non-empty list of texts")
-    for text in listed:
-        if not text.strip():
-            raise ConfigError(f"the {name} is empty", hint="describe the picture in a few words")
+    if not manifest.has_text_encoder and not _is_unused(name, given):
+        raise ConfigError(f"this bundle has no text encoder: pass {name}_embeds", hint="or build with --text-encoder")
+    for text in given:
+        if len(text) > MAX_CHARACTERS:
+            raise ConfigError(f"the {name} has {len(text)} characters", hint=f"at most {MAX_CHARACTERS} are read")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which a client that cuts texts may send
-            raise ConfigError(f"the {name} {text!r} is not valid Unicode: {error.reason}") from error
-    return listed
+            raise ConfigError(f"the {name} {shown(text)} is not valid Unicode: {error.reason}") from error
+    return given
 
 
-def _features(manifest: Manifest, features: torch.Tensor | Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
-    channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
-    if not isinstance(features, Iterable):
-        raise ConfigError(f"{name}_embeds must be tensors, got {type(features).__name__}", hint="see torch.as_tensor")
-    rows = [features] if isinstance(features, torch.Tensor) and features.dim() < 3 else list(features)
-    for row in rows:
-        if not isinstance(row, torch.Tensor):
-            raise ConfigError(f"{name}_embeds must be tensors, got {type(row).__name__}", hint="see torch.as_tensor")
-        if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
-            raise ConfigError(
-                f"{name}_embeds must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}"
-            )
-        if not all_finite(row.detach()):
-            raise ConfigError(f"{name}_embeds hold NaN or infinity")
+def _features(manifest: Manifest, features: Any, name: str, most: int) -> list[torch.Tensor]:
+    if isinstance(features, torch.Tensor) and features.dim() < 3:
+        features = [features]
+    rows = listed(name, features, most)
     if not rows:
-        raise ConfigError(f"{name}_embeds is empty")
-    return [row.detach().to(torch.float32) for row in rows]
+        raise ConfigError(f"{name} is empty")
+    return [_read_features(manifest, row, name) for row in rows]
+
+
+def _read_features(manifest: Manifest, row: Any, name: str) -> torch.Tensor:
+    """Text features [T, text_channels] as float32, contiguous, of their own memory."""
+    channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
+    if not isinstance(row, torch.Tensor):
+        raise ConfigError(f"{name} must be tensors, got {shown(row)}", hint="see torch.as_tensor")
+    if row.layout != torch.strided or row.is_nested or row.dtype not in _FEATURE_TYPES or row.is_meta:
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _FEATURE_TYPES)
+        raise ConfigError(
+            f"{name} must be dense tensors of {kinds}, got {row.dtype} ({row.layout}) on {row.device}",
+            hint="convert them: .to_dense(), .to(torch.float32)",
+        )
+    if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
+        raise ConfigError(f"{name} must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}")
+    with torch.inference_mode(False), torch.no_grad():
+        own = torch.empty(row.shape, dtype=torch.float32, device=row.device).copy_(row)
+        if not all_finite(own):
+            raise ConfigError(f"{name} hold NaN or infinity, or numbers beyond float32")
+    return own
 
 
 def sizes(manifest: Manifest) -> list[tuple[int, int]]:
@@ -302,13 +352,12 @@ def _schedules(
 
 
 def _one_each(name: str, value: Any, count: int) -> list[Any]:
-    kind = Real if name == "aspect_ratio" else Integral
-    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * count
+    values = listed(name, value, MAX_VALUES) if is_list(value) else [value] * count
     if len(values) != count:
         raise ConfigError(f"{len(values)} values of {name} for {count} images; give one number, or one per image")
-    for each in values:
-        _check_numbers(kind, **{name: each})
-    return values
+    if name == "aspect_ratio":
+        return [None if each is None else number(name, each, hint="height / width") for each in values]
+    return [None if each is None else whole_number(name, each, 1, _MOST_PIXELS, hint="in pixels") for each in values]
 
 
 def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None, width: int | None) -> ScaleSchedule:
@@ -316,8 +365,6 @@ def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None
         return manifest.schedule(1.0 if aspect_ratio is None else aspect_ratio)
     if aspect_ratio is not None or height is None or width is None:
         raise ConfigError("give height and width together, or aspect_ratio alone (height / width)")
-    if height < 1 or width < 1:
-        raise ConfigError(f"height and width are pixels, got {height}x{width}")
     nearest = manifest.schedule(height / width)
     drawn = tuple(side * manifest.model.pixels_per_token for side in nearest.final_grid)
     if any(abs(side - asked) > asked * _SIZE_TOLERANCE for side, asked in zip(drawn, (height, width), strict=True)):
@@ -331,19 +378,16 @@ def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None
     return nearest
 
 
-def _counting(first: int, count: int) -> list[int]:
-    return [operator.index(first) + i for i in range(count)]
-
-
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """Seed of each image; whole numbers of 64 bits, which PyTorch's generator takes as they are."""
     if seed is None:
         return [secrets.randbits(32) for _ in range(count)]
-    try:
-        seeds = [operator.index(s) for s in seed] if isinstance(seed, Iterable) else _counting(seed, count)
-    except TypeError as error:
-        raise ConfigError(f"seeds must be whole numbers, got {seed!r}") from error
+    most, hint = 2**_SEED_BITS - 1, f"seeds have {_SEED_BITS} bits: 0 to 2**{_SEED_BITS} - 1"
+    if not is_list(seed):
+        first = whole_number("seed", seed, 0, most, hint)
+        whole_number("seed of the last image", first + count - 1, 0, most, hint)
+        return [first + i for i in range(count)]
+    seeds = [whole_number("seed", each, 0, most, hint) for each in listed("seed", seed, MAX_VALUES)]
     if len(seeds) != count:
         raise ConfigError(f"{len(seeds)} seeds for {count} images; give one number, or one per image")
-    if any(not 0 <= s < 2**_SEED_BITS for s in seeds):
-        raise ConfigError(f"seeds must lie in [0, 2**{_SEED_BITS}), got {seeds}")
     return seeds

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from ldp_runtime.arguments import listed, number, shown, whole_number
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning.recall import remember
 from ldp_runtime.pruning.sats import GuidanceGap
@@ -147,8 +148,11 @@ class Policy:
     skip_last: int = 0
 
     def __post_init__(self) -> None:
-        if self.skip_last < 0:
-            raise ConfigError(f"skip_last must be >= 0, got {self.skip_last}", hint="0 runs every scale")
+        for name, rule, kind in (("tokens", self.tokens, TokenRule), ("guidance", self.guidance, GuidanceRule)):
+            if rule is not None and not isinstance(rule, kind):
+                raise ConfigError(f"{name} must be a {kind.__name__}, got {shown(rule)}", hint="such as LHEP(), SATS()")
+        skipped = whole_number("skip_last", self.skip_last, 0, 2**31, hint="0 runs every scale")
+        object.__setattr__(self, "skip_last", skipped)
 
     def check(self, schedule: ScaleSchedule) -> None:
         """Raises ConfigError when the policy's numbers make no sense on this schedule."""
@@ -182,12 +186,40 @@ def check_scales(name: str, scales: tuple[int, ...] | None, schedule: ScaleSched
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises ConfigError if an option does not allow this value."""
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {shown(value)}")
 
 
-def check_number(name: str, value: float | None, least: float = -math.inf) -> None:
-    """Raises ConfigError for infinity, NaN, or a number below `least`; None passes."""
-    if value is not None and not (math.isfinite(value) and value >= least):
-        bound = "" if least == -math.inf else f" >= {least:g}"
-        raise ConfigError(f"{name} must be a finite number{bound}, got {value}")
+def set_number(rule: object, name: str, low: float, high: float, hint: str | None = None) -> None:
+    """Makes a field of a new rule a plain number.
+
+    Raises:
+        ConfigError: it is no number in [low, high].
+    """
+    value = getattr(rule, name)
+    checked = number(name, value, hint)
+    if not low <= checked <= high:
+        bound = f"[{low:g}, {high:g}{')' if high == math.inf else ']'}"
+        raise ConfigError(f"{name} must lie in {bound}, got {value}", hint=hint)
+    if type(value) not in (int, float):
+        object.__setattr__(rule, name, checked)
+
+
+def set_scales(rule: object, name: str = "scales") -> None:
+    """Makes a field of a new rule a tuple of scales, or leaves it None.
+
+    Raises:
+        ConfigError: it is no list of whole numbers.
+    """
+    value = getattr(rule, name)
+    if value is not None:
+        scales = tuple(whole_number("a scale", each, -_MOST_SCALES, _MOST_SCALES) for each in _listed(name, value))
+        object.__setattr__(rule, name, scales)
+
+
+#: Longest list of scales that is read.
+_MOST_SCALES = 1000
+
+
+def _listed(name: str, value: object) -> list[object]:
+    return listed(name, value, _MOST_SCALES)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ldp_runtime.arguments import whole_number
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning import sats
-from ldp_runtime.pruning.policy import GuidanceRule, Then, check_choice, check_number, check_scales
+from ldp_runtime.pruning.policy import GuidanceRule, Then, check_choice, check_scales, set_number, set_scales
 from ldp_runtime.pruning.sats import GuidanceGap
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -37,7 +39,8 @@ class SATS(GuidanceRule):
     then: Then = "conditional"
 
     def __post_init__(self) -> None:
-        check_number("delta", self.delta, least=0)
+        set_number(self, "delta", 0, math.inf)
+        set_scales(self)
         check_choice("gap", self.gap, get_args(GapNorm))
         check_choice("then", self.then, get_args(Then))
 
@@ -73,8 +76,9 @@ class StopAt(GuidanceRule):
     then: Then = "conditional"
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, str) and self.scale != "first":
-            raise ConfigError(f"stop must be a scale or first, got {self.scale!r}", hint="stop=first, or stop=4")
+        if self.scale != "first":
+            plain = whole_number("stop", self.scale, -(2**31), 2**31, hint="stop=first, or stop=4")
+            object.__setattr__(self, "scale", plain)
         check_choice("then", self.then, get_args(Then))
 
     def check(self, schedule: ScaleSchedule) -> None:

@@ -12,13 +12,25 @@ from typing import Literal, get_args
 
 import torch
 
+from ldp_runtime.arguments import is_list, listed, number, shown
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pruning import lhep, scores
 from ldp_runtime.pruning.fills import Fill, fill_residual
 from ldp_runtime.pruning.fitted import Fitted, check_fits
-from ldp_runtime.pruning.policy import ScaleView, Selection, TokenRule, check_choice, check_scales
+from ldp_runtime.pruning.policy import (
+    ScaleView,
+    Selection,
+    TokenRule,
+    check_choice,
+    check_scales,
+    set_number,
+    set_scales,
+)
 from ldp_runtime.pruning.scores import Score
 from ldp_runtime.schedule import ScaleSchedule
+
+#: Longest list of shares that is read.
+_MOST_SHARES = 1000
 
 EnergyFrom = Literal["previous", "computed"]
 Border = Literal["counted", "ignored"]
@@ -46,8 +58,10 @@ class _AtScales(TokenRule):
     score = "energy"
 
     def __post_init__(self) -> None:
-        if not 0 < self.detail <= 1:
-            raise ConfigError(f"detail must lie in (0, 1], got {self.detail}", hint="0.75 is the usual share of tokens")
+        set_share(self, "detail", hint="0.75 is the usual share of tokens")
+        set_scales(self)
+        if not isinstance(self.fitted, Fitted | None):
+            raise ConfigError(f"fitted must be fitted numbers, got {shown(self.fitted)}", hint="leave it out")
         if self.scales == ():
             raise ConfigError("a rule for no scales", hint="leave the rule out: Policy(tokens=None), or none as text")
         check_choice("fill", self.fill, get_args(Fill))
@@ -94,7 +108,7 @@ class LHEP(_AtScales):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("rho", self.rho)
+        set_share(self, "rho")
         check_choice("energy_from", self.energy_from, get_args(EnergyFrom))
         check_choice("border", self.border, get_args(Border))
         check_choice("haar", self.haar, get_args(HaarOf))
@@ -119,7 +133,7 @@ class TopP(_AtScales):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("p", self.p)
+        set_share(self, "p")
         check_choice("score", self.score, get_args(Score))
 
     def keep(self, view: ScaleView) -> Selection:
@@ -141,6 +155,11 @@ class TopK(_AtScales):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if is_list(self.share):
+            shares = tuple(number("share", each) for each in listed("share", self.share, _MOST_SHARES))
+            object.__setattr__(self, "share", shares)
+        else:
+            set_number(self, "share", 0, 1, hint="0.4 computes 40 % of the tokens")
         for share in self._shares:
             if not 0 <= share <= 1:
                 raise ConfigError(f"share must lie in [0, 1], got {share}", hint="0.4 computes 40 % of the tokens")
@@ -172,7 +191,9 @@ class TopK(_AtScales):
         return Selection(lhep.keep_by_rank(score, count), score)
 
 
-def check_share(name: str, value: float) -> None:
-    """Raises ConfigError for a number that is no share of a whole, or none of it."""
+def set_share(rule: object, name: str, hint: str = "a larger share keeps more tokens") -> None:
+    """Makes a field of a new rule a plain number; raises ConfigError if it is no share of a whole, or none of it."""
+    value = number(name, getattr(rule, name), hint)
     if not 0 < value <= 1:
-        raise ConfigError(f"{name} must lie in (0, 1], got {value}", hint="a larger share keeps more tokens")
+        raise ConfigError(f"{name} must lie in (0, 1], got {value}", hint=hint)
+    set_number(rule, name, 0, 1)

@@ -30,7 +30,7 @@ from ldp_runtime.engines.tensorrt.addresses import Addresses
 from ldp_runtime.engines.tensorrt.bindings import Binding, input_bindings, output_bindings
 from ldp_runtime.engines.tensorrt.library import Flavour, Library, load_library
 from ldp_runtime.engines.tensors import axis_sizes
-from ldp_runtime.errors import CapacityError, IncompatibleBundleError, IntegrityError, LdpError
+from ldp_runtime.errors import CapacityError, ClosedError, IncompatibleBundleError, IntegrityError, LdpError
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class TensorRtEngine:
             ConfigError, CapacityError: the engine was not built for such a call; nothing was sent to the device.
         """
         if self._engine is None:
-            raise LdpError(f"the engine {self.name!r} is closed")
+            raise ClosedError(f"the engine {self.name!r} is closed")
         sizes = axis_sizes(self.graph.inputs, inputs, self.name)
         profile = choose_profile(self.graph.profiles, sizes, self.name)
         bound = input_bindings(self.graph.inputs, inputs) + output_bindings(

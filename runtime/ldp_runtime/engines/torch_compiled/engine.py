@@ -13,7 +13,7 @@ from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.out_of_memory import capacity_errors
 from ldp_runtime.engines.tensors import check_tensor
 from ldp_runtime.engines.torch_compiled.threads import default_torch_threads, torch_threads
-from ldp_runtime.errors import IntegrityError, LdpError
+from ldp_runtime.errors import ClosedError, IntegrityError, LdpError
 from ldp_runtime.numerics import exact_convolutions
 
 
@@ -51,7 +51,7 @@ class TorchCompiledEngine:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._call is None:
-            raise LdpError(f"the engine {self.name!r} is closed")
+            raise ClosedError(f"the engine {self.name!r} is closed")
         arguments = [check_tensor(inputs[entry.name], entry, self.name) for entry in self._inputs]
         with torch_threads(self._threads), exact_convolutions(self.device), named_failures(self.name, inputs):
             results = self._call(*arguments)

@@ -18,7 +18,7 @@ from ldp_runtime.engines.torch_compiled.fused.products import Matrix, product
 from ldp_runtime.engines.torch_compiled.fused.text import Text, TextReader, TextRoom
 from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, read_weights
 from ldp_runtime.engines.torch_compiled.threads import default_torch_threads, torch_threads
-from ldp_runtime.errors import LdpError
+from ldp_runtime.errors import ClosedError
 
 #: Calls of at most this many tokens times rows replay CUDA graphs: an H100 computes them faster than they launch.
 GRAPHED_ROW_TOKENS = 2560
@@ -94,7 +94,7 @@ class FusedEngine:
     @torch.no_grad()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if not self._weights.blocks:
-            raise LdpError(f"the engine {self.name!r} is closed")
+            raise ClosedError(f"the engine {self.name!r} is closed")
         tensors = {entry.name: check_tensor(inputs[entry.name], entry, self.name) for entry in self._graph.inputs}
         with torch_threads(self._threads), named_failures(self.name, tensors), _many_compilations():
             places = self._places(tensors, outputs)
