@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import FITTED, FittedFile, SavedPolicy, saved_folder
-from ldp_runtime.disk import write_durably
+from ldp_runtime.disk import write_durably, written_result
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.parse import parse_policy, policy_text
 from ldp_runtime.pruning.policy import Policy
@@ -106,8 +106,8 @@ def draw_front(calibration: Calibration, path: Path) -> None:
     axis.set_xlabel("fewer operations in the blocks (x), search prompts; star: held-out prompts")
     axis.set_ylabel(f"{measure.upper()} against the unpruned image{' (dB)' if measure == 'psnr' else ''}")
     axis.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with written_result(path) as scratch:
+        figure.savefig(scratch, dpi=110, format=path.suffix.removeprefix(".").lower() or "png")
     plt.close(figure)
 
 

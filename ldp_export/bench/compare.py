@@ -13,9 +13,10 @@ import numpy as np
 from ldp_calibration.stats import Times, unpaired_ratio
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.bench.older_results import OLDER_SCHEMA, of_today
+from ldp_export.bench.older_results import of_today
 from ldp_export.bench.plan import EAGER
-from ldp_export.bench.result import SCHEMA, Scope, within
+from ldp_export.bench.read_result import check_result
+from ldp_export.bench.result import Scope, within
 
 Verdict = Literal["slower", "faster", "no difference shown"]
 #: Entries of the JSON, as (group, key), that two results must share to be compared.
@@ -65,13 +66,16 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
     """Changes of all candidates that both results hold.
 
     Raises:
-        ConfigError: the results are of another format, hardware, model or setting, or share no candidate.
+        ConfigError: a result is damaged or holds NaN. Or they are of another format, hardware, model or setting, or
+            share no candidate.
     """
+    for place, result in {"first": before, "second": after}.items():
+        check_result(place, result)
     _check_comparable(before, after)
     before, after = (of_today(result) for result in (before, after))
     scope: Scope = before["settings"]["scope"]
     first, second = _samples(before, scope), _samples(after, scope)
-    shared = [key for key in first if key in second]
+    shared = [key for key in first if key in second and first[key].keys() & second[key].keys()]
     if not shared:
         raise ConfigError("the two results share no candidate")
     rng = np.random.default_rng(seed)
@@ -89,11 +93,6 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
 
 
 def _check_comparable(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for place, result in {"first": before, "second": after}.items():
-        if not isinstance(result, dict) or result.get("schema") not in (SCHEMA, OLDER_SCHEMA):
-            raise ConfigError(
-                f"the {place} is no result of this version of `ldp-export bench`", hint="write one with --output FILE"
-            )
     differences = [
         f"{group}.{key}: {before[group].get(key)!r} and {after[group].get(key)!r}"
         for group, key in _SAME

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import signal
 import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import click
 from ldp_runtime.disk import is_full
@@ -57,13 +61,32 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with _terminated_as_interrupted():
+                return super().invoke(ctx)
         except (LdpError, KeyboardInterrupt, OSError, ImportError) as error:
             typed = _typed(error)
             if typed is None:
                 raise
         _say(typed)
         return ctx.exit(typed.exit_code)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Generator[None]:
+    """Ends a command on SIGTERM as on Ctrl-C: workers are stopped, half-written files are removed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # no signals here, or the embedding program's own wish
+        return
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would stop the clean-up
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _typed(error: BaseException) -> LdpError | None:

@@ -20,7 +20,7 @@ from ldp_export.cli.options import (
     prompt_lines,
     weights_options,
 )
-from ldp_export.cli.outputs import check_file, folder_of
+from ldp_export.cli.outputs import check_file
 
 if TYPE_CHECKING:
     from ldp_export.progress import Progress, ProgressEvent
@@ -174,6 +174,8 @@ def command(
     if output is not None:
         check_file(output)
 
+    from ldp_runtime.disk import written_result
+
     from ldp_export.bench.plan import DEFAULT_POLICIES, Options, check_options
     from ldp_export.bench.run import run_bench
     from ldp_export.bench.table import print_result
@@ -214,7 +216,8 @@ def command(
         assert bundle is not None
         result = run_bench(bundle, progress=progress, **options)
     if output is not None:
-        folder_of(output).write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        with written_result(output) as scratch:
+            scratch.write_text(json.dumps(result.to_json(), indent=1) + "\n")
     if as_json:
         print_json(result.to_json())
     else:
@@ -246,18 +249,11 @@ def _given_shares(
 def _compare(before: Path, after: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from ldp_runtime.errors import ConfigError
-
     from ldp_export.bench.compare import compare
+    from ldp_export.bench.read_result import read_result
     from ldp_export.bench.table import print_changes
 
-    results = []
-    for path in (before, after):
-        try:
-            results.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read the result {path}: {error}") from error
-    changes = compare(*results)
+    changes = compare(read_result(before), read_result(after))
     if as_json:
         print_json([asdict(change) | {"verdict": change.verdict} for change in changes])
     else:

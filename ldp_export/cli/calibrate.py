@@ -85,6 +85,7 @@ def command(
     from ldp_calibration.search import calibrate
     from ldp_runtime.bundle.files import open_bundle
     from ldp_runtime.bundle.saved_policies import check_saved_name, saved_folder
+    from ldp_runtime.disk import write_durably
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline.pipeline import Pipeline
 
@@ -121,7 +122,7 @@ def command(
         calibration = calibrate(pipe, texts, goal, work, seed=seed, report=report)
     saved = make_saved(name, opened.manifest, calibration)
     path = save_policy(opened.root, opened.manifest, saved)
-    path.with_suffix(".search").write_text(calibration_json(calibration))
+    write_durably(path.with_suffix(".search"), calibration_json(calibration).encode())
     save_fits(opened.root, opened.manifest, calibration.fitted, texts)
     if chart is not None:
         draw_front(calibration, chart)

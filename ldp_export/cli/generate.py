@@ -21,9 +21,10 @@ from ldp_export.cli.options import (
     shown_scales,
     threads_option,
 )
-from ldp_export.cli.outputs import check_file, check_folder, folder_of
+from ldp_export.cli.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
+    from ldp_runtime.pipeline.drawing import ImageEvent
     from ldp_runtime.pipeline.trace import Trace
     from PIL.Image import Image
 
@@ -67,6 +68,7 @@ Examples:
 @click.option("--width", type=int)
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also put all images on one sheet, under their prompts.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write what happened at each scale, as JSON.")
+@click.option("--no-metadata", is_flag=True, help="Leave prompt, seed, policy and model out of the PNG.")
 @device_option
 @threads_option
 @as_json
@@ -89,13 +91,17 @@ def command(
     width: int | None,
     sheet: Path | None,
     trace: Path | None,
+    no_metadata: bool,
     device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Draw PROMPTS (or classes) with a bundle, and say what each image cost."""
+    from ldp_runtime.disk import written_result
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline.pipeline import Pipeline
+
+    from ldp_export.inspection.pictures import drawn_from, save_picture
 
     drawn = conditions(prompts, classes)
     single = output.suffix.lower() in _PICTURES and not output.is_dir()
@@ -106,8 +112,16 @@ def command(
     for path, endings in ((sheet, _PICTURES), (trace, ())):
         if path is not None:
             check_file(path, *endings)
-    if policy is not None:
-        check_policy(bundle, policy)
+    chosen = None if policy is None else check_policy(bundle, policy)
+
+    def path_of(index: int, seed: int) -> Path:
+        return output if single else output / f"image-{index:03d}-seed{seed}.png"
+
+    def keep(event: ImageEvent) -> None:
+        """Writes each image when it is decoded, so that stopping loses none of those that are finished."""
+        texts = None if no_metadata else drawn_from(pipe.manifest, drawn[event.index // num_images], event.trace)
+        save_picture(event.image, path_of(event.index, event.trace.seed), texts)
+
     with Pipeline.load(bundle, device=device, threads=threads) as pipe, shown_scales(count, as_json) as on_scale:
         result = pipe.draw(
             drawn,
@@ -119,21 +133,22 @@ def command(
             num_images_per_prompt=num_images,
             more_smooth=more_smooth,
             seed=seed,
-            policy=policy,
+            policy=chosen,
             aspect_ratio=aspect_ratio,
             height=height,
             width=width,
             callback_on_scale=on_scale,
+            callback_on_image=keep,
         )
     rows = []
-    for i, (image, one) in enumerate(zip(result.images, result.traces, strict=True)):
-        path = output if single else output / f"image-{i:03d}-seed{one.seed}.png"
-        image.save(folder_of(path))
+    for i, one in enumerate(result.traces):
+        path = path_of(i, one.seed)
         rows.append({"file": str(path), "class" if classes else "prompt": drawn[i // num_images]} | _cost(one))
     if sheet is not None:
         _write_sheet(sheet, [str(condition) for condition in drawn], result.images)
     if trace is not None:
-        folder_of(trace).write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
+        with written_result(trace) as scratch:
+            scratch.write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
     if as_json:
         print_json(rows)
         return
@@ -158,7 +173,8 @@ def _cost(trace: Trace) -> dict[str, Any]:
 
 def _write_sheet(path: Path, prompts: Sequence[str], images: Sequence[Image]) -> None:
     from ldp_export.inspection.contact_sheet import Panel, contact_sheet
+    from ldp_export.inspection.pictures import save_picture
 
     count = len(images) // len(prompts)
     blocks = [Panel(prompt, images[i * count : (i + 1) * count]) for i, prompt in enumerate(prompts)]
-    contact_sheet(blocks).save(folder_of(path))
+    save_picture(contact_sheet(blocks), path)

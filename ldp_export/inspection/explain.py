@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ldp_calibration.drawing import pyplot
 from ldp_calibration.fidelity import psnr_db
+from ldp_runtime.disk import written_result
 from ldp_runtime.pipeline.drawing import ScaleEvent
 from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pipeline.trace import ScaleTrace, Trace
@@ -65,8 +66,8 @@ def draw(explanation: Explanation, path: Path) -> None:
     score = "" if policy is None else getattr(policy.tokens, "score", "")
     for row, (scale, preview) in enumerate(zip(scales, explanation.previews, strict=True)):
         _draw_scale(axes[row], scale, preview, score, first=row == 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with written_result(path) as scratch:
+        figure.savefig(scratch, dpi=110, format=path.suffix.removeprefix(".").lower() or "png")
     plt.close(figure)
 
 
@@ -168,8 +169,8 @@ def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
         for axis in axis_row[2 + len(thinned) : -1]:
             axis.axis("off")
         _draw_counts(axis_row[-1], row.trace)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with written_result(path) as scratch:
+        figure.savefig(scratch, dpi=110, format=path.suffix.removeprefix(".").lower() or "png")
     plt.close(figure)
 
 

@@ -36,7 +36,7 @@ def _digits(value: complex | None) -> str:
         return "a whole number of very many digits"
 
 
-def whole_number(name: str, value: object, least: int, most: int, hint: str | None = None) -> int:
+def whole_number(name: str, value: object, least: float, most: float, hint: str | None = None) -> int:
     """A whole number of any library, as Python's own.
 
     Raises:
@@ -45,8 +45,10 @@ def whole_number(name: str, value: object, least: int, most: int, hint: str | No
     number = _index(value)
     if number is None:
         raise ConfigError(f"{name} must be a whole number, got {shown(value)}", hint=hint)
-    if not least <= number <= most:
-        raise ConfigError(f"{name} must lie in {least} to {most}, got {shown(number)}", hint=hint)
+    if number < least:
+        raise ConfigError(f"{name} must be at least {least}, got {shown(number)}", hint=hint)
+    if number > most:
+        raise ConfigError(f"{name} must be at most {most}, got {shown(number)}", hint=hint)
     return number
 
 
@@ -77,8 +79,8 @@ def number(name: str, value: Any, hint: str | None = None) -> float:
 
 
 def is_list(value: object) -> bool:
-    """True for what holds several values; texts, and tensors without an axis, are one value."""
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) != 0
+    """True for what holds several values; a text is one value."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
 
 def listed(name: str, value: Any, most: int) -> list[Any]:
@@ -89,6 +91,8 @@ def listed(name: str, value: Any, most: int) -> list[Any]:
     """
     if not is_list(value) or isinstance(value, bytearray | memoryview | Mapping | Set):
         raise ConfigError(f"{name} must be a list, got {shown(value)}")
+    if getattr(value, "ndim", 1) == 0:
+        raise ConfigError(f"{name} must be a list, got {shown(value)} without an axis", hint="pass .item()")
     values = list(islice(iter(value), most + 1))
     if len(values) > most:
         raise ConfigError(f"{name} holds more than {most} values", hint="ask for fewer in one call")

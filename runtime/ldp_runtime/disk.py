@@ -172,6 +172,20 @@ def written_whole(path: Path) -> Generator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_result(path: Path) -> Generator[Path]:
+    """Path to write a user's result to; at the end it becomes `path`, whose folder is made if it is missing.
+
+    Until then whatever was there stays. A link stays a link; devices and pipes are written to as they are.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    with written_whole(path.resolve()) as scratch:
+        yield scratch
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file atomically: readers see the old content or the new one, also after a crash."""
     with written_whole(path) as scratch, scratch.open("wb") as file:

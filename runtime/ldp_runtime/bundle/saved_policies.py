@@ -179,7 +179,7 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
     """
     if not isinstance(policy, Policy | str | None):
         raise ConfigError(
-            f"a policy is expected, got {shown(policy)}", hint="compose one, such as Policy(LHEP(), SATS())"
+            f"a policy is expected, got {type(policy).__name__}", hint="compose one, such as Policy(LHEP(), SATS())"
         )
     if not isinstance(policy, str):
         return with_fits(policy, bundle_fits(root, manifest)) if needs_fits(policy) else policy

@@ -47,6 +47,11 @@ class ImageSettings:
         """True if any scale has guidance."""
         return self.last_guided >= 0
 
+    def may_overflow(self, scale: int) -> bool:
+        """True if guidance and temperature could take logits of up to 1e18 beyond float32."""
+        weight = self.guidance[scale]
+        return (abs(weight) + abs(1 - weight)) / self.temperature[scale] > 1e20
+
     @cached_property
     def last_guided(self) -> int:
         return last_guided_scale(self.guidance)

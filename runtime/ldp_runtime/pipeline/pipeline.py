@@ -74,7 +74,7 @@ class GenerationResult:
 
     Attributes:
         images: a list of PIL images ("pil"). An array [B, H, W, 3] ("numpy") or a tensor [B, 3, H, W] ("torch"),
-            float32 in [0, 1]. Or latents [B, d, h, w] ("latent"). Where sizes differ, a list of what each image has.
+            float32 in [0, 1]. Or latents [B, d, h, w] ("latent").
         seeds: seed of each image.
         traces: trace of each image.
     """
@@ -321,7 +321,7 @@ class Pipeline:
     def _result(self, request: Request, drawn: Sequence[tuple[Any, Trace]]) -> GenerationResult:
         images, traces = [image for image, _ in drawn], tuple(trace for _, trace in drawn)
         seeds = tuple(image.seed for image in request.images)
-        if request.output_type == "pil" or len({image.schedule for image in request.images}) > 1:
+        if request.output_type == "pil":
             return GenerationResult(images, seeds, traces)
         with self._running(f"joining {len(drawn)} images"):
             joined = np.stack(images) if request.output_type == "numpy" else torch.stack(images)
@@ -376,6 +376,7 @@ class Pipeline:
 
         A repeated call may be captured as a CUDA graph. If the backend does so, draws until no new graph is captured.
         """
+        self._check_process()
         batch = whole_number("batch", batch, 1, self.max_images)
         captured: list[int] = []
         for _ in range(_WARM_UP_DRAWS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,10 @@ def make_request(
         schedule: _settings(manifest, schedule, guidance_scale, temperature, top_k, top_p, policy or Policy())
         for schedule in dict.fromkeys(schedules)
     }
+    if len(settings) > 1 and output_type != "pil":
+        raise ConfigError(
+            f"images of {len(settings)} sizes make no array", hint='ask for output_type="pil", or for one size a call'
+        )
     seeds = _seeds(seed, count)
     images = []
     for i in range(count):
@@ -306,6 +311,8 @@ def _words(manifest: Manifest, words: str | Sequence[str], name: str, most: int)
 def _features(manifest: Manifest, features: Any, name: str, most: int) -> list[torch.Tensor]:
     if isinstance(features, torch.Tensor) and features.dim() < 3:
         features = [features]
+    if not is_list(features):
+        raise ConfigError(f"{name} must be tensors, got {type(features).__name__}", hint="see torch.as_tensor")
     rows = listed(name, features, most)
     if not rows:
         raise ConfigError(f"{name} is empty")
@@ -382,12 +389,13 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """Seed of each image; whole numbers of 64 bits, which PyTorch's generator takes as they are."""
     if seed is None:
         return [secrets.randbits(32) for _ in range(count)]
-    most, hint = 2**_SEED_BITS - 1, f"seeds have {_SEED_BITS} bits: 0 to 2**{_SEED_BITS} - 1"
+    given = listed("seed", seed, MAX_VALUES) if is_list(seed) else [seed]
+    seeds = [whole_number("seeds", each, -math.inf, math.inf, hint="numbers from 0") for each in given]
     if not is_list(seed):
-        first = whole_number("seed", seed, 0, most, hint)
-        whole_number("seed of the last image", first + count - 1, 0, most, hint)
-        return [first + i for i in range(count)]
-    seeds = [whole_number("seed", each, 0, most, hint) for each in listed("seed", seed, MAX_VALUES)]
+        seeds = [seeds[0] + i for i in range(count)]
     if len(seeds) != count:
         raise ConfigError(f"{len(seeds)} seeds for {count} images; give one number, or one per image")
+    wrong = [each for each in seeds if not 0 <= each < 2**_SEED_BITS]
+    if wrong:
+        raise ConfigError(f"seeds must lie in [0, 2**{_SEED_BITS}), got {shown(wrong[0])}")
     return seeds

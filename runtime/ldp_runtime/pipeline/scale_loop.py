@@ -104,7 +104,7 @@ class Run:
         scores = self._scores(group, inputs, kept) if inputs.shape[1] else []
         laps.computed()
         for i, image in enumerate(images):
-            codes, gap = _sample(image, k, *scores[i], kept) if scores else (inputs[i], None)
+            codes, gap = _sample(image, k, *scores[i], kept, self._watch) if scores else (inputs[i], None)
             _accumulate(image, k, codes, view, selection)
             image.gaps.append(gap)
             image.stopped = image.unconditional and image.stops_after(k)
@@ -140,13 +140,19 @@ def _choose(image: ImageState, k: int, inputs: torch.Tensor) -> tuple[ScaleView 
 
 
 def _sample(
-    image: ImageState, k: int, scores: torch.Tensor, other: torch.Tensor | None, kept: torch.Tensor | None
+    image: ImageState,
+    k: int,
+    scores: torch.Tensor,
+    other: torch.Tensor | None,
+    kept: torch.Tensor | None,
+    watch: FiniteWatch,
 ) -> tuple[torch.Tensor, GuidanceGap | None]:
     """Codes [L, channels], and the guidance gap where the policy watches it.
 
     Args:
         scores: of the conditional branch [L, n].
         other: of the unconditional branch [L, n], where it is alive.
+        watch: checks what guidance makes of the scores, where float32 might not hold it.
     """
     own, rule, schedule = image.settings, image.settings.policy.guidance, image.schedule
     weight, grid, gap = own.guidance[k], schedule.grids[k], None
@@ -160,6 +166,12 @@ def _sample(
         missing = rule.missing(scores, recall(image.difference, kept, grid), k)
         scores = scores if missing is None else scores + scalar(weight - 1) * missing
     tempered = scores / scalar(own.temperature[k])
+    if own.may_overflow(k):
+        watch.see(
+            tempered,
+            f"guidance {weight:g} and temperature {own.temperature[k]:g} gave NaN or infinity at scale {k}",
+            hint="ask for a smaller guidance_scale, or a larger temperature",
+        )
     return own.codec.draw(tempered, image.noise_at(k, kept), own.filter, k, len(schedule)), gap
 
 

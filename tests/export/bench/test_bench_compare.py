@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.compare import compare
 from ldp_export.bench.older_results import OLDER_SCHEMA
+from ldp_export.bench.read_result import read_result
 from ldp_export.bench.result import SCHEMA
 from ldp_export.cli.bench import command
 
@@ -127,3 +129,68 @@ def test_command_line(tmp_path: Path):
     table = CliRunner().invoke(command, arguments, catch_exceptions=False).output
     assert "slower" in table
     assert "drift is taken out" in table
+
+
+def damaged(change: Callable[[dict], object]) -> dict:
+    made = result({"eager": 200, "engines": 100}, 0)
+    change(made)
+    return made
+
+
+def sample(made: dict) -> dict:
+    return made["candidates"][1]["samples"][3]
+
+
+DAMAGES: dict[str, Callable[[dict], object]] = {
+    "a time that is NaN": lambda made: sample(made).update(wall_ms=float("nan")),
+    "a part that is NaN": lambda made: sample(made).update(text_ms=float("nan")),
+    "an infinite time": lambda made: sample(made).update(blocks_ms=float("inf")),
+    "a negative time": lambda made: sample(made).update(wall_ms=-1.0),
+    "no time at all": lambda made: sample(made).update(wall_ms=0.0),
+    "text for all of the time": lambda made: (
+        sample(made).update(text_ms=sample(made)["wall_ms"]),
+        made["settings"].update(scope="image"),
+    ),
+    "a time as text": lambda made: sample(made).update(wall_ms="3"),
+    "a time as a truth value": lambda made: sample(made).update(wall_ms=True),
+    "a time of 400 digits": lambda made: sample(made).update(wall_ms=10**400),
+    "a sample without its time": lambda made: sample(made).pop("wall_ms"),
+    "a sample without its prompt": lambda made: sample(made).pop("group"),
+    "a group that is a list": lambda made: sample(made).update(group=[1]),
+    "no samples": lambda made: made["candidates"][0].update(samples=[]),
+    "no candidates": lambda made: made.update(candidates=[]),
+    "candidates that are none": lambda made: made.update(candidates=[3]),
+    "a candidate twice": lambda made: made["candidates"].append(made["candidates"][0]),
+    "no settings": lambda made: made.pop("settings"),
+    "settings that are a list": lambda made: made.update(settings=[]),
+    "no hardware": lambda made: made.pop("hardware"),
+    "no model": lambda made: made.update(model=None),
+    "no scope": lambda made: made["settings"].pop("scope"),
+    "an unknown scope": lambda made: made["settings"].update(scope="all"),
+    "a format that is a list": lambda made: made.update(schema=[SCHEMA]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_results_are_refused(name: str) -> None:
+    """NaN compares as neither less nor greater, and would pass for "no difference shown"."""
+    good, bad = result({"eager": 200, "engines": 100}, 0), damaged(DAMAGES[name])
+    for pair in ((good, bad), (bad, good), (bad, bad)):
+        with pytest.raises(ConfigError, match=r"damaged|no result of"):
+            compare(*pair)
+
+
+def test_results_without_a_common_prompt_are_refused() -> None:
+    before, after = result({"engines": 100}, 0), result({"engines": 100}, 0)
+    for each in after["candidates"][0]["samples"]:
+        each["group"] += 100
+    with pytest.raises(ConfigError, match="share no candidate"):
+        compare(before, after)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "", "\x00"])
+def test_files_that_are_no_results(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    for path in (tmp_path / "a.json", tmp_path, tmp_path / "absent.json"):
+        with pytest.raises(ConfigError, match="cannot read the result"):
+            read_result(path)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -21,6 +24,7 @@ from ldp_runtime.errors import (
     IntegrityError,
     VerificationError,
 )
+from ldp_runtime.pruning.parse import parse_policy
 from PIL import Image
 
 from ldp_export.checkpoints.sources import Sources
@@ -365,3 +369,69 @@ def test_ctrl_c_ends_a_command_without_a_trace(monkeypatch: pytest.MonkeyPatch) 
     result = run("inspect", "bundle")
     assert result.exit_code == Cancelled.exit_code
     assert "stopped" in result.output
+
+
+def test_a_png_says_how_it_was_drawn(small_bundle: Bundle, tmp_path: Path) -> None:
+    prompt = "a red circle \N{SNOWMAN}"
+    drawn = ["generate", root(small_bundle), prompt, "--seed", str(2**64 - 1), "--policy", "ld", "--output"]
+    assert run(*drawn, tmp_path / "a.png").exit_code == 0
+    texts = Image.open(tmp_path / "a.png").text  # pyright: ignore[reportAttributeAccessIssue]
+    assert (texts["prompt"], texts["seed"], texts["model"]) == (prompt, str(2**64 - 1), "sample")
+    assert parse_policy(texts["policy"]) == parse_policy("ld")
+    assert texts["bundle"] == small_bundle.manifest.version
+    assert texts["version"].startswith("ldp-export ")
+    assert run(*drawn, tmp_path / "b.png", "--no-metadata").exit_code == 0
+    plain = Image.open(tmp_path / "b.png")
+    assert not plain.info
+    assert plain.tobytes() == Image.open(tmp_path / "a.png").tobytes()
+
+
+def test_what_is_drawn_is_kept_when_a_command_is_stopped(
+    small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ldp_runtime.pipeline.drawing import Drawing
+
+    begun, start = [], Drawing.__init__
+
+    def stopped_in_the_third(drawing: Drawing, *arguments: Any) -> None:
+        begun.append(drawing)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        start(drawing, *arguments)
+
+    monkeypatch.setattr(Drawing, "__init__", stopped_in_the_third)
+    drawn = ["generate", root(small_bundle), "a red circle", "--num-images", "60", "--seed", "1", "--output"]
+    result = run(*drawn, tmp_path)
+    assert result.exit_code == Cancelled.exit_code
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"image-{i:03d}-seed{i + 1}.png" for i in range(8)]
+
+
+def test_a_picture_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path) -> None:
+    from ldp_export.inspection.pictures import save_picture
+
+    path, link = tmp_path / "a.png", tmp_path / "link.png"
+    link.symlink_to(path)
+    save_picture(Image.new("RGB", (4, 4), "red"), link)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="cannot write mode"):
+        save_picture(Image.new("CMYK", (4, 4)).convert("LAB"), path)
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [path, link]
+    assert link.is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "kill"), reason="takes signals")
+def test_sigterm_is_handled_as_ctrl_c(small_bundle: Bundle, tmp_path: Path) -> None:
+    """Sent to a real process in the middle of its work."""
+    command = [sys.executable, "-m", "ldp_export", "generate", str(root(small_bundle)), "a red circle"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [*command, "--num-images", "1000", "--seed", "0", "--output", str(tmp_path)]
+    with subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not list(tmp_path.glob("image-*")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == Cancelled.exit_code, said
+    assert "error: stopped" in said
+    assert "Traceback" not in said
+    assert all(Image.open(path).size == (64, 64) for path in tmp_path.iterdir())

@@ -62,7 +62,7 @@ class TestRequests:
             ({"aspect_ratio": "wide"}, "aspect_ratio must be a number"),
             ({"seed": [1, 2]}, "2 seeds for 1 image"),
             ({"seed": -1}, "seeds must lie"),
-            ({"seed": 2**63}, "seeds must lie"),
+            ({"seed": 2**64}, "seeds must lie"),
             ({"temperature": 0.0}, "temperature must be positive"),
             ({"temperature": [1.0, 1.0]}, "temperature has 2 values"),
             ({"guidance_scale": [3.0]}, "guidance_scale has 1 values"),
