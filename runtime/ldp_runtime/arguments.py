@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Iterable, Mapping, Set
@@ -107,6 +108,16 @@ def truth(name: str, value: object) -> bool:
 
 
 def check_callable(name: str, value: object) -> None:
-    """Raises ConfigError for what is neither None nor can be called."""
-    if value is not None and not callable(value):
-        raise ConfigError(f"{name} must be a function, got {shown(value)}", hint="it is called with an event")
+    """Raises ConfigError for what is neither None nor can be called with one event."""
+    if value is None:
+        return
+    try:
+        if not callable(value):
+            raise TypeError("it cannot be called")
+        inspect.signature(value).bind(None)
+    except ValueError:
+        return  # functions of other languages do not say what they take
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} must be a function of one event, got {shown(value)}: {error}", hint="such as `def see(event): ...`"
+        ) from error
