@@ -11,6 +11,7 @@ BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
 POLICY ?= ld
 CASES ?= 100
+MINUTES ?= 15
 PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
 # Another PyTorch or another engine library is another set-up.
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo bench bench-policies bench-random results ablation test fuzz gpu-test lint clean
+.PHONY: setup demo bench bench-policies bench-random results ablation test fuzz soak gpu-test lint clean
 
 setup: $(READY)
 
@@ -92,6 +93,11 @@ test: lint
 # Cases of every fuzzer, added to those of earlier runs in fuzz.json; the whole suite tries a few of each.
 fuzz: setup
 	PYTHONPATH=.:tests $(BIN)/python -P -m fuzz $(KINDS) --cases $(CASES)
+
+# Mixed requests for minutes: memory, threads and open files must stay flat.
+soak: setup
+	$(BIN)/ldp-export build --output $(BUNDLE)
+	$(BIN)/python -m benchmarks.soak $(BUNDLE) --minutes $(MINUTES)
 
 # On a machine with an NVIDIA GPU; parts whose libraries are missing skip by themselves. Needs a PyTorch with CUDA:
 #   make gpu-test TORCH=torch==2.13.0 ENGINES=tensorrt-cu13,tensorrt-rtx

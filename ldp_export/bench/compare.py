@@ -72,7 +72,10 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
     for place, result in {"first": before, "second": after}.items():
         check_result(place, result)
     _check_comparable(before, after)
-    before, after = (of_today(result) for result in (before, after))
+    try:
+        before, after = (of_today(result) for result in (before, after))
+    except RecursionError as error:
+        raise ConfigError("a result is damaged: it is nested without end", hint="measure it again") from error
     scope: Scope = before["settings"]["scope"]
     first, second = _samples(before, scope), _samples(after, scope)
     shared = [key for key in first if key in second and first[key].keys() & second[key].keys()]
