@@ -31,7 +31,7 @@ PROMPTS = (
 POLICIES = (
     None, "none", "ld", "ld-paper", "ld-fast", "ld-skip-2", "ld:rho=0.4,fill=zero", "top-k:score=random",
     "top-p:score=variance,stop=first,then=reuse", "none:stop=2", "none:skip_last=2", "none:delta=0.15,gap=l2",
-    "ld:scales=5+6", "top-k:share=0.5+0.4",
+    "ld:scales=3+4", "top-k:share=0.5+0.4",
 )  # fmt: skip
 
 

