@@ -1,4 +1,4 @@
-"""The public API, as a snapshot: twelve names, their parameters, and the programs that `python -m` starts.
+"""The public API, as a snapshot: thirteen names, their parameters, and the programs that `python -m` starts.
 
 Nothing else is public. A change of `public_api.txt` is a change that users meet: it belongs into CHANGELOG.md.
 

@@ -99,7 +99,7 @@ def _given(path: object) -> Path:
     """
     try:
         given = Path(path)  # pyright: ignore[reportArgumentType]
-        given.exists()  # tells of a zero byte; and of a name too long
+        given.resolve()  # tells of a zero byte, and of a name too long
         return given
     except (TypeError, ValueError, OSError) as error:
         raise ConfigError(f"a bundle is named by its path, got {path!r:.200}: {error}") from error
