@@ -15,7 +15,8 @@ from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.older_results import OLDER_SCHEMA, of_today
 from ldp_export.bench.plan import EAGER
-from ldp_export.bench.result import SCHEMA, Scope, within
+from ldp_export.bench.result import SCHEMA, within
+from ldp_export.bench.worker.options import Scope
 
 Verdict = Literal["slower", "faster", "no difference shown"]
 #: Entries of the JSON, as (group, key), that two results must share to be compared.
@@ -73,7 +74,10 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
     first, second = _samples(before, scope), _samples(after, scope)
     shared = [key for key in first if key in second]
     if not shared:
-        raise ConfigError("the two results share no candidate")
+        raise ConfigError(
+            "the two results share no candidate",
+            hint="compare results of one bundle, measured with the same --policy and --batch",
+        )
     rng = np.random.default_rng(seed)
     changes = []
     for name, batch in shared:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 from ldp_runtime import errors
-from ldp_runtime.errors import LdpError
+from ldp_runtime.errors import InternalError, LdpError
 
 _CAN_STOP = hasattr(signal, "SIGSTOP")
 _COMMAND = (sys.executable, "-m", "ldp_export.bench.worker")
@@ -76,7 +76,10 @@ class WorkerProcess:
         try:
             reply = json.loads(line)
         except ValueError:
-            raise BenchWorkerError(f"the worker of {self.name!r} said {line.strip()[:200]!r}, not JSON") from None
+            raise BenchWorkerError(
+                f"the worker of {self.name!r} said {line.strip()[:200]!r}, not JSON",
+                hint="its own output is in the way: run with fewer libraries in the environment, or report it",
+            ) from None
         if "error" in reply:
             raise self._error(reply["error"])
         return reply
@@ -129,6 +132,8 @@ class WorkerProcess:
     def _error(self, entry: dict[str, Any]) -> LdpError:
         kind = getattr(errors, str(entry.get("code")), None)
         message = f"{self.name}: {entry.get('message')}"
+        if kind is InternalError:
+            return InternalError(message)
         if isinstance(kind, type) and issubclass(kind, LdpError):
             return kind(message, hint=entry.get("hint"))
         return BenchWorkerError(f"{message}{self._tail()}")

@@ -80,7 +80,9 @@ def _unwritable_is_typed(root: Path) -> Generator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if system_error_number(error) in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise EngineBuildError(f"cannot write to {root}: {error}") from error
+            raise EngineBuildError(
+                f"the build may not write into {root}: {error}", hint="mend its permissions, or name another --output"
+            ) from error
         raise
 
 

@@ -18,8 +18,9 @@ import torch
 from ldp_runtime.disk import exclusive, full_disk_is_typed, remove_leftovers, require_room
 from ldp_runtime.errors import CheckpointError, ConfigError
 
+from ldp_export.checkpoints.sources import INDEX_NAME
 from ldp_export.checkpoints.t5 import CONFIG_FILE, TOKENIZER_FILE, encoder_state
-from ldp_export.checkpoints.tensor_files import INDEX_NAME, State, listing, read_state
+from ldp_export.checkpoints.tensor_files import State, listing, read_state
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
 

@@ -12,6 +12,7 @@ from ldp_runtime.errors import CheckpointError
 
 from ldp_export.models.registry import NamedModel
 
+INDEX_NAME = "model.safetensors.index.json"
 #: Folder of the weights that are part of the package; each model has a folder in it.
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -33,7 +34,10 @@ class Sources:
         """Raises CheckpointError if a file or folder does not exist."""
         for part, path in self.items():
             if not path.exists():
-                raise CheckpointError(f"the {part.replace('_', ' ')} {path} does not exist")
+                raise CheckpointError(
+                    f"the {part.replace('_', ' ')} {path} does not exist",
+                    hint="check the path; ldp-export fetch downloads the files of a registry model",
+                )
 
     def items(self) -> list[tuple[str, Path]]:
         pairs = [("transformer", self.transformer), ("vae", self.vae), ("text_encoder", self.text_encoder)]

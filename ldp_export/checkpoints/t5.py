@@ -84,7 +84,10 @@ def encoder_skeleton(folder: Path | str) -> nn.Module:
         with torch.device("meta"):
             return T5EncoderModel(config)
     except Exception as error:  # transformers raises many types
-        raise CheckpointError(f"cannot load the text encoder {folder}: {error}") from error
+        raise CheckpointError(
+            f"{folder} holds no T5 encoder that can be read: {error}",
+            hint="name the folder of a T5 encoder: config.json, safetensors and tokenizer.json",
+        ) from error
 
 
 #: First name of the table of token embeddings; files hold it under one or several of `_NAMES`.

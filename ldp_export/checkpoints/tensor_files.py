@@ -15,12 +15,10 @@ import torch
 from ldp_runtime.errors import CheckpointError
 from safetensors import SafetensorError, safe_open
 
+from ldp_export.checkpoints.sources import INDEX_NAME
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 
 State = dict[str, torch.Tensor]
-
-
-INDEX_NAME = "model.safetensors.index.json"
 
 
 def read_state(path: Path | str) -> State:
@@ -31,7 +29,10 @@ def read_state(path: Path | str) -> State:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(
+            f"there is no file or folder {path}",
+            hint="check the path: a .pth or safetensors file, or a folder of shards with their index",
+        )
     if path.is_dir():
         index = path / INDEX_NAME
         shards = sorted(path.glob("*.safetensors"))
@@ -66,16 +67,24 @@ def _read_sharded(index: Path) -> State:
         files: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
         shards = sorted({str(name) for name in files.values()})
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index: {error!r}") from error
+        raise CheckpointError(
+            f"{index} is not a safetensors index: {error!r}", hint="copy the folder again, or fetch it anew"
+        ) from error
     state: State = {}
     for name in shards:
         shard = index.parent / name
         if not shard.exists():
-            raise CheckpointError(f"{index} names the shard {name}, which is not beside it")
+            raise CheckpointError(
+                f"{index} names the shard {name}, which is not beside it",
+                hint="copy that file into the folder, or fetch it anew",
+            )
         state |= _read_safetensors(shard)
     absent = sorted(set(files) - set(state))
     if absent:
-        raise CheckpointError(f"{index} names keys that its shards lack: {listing(absent)}")
+        raise CheckpointError(
+            f"{index} names keys that its shards lack: {listing(absent)}",
+            hint="copy the folder again, or fetch it anew: a shard is of another version",
+        )
     return {key: state[key] for key in files}
 
 
@@ -103,7 +112,10 @@ def _find_weights(loaded: object, path: Path) -> State:
                 break
         if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
             return {str(key): value for key, value in loaded.items()}
-    raise CheckpointError(f"{path} holds no dictionary of tensors (looked at the top, 'vae' and 'trainer.gpt_fsdp')")
+    raise CheckpointError(
+        f"{path} holds no dictionary of tensors (looked at the top, 'vae' and 'trainer.gpt_fsdp')",
+        hint="give the file that the original code saves, or safetensors",
+    )
 
 
 def listing(keys: Iterable[str], most: int = 20) -> str:

@@ -3,76 +3,106 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldp_export.cli.arguments.command import Command, grouped
+from ldp_export.cli.arguments.outputs import check_distinct, check_folder, check_new, folder_of
+from ldp_export.cli.arguments.settings import settings_options
 from ldp_export.cli.options import (
     POLICY_HELP,
     as_json,
+    aspect_ratio_option,
     bundle_argument,
+    check_order,
     check_policy,
+    check_size,
     classes_option,
     conditions,
     device_option,
+    overwrite_option,
     print_json,
     shown_scales,
     threads_option,
 )
-from ldp_export.cli.outputs import check_file, check_folder, folder_of
 
 if TYPE_CHECKING:
     from ldp_runtime.pipeline.trace import Trace
     from PIL.Image import Image
 
-#: Endings of an image file; an output with any other ending is a folder.
-_PICTURES = (".png", ".jpg", ".jpeg")
+#: Endings of an image file; "-" writes a PNG to standard output, and a path without an ending is a folder.
+_PICTURES = (".png", ".webp")
+_SHEETS = (".png", ".jpg", ".jpeg", ".webp")
+_STANDARD_OUTPUT = Path("-")
+#: An ending that names a kind of file, as in notes.txt, unlike that of a folder such as run.12.
+_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
 
 
 @click.command(
+    "generate",
+    cls=Command,
     epilog="""\b
 Examples:
-  ldp-export generate bundles/infinity-shapes "a red circle" --output circle.png
-  ldp-export generate bundles/infinity-shapes "a blue star" "two green rings" --policy ld --seed 7 --output pictures/
-  ldp-export generate bundles/infinity-shapes "a red circle" --policy ld:rho=0.4,fill=zero --trace trace.json
-  ldp-export generate bundles/infinity-shapes "a red circle" "a blue star" --num-images 4 --output all/ --sheet all.png
-  ldp-export generate bundles/var-d16 --class 207 --class 88 --policy ld --seed 1 --output dogs/
+  ldp-export generate bundles/shapes "a red circle" --output circle.png
+  ldp-export generate bundles/shapes "a blue star" "a green ring" --seed 7
+  ldp-export generate bundles/shapes "a red circle" --policy ld --trace t.json
+  ldp-export generate bundles/shapes "a red circle" --sheet all.png
+  ldp-export generate bundles/shapes "a red circle" --output - > circle.png
+  ldp-export generate bundles/var-d16 --class 207 --class 88 --output dogs
 
 """
-    + POLICY_HELP
+    + POLICY_HELP,
 )
 @bundle_argument
 @click.argument("prompts", nargs=-1)
+@click.option("--prompt", "prompt_options", multiple=True, help="A prompt, as PROMPTS; repeatable.")
 @classes_option
-@click.option("--output", type=click.Path(path_type=Path), default=Path(), help="A .png file (one image) or a folder.")
 @click.option(
     "--policy", help="none, ld, none:skip_last=1, a saved policy's name; see below.  [default: the bundle's, else none]"
 )
-@click.option("--negative-prompt", help="What to steer away from.")
-@click.option(
-    "--guidance",
-    type=float,
-    help="1 means none; for VAR the end of its ramp, 0 means none.  [default: the bundle's]",
-)
-@click.option("--temperature", type=float, help="[default: the bundle's]")
-@click.option("--top-k", type=int, help="1 draws the likeliest bits.")
-@click.option("--top-p", type=float, help="0 switches the filter off.")
-@click.option("--num-images", type=int, default=1, show_default=True, help="Images per prompt.")
-@click.option("--more-smooth", is_flag=True, help="VAR only: mix codes instead of choosing them.")
-@click.option("--seed", type=int, help="Seed of the first image; the others count up. Default: drawn and reported.")
-@click.option("--aspect-ratio", type=float, help="height / width; the nearest template is drawn.")
-@click.option("--height", type=int, help="In pixels, with --width: a size that `inspect` lists, or close to one.")
-@click.option("--width", type=int)
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also put all images on one sheet, under their prompts.")
-@click.option("--trace", type=click.Path(path_type=Path), help="Write what happened at each scale, as JSON.")
 @device_option
 @threads_option
-@as_json
+@grouped(
+    "Picture",
+    click.option("--seed", type=int, help="Seed of the first image; the others count up. Default: drawn and reported."),
+    click.option("--num-images", type=int, default=1, show_default=True, help="Images per prompt."),
+    aspect_ratio_option(),
+    click.option("--height", type=int, help="In pixels, with --width: a size that `inspect` lists, or close to one."),
+    click.option("--width", type=int, help="In pixels, with --height."),
+    click.option("--negative-prompt", help="What to steer away from."),
+    click.option(
+        "--guidance",
+        type=float,
+        help="1 means none; for VAR the end of its ramp, 0 means none.  [default: the bundle's]",
+    ),
+    click.option("--temperature", type=float, help="[default: the bundle's]"),
+    click.option("--top-k", type=int, help="1 draws the likeliest bits."),
+    click.option("--top-p", type=float, help="0 switches the filter off."),
+    click.option("--more-smooth", is_flag=True, help="VAR only: mix codes instead of choosing them."),
+)
+@grouped(
+    "Result",
+    as_json,
+    click.option(
+        "--output",
+        type=click.Path(path_type=Path),
+        default=Path(),
+        help="A .png or .webp (lossless) of one image, a folder, or - for standard output.  [default: this folder]",
+    ),
+    click.option("--sheet", type=click.Path(path_type=Path), help="Also all images on one sheet, with prompts."),
+    click.option("--trace", type=click.Path(path_type=Path), help="Write what happened at each scale, as JSON."),
+    overwrite_option,
+)
+@settings_options
 def command(
     bundle: Path,
     prompts: tuple[str, ...],
+    prompt_options: tuple[str, ...],
     classes: tuple[int, ...],
     output: Path,
     policy: str | None,
@@ -89,25 +119,33 @@ def command(
     width: int | None,
     sheet: Path | None,
     trace: Path | None,
+    overwrite: bool,
     device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Draw PROMPTS (or classes) with a bundle, and say what each image cost."""
     from ldp_runtime.errors import ConfigError
-    from ldp_runtime.pipeline.pipeline import Pipeline
 
-    drawn = conditions(prompts, classes)
-    single = output.suffix.lower() in _PICTURES and not output.is_dir()
+    drawn = conditions((*prompts, *prompt_options), classes)
+    check_order("generate", bundle, [*prompts, *prompt_options])
+    check_size(height, width, aspect_ratio)
+    single = _is_single(output)
     count = len(drawn) * num_images
     if single and count > 1:
         raise ConfigError(f"{output} is one file, {count} images were asked for", hint="name a folder")
-    check_file(output, ".png") if single else check_folder(output)
-    for path, endings in ((sheet, _PICTURES), (trace, ())):
+    if output == _STANDARD_OUTPUT and as_json:
+        raise ConfigError("--output - and --json both write to standard output", hint="name a file for the picture")
+    check_distinct({"--output": output if single else None, "--sheet": sheet, "--trace": trace})
+    if output != _STANDARD_OUTPUT:
+        check_new(output, overwrite, *_PICTURES) if single else _check_folder(output, seed, count, overwrite)
+    for path, endings in ((sheet, _SHEETS), (trace, ())):
         if path is not None:
-            check_file(path, *endings)
+            check_new(path, overwrite, *endings)
     if policy is not None:
         check_policy(bundle, policy)
+    from ldp_runtime.pipeline.pipeline import Pipeline
+
     with Pipeline.load(bundle, device=device, threads=threads) as pipe, shown_scales(count, as_json) as on_scale:
         result = pipe.draw(
             drawn,
@@ -127,8 +165,8 @@ def command(
         )
     rows = []
     for i, (image, one) in enumerate(zip(result.images, result.traces, strict=True)):
-        path = output if single else output / f"image-{i:03d}-seed{one.seed}.png"
-        image.save(folder_of(path))
+        path = output if single else _path_in(output, i, one.seed)
+        _save(image, path)
         rows.append({"file": str(path), "class" if classes else "prompt": drawn[i // num_images]} | _cost(one))
     if sheet is not None:
         _write_sheet(sheet, [str(condition) for condition in drawn], result.images)
@@ -138,9 +176,52 @@ def command(
         print_json(rows)
         return
     for row in rows:
+        if output == _STANDARD_OUTPUT:
+            row["file"] = "standard output"
         stopped = row["unconditional_stopped_after"]
         tail = "" if stopped is None else f", one branch from scale {stopped + 1}"
-        click.echo(f"{row['file']}: seed {row['seed']}, {row['tokens']} of {row['tokens_full']} tokens{tail}")
+        click.echo(
+            f"{row['file']}: seed {row['seed']}, {row['tokens']} of {row['tokens_full']} tokens{tail}",
+            err=output == _STANDARD_OUTPUT,
+        )
+    for path in filter(None, (sheet, trace)):
+        click.echo(f"{path}: written", err=output == _STANDARD_OUTPUT)
+
+
+def _is_single(output: Path) -> bool:
+    """True if the output is one file. Raises ConfigError for a file of a kind that is not written."""
+    from ldp_runtime.errors import ConfigError
+
+    if output == _STANDARD_OUTPUT:
+        return True
+    if output.is_dir():
+        return False
+    if output.suffix.lower() not in _PICTURES and _ENDING.fullmatch(output.suffix):
+        raise ConfigError(
+            f"cannot write pictures as {output.suffix}: {output}",
+            hint=f"name a file that ends in {' or '.join(_PICTURES)}, or a folder without such an ending",
+        )
+    return output.suffix.lower() in _PICTURES
+
+
+def _check_folder(folder: Path, seed: int | None, count: int, overwrite: bool) -> None:
+    """Checks a folder for pictures; seeds that the user leaves open are new, and so are their pictures' names."""
+    check_folder(folder)
+    if seed is not None:
+        for i in range(count):
+            check_new(_path_in(folder, i, seed + i), overwrite)
+
+
+def _path_in(folder: Path, index: int, seed: int) -> Path:
+    return folder / f"image-{index:03d}-seed{seed}.png"
+
+
+def _save(image: Image, path: Path) -> None:
+    """Writes a picture without loss."""
+    if path == _STANDARD_OUTPUT:
+        image.save(sys.stdout.buffer, "PNG")
+    else:
+        image.save(folder_of(path), lossless=True)  # of PNG it always is
 
 
 def _cost(trace: Trace) -> dict[str, Any]:

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldp_export.cli.arguments.command import Command
+from ldp_export.cli.arguments.outputs import check_folder
 from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, threads_option
-from ldp_export.cli.outputs import check_folder
 
 if TYPE_CHECKING:
     from ldp_export.verification.verify import Report
 
 
 @click.command(
+    "verify",
+    cls=Command,
     epilog="""\b
 Examples:
   ldp-export verify bundles/infinity-shapes
   ldp-export verify bundles/infinity-shapes --device cuda --json
-"""
+""",
 )
 @bundle_argument
 @device_option

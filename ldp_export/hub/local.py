@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ldp_export.checkpoints.tensor_files import INDEX_NAME
+from ldp_export.checkpoints.sources import INDEX_NAME
 from ldp_export.hub.client import cache_folder, hub_module
 from ldp_export.hub.download import PARTIAL, repository_cache
 from ldp_export.models.registry import HubFiles, NamedModel

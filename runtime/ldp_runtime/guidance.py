@@ -19,11 +19,17 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
     try:
         values = tuple(float(v) for v in value) if isinstance(value, Iterable) else (float(value),) * scales
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} must be a number, or one per scale, got {value!r}") from error
+        raise ConfigError(
+            f"{name} must be a number, or one per scale, got {value!r}",
+            hint="as 4.0; leave it out for the bundle's default",
+        ) from error
     if len(values) < scales:
-        raise ConfigError(f"{name} has {len(values)} values, the schedule has {scales} scales")
+        raise ConfigError(
+            f"{name} has {len(values)} values, the schedule has {scales} scales",
+            hint="give one number, or one per scale",
+        )
     if not all(abs(v) < float("inf") for v in values):
-        raise ConfigError(f"{name} must be finite, got {values}")
+        raise ConfigError(f"{name} must be finite, got {values}", hint="leave it out: the bundle has a default")
     return values[:scales]
 
 

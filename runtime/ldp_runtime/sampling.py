@@ -33,9 +33,15 @@ class SamplingFilter:
 
     def __post_init__(self) -> None:
         if not isinstance(self.top_k, Integral) or self.top_k < 0:
-            raise ConfigError(f"top_k must be 0 (off) or a positive whole number, got {self.top_k!r}")
+            raise ConfigError(
+                f"top_k must be 0 (off) or a positive whole number, got {self.top_k!r}",
+                hint="leave it out for the bundle's default",
+            )
         if not 0.0 <= self.top_p <= 1.0:
-            raise ConfigError(f"top_p must lie in [0, 1] (0 switches it off), got {self.top_p}")
+            raise ConfigError(
+                f"top_p must lie in [0, 1] (0 switches it off), got {self.top_p}",
+                hint="leave it out for the bundle's default",
+            )
 
     @property
     def decided_at(self) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from ldp_runtime.schedule import Grid
 
 
@@ -30,6 +28,8 @@ class LatentLayout:
     @cached_property
     def code(self) -> float:
         """Magnitude of every entry of a token's codes: 1 / sqrt(d), rounded as float32 division rounds it."""
+        import torch
+
         return float(torch.ones(()) / self.channels**0.5)
 
     def latent_grid(self, grid: Grid) -> Grid:

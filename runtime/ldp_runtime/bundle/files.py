@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +31,10 @@ MANIFEST, CURRENT, VERSIONS, REPORTS = "manifest.json", "CURRENT", "versions", "
 
 
 CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
+
+
+#: Most entries of a folder that are looked at for a bundle, to advise.
+_LOOKED_AT = 1000
 
 
 State = Literal["verified", "unverified", "rejected"]
@@ -70,7 +76,10 @@ def open_bundle(path: Path | str, integrity: Integrity = "full") -> Bundle:
         IncompatibleBundleError: the bundle was written by another version of the toolkit.
     """
     if integrity not in get_args(Integrity):
-        raise ConfigError(f"integrity must be one of {', '.join(get_args(Integrity))}, got {integrity!r}")
+        raise ConfigError(
+            f"integrity must be one of {', '.join(get_args(Integrity))}, got {integrity!r}",
+            hint="full compares hashes, sizes only the lengths of files",
+        )
     folder, root = _locate(Path(path))
     manifest = read_manifest(folder)
     if root is not None and folder.name != manifest.version:
@@ -87,7 +96,7 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
         return path, path.parent.parent if is_version else None
     pointer = path / CURRENT
     if not pointer.is_file():
-        raise ConfigError(f"there is no bundle at {path}", hint="build one: ldp-export build --output " + str(path))
+        raise ConfigError(f"there is no bundle at {shlex.quote(str(path))}", hint=_advice(path))
     name = pointer.read_text(errors="replace").strip()
     folder = path / VERSIONS / name
     if not name or not (folder / MANIFEST).is_file():
@@ -95,6 +104,22 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
             f"{pointer} names the version {name!r}, which is not under {path / VERSIONS}", hint="rebuild the bundle"
         )
     return folder, path
+
+
+def is_bundle(path: Path) -> bool:
+    """True if a path looks like a bundle, or like one version of it."""
+    return (path / CURRENT).is_file() or (path / MANIFEST).is_file()
+
+
+def _advice(path: Path) -> str:
+    """Words for what to do where there is no bundle: it may be in this folder, or around it."""
+    around = next((parent for parent in path.parents if (parent / CURRENT).is_file()), None)
+    if around is not None:
+        return f"name the bundle itself: {shlex.quote(str(around))}"
+    inside = [child for child in islice(path.iterdir(), _LOOKED_AT) if is_bundle(child)] if path.is_dir() else []
+    if inside:
+        return f"name a bundle in it: {', '.join(shlex.quote(str(child)) for child in sorted(inside))}"
+    return f"build one: ldp-export build --output {shlex.quote(str(path))}"
 
 
 def read_manifest(folder: Path) -> Manifest:

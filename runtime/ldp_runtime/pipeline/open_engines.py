@@ -73,7 +73,9 @@ def device_of(name: str | torch.device) -> torch.device:
 def check_threads(threads: int | None) -> None:
     """Raises ConfigError for fewer than one thread; None leaves the number to the engines."""
     if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}")
+        raise ConfigError(
+            f"threads must be at least 1, got {threads}", hint="leave threads out for the library's own choice"
+        )
 
 
 def check_runnable(manifest: Manifest, device: torch.device) -> None:

@@ -124,7 +124,7 @@ class Pipeline:
             CapacityError: the bundle is predicted to need more memory than allowed; nothing was allocated.
         """
         if max_batch < 1:
-            raise ConfigError(f"max_batch must be at least 1, got {max_batch}")
+            raise ConfigError(f"max_batch must be at least 1, got {max_batch}", hint="1 is the default")
         check_threads(threads)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity)
         check_rows(opened.manifest, max_batch)
@@ -288,7 +288,8 @@ class Pipeline:
         channels = self.manifest.model.latent_channels
         if latents.dim() != 4 or latents.shape[1] != channels or not latents.numel():
             raise ConfigError(
-                f"latents must be [images, {channels}, height, width] and not empty, got {list(latents.shape)}"
+                f"latents must be [images, {channels}, height, width] and not empty, got {list(latents.shape)}",
+                hint="pass latents as output_type='latent' returns them",
             )
         check_output_type(output_type)
         if output_type == "latent":

@@ -14,6 +14,7 @@ import torch
 
 from ldp_runtime.architecture.choose import ModelEntry
 from ldp_runtime.bundle.manifest import Manifest
+from ldp_runtime.bundle.sizes import sizes
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights
 from ldp_runtime.guidance import last_guided_scale, per_scale
@@ -122,7 +123,10 @@ def make_request(
     else:
         conditions, negatives = _labels(manifest.model, class_labels, texts), None
     if num_images_per_prompt < 1:
-        raise ConfigError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
+        raise ConfigError(
+            f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}",
+            hint="leave it out for one image a prompt",
+        )
     count = len(conditions) * num_images_per_prompt
     schedules = _schedules(manifest, count, aspect_ratio, height, width)
     settings = {
@@ -169,7 +173,10 @@ def _check_numbers(kind: type[Real], **given: object) -> None:
     """Raises ConfigError for an argument that is not None and not a number of this kind."""
     for name, value in given.items():
         if value is not None and not isinstance(value, kind):
-            raise ConfigError(f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}")
+            raise ConfigError(
+                f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}",
+                hint=f"leave {name} out for its default",
+            )
 
 
 def _labels(model: ModelEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object]) -> list[int]:
@@ -185,7 +192,9 @@ def _labels(model: ModelEntry, labels: int | Sequence[int] | None, texts: Mappin
     try:
         checked = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
     except TypeError as error:
-        raise ConfigError(f"class labels must be whole numbers, got {labels!r}") from error
+        raise ConfigError(
+            f"class labels must be whole numbers, got {labels!r}", hint="as class_labels=[207] (--class 207)"
+        ) from error
     check_labels(model, checked)
     return checked
 
@@ -211,10 +220,13 @@ def _prompts(
         )
     prompts = _texts(manifest, texts["prompt"], texts["prompt_embeds"], "prompt")
     if prompts is None:
-        raise ConfigError("give a prompt or prompt_embeds")
+        raise ConfigError("give a prompt or prompt_embeds", hint="as pipe('a red circle')")
     negatives = _texts(manifest, texts["negative_prompt"], texts["negative_prompt_embeds"], "negative_prompt")
     if negatives is not None and len(negatives) not in (1, len(prompts)):
-        raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
+        raise ConfigError(
+            f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each",
+            hint="give one, or one each",
+        )
     return prompts, negatives
 
 
@@ -224,14 +236,17 @@ def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) ->
     if manifest.cache_tokens is not None and tokens > manifest.cache_tokens:
         raise ConfigError(
             f"the request may compute {tokens} tokens; the static cache of this bundle holds {manifest.cache_tokens}",
-            hint="ask for a smaller size, or rebuild the bundle (--kv-form concat has no such limit)",
+            hint="ask for a smaller size, or rebuild the bundle (--kv-cache dynamic has no such limit)",
         )
 
 
 def check_output_type(output_type: str) -> None:
     """Raises ConfigError for an output type that `OutputType` does not list."""
     if output_type not in get_args(OutputType):
-        raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
+        raise ConfigError(
+            f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}",
+            hint="pil is the default",
+        )
 
 
 def _texts(
@@ -241,7 +256,7 @@ def _texts(
     name: str,
 ) -> list[Text] | None:
     if words is not None and features is not None:
-        raise ConfigError(f"give {name} or {name}_embeds, not both")
+        raise ConfigError(f"give {name} or {name}_embeds, not both", hint="leave one of the two out")
     if words is not None:
         return list(_words(manifest, words, name))
     return None if features is None else list(_features(manifest, features, name))
@@ -252,14 +267,20 @@ def _words(manifest: Manifest, words: str | Sequence[str], name: str) -> list[st
         raise ConfigError(f"this bundle has no text encoder: pass {name}_embeds", hint="or build with --text-encoder")
     listed = [words] if isinstance(words, str) else list(words) if isinstance(words, Iterable) else []
     if not listed or not all(isinstance(text, str) for text in listed):
-        raise ConfigError(f"{name} must be a text or a non-empty list of texts")
+        raise ConfigError(
+            f"{name} must be a text or a non-empty list of texts",
+            hint="as 'a red circle', or ['a red circle', 'a blue star']",
+        )
     for text in listed:
         if not text.strip():
             raise ConfigError(f"the {name} is empty", hint="describe the picture in a few words")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which a client that cuts texts may send
-            raise ConfigError(f"the {name} {text!r} is not valid Unicode: {error.reason}") from error
+            raise ConfigError(
+                f"the {name} {text!r} is not valid Unicode: {error.reason}",
+                hint="send UTF-8 text without lone surrogates",
+            ) from error
     return listed
 
 
@@ -273,19 +294,16 @@ def _features(manifest: Manifest, features: torch.Tensor | Sequence[torch.Tensor
             raise ConfigError(f"{name}_embeds must be tensors, got {type(row).__name__}", hint="see torch.as_tensor")
         if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
             raise ConfigError(
-                f"{name}_embeds must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}"
+                f"{name}_embeds must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}",
+                hint="pass the last hidden state of the model's text encoder, without padding",
             )
         if not all_finite(row.detach()):
-            raise ConfigError(f"{name}_embeds hold NaN or infinity")
+            raise ConfigError(
+                f"{name}_embeds hold NaN or infinity", hint="check the text encoder that made them, and its precision"
+            )
     if not rows:
-        raise ConfigError(f"{name}_embeds is empty")
+        raise ConfigError(f"{name}_embeds is empty", hint="give the features of at least one prompt")
     return [row.detach().to(torch.float32) for row in rows]
-
-
-def sizes(manifest: Manifest) -> list[tuple[int, int]]:
-    """All sizes (height, width) in pixels that the bundle draws."""
-    grids = (schedule.final_grid for schedule in manifest.schedules())
-    return [(h * manifest.model.pixels_per_token, w * manifest.model.pixels_per_token) for h, w in grids]
 
 
 def _schedules(
@@ -305,7 +323,10 @@ def _one_each(name: str, value: Any, count: int) -> list[Any]:
     kind = Real if name == "aspect_ratio" else Integral
     values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * count
     if len(values) != count:
-        raise ConfigError(f"{len(values)} values of {name} for {count} images; give one number, or one per image")
+        raise ConfigError(
+            f"{len(values)} values of {name} for {count} images; give one number, or one per image",
+            hint="give one number, or one per image",
+        )
     for each in values:
         _check_numbers(kind, **{name: each})
     return values
@@ -315,16 +336,19 @@ def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None
     if height is None and width is None:
         return manifest.schedule(1.0 if aspect_ratio is None else aspect_ratio)
     if aspect_ratio is not None or height is None or width is None:
-        raise ConfigError("give height and width together, or aspect_ratio alone (height / width)")
+        raise ConfigError(
+            "give height and width together, or aspect_ratio alone (height / width)",
+            hint="as height=1024, width=1024 (--height and --width), or aspect_ratio=1.5",
+        )
     if height < 1 or width < 1:
-        raise ConfigError(f"height and width are pixels, got {height}x{width}")
+        raise ConfigError(f"height and width are pixels, got {height}x{width}", hint="as height=1024, width=1024")
     nearest = manifest.schedule(height / width)
     drawn = tuple(side * manifest.model.pixels_per_token for side in nearest.final_grid)
     if any(abs(side - asked) > asked * _SIZE_TOLERANCE for side, asked in zip(drawn, (height, width), strict=True)):
         offered = ", ".join(f"{h}x{w}" for h, w in sizes(manifest))
         raise ConfigError(
             f"this bundle cannot draw {height}x{width} (height x width); nearest in shape is {drawn[0]}x{drawn[1]}",
-            hint=f"it draws {offered}; other sizes take a bundle built with another --pn",
+            hint=f"it draws {offered}; other sizes take a bundle built with another --size",
         )
     if drawn != (height, width):
         logger.warning("drawing %dx%d (height x width), the size nearest to %dx%d", *drawn, height, width)
@@ -341,9 +365,12 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     try:
         seeds = [operator.index(s) for s in seed] if isinstance(seed, Iterable) else _counting(seed, count)
     except TypeError as error:
-        raise ConfigError(f"seeds must be whole numbers, got {seed!r}") from error
+        raise ConfigError(f"seeds must be whole numbers, got {seed!r}", hint="as seed=1, or one per image") from error
     if len(seeds) != count:
-        raise ConfigError(f"{len(seeds)} seeds for {count} images; give one number, or one per image")
+        raise ConfigError(
+            f"{len(seeds)} seeds for {count} images; give one number, or one per image",
+            hint="give one number, or one per image",
+        )
     if any(not 0 <= s < 2**_SEED_BITS for s in seeds):
-        raise ConfigError(f"seeds must lie in [0, 2**{_SEED_BITS}), got {seeds}")
+        raise ConfigError(f"seeds must lie in [0, 2**{_SEED_BITS}), got {seeds}", hint="leave it out for a drawn one")
     return seeds

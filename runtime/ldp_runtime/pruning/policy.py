@@ -183,11 +183,13 @@ def check_scales(name: str, scales: tuple[int, ...] | None, schedule: ScaleSched
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises ConfigError if an option does not allow this value."""
     if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}", hint=f"as {name}={allowed[0]}")
 
 
 def check_number(name: str, value: float | None, least: float = -math.inf) -> None:
     """Raises ConfigError for infinity, NaN, or a number below `least`; None passes."""
     if value is not None and not (math.isfinite(value) and value >= least):
         bound = "" if least == -math.inf else f" >= {least:g}"
-        raise ConfigError(f"{name} must be a finite number{bound}, got {value}")
+        raise ConfigError(
+            f"{name} must be a finite number{bound}, got {value}", hint=f"leave {name} out for its default"
+        )

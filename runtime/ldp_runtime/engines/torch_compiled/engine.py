@@ -51,7 +51,7 @@ class TorchCompiledEngine:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._call is None:
-            raise LdpError(f"the engine {self.name!r} is closed")
+            raise LdpError(f"the engine {self.name!r} is closed", hint="load the bundle again: Pipeline.load(...)")
         arguments = [check_tensor(inputs[entry.name], entry, self.name) for entry in self._inputs]
         with torch_threads(self._threads), exact_convolutions(self.device), named_failures(self.name, inputs):
             results = self._call(*arguments)
@@ -72,7 +72,10 @@ def named_failures(graph: str, inputs: Mapping[str, torch.Tensor]) -> Generator[
             yield
     except (RuntimeError, ValueError) as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
-        raise LdpError(f"the graph {graph!r} failed with inputs {shapes}: {error}") from error
+        raise LdpError(
+            f"the graph {graph!r} failed with inputs {shapes}: {error}",
+            hint="ldp-export verify BUNDLE says if the engines are sound on this machine; if so, report it",
+        ) from error
 
 
 def _load(name: str, path: Path, device: torch.device) -> Callable[..., Any]:
