@@ -34,32 +34,32 @@ $(READY): pyproject.toml
 
 demo: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
-	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --policy $(POLICY) --seed 1 --output $(OUT)/pruning.png
-	$(BIN)/ldp-export bench $(BUNDLE) --policy ld-paper --policy ld-skip-2 --policy $(POLICY) --repeats 5 --output $(OUT)/bench.json
+	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --policy $(POLICY) --seed 1 --overwrite --output $(OUT)/pruning.png
+	$(BIN)/ldp-export bench $(BUNDLE) --policy ld-paper --policy ld-skip-2 --policy $(POLICY) --repeats 5 --overwrite --output $(OUT)/bench.json
 
 # The committed results: policies of the paper, what calibration found better, and the controls.
 bench: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export build --int8-decoder --output $(BUNDLE)-int8-decoder
-	$(BIN)/ldp-export build --int8-decoder --late-precision int8 --output $(BUNDLE)-int8
+	$(BIN)/ldp-export build --int8-decoder --quantize int8 --output $(BUNDLE)-int8
 	$(if $(BF16),$(BIN)/ldp-export build --backend torch --precision bfloat16 --int8-decoder --output $(BF16))
-	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8-decoder --also $(BUNDLE)-int8 $(if $(BF16),--also $(BF16)) \
+	$(BIN)/ldp-export bench $(BUNDLE) $(BUNDLE)-int8-decoder $(BUNDLE)-int8 $(BF16) \
 		--prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
 		--policy ld-paper --policy ld-skip-2 --policy ld --policy ld:rho=0.9 --policy ld-fast --policy ld-fast:p=0.92 \
 		--policy none:skip_last=1 --policy none:stop=4,skip_last=1 --policy none:skip_last=2 --policy none:stop=4 \
-		--output benchmarks/results/infinity-shapes-cpu.json
-	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --aspect-ratio 0.5 --batch 1 --batch 4 \
+		--overwrite --output benchmarks/results/infinity-shapes-cpu.json
+	$(BIN)/ldp-export bench $(BUNDLE) $(BUNDLE)-int8 --aspect-ratio 0.5 --batch 1 --batch 4 \
 		--prompts-file benchmarks/prompts.txt --repeats 3 --warmup 1 --policy ld --policy ld-fast --policy none:stop=4,skip_last=1 \
-		--output benchmarks/results/infinity-shapes-wide-cpu.json
+		--overwrite --output benchmarks/results/infinity-shapes-wide-cpu.json
 	$(BIN)/python -m benchmarks.report.page
 
 # The named policies beside two controls, in float32 and in 8 bits: three minutes.
 bench-policies: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
-	$(BIN)/ldp-export build --int8-decoder --late-precision int8 --output $(BUNDLE)-int8
-	$(BIN)/ldp-export bench $(BUNDLE) --also $(BUNDLE)-int8 --prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
+	$(BIN)/ldp-export build --int8-decoder --quantize int8 --output $(BUNDLE)-int8
+	$(BIN)/ldp-export bench $(BUNDLE) $(BUNDLE)-int8 --prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
 		--policy ld --policy ld:rho=0.9 --policy ld-fast --policy ld-paper --policy none:stop=4 --policy none:stop=4,skip_last=1 \
-		--output benchmarks/results/infinity-shapes-policies-vnni-cpu.json
+		--overwrite --output benchmarks/results/infinity-shapes-policies-vnni-cpu.json
 	$(BIN)/python -m benchmarks.report.page
 
 # Every table and chart of docs/benchmarks.md and docs/ablation.md again, from the raw files alone.
@@ -68,11 +68,13 @@ results: setup
 	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE) --draw
 
 # Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld-fast` kept.
+RANDOM := --random-weights --model infinity-2b --depth 2 --width 256 --keep-from benchmarks/results/infinity-shapes-ablation.json
 bench-random: setup
 	for size in 0.25M 1M; do \
-		$(BIN)/ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256 --pn $$size --int8 --share-engines \
-			--keep-from benchmarks/results/infinity-shapes-ablation.json --repeats 1 --warmup 1 \
-			--output benchmarks/results/random-$$size-cpu.json || exit 1; \
+		$(BIN)/ldp-export build $(RANDOM) --size $$size --output bundles/random-$$size && \
+		$(BIN)/ldp-export build $(RANDOM) --size $$size --quantize int8 --output bundles/random-$$size-int8 && \
+		$(BIN)/ldp-export bench bundles/random-$$size bundles/random-$$size-int8 --share-engines --repeats 1 --warmup 1 \
+			--overwrite --output benchmarks/results/random-$$size-cpu.json || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.report.page
 

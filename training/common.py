@@ -16,7 +16,8 @@ from ldp_runtime.token_layout import LatentLayout
 from torch import nn
 
 from ldp_export.checkpoints import infinity as checkpoints
-from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.models.sizes import InfinityVaeConfig
 
 SIDE = 128
 SCHEDULE = ScaleSchedule.of_size("0.06M")  # 1, 2, 4, 6, 8, 12, 16 squared: 521 tokens

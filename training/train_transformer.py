@@ -45,7 +45,8 @@ from torch.nn import functional as F
 
 from ldp_export.checkpoints.infinity import load_infinity
 from ldp_export.checkpoints.t5 import load_text_encoder
-from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.sizes import InfinityConfig
 
 CONFIG = InfinityConfig(
     depth=6,

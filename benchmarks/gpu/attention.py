@@ -10,7 +10,7 @@ from ldp_runtime.schedule import ScaleSchedule
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldp_export.models.infinity import InfinityConfig
+from ldp_export.models.sizes import InfinityConfig
 
 _KERNELS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 _REST = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -15,7 +15,7 @@ from ldp_runtime.pruning.policy import Policy
 from benchmarks.gpu.draw import Eager, Toolkit
 from benchmarks.gpu.models import Model
 from ldp_export.building.choose_builder import QUANTIZED_SHARE
-from ldp_export.models.infinity import InfinityConfig
+from ldp_export.models.sizes import InfinityConfig
 
 
 @dataclass(frozen=True)

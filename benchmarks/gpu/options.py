@@ -17,8 +17,8 @@ from ldp_runtime.schedule import ScaleSchedule
 
 from benchmarks.paths import RESULTS, result_file
 from ldp_export.bench.given_shares import Shares, calibrated, told
-from ldp_export.models.infinity import InfinityConfig
 from ldp_export.models.registry import InfinitySpec, find_model
+from ldp_export.models.sizes import InfinityConfig
 
 STUDY = RESULTS / "infinity-shapes-ablation.json"
 TINY = InfinityConfig(depth=2, width=64, heads=4, ffn=256, bits=8, text_channels=32, text_tokens=64, pool_heads=2)

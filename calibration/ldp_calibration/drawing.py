@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.installation import install
 
 
 def pyplot() -> Any:
@@ -15,5 +16,5 @@ def pyplot() -> Any:
         mpl.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ConfigError("drawing needs matplotlib", hint="pip install 'ldp-export[eval]'") from error
+        raise ConfigError("drawing needs matplotlib", hint=install("eval")) from error
     return plt

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.installation import install
 
 #: Decibels reported for images that are (nearly) equal: a mean must not depend on a few perfect images.
 PSNR_CAP = 60.0
@@ -36,7 +37,7 @@ def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise ConfigError("SSIM needs torchmetrics", hint="pip install 'ldp-export[eval]'") from error
+        raise ConfigError("SSIM needs torchmetrics", hint=install("eval")) from error
     import torch
 
     a, b = (torch.from_numpy(np.asarray(x, dtype=np.float32)).permute(2, 0, 1)[None] for x in (image, reference))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import InternalError
 
 RESAMPLES = 2000
 #: A mean (or a ratio) with its 95 % interval.
@@ -54,7 +54,7 @@ def bound(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES, up
         ConfigError: no values.
     """
     if not values:
-        raise ConfigError("no values to take a mean of")
+        raise InternalError("no values to take a mean of")
     array = np.asarray(values, dtype=np.float64)
     limit = float(np.percentile(_resampled_means(array, seed, resamples), 95 if upper else 5))
     return Bound(float(array.mean()), limit, float(np.percentile(array, 5)), len(array))
@@ -81,7 +81,7 @@ def paired_ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Ratio:
         seed: seed of the bootstrap.
     """
     if base.shape != other.shape or base.ndim != 2 or not base.size:
-        raise ConfigError(f"paired times must have one shape [prompts, repetitions], got {base.shape}, {other.shape}")
+        raise InternalError(f"paired times must have one shape [prompts, repetitions], got {base.shape}, {other.shape}")
     ratios = base / other
     value = float(_centre(ratios))
     if ratios.size < 2:

@@ -80,7 +80,10 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
     first, second = _samples(before, scope), _samples(after, scope)
     shared = [key for key in first if key in second and first[key].keys() & second[key].keys()]
     if not shared:
-        raise ConfigError("the two results share no candidate")
+        raise ConfigError(
+            "the two results share no candidate",
+            hint="compare results of one bundle, measured with the same --policy and --batch",
+        )
     rng = np.random.default_rng(seed)
     changes = []
     for name, batch in shared:

@@ -49,9 +49,14 @@ def told(keep: str | None, stop_scale: int | None) -> Shares:
     try:
         shares = tuple(float(part) for part in keep.split(","))
     except ValueError as error:
-        raise ConfigError(f"--keep takes shares such as 0.5,0.3, got {keep!r}") from error
+        raise ConfigError(
+            f"--keep takes shares such as 0.5,0.3, got {keep!r}",
+            hint="name the shares of the last scales, from coarse to fine",
+        ) from error
     if not all(0 <= share <= 1 for share in shares):
-        raise ConfigError(f"--keep takes shares in [0, 1], got {keep!r}")
+        raise ConfigError(
+            f"--keep takes shares in [0, 1], got {keep!r}", hint="0 keeps no token, 1 keeps all: as 0.45,0.4,0.35"
+        )
     return Shares(shares, stop_scale, "given by hand")
 
 
@@ -73,8 +78,8 @@ def calibrated(path: Path, schedule: ScaleSchedule) -> Shares:
     pruned = tuple(share for share in kept if 0 < share < 1)
     if not isinstance(policy.tokens, LHEP | TopP) or not pruned:
         raise ConfigError(
-            f"{name} ({text}) says of no share of tokens that LD-Pruning keeps",
-            hint="give the shares with --keep, or a profile whose policy prunes",
+            f"{name} ({text}) prunes no tokens, so it says of no share that is kept",
+            hint="name a saved policy that prunes, or the study of policies",
         )
     count = max(1, len(policy.prunes(schedule)) - policy.skip_last)
     keep = (pruned[0],) * (count - len(pruned)) + pruned[-count:] + (0.0,) * policy.skip_last

@@ -13,14 +13,17 @@ from ldp_runtime.errors import CapacityError
 
 from ldp_export.bench.plan import BenchPlan
 from ldp_export.bench.process import Turns, WorkerProcess
-from ldp_export.bench.result import Sample, Scope, milliseconds
+from ldp_export.bench.result import Sample, milliseconds
 from ldp_export.bench.worker.messages import Drawn, DrawRequest, Job
+from ldp_export.bench.worker.options import Scope
 
 Item = TypeVar("Item")
 #: Prompt indices and seeds of a call.
 Images = tuple[tuple[int, ...], tuple[int, ...]]
 #: Called before each step with what comes next: "load", "warm up", "settle" or "measure", and the candidate's name.
 OnStep = Callable[[str, str], None]
+#: Called where a round begins, with its number from 0.
+OnRound = Callable[[int], None]
 
 
 @dataclass
@@ -67,22 +70,24 @@ def settling_calls(plan: BenchPlan) -> int:
     A resumed process finds its neighbour's data in the caches, which costs the first call about a tenth. Without
     warm-up there are none, since cold calls are then asked for.
     """
-    return min(1, plan.warmup)
+    return min(1, plan.options.warmup)
 
 
 def steps(plan: BenchPlan) -> int:
     """Number of calls of `on_step` over all batch sizes."""
-    visits = {b: plan.repeats * (len(plan.groups(b)) + settling_calls(plan)) for b in plan.batch}
-    return sum(len(plan.jobs(b)) * (1 + plan.warmup + visits[b]) for b in plan.batch)
+    visits = {b: plan.options.repeats * (len(plan.groups(b)) + settling_calls(plan)) for b in plan.options.batch}
+    return sum(len(plan.jobs(b)) * (1 + plan.options.warmup + visits[b]) for b in plan.options.batch)
 
 
 def measure_peak(plan: BenchPlan) -> float:
     """Floating-point operations per second of the machine, measured in a process of its own."""
     with Turns() as turns:
-        return turns.start("probe").ask({"probe": {"threads": plan.threads, "device": plan.device}})["flops_per_s"]
+        return turns.start("probe").ask({"probe": {"threads": plan.options.threads, "device": plan.options.device}})[
+            "flops_per_s"
+        ]
 
 
-def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[Measured]:
+def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep, on_round: OnRound) -> list[Measured]:
     """Measures all candidates of one batch size.
 
     Args:
@@ -93,15 +98,16 @@ def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[
         candidates, loaded = [], {}
         for name, job in plan.jobs(batch).items():
             on_step("load", name)
-            if job not in loaded or not plan.share_engines:
+            if job not in loaded or not plan.options.share_engines:
                 loaded[job] = _load(turns.start(name), job, plan)
             candidate = Measured(name, plan.policy(name), *loaded[job])
             candidates.append(candidate)
             turns.yield_to(candidate.worker)
-            for i in range(plan.warmup):
+            for i in range(plan.options.warmup):
                 on_step("warm up", name)
                 _draw(candidate, groups[i % len(groups)])
-        for repetition in range(plan.repeats):
+        for repetition in range(plan.options.repeats):
+            on_round(repetition)
             for candidate in rotated(candidates, repetition):
                 turns.yield_to(candidate.worker)
                 for _ in range(settling_calls(plan)):
@@ -116,9 +122,9 @@ def measure(plan: BenchPlan, batch: int, folder: Path, on_step: OnStep) -> list[
 def _load(worker: WorkerProcess, job: Job, plan: BenchPlan) -> tuple[WorkerProcess, float]:
     """Loads a job; returns the worker and the seconds it took. Raises CapacityError if there is no room for it too."""
     try:
-        return worker, worker.ask({"load": asdict(job)})["load_s"]
+        return worker, worker.ask({"load": job.to_json()})["load_s"]
     except CapacityError as error:
-        if plan.share_engines:
+        if plan.options.share_engines:
             raise
         hint = "all candidates are held at once: --share-engines loads engines once for all their policies"
         raise CapacityError(error.message, hint=hint) from error

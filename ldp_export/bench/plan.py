@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
 import torch
 from ldp_runtime.architecture.choose import ModelEntry
@@ -19,8 +18,9 @@ from ldp_runtime.pipeline.open_engines import check_runnable
 from ldp_runtime.pipeline.request import check_labels
 from ldp_runtime.pruning.parse import policy_text
 
-from ldp_export.bench.result import Scope
-from ldp_export.bench.worker.messages import Job
+from ldp_export.bench.random_weights import RandomWeights, read_random
+from ldp_export.bench.worker.messages import Embeds, Job
+from ldp_export.bench.worker.options import BenchOptions
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.hub.resolve import find_sources
 from ldp_export.models.registry import DEFAULT_MODEL, NamedModel, find_model
@@ -42,81 +42,51 @@ _CLASSES = 4
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of a comparison; see `run_bench`."""
-
-    prompts: Sequence[str] | None = None
-    policies: Sequence[str] = DEFAULT_POLICIES
-    repeats: int = 10
-    warmup: int = 3
-    batch: Sequence[int] = (1,)
-    threads: int | None = None
-    seed: int = 0
-    eager: bool = True
-    weights: Path | None = None
-    vae: Path | None = None
-    text_encoder: Path | None = None
-    others: Sequence[Path] = ()
-    device: str = "cpu"
-    scope: Scope = "prompt-to-image"
-    random_weights: bool = False
-    shares_from: str | None = None
-    classes: Sequence[int] | None = None
-    aspect_ratio: float = 1.0
-    share_engines: bool = False
-
-
-@dataclass(frozen=True)
 class BenchPlan:
     """Plan of a comparison: its candidates, and what they draw.
 
     Attributes:
+        bundles: bundles of one checkpoint, by the name of their unpruned engines among the candidates.
+        options: the user's options, with prompts or classes, policies (each once) and threads filled in.
         sources: checkpoint of the eager candidate; None leaves that candidate out.
-        prompts: texts, or None where seeded random features stand in.
-        policies: policies of the pruned candidates, in the caller's words, each once.
-        others: further bundles of the same checkpoint, by the label that sets them apart.
-        random_weights: True if images mean nothing, so that no quality of policies or precisions is reported.
-        shares_from: source of given keep shares, in words.
-        scope: scope of the report's times and ratios.
-        classes: labels of a class-conditional model, which reads no prompts; else None.
-        aspect_ratio: height / width of the images, as the model draws it.
-        share_engines: True if engines are loaded once for all their policies, and not once for each.
+        policy_fields: text with every field of each policy, by the user's words.
+        random: what is known of random weights, whose images mean nothing: no quality of policies or precisions is
+            reported. None for a model that has learned something.
+        has_given_policies: True if the policies are those of `random`.
     """
 
-    bundle: Bundle
-    sources: Sources | None
-    prompts: tuple[str, ...] | None
-    policies: tuple[str, ...]
-    repeats: int
-    warmup: int
-    batch: tuple[int, ...]
-    threads: int
-    seed: int
-    others: Mapping[str, Bundle] = field(default_factory=dict)
-    device: str = "cpu"
-    scope: Scope = "prompt-to-image"
-    random_weights: bool = False
-    shares_from: str | None = None
-    classes: tuple[int, ...] | None = None
-    aspect_ratio: float = 1.0
-    share_engines: bool = False
+    bundles: Mapping[str, Bundle]
+    options: BenchOptions
+    sources: Sources | None = None
     policy_fields: Mapping[str, str] = field(default_factory=dict)
+    random: RandomWeights | None = None
+    has_given_policies: bool = False
+
+    @property
+    def bundle(self) -> Bundle:
+        """The first bundle, with whose engines the others are compared."""
+        return self.bundles[UNPRUNED]
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return self.options.policies or ()
 
     @property
     def prompt_count(self) -> int:
-        conditions = self.prompts if self.classes is None else self.classes
-        return self.embed_count if conditions is None else len(conditions)
+        options = self.options
+        conditions = options.prompts if options.classes is None else options.classes
+        return self._embed_count if conditions is None else len(conditions)
 
     @property
-    def embed_count(self) -> int:
-        return _EMBEDS_OF_RANDOM if self.random_weights else _EMBEDS
+    def _embed_count(self) -> int:
+        return _EMBEDS if self.random is None else _EMBEDS_OF_RANDOM
 
     @property
-    def embeds(self) -> dict[str, int] | None:
+    def embeds(self) -> Embeds | None:
         """Stand-ins for prompts, if there is no text encoder."""
-        if self.prompts is not None or self.classes is not None:
+        if self.options.prompts is not None or self.options.classes is not None:
             return None
-        return {"count": self.embed_count, "tokens": _EMBED_TOKENS, "seed": self.seed}
+        return Embeds(self._embed_count, _EMBED_TOKENS, self.options.seed)
 
     def groups(self, batch: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Prompt indices and seeds of every call: image i draws prompt i (again from the first) with seed + i."""
@@ -125,7 +95,7 @@ class BenchPlan:
         return [
             (
                 tuple(i % self.prompt_count for i in range(first, first + batch)),
-                tuple(self.seed + i for i in range(first, first + batch)),
+                tuple(self.options.seed + i for i in range(first, first + batch)),
             )
             for first in starts
         ]
@@ -133,19 +103,14 @@ class BenchPlan:
     def jobs(self, batch: int) -> dict[str, Job]:
         """Job of each candidate, by name; policies of the same engines have equal jobs."""
         jobs: dict[str, Job] = {}
-        for kind, bundle in {UNPRUNED: self.bundle, **self.others}.items():
+        for kind, bundle in self.bundles.items():
             jobs[kind] = self._job(bundle, batch)
             jobs |= {f"{kind}{_PRUNED}{policy}": jobs[kind] for policy in self.policies}
         if self.sources is None:
             return jobs
-        encoder = self.sources.text_encoder
-        eager = replace(
-            jobs[UNPRUNED],
-            kind="eager",
-            weights=str(self.sources.transformer),
-            vae=str(self.sources.vae),
-            text_encoder=None if encoder is None else str(encoder),
-        )
+        files = self.sources
+        options = replace(self.options, weights=files.transformer, vae=files.vae, text_encoder=files.text_encoder)
+        eager = replace(jobs[UNPRUNED], kind="eager", options=options)
         if self.bundle.manifest.kv_cache == "static":  # its graphs are for engines only: eager PyTorch has none of them
             return {EAGER: eager} | jobs
         return {EAGER: eager, EAGER_GRAPHS: replace(eager, kind="hoisted")} | jobs
@@ -159,65 +124,60 @@ class BenchPlan:
         return name.partition(_PRUNED)[2] or "none"
 
     def _job(self, bundle: Bundle, batch: int) -> Job:
-        return Job(
-            kind="engines",
-            device=self.device,
-            bundle=str(bundle.folder),
-            threads=self.threads,
-            batch=batch,
-            prompts=self.prompts,
-            embed_count=self.embed_count,
-            embed_tokens=_EMBED_TOKENS,
-            embed_seed=self.seed,
-            classes=self.classes,
-            aspect_ratio=self.aspect_ratio,
-        )
+        return Job("engines", str(bundle.folder), batch, self.options, self.embeds)
 
 
-def plan_bench(path: Path, options: Options) -> BenchPlan:
-    """Checks the options against the bundle and finds the eager candidate's files; loads no weights.
+def plan_bench(paths: Sequence[Path], options: BenchOptions) -> BenchPlan:
+    """Checks the options against the bundles and finds the eager candidate's files; loads no weights.
+
+    Args:
+        paths: bundles of one checkpoint.
 
     Raises:
         ConfigError: senseless numbers, an unknown policy, or prompts or classes that the bundle does not read. A
             missing checkpoint, or one that the bundle was not built from, raises it too.
         IntegrityError, IncompatibleBundleError: the bundle cannot be used.
     """
-    check_options(options)
-    bundle = open_bundle(path)
-    schedule = bundle.manifest.schedule(options.aspect_ratio)
-    policies: dict[str, str] = {}
-    for text in options.policies:
+    options.check()
+    device = _device(options.device)
+    bundle = open_bundle(paths[0])
+    manifest, random = bundle.manifest, read_random(bundle)
+    manifest.schedule(options.aspect_ratio)
+    words = options.policies or (DEFAULT_POLICIES if random is None else random.policies)
+    if options.policies == ():
+        words = ()
+    policies = _policies(words, bundle, options.aspect_ratio)
+    bundles = {UNPRUNED: bundle} | _others(bundle, paths[1:])
+    filled = replace(
+        options,
+        prompts=_prompts(options.prompts, bundle),
+        classes=_classes(options.classes, options.prompts, manifest),
+        policies=tuple(policies),
+        batch=tuple(dict.fromkeys(options.batch)),
+        threads=options.threads or default_threads(),
+    )
+    for candidate in bundles.values():
+        check_runnable(candidate.manifest, device)
+        check_rows(candidate.manifest, max(options.batch))
+    sources = _sources(bundle, options, random) if options.eager else None
+    return BenchPlan(bundles, filled, sources, policies, random, options.policies is None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda, but PyTorch finds no CUDA GPU here", hint="leave --device out")
+    return torch.device(name)
+
+
+def _policies(texts: Sequence[str], bundle: Bundle, aspect_ratio: float) -> dict[str, str]:
+    """Text with every field of each policy, by the user's words for it, each policy once."""
+    schedule, words = bundle.manifest.schedule(aspect_ratio), dict[str, str]()
+    for text in texts:
         policy = policy_of_command(text, bundle.root, bundle.manifest)
         if policy is not None:  # "none" is always there: it is the candidate the others are compared with
             policy.check(schedule)
-            policies.setdefault(policy_text(policy), text.strip())
-    prompts, classes = _prompts(options.prompts, bundle), _classes(options.classes, options.prompts, bundle.manifest)
-    others = _others(bundle, options.others)
-    device = torch.device(options.device)
-    for candidate in (bundle, *others.values()):
-        check_runnable(candidate.manifest, device)
-        check_rows(candidate.manifest, max(options.batch))
-    sources = _sources(bundle, options) if options.eager else None
-    return BenchPlan(
-        bundle=bundle,
-        sources=sources,
-        prompts=prompts,
-        policies=tuple(policies.values()),
-        policy_fields={words: fields for fields, words in policies.items()},
-        repeats=options.repeats,
-        warmup=options.warmup,
-        batch=tuple(dict.fromkeys(options.batch)),
-        threads=options.threads or default_threads(),
-        seed=options.seed,
-        others=others,
-        device=options.device,
-        scope=options.scope,
-        random_weights=options.random_weights,
-        shares_from=options.shares_from,
-        classes=classes,
-        aspect_ratio=options.aspect_ratio,
-        share_engines=options.share_engines,
-    )
+            words.setdefault(policy_text(policy), text.strip())
+    return {text: fields for fields, text in words.items()}
 
 
 def label(manifest: Manifest) -> str:
@@ -239,7 +199,7 @@ def _others(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
         if _origin(other.manifest) != _origin(bundle.manifest):
             raise ConfigError(
                 f"{path} was built from another checkpoint or schedule than {bundle.root or bundle.folder}",
-                hint="compare bundles of one model: build them with the same --model or --weights, and --pn",
+                hint="compare bundles of one model: build them with the same --model or --weights, and --size",
             )
         name = label(other.manifest)
         if other.manifest.digest == bundle.manifest.digest or name in bundles:
@@ -251,25 +211,6 @@ def _others(bundle: Bundle, paths: Sequence[Path]) -> dict[str, Bundle]:
 def _origin(manifest: Manifest) -> tuple[dict[str, str], ModelEntry]:
     """Hashes of the checkpoint, and the architecture."""
     return {part: source.sha256 for part, source in manifest.sources.items()}, manifest.model
-
-
-def check_options(options: Options) -> None:
-    """Raises ConfigError for what makes no sense with any bundle."""
-    threads = 1 if options.threads is None else options.threads
-    least = {"repeats": (options.repeats, 1), "warmup": (options.warmup, 0), "threads": (threads, 1)}
-    least |= {"seed": (options.seed, 0), "batch": (min(options.batch, default=0), 1)}
-    for name, (value, bound) in least.items():
-        if value < bound:
-            raise ConfigError(f"{name} must be at least {bound}, got {value}")
-    if options.scope not in get_args(Scope):
-        raise ConfigError(f"unknown scope {options.scope!r}", hint=f"one of {', '.join(get_args(Scope))}")
-    if options.device not in ("cpu", "cuda"):
-        raise ConfigError(f"unknown device {options.device!r}", hint="cpu or cuda")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda, but PyTorch finds no CUDA GPU here", hint="leave --device out")
-    files = [name for name in ("weights", "vae", "text_encoder") if getattr(options, name) is not None]
-    if files and not options.eager:
-        raise ConfigError(f"{', '.join(files)} given, but the eager candidate that would read them is switched off")
 
 
 def _classes(
@@ -306,10 +247,12 @@ def _prompts(prompts: Sequence[str] | None, bundle: Bundle) -> tuple[str, ...] |
     return texts
 
 
-def _sources(bundle: Bundle, options: Options) -> Sources:
+def _sources(bundle: Bundle, options: BenchOptions, random: RandomWeights | None) -> Sources:
     """Checkpoint that the bundle was built from, proven by its hashes."""
     spec: NamedModel = find_model(DEFAULT_MODEL)  # any will do if files are given
     if options.weights is None and options.vae is None:
+        if random is not None:
+            return random.sources
         spec = _registered(bundle.manifest.model.name)
     sources = find_sources(spec, options.weights, options.vae, options.text_encoder)
     if options.text_encoder is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 from ldp_runtime import errors
-from ldp_runtime.errors import LdpError
+from ldp_runtime.errors import InternalError, LdpError
 
 from ldp_export.import_path import import_path, safe_environment
 
@@ -88,7 +88,10 @@ class WorkerProcess:
         try:
             reply = json.loads(line)
         except ValueError:
-            raise BenchWorkerError(f"the worker of {self.name!r} said {line.strip()[:200]!r}, not JSON") from None
+            raise BenchWorkerError(
+                f"the worker of {self.name!r} said {line.strip()[:200]!r}, not JSON",
+                hint="its own output is in the way: run with fewer libraries in the environment, or report it",
+            ) from None
         if "error" in reply:
             raise self._error(reply["error"])
         return reply
@@ -141,6 +144,8 @@ class WorkerProcess:
     def _error(self, entry: dict[str, Any]) -> LdpError:
         kind = getattr(errors, str(entry.get("code")), None)
         message = f"{self.name}: {entry.get('message')}"
+        if kind is InternalError:
+            return InternalError(message)
         if isinstance(kind, type) and issubclass(kind, LdpError):
             return kind(message, hint=entry.get("hint"))
         return BenchWorkerError(f"{message}{self._tail()}")

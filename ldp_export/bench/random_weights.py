@@ -1,34 +1,49 @@
 """Models of true shapes without a checkpoint: random weights in an architecture of the registry, or a smaller one.
 
 Such a model draws noise. Its times are real, but its images and a policy's choices on them mean nothing. Keep shares
-and the scale after which the unconditional branch stops are therefore given.
+and the scale after which the unconditional branch stops are therefore given. They lie beside the bundle, with the
+checkpoint that eager PyTorch reads, so that a comparison of such a bundle needs no options.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pruning.parse import parse_policy
-from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
-from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
-from ldp_export.building.choose_builder import BackendOptions, choose_builder
-from ldp_export.building.plan import check_options
+from ldp_export.bench.given_shares import Shares
+from ldp_export.building.plan import CHECKPOINT
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.synthetic import write_checkpoint
-from ldp_export.models.registry import InfinitySpec, VarSpec, find_model
-from ldp_export.progress import Progress, silent
+from ldp_export.models.registry import InfinitySpec, VarSpec
 
+#: File beside a checkpoint of random weights: what stands in for a policy's choices.
+_SHARES = "shares.json"
 #: The VAE's group norms take multiples of this many channels.
 _VAE_STEP = 32
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """Checkpoint of a bundle of random weights, and the shares that stand in for a policy's choices."""
+
+    sources: Sources
+    shares: Shares
+
+    @property
+    def origin(self) -> str:
+        """Source of the shares, in words."""
+        return self.shares.origin
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return given_policies(self.shares.keep, self.shares.stop_scale)
 
 
 Spec = TypeVar("Spec", bound=InfinitySpec | VarSpec)
@@ -45,7 +60,10 @@ def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
     if (depth, width) == (whole.depth, whole.width):
         return spec
     if depth < 1 or width < whole.head_dim or width % whole.head_dim:
-        raise ConfigError(f"--depth must be positive and --width a multiple of {whole.head_dim}, got {depth}, {width}")
+        raise ConfigError(
+            f"--depth must be positive and --width a multiple of {whole.head_dim}, got {depth}, {width}",
+            hint=f"as --depth 2 --width {2 * whole.head_dim}",
+        )
     transformer: Any = whole.resized(depth, width)
     steps = round(spec.vae.base_channels * width / whole.width / _VAE_STEP)
     vae = replace(spec.vae, base_channels=_VAE_STEP * max(1, steps))
@@ -62,56 +80,56 @@ def given_policies(keep: Sequence[float], stop_scale: int | None) -> tuple[str, 
     return (given, f"{given},skip_last=2", *controls)
 
 
-def check_policies(texts: Sequence[str], schedule: ScaleSchedule) -> None:
-    """Raises ConfigError for an invalid policy, or one that does not fit the schedule; saved policies are unknown."""
-    for text in texts:
-        policy = parse_policy(text)
-        if policy is not None:
-            policy.check(schedule)
+def random_spec(spec: Spec, depth: int | None = None, width: int | None = None) -> Spec:
+    """Spec of random weights: smaller if a depth or a width is given, and under a name that says what it is."""
+    made = smaller(spec, depth, width)
+    return replace(made, name=f"{made.name}-random", hub=None, embedded=False)
 
 
-def check_servable(model: str, batch: Sequence[int], device: str, classes: Sequence[int] | None) -> None:
-    """Checks that bundles of the model's shape can serve such calls, before gigabytes are written for them.
-
-    Raises:
-        ConfigError: more images than the engines take rows, or classes for a model of texts.
-        IncompatibleBundleError: ONNX Runtime has no provider for the device.
-    """
-    spec, most = find_model(model), OnnxRuntimeBuilder().max_rows
-    check_provider(torch.device(device))
-    if classes and spec.transformer.reads_text:
-        raise ConfigError(f"{spec.name} draws texts, not classes", hint="leave --class out")
-    if 2 * max(batch) > most:
-        raise ConfigError(
-            f"--batch {max(batch)} takes {2 * max(batch)} rows with guidance; these engines take {most}",
-            hint=f"at most {most // 2} images a call",
-        )
-
-
-def random_bundles(
-    model: str,
-    folder: Path,
-    *,
-    size: str | None,
-    depth: int | None,
-    width: int | None,
-    int8: bool = False,
-    progress: Progress = silent,
-) -> tuple[list[Bundle], Sources]:
-    """Builds a bundle of random weights, and their checkpoint.
+def write_random(spec: InfinitySpec | VarSpec, shares: Shares, output: Path) -> Sources:
+    """Writes a checkpoint of random weights into the folder of a bundle; an interrupted one is written anew.
 
     Args:
-        int8: build a second bundle of them, whose quantized last scales multiply 8-bit integers. (A decoder of random
-            weights strays too far in 8 bits to be verified.)
+        shares: keep shares and stop scale for comparisons of the bundle.
+        output: path of the bundle.
     """
-    spec, named = smaller(find_model(model), depth, width), {"float32": BackendOptions()}
-    if int8:
-        named["int8"] = BackendOptions(quantize="int8")
-    options = [
-        BuildOptions(folder / name, size, builder=choose_builder(backend, spec, size or spec.size, "float32"))
-        for name, backend in named.items()
-    ]
-    for option in options:
-        check_options(BuildPlan(spec, Sources(Path(), Path()), option))
-    sources = write_checkpoint(spec, folder / "checkpoint")
-    return [build(plan_build(spec, sources, option), progress)[0] for option in options], sources
+    folder = output / CHECKPOINT
+    note = {"model": spec.name, "shares": asdict(shares)}
+    written = _read_note(folder)
+    if written is None or written["model"] != spec.name:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_checkpoint(spec, folder)
+    (folder / _SHARES).write_text(json.dumps(note))
+    return _sources(folder)
+
+
+def read_random(bundle: Bundle) -> RandomWeights | None:
+    """Random weights beside a bundle; None for a bundle that was built from a real checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint beside the bundle is of another model.
+    """
+    if bundle.root is None or (note := _read_note(bundle.root / CHECKPOINT)) is None:
+        return None
+    if note["model"] != bundle.manifest.model.name:
+        raise ConfigError(
+            f"the checkpoint in {bundle.root / CHECKPOINT} is of {note['model']}, the bundle of "
+            f"{bundle.manifest.model.name}",
+            hint="build the bundle again with --random-weights",
+        )
+    shares = note["shares"]
+    given = Shares(tuple(shares["keep"]), shares["stop_scale"], shares["origin"])
+    return RandomWeights(_sources(bundle.root / CHECKPOINT), given)
+
+
+def _read_note(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / _SHARES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _sources(folder: Path) -> Sources:
+    """Files that `write_checkpoint` has written: one file, or a folder of shards."""
+    single = folder / "transformer.safetensors"
+    return Sources(single if single.exists() else folder / "transformer", folder / "vae.safetensors")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ldp_calibration.stats import Ratio
+
+from ldp_export.bench.worker.options import Scope
 
 #: Definition of the speed-ups, in words.
 RATIO = "geometric mean over prompts of the median over repetitions of the paired ratio (same prompts, same repetition)"
 INTERVAL = (
     "95 % percentile bootstrap, seeded, {resamples} resamples: prompts are drawn anew, then repetitions within each"
 )
-#: The three scopes of a latency; papers mostly time the second, users wait for the third.
-#: "blocks": the transformer's calls of all scales.
-#: "image": also the loop around them and the decoder, from encoded text to pixels.
-#: "prompt-to-image": also the text encoder and the prompt graph.
-Scope = Literal["blocks", "image", "prompt-to-image"]
 
 
 def milliseconds(sample: Sample, scope: Scope) -> float:
@@ -195,49 +192,19 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of the measurement.
-
-    Attributes:
-        prompts: texts, or None where seeded random text features or classes stood in their place.
-        classes: labels of a class-conditional model.
-        threads: threads of every candidate's thread pools.
-        aspect_ratio: height / width of the images.
-        share_engines: True if policies of the same engines shared a process.
-    """
-
-    prompts: tuple[str, ...] | None
-    prompt_embeds: dict[str, int] | None
-    seed: int
-    policies: tuple[str, ...]
-    repeats: int
-    warmup: int
-    batch: tuple[int, ...]
-    threads: int
-    device: str
-    scope: str
-    guidance: float
-    temperature: float
-    top_k: int
-    top_p: float
-    classes: tuple[int, ...] | None = None
-    aspect_ratio: float = 1.0
-    share_engines: bool = False
-
-
-@dataclass(frozen=True)
 class BenchResult:
     """The whole comparison; `to_json` gives the content of its file.
 
     Attributes:
         peak_gflops: rate of a large matrix product in float32 on the same threads, measured before the candidates.
+        settings: options of the comparison, stand-ins for prompts, and the model's defaults.
         policies: text with every field of each policy, by the caller's words.
     """
 
     created: str
     hardware: dict[str, Any]
     software: dict[str, str]
-    settings: Settings
+    settings: dict[str, Any]
     model: ModelInfo
     statistics: dict[str, str]
     candidates: tuple[CandidateResult, ...]

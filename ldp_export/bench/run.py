@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from ldp_calibration import stats
@@ -15,7 +17,7 @@ from ldp_calibration.fidelity import PSNR_CAP
 from ldp_export.bench import quality
 from ldp_export.bench.hardware import hardware, software
 from ldp_export.bench.measure import Measured, measure, measure_peak, settling_calls, steps
-from ldp_export.bench.plan import DEFAULT_POLICIES, EAGER, EAGER_GRAPHS, UNPRUNED, BenchPlan, Options, plan_bench
+from ldp_export.bench.plan import EAGER, EAGER_GRAPHS, UNPRUNED, BenchPlan, plan_bench
 from ldp_export.bench.result import (
     INTERVAL,
     RATIO,
@@ -25,11 +27,10 @@ from ldp_export.bench.result import (
     Phases,
     PrecisionLoss,
     ScaleResult,
-    Scope,
     ScopeResult,
-    Settings,
     milliseconds,
 )
+from ldp_export.bench.worker.options import BenchOptions, Scope
 from ldp_export.models.registry import DEFAULT_MODEL
 from ldp_export.progress import Progress, ProgressEvent, silent
 
@@ -42,82 +43,21 @@ _SCOPES: dict[Scope, str] = {
 }
 
 
-def run_bench(
-    bundle: Path,
-    *,
-    prompts: Sequence[str] | None = None,
-    policies: Sequence[str] = DEFAULT_POLICIES,
-    repeats: int = 10,
-    warmup: int = 3,
-    batch: Sequence[int] = (1,),
-    threads: int | None = None,
-    seed: int = 0,
-    eager: bool = True,
-    weights: Path | None = None,
-    vae: Path | None = None,
-    text_encoder: Path | None = None,
-    others: Sequence[Path] = (),
-    device: str = "cpu",
-    scope: Scope = "prompt-to-image",
-    random_weights: bool = False,
-    shares_from: str | None = None,
-    classes: Sequence[int] | None = None,
-    aspect_ratio: float = 1.0,
-    share_engines: bool = False,
-    progress: Progress = silent,
-) -> BenchResult:
+def run_bench(bundles: Sequence[Path], options: BenchOptions | None = None, progress: Progress = silent) -> BenchResult:
     """Compares latency, with the quality of the images beside it.
 
     Every candidate runs in a process of its own (with `share_engines`, all policies of the same engines share one).
     While one is measured, the others are stopped.
 
     Args:
-        prompts: texts, drawn once each per repetition, prompt i with seed + i. Default: a few texts; seeded random text
-            features for a bundle without text encoder.
-        policies: policies of the pruned candidates; the unpruned engines are always measured.
-        repeats: measured calls per prompt (batch).
-        warmup: calls per candidate before the measured ones.
-        batch: images per call; each size is a comparison of its own.
-        threads: threads of every candidate; default: one per physical core.
-        weights, vae, text_encoder: the eager candidate's checkpoint; default: found by the model's name.
-        eager: False leaves eager PyTorch out.
-        others: bundles of the same checkpoint with other engines; all candidates of all bundles are measured.
-        device: "cpu" or "cuda", for every candidate.
-        scope: scope of the report's times; the JSON holds all three.
-        random_weights: True if the model draws nothing meaningful. The report says so, and holds no quality of policies
-            or precisions. It still compares the engines' images with eager PyTorch's.
-        shares_from: source of given keep shares, for the report.
-        classes: labels in place of prompts, for a class-conditional model. Default: some spread over all.
-        aspect_ratio: height / width of every image; the nearest one that the model draws is taken.
-        share_engines: load engines once for all their policies: large models do not fit several times.
+        bundles: bundles of one checkpoint with different engines; all candidates of all of them are measured.
 
     Raises:
         ConfigError: the comparison makes no sense; no work was done.
         BenchWorkerError: a candidate's process died.
         LdpError: a candidate failed.
     """
-    options = Options(
-        prompts=prompts,
-        policies=policies,
-        repeats=repeats,
-        warmup=warmup,
-        batch=batch,
-        threads=threads,
-        seed=seed,
-        eager=eager,
-        weights=weights,
-        vae=vae,
-        text_encoder=text_encoder,
-        others=others,
-        device=device,
-        scope=scope,
-        random_weights=random_weights,
-        shares_from=shares_from,
-        classes=classes,
-        aspect_ratio=aspect_ratio,
-        share_engines=share_engines,
-    )
-    return run_plan(plan_bench(bundle, options), progress)
+    return run_plan(plan_bench(bundles, options or BenchOptions()), progress)
 
 
 def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
@@ -130,11 +70,19 @@ def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
         progress(ProgressEvent(step, done, count, "advanced", name))
         done += 1
 
+    def on_part(part: str, size: int) -> None:
+        progress(ProgressEvent(part, done, count, "started", f"batch {size}"))
+
+    def on_round(size: int, repetition: int) -> None:
+        on_part(f"round {repetition + 1} of {plan.options.repeats}", size)
+
     candidates: list[CandidateResult] = []
     loss, peak = None, measure_peak(plan)
     with tempfile.TemporaryDirectory(prefix="ldp-bench-") as folder:
-        for size in plan.batch:
-            measured = {m.name: m for m in measure(plan, size, Path(folder), on_step)}
+        for size in plan.options.batch:
+            on_part("load and warm up", size)
+            found = measure(plan, size, Path(folder), on_step, partial(on_round, size))
+            measured = {m.name: m for m in found}
             candidates += [_candidate(m, size, measured, plan, peak) for m in measured.values()]
             if size == 1 and EAGER in measured:  # in larger batches the original loop shares one noise stream
                 loss = _precision_loss(measured[UNPRUNED], measured[EAGER])
@@ -149,7 +97,8 @@ def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
         statistics={
             "speedup": RATIO,
             "ci95": INTERVAL.format(resamples=stats.RESAMPLES),
-            "times": f"milliseconds of a call that draws `batch` images, {_SCOPES[plan.scope]}; PNG not included",
+            "times": f"milliseconds of a call that draws `batch` images, {_SCOPES[plan.options.scope]}; "
+            "PNG not included",
             "rounds": "every repetition visits every candidate in rotating order, the others stopped; unmeasured calls "
             f"at the beginning of a visit: {settling_calls(plan)}",
             "psnr_db": f"mean over images, at most {PSNR_CAP:g} dB, against the image of the same engines, unpruned",
@@ -164,10 +113,10 @@ def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
 
 def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: BenchPlan, peak: float) -> CandidateResult:
     base = plan.unpruned(m.name)
-    prunes = m.name not in (EAGER, EAGER_GRAPHS, base) and not plan.random_weights
+    prunes = m.name not in (EAGER, EAGER_GRAPHS, base) and plan.random is None
     drawn, calls = list(m.drawn.values()), m.samples
     scopes = {scope: _scope(m, measured, plan, scope) for scope in get_args(Scope)}
-    reported = scopes[plan.scope]
+    reported = scopes[plan.options.scope]
     flops = float(np.mean([d.flops for d in drawn]))
     blocks_s = float(np.mean([sample.blocks_ms for sample in calls])) / 1e3
     loss = quality.NO_LOSS
@@ -188,7 +137,7 @@ def _candidate(m: Measured, batch: int, measured: dict[str, Measured], plan: Ben
         psnr_db=loss.psnr_db,
         ssim=loss.ssim,
         psnr_objects_db=loss.psnr_objects_db,
-        precision_psnr_db=None if plan.random_weights else _precision_psnr(m, measured, plan),
+        precision_psnr_db=None if plan.random is not None else _precision_psnr(m, measured, plan),
         tokens_computed=float(np.mean([t for d in drawn for t in d.tokens])),
         row_tokens=float(np.mean([t for d in drawn for t in d.row_tokens])),
         tokens_full=drawn[0].tokens_full,
@@ -251,7 +200,7 @@ def _speedup(base: Measured | None, m: Measured, plan: BenchPlan, scope: Scope) 
         return None
     if base is m:
         return stats.Ratio(1.0, None, None)
-    return stats.paired_ratio(base.times(scope), m.times(scope), plan.seed)
+    return stats.paired_ratio(base.times(scope), m.times(scope), plan.options.seed)
 
 
 def _precision_loss(engines: Measured, eager: Measured) -> PrecisionLoss:
@@ -260,32 +209,14 @@ def _precision_loss(engines: Measured, eager: Measured) -> PrecisionLoss:
     return PrecisionLoss(quality.mean_psnr_db(ours, originals), largest, len(ours))
 
 
-def _settings(plan: BenchPlan) -> Settings:
-    defaults = plan.bundle.manifest.defaults
-    return Settings(
-        prompts=plan.prompts,
-        prompt_embeds=plan.embeds,
-        classes=plan.classes,
-        seed=plan.seed,
-        policies=plan.policies,
-        repeats=plan.repeats,
-        warmup=plan.warmup,
-        batch=plan.batch,
-        threads=plan.threads,
-        device=plan.device,
-        scope=plan.scope,
-        guidance=defaults.guidance,
-        temperature=defaults.temperature,
-        top_k=defaults.top_k,
-        top_p=defaults.top_p,
-        aspect_ratio=plan.aspect_ratio,
-        share_engines=plan.share_engines,
-    )
+def _settings(plan: BenchPlan) -> dict[str, Any]:
+    embeds = None if plan.embeds is None else asdict(plan.embeds)
+    return plan.options.settings() | {"prompt_embeds": embeds} | plan.bundle.manifest.defaults.model_dump()
 
 
 def _model(plan: BenchPlan) -> ModelInfo:
     manifest = plan.bundle.manifest
-    h, w = manifest.schedule(plan.aspect_ratio).final_grid
+    h, w = manifest.schedule(plan.options.aspect_ratio).final_grid
     side = manifest.model.pixels_per_token
     return ModelInfo(
         name=manifest.model.name,
@@ -296,29 +227,29 @@ def _model(plan: BenchPlan) -> ModelInfo:
         state=plan.bundle.state,
         precision=manifest.precision,
         backend=manifest.backend,
-        random_weights=plan.random_weights,
+        random_weights=plan.random is not None,
     )
 
 
 def _notes(plan: BenchPlan, machine: dict[str, object]) -> list[str]:
     notes = []
-    if plan.random_weights:
+    if plan.random is not None:
         notes.append("the weights are random: times are real, images and token counts mean nothing")
-    if plan.shares_from is not None:
-        notes.append(f"keep shares and the scale where the unconditional branch stops: {plan.shares_from}")
+        if plan.has_given_policies:
+            notes.append(f"keep shares and the scale where the unconditional branch stops: {plan.random.origin}")
     if plan.embeds is not None:
         notes.append(
-            f"the bundle has no text encoder: {plan.embeds['count']} seeded random text features of "
-            f"{plan.embeds['tokens']} tokens stood in for prompts, and no text encoding is in the times"
+            f"the bundle has no text encoder: {plan.embeds.count} seeded random text features of "
+            f"{plan.embeds.tokens} tokens stood in for prompts, and no text encoding is in the times"
         )
-    if plan.share_engines:
+    if plan.options.share_engines:
         notes.append(
             "policies of the same engines shared a process: its loading and peak memory stand with each of them, and "
             "only the first of them met it cold"
         )
     if plan.sources is None:
         notes.append("eager PyTorch was left out")
-    if plan.warmup == 0:
+    if plan.options.warmup == 0:
         notes.append("no warm-up: the first repetition is cold")
     load, cores = machine["load_average"], machine["cores_usable"]
     if isinstance(load, float) and isinstance(cores, int) and load > _BUSY * cores:

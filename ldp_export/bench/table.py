@@ -63,9 +63,9 @@ def print_changes(changes: Sequence[Change]) -> None:
 def _latency(result: BenchResult) -> Table:
     model, machine = result.model, result.hardware
     height, width = model.image
-    where = machine["gpu"] if result.settings.device != "cpu" else machine["cpu"]
+    where = machine["gpu"] if result.settings["device"] != "cpu" else machine["cpu"]
     table = Table(
-        box=box.SIMPLE_HEAD, title=f"{model.name}, {height}x{width}, {where}, {result.settings.threads} threads"
+        box=box.SIMPLE_HEAD, title=f"{model.name}, {height}x{width}, {where}, {result.settings['threads']} threads"
     )
     table.add_column("candidate", overflow="fold", max_width=46)
     for title in ("batch", "p50 ms", "p99", "vs eager", "vs unpruned", "PSNR dB", "objects", "SSIM", "tokens"):

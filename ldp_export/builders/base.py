@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ldp_runtime.bundle.manifest import Backend, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
-from torch import nn
 
 from ldp_export.graphs.signature import GraphSignature
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,7 @@ from ldp_runtime.disk import scratch_path
 from ldp_runtime.errors import EngineBuildError
 
 from ldp_export.builders.base import STAGE_FILE, ExportedGraph
-from ldp_export.builders.quantize import NOISY, SPREAD, latents_of, quantize_convolutions, quantize_products
-from ldp_export.graphs.onnx import MODEL_FILE
-from ldp_export.graphs.signature import QUANTIZED, GraphSignature
+from ldp_export.graphs.signature import MODEL_FILE, QUANTIZED, GraphSignature
 from ldp_export.logs import errors_only
 
 
@@ -64,6 +62,8 @@ class Int8Builder(OnnxRuntimeBuilder):
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
         if not self.quantizes(signature.name):
             return {"quantized": False}
+        from ldp_export.builders.quantize import NOISY, SPREAD
+
         version = importlib.metadata.version("onnxruntime")
         ranges = {"noisy": NOISY, "spread": SPREAD} if signature.name == DECODER else {}
         return {"quantized": True, "weight_bits": 7, "onnxruntime": version, **ranges}
@@ -78,6 +78,8 @@ class Int8Builder(OnnxRuntimeBuilder):
         if not self.quantizes(name):
             _copy(graph.folder, folder)
             return
+        from ldp_export.builders.quantize import latents_of, quantize_convolutions, quantize_products
+
         try:
             # The quantizer advises, at the root logger, a pre-processing that graphs of this toolkit do not need.
             with _own_copy(graph.folder, folder.parent) as own, errors_only(""):
@@ -88,7 +90,7 @@ class Int8Builder(OnnxRuntimeBuilder):
                     say("rounding weights")
                     quantize_products(own / MODEL_FILE, folder / MODEL_FILE)
         except Exception as error:  # onnx and onnxruntime raise many types
-            option = "--int8-decoder" if name == DECODER else "--late-precision"
+            option = "--int8-decoder" if name == DECODER else "--quantize"
             raise EngineBuildError(
                 f"ONNX Runtime could not quantise the graph {name!r}: {error}", hint=f"build without {option}"
             ) from error

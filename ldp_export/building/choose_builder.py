@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import platformdirs
-import torch
 from ldp_runtime.bundle.manifest import Backend, Precision, QuantizedPrecision, QuantizedScales
 from ldp_runtime.engines.hardware import instructions, local_capability, multiplies_bfloat16
 from ldp_runtime.engines.onnxruntime import check_provider
@@ -15,10 +13,8 @@ from ldp_runtime.errors import ConfigError, IncompatibleBundleError
 
 from ldp_export.builders.base import Builder
 from ldp_export.builders.onnxruntime import Int8Builder, OnnxRuntimeBuilder
-from ldp_export.builders.tensorrt.builder import TensorRtBuilder, check_polygraphy
 from ldp_export.builders.tensorrt.optimization_profiles import buckets_of
 from ldp_export.builders.tensorrt.targets import check_precision, check_targets, parse_capabilities
-from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.models.registry import InfinitySpec, VarSpec
 
 #: Default number of buckets of scales: early, middle, late. Thirteen (one per scale) take ten times as long to build as
@@ -30,7 +26,7 @@ PROFILES = 3
 MAX_BATCH = 4
 
 
-#: Default share of the tokens, counted from the last scale, whose blocks `--late-precision` quantizes: scales 9 to 12
+#: Default share of the tokens, counted from the last scale, whose blocks `--quantize` quantizes: scales 9 to 12
 #: of the 13 of a 1M square image.
 QUANTIZED_SHARE = 0.85
 
@@ -82,7 +78,7 @@ def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: 
     quantized = _quantized(options, spec, precision)
     if options.backend == "onnxruntime":
         _refuse_options(options)
-        check_provider(torch.device("cpu"))  # a build verifies its engines there
+        check_provider("cpu")  # a build verifies its engines there
         return (
             Int8Builder(decoder=options.int8_decoder, quantized=quantized)
             if options.int8_decoder or quantized
@@ -91,6 +87,8 @@ def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: 
     if options.backend == "torch":
         _refuse_options(options)
         check_compilers(on_gpu)
+        from ldp_export.builders.torch_compiled.builder import TorchBuilder
+
         if on_gpu:
             return TorchBuilder("cuda", fused=True, quantized=quantized)
         if precision == "bfloat16" and not multiplies_bfloat16():
@@ -99,14 +97,20 @@ def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: 
                 hint="leave --precision out",
             )
         if options.int8_decoder:
-            check_provider(torch.device("cpu"))
+            check_provider("cpu")
         return TorchBuilder(int8=Int8Builder(decoder=True) if options.int8_decoder else None)
+    import platformdirs
+
+    from ldp_export.builders.tensorrt.builder import TensorRtBuilder, check_polygraphy
+
     profiles = PROFILES if options.profiles is None else options.profiles
     batch = MAX_BATCH if options.max_batch is None else options.max_batch
     schedules = spec.schedules_of(size)
     buckets_of(len(schedules[0]), profiles)
     if batch < 1:
-        raise ConfigError(f"--max-batch must be at least 1, got {batch}")
+        raise ConfigError(
+            f"--max-batch must be at least 1, got {batch}", hint=f"--max-batch {MAX_BATCH}, or leave it out"
+        )
     check_polygraphy()
     capabilities = (
         _rtx_targets(options, precision) if options.backend == "tensorrt-rtx" else _own_gpu(options, precision)
@@ -139,35 +143,36 @@ def _quantized(options: BackendOptions, spec: InfinitySpec | VarSpec, precision:
     bits, share, here = options.quantize, options.quantize_share, local_capability()
     if bits is None:
         if share is not None:
-            raise ConfigError("--late-share says where --late-precision begins", hint="add --late-precision int8")
+            raise ConfigError("--quantize-share says where --quantize begins", hint="add --quantize int8")
         return None
     share = QUANTIZED_SHARE if share is None else share
     if not 0 < share < 1:
-        raise ConfigError(f"--late-share is a share of the tokens between 0 and 1, got {share:g}")
+        raise ConfigError(
+            f"--quantize-share is a share of the tokens between 0 and 1, got {share:g}",
+            hint=f"leave it out: {QUANTIZED_SHARE:g} of the tokens are then quantized",
+        )
     if options.backend == "onnxruntime":
         if bits != "int8":
-            raise ConfigError("ONNX Runtime multiplies 8-bit integers, no 8-bit floats", hint="--late-precision int8")
+            raise ConfigError("ONNX Runtime multiplies 8-bit integers, no 8-bit floats", hint="--quantize int8")
         if precision != "float32":
             raise ConfigError(
                 f"ONNX Runtime rounds to 8 bits from float32, not from {precision}",
-                hint="leave --precision out, or --late-precision",
+                hint="leave --precision out, or --quantize",
             )
     elif options.backend != "torch" or here is None:
         where = " on a CPU" if options.backend == "torch" else ""
         raise ConfigError(
             f"{options.backend}{where} has no blocks in 8 bits",
-            hint="leave --late-precision out; --backend onnxruntime has them on a CPU, torch on a GPU",
+            hint="leave --quantize out; --backend onnxruntime has them on a CPU, torch on a GPU",
         )
     elif not spec.quantizes_on_gpu:
-        raise ConfigError("on a GPU, torch has Infinity's blocks in 8 bits only", hint="leave --late-precision out")
+        raise ConfigError("on a GPU, torch has Infinity's blocks in 8 bits only", hint="leave --quantize out")
     elif bits == "float8" and capability(here) < _FLOAT8_SINCE:
-        raise ConfigError(
-            f"this GPU (compute capability {here}) multiplies no 8-bit floats", hint="--late-precision int8"
-        )
+        raise ConfigError(f"this GPU (compute capability {here}) multiplies no 8-bit floats", hint="--quantize int8")
     elif bits == "float8" and precision == "float32":
         raise ConfigError(
             "on most GPUs products of 8-bit floats are bfloat16 or float16, not float32",
-            hint="leave --precision out, or --late-precision int8",
+            hint="leave --precision out, or --quantize int8",
         )
     return QuantizedScales(precision=bits, share=share)
 

@@ -13,14 +13,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
 from ldp_runtime.disk import existing_parent, gigabytes
 from ldp_runtime.errors import CapacityError
 from ldp_runtime.pipeline.memory import available_memory
 
 from ldp_export.builders.base import Compiler, is_quantized, quantized_scales
-from ldp_export.building.stages import BuildStages
-from ldp_export.graphs.onnx import MODEL_FILE
+from ldp_export.builders.onnxruntime import Int8Builder
 
 if TYPE_CHECKING:
     from ldp_export.building.plan import BuildPlan
@@ -91,7 +89,7 @@ class _Sizes:
     def graphs(self) -> list[int]:
         """Bytes of each graph's weights."""
         plan = self.plan
-        return [plan.family.graph(name, plan.precision(name)).weight_bytes() for name in plan.graph_names]
+        return [plan.family.graph_bytes(name, plan.precision(name)) for name in plan.graph_names]
 
     @cached_property
     def engines(self) -> list[int]:
@@ -101,8 +99,9 @@ class _Sizes:
             return []
         engines: list[int] = []
         for name, size in zip(self.plan.graph_names, self.graphs, strict=True):
-            code = len(builder.profiles(self.plan.signature(name))) * _ENGINE_CODE
-            itemsize = getattr(torch, self.plan.precision(name)).itemsize
+            tuned = builder.backend.startswith("tensorrt")
+            code = len(builder.profiles(self.plan.signature(name))) * _ENGINE_CODE if tuned else 0
+            itemsize = 4 if self.plan.precision(name) == "float32" else 2
             for engine in self.plan.engine_names(name):
                 engines.append(code + (size // itemsize if is_quantized(builder, engine) else size))
         return engines
@@ -110,13 +109,13 @@ class _Sizes:
     @property
     def copied(self) -> int:
         """Bytes of the largest graph that ONNX Runtime's quantizer reads: it reads a temporary copy."""
-        builder, copies = self.options.builder, [0]
-        for name, size in zip(self.plan.graph_names, self.graphs, strict=True):
-            for engine in self.plan.engine_names(name):
-                signature = self.plan.signature(name) if engine == name else self.plan.signature(name).quantized()
-                if is_quantized(builder, engine) and builder.engine_file(signature) == MODEL_FILE:
-                    copies.append(size)
-        return max(copies)
+        builder = self.options.builder
+        quantizer = builder if isinstance(builder, Int8Builder) else getattr(builder, "int8", None)
+        if quantizer is None:
+            return 0
+        named = zip(self.plan.graph_names, self.graphs, strict=True)
+        copies = (size for name, size in named if any(map(quantizer.quantizes, self.plan.engine_names(name))))
+        return max(copies, default=0)
 
     @property
     def reference(self) -> int:
@@ -133,11 +132,17 @@ def estimate_build(plan: BuildPlan) -> BuildEstimate:
     kept = max(sizes.graphs) if plan.options.discard_graphs else graphs
     disk = engines + kept + sizes.copied + sizes.reference if engines else graphs + sizes.reference
     weights = sum(sizes.graphs)
-    moved = (plan.sources.size() + 3 * weights + 2 * engines) / _GB
+    moved = (_source_bytes(plan) + 3 * weights + 2 * engines) / _GB
     seconds = 10 + _SECONDS_PER_GRAPH * len(sizes.graphs) * (1 if plan.options.precision == "float32" else 2)
     seconds += _SECONDS_PER_GB * moved + _COMPILE_SECONDS_PER_GB * engines / _GB
     resident = sum(sizes.engines or sizes.graphs)
     return BuildEstimate(_host_memory(plan, sizes), disk, shipped, resident, round(seconds))
+
+
+def _source_bytes(plan: BuildPlan) -> int:
+    """Bytes of the checkpoint; of a released one that is not here yet, as the registry has counted them."""
+    counts = plan.spec.counts
+    return plan.sources.size() or (0 if counts is None else counts.transformer_bytes + counts.vae_bytes)
 
 
 def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
@@ -162,7 +167,7 @@ def require_capacity(plan: BuildPlan) -> BuildEstimate:
         CapacityError: memory or disk is missing.
     """
     estimate, output = estimate_build(plan), plan.options.output
-    memory, disk = int(available_memory(torch.device("cpu"))), shutil.disk_usage(existing_parent(output)).free
+    memory, disk = int(available_memory("cpu")), shutil.disk_usage(existing_parent(output)).free
     missing = estimate.disk - disk
     if missing > 0 and missing > _finished_bytes(plan):
         smaller = "" if plan.options.discard_graphs or not _compiles(plan) else ", or add --discard-graphs"
@@ -182,6 +187,8 @@ def _finished_bytes(plan: BuildPlan) -> int:
     """Bytes of the finished stages of this very build. Telling them from other builds' takes hashes of all sources."""
     if plan.options.force or not (plan.options.output / "stages").is_dir():
         return 0
+    from ldp_export.building.stages import BuildStages
+
     work = BuildStages(plan)
     places = [stage.place(work.cache) for stage in work.stages()]
     return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldp_runtime.bundle.files import CURRENT, PREVIOUS, REPORTS, VERSION_NAME, VERSIONS
 from ldp_runtime.bundle.manifest import KvCacheKind, Precision
@@ -19,12 +20,14 @@ from ldp_export.building.cache import STAGE_NAME
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.base import Family, graph_kind
 from ldp_export.families.choose import choose_family
-from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.infinity import InfinityBlocksGraph
-from ldp_export.graphs.kv_cache import static_signature
 from ldp_export.graphs.signature import QUANTIZED, GraphSignature
 from ldp_export.models.registry import NamedModel
 
+if TYPE_CHECKING:
+    from ldp_export.graphs.graph import Graph
+
+#: Folder beside a bundle of random weights that holds their checkpoint.
+CHECKPOINT = "checkpoint"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 
 
@@ -89,10 +92,16 @@ class BuildPlan:
     def signature(self, name: str) -> GraphSignature:
         """Inputs and outputs of a graph, with the precision and the kind of KV cache of this build."""
         signature = self.family.signature(name, self.precision(name))
-        return signature if self.cache_tokens is None else static_signature(signature, self.cache_tokens)
+        if self.cache_tokens is None:
+            return signature
+        from ldp_export.graphs.kv_cache import static_signature
+
+        return static_signature(signature, self.cache_tokens)
 
     def graph(self, name: str, precision: Precision) -> Graph:
         """Graph to export, with the kind of KV cache of this build; see `Family.graph`."""
+        from ldp_export.graphs.infinity import InfinityBlocksGraph
+
         graph = self.family.graph(name, precision)
         if self.cache_tokens is None or not isinstance(graph, InfinityBlocksGraph):
             return graph
@@ -140,7 +149,9 @@ def check_options(plan: BuildPlan) -> None:
     """
     options, family = plan.options, plan.family  # a family refuses a size that its model does not draw
     if options.chunk is not None and options.chunk < 1:
-        raise ConfigError(f"a chunk needs at least one block, got {options.chunk}")
+        raise ConfigError(
+            f"a chunk needs at least one block, got {options.chunk}", hint="leave --chunk out for one graph, or say 8"
+        )
     if options.precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {options.precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
     if options.builder.backend == "onnxruntime" and options.precision == "bfloat16":
@@ -156,9 +167,9 @@ def _check_kv_cache(options: BuildOptions, family: Family) -> None:
     if options.kv_cache == "dynamic":
         return
     if not family.has_static_cache:
-        raise ConfigError("class-conditional models have no static cache", hint="leave --kv-form out")
+        raise ConfigError("class-conditional models have no static cache", hint="leave --kv-cache out")
     if options.builder.backend == "torch":
-        raise ConfigError("the torch backend has no static cache", hint="leave --kv-form out")
+        raise ConfigError("the torch backend has no static cache", hint="leave --kv-cache out")
 
 
 def check_output(output: Path) -> None:

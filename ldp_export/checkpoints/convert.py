@@ -31,8 +31,9 @@ from ldp_runtime.disk import (
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.small_files import is_plain_file, read_json, stays_inside
 
-from ldp_export.checkpoints.t5 import CONFIG_FILE, TOKENIZER_FILE, encoder_state
-from ldp_export.checkpoints.tensor_files import INDEX_NAME, State, files_read, listing, read_state
+from ldp_export.checkpoints.part_files import CONFIG_FILE, INDEX_NAME, TOKENIZER_FILE, files_read
+from ldp_export.checkpoints.t5 import encoder_state
+from ldp_export.checkpoints.tensor_files import State, listing, read_state
 from ldp_export.checkpoints.tensor_writer import TensorSource, check_types, write_tensors
 from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
 

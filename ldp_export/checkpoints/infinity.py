@@ -14,9 +14,10 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, renamed, shape_of
 from ldp_export.checkpoints.tensor_files import State, read_state
-from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.registry import InfinitySpec
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig
 
 #: Keys of the original files whose values are not needed: recomputed, unused or all zeros.
 _IGNORED_TRANSFORMER = re.compile(
@@ -55,7 +56,10 @@ def infer_infinity_config(state: State) -> InfinityConfig:
     elif "blocks.0.sa.scale_mul" in flat:
         heads = flat["blocks.0.sa.scale_mul"].numel()
     else:
-        raise CheckpointError("the checkpoint has no self-attention temperature (sa.scale_mul_1H11)")
+        raise CheckpointError(
+            "the checkpoint has no self-attention temperature (sa.scale_mul_1H11)",
+            hint="is it the file of an Infinity transformer? give it with --weights, the VAE with --vae",
+        )
     try:
         return InfinityConfig(
             depth=count_numbered(flat, r"blocks\.([0-9]+)\."),
@@ -70,7 +74,10 @@ def infer_infinity_config(state: State) -> InfinityConfig:
             chunks=max(chunks, 1),
         )
     except ConfigError as error:
-        raise CheckpointError(f"the checkpoint's shapes make no model: {error.message}") from error
+        raise CheckpointError(
+            f"the tensors' shapes make no Infinity transformer: {error.message}",
+            hint="is the file whole, and of an Infinity transformer? the VAE belongs to --vae",
+        ) from error
 
 
 def infer_infinity_vae_config(state: State) -> InfinityVaeConfig:
@@ -81,7 +88,10 @@ def infer_infinity_vae_config(state: State) -> InfinityVaeConfig:
     levels = count_numbered(flat, r"encoder\.down\.([0-9]+)\.")
     widths = [shape_of(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
     if not widths or widths[-1] != widest or any(width % base for width in widths):
-        raise CheckpointError(f"VAE level widths {widths} do not fit base width {base} and top width {widest}")
+        raise CheckpointError(
+            f"VAE level widths {widths} do not fit base width {base} and top width {widest}",
+            hint="is it the file of an Infinity VAE? give it with --vae, the transformer with --weights",
+        )
     try:
         return InfinityVaeConfig(
             bits=bits,
@@ -91,7 +101,10 @@ def infer_infinity_vae_config(state: State) -> InfinityVaeConfig:
             stride=2 ** sum(f"encoder.down.{l}.downsample.conv.weight" in flat for l in range(levels)),
         )
     except ConfigError as error:
-        raise CheckpointError(f"the checkpoint's shapes make no VAE: {error.message}") from error
+        raise CheckpointError(
+            f"the tensors' shapes make no Infinity VAE: {error.message}",
+            hint="is the file whole, and of an Infinity VAE? the transformer belongs to --weights",
+        ) from error
 
 
 def unwrap_vae_keys(state: State) -> State:

@@ -26,7 +26,10 @@ def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
         )
     shape = tuple(state[key].shape)
     if len(shape) != dims:
-        raise CheckpointError(f"{key!r} has shape {shape}, expected {dims} dimensions")
+        raise CheckpointError(
+            f"{key!r} has shape {shape}, expected {dims} dimensions",
+            hint="is it the file of this part of the model? --weights takes the transformer, --vae the VAE",
+        )
     return shape
 
 

@@ -13,11 +13,9 @@ from ldp_runtime.small_files import is_plain_file, read_json, read_small
 from tokenizers import Tokenizer
 from torch import nn
 
+from ldp_export.checkpoints.part_files import CONFIG_FILE, TOKENIZER_FILE
 from ldp_export.checkpoints.strict import count_numbered
 from ldp_export.checkpoints.tensor_files import listing, read_state
-
-TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
-
 
 #: Second name under which the module holds its table of token embeddings.
 _TIED = "encoder.embed_tokens.weight"

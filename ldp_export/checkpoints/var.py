@@ -12,8 +12,9 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, renamed, shape_of
 from ldp_export.checkpoints.tensor_files import State, read_state
 from ldp_export.models.registry import VarSpec
-from ldp_export.models.var import VarConfig, VarTransformer
-from ldp_export.models.var_vae import VarVae, VarVaeConfig
+from ldp_export.models.sizes import VarConfig, VarVaeConfig
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.var_vae import VarVae
 
 #: Buffers that are recomputed or all zeros.
 _IGNORED = re.compile(r"(.*\.zero_k_bias|lvl_1L|attn_bias_for_masking)$")
@@ -45,7 +46,10 @@ def infer_var_config(state: State) -> VarConfig:
     tokens = _tokens_of_scales(state["lvl_1L"])
     grids = tuple(math.isqrt(count) for count in tokens)
     if any(side * side != count or side == 0 for side, count in zip(grids, tokens, strict=True)):
-        raise CheckpointError(f"'lvl_1L' counts {tokens} tokens per scale, which are no square grids")
+        raise CheckpointError(
+            f"'lvl_1L' counts {tokens} tokens per scale, which are no square grids",
+            hint="VAR draws squares: is it the file of a VAR transformer?",
+        )
     try:
         return VarConfig(
             depth=count_numbered(state, r"blocks\.([0-9]+)\."),
@@ -59,7 +63,10 @@ def infer_var_config(state: State) -> VarConfig:
             shared_ada="shared_ada_lin.1.weight" in state,
         )
     except ConfigError as error:
-        raise CheckpointError(f"the checkpoint's shapes make no model: {error.message}") from error
+        raise CheckpointError(
+            f"the tensors' shapes make no VAR transformer: {error.message}",
+            hint="is the file whole, and of a VAR transformer? the VAE belongs to --vae",
+        ) from error
 
 
 def _tokens_of_scales(levels: torch.Tensor) -> list[int]:
@@ -87,9 +94,15 @@ def infer_var_vae_config(state: State) -> VarVaeConfig:
     widths = [shape_of(flat, f"encoder.down.{l}.block.0.conv1.weight", 4)[0] for l in range(levels)]
     phis = count_numbered(flat, r"quantize\.quant_resi\.qresi_ls\.([0-9]+)\.")
     if not widths or any(width % base for width in widths):
-        raise CheckpointError(f"VAE level widths {widths} do not fit base width {base}")
+        raise CheckpointError(
+            f"VAE level widths {widths} do not fit base width {base}",
+            hint="is it the file of a VAR VAE? give it with --vae, the transformer with --weights",
+        )
     if not phis:
-        raise CheckpointError("the VAE has no phi convolutions (quantize.quant_resi)")
+        raise CheckpointError(
+            "the VAE has no phi convolutions (quantize.quant_resi)",
+            hint="is it the file of a VAR VAE (vae_ch160v4096z32.pth)? give it with --vae",
+        )
     return VarVaeConfig(
         codes=codes,
         channels=channels,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 from ldp_runtime.disk import is_full
-from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, LdpError
+from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, InternalError, LdpError, suggestion
+from ldp_runtime.installation import install
 from ldp_runtime.telemetry import without_telemetry
 
 from ldp_export import __version__
@@ -27,6 +31,7 @@ _VERBS = (
     "inspect",
     "upgrade",
     "bench",
+    "bench-compare",
     "models",
     "fetch",
     "convert",
@@ -34,6 +39,8 @@ _VERBS = (
 )
 
 
+#: Exit status of a program whose reader has gone, as shells give it: 128 + SIGPIPE.
+_BROKEN_PIPE = 141
 #: Extra of this package that installs a library, by the library's import name.
 _EXTRAS = {
     "onnx": "build",
@@ -57,12 +64,20 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        return importlib.import_module(f"ldp_export.cli.{cmd_name}").command
+        return importlib.import_module(f"ldp_export.cli.{cmd_name.replace('-', '_')}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no verb {args[0]!r}; {suggestion(args[0], _VERBS)}See --help.", ctx)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             with _terminated_as_interrupted():
                 return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return ctx.exit(_BROKEN_PIPE)
         except (LdpError, KeyboardInterrupt, OSError, ImportError) as error:
             typed = _typed(error)
             if typed is None:
@@ -102,12 +117,14 @@ def _typed(error: BaseException) -> LdpError | None:
     if is_full(error):
         return CapacityError("the disk is full", hint="free some space, or name another place, and run it again")
     if isinstance(error, ImportError) and (extra := _EXTRAS.get((error.name or "").partition(".")[0])):
-        return ConfigError(f"{error.name} is not installed", hint=f"pip install 'ldp-export[{extra}]'")
+        return ConfigError(f"{error.name} is not installed", hint=install(extra))
     return None
 
 
 def _say(error: LdpError) -> None:
     """Prints the error for people on stderr and, with --json, also for programs on stdout."""
+    if isinstance(error, InternalError):
+        traceback.print_exception(error)
     if "--json" in sys.argv:
         entry = {"code": error.code, "message": error.message, "hint": error.hint}
         click.echo(json.dumps({"error": entry}))
@@ -122,7 +139,7 @@ def _say(error: LdpError) -> None:
     epilog="""\b
 Examples:
   ldp-export build --output bundles/shapes
-  ldp-export generate bundles/shapes "a red circle" --policy ld --output circle.png
+  ldp-export generate bundles/shapes "a red circle" --output circle.png
   ldp-export bench bundles/shapes --policy ld --policy none:skip_last=1
 """,
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
+import sys
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
@@ -12,277 +16,244 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldp_export.bench.worker.options import BenchOptions
+from ldp_export.cli.arguments.command import Command, Renamed, grouped
+from ldp_export.cli.arguments.outputs import check_new
+from ldp_export.cli.arguments.settings import settings_options
 from ldp_export.cli.options import (
     as_json,
+    aspect_ratio_option,
     bundle_argument,
     classes_option,
+    overwrite_option,
     print_json,
     prompt_lines,
     weights_options,
 )
-from ldp_export.cli.outputs import check_file
 
 if TYPE_CHECKING:
     from ldp_export.progress import Progress, ProgressEvent
 
+#: Defaults of the options.
+_DEFAULT = BenchOptions()
+
+
+class _Bench(Command):
+    """Command that still takes two older forms: --compare, a verb of its own, and --random-weights, a bundle's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--compare" in args:
+            _run_older_compare(ctx, [arg for arg in args if arg != "--compare"])
+        if "--random-weights" in args:
+            _run_older_random_weights(ctx, [arg for arg in args if arg != "--random-weights"])
+        return super().parse_args(ctx, args)
+
 
 @click.command(
     "bench",
+    cls=_Bench,
+    renamed={"--also": Renamed("")},
     epilog="""\b
 Examples:
   ldp-export bench bundles/infinity-shapes
-  ldp-export bench bundles/infinity-shapes --policy ld --policy none:skip_last=1 --repeats 30 --output bench.json
-  ldp-export bench bundles/mine --weights t.safetensors --vae v.safetensors --batch 1 --batch 4
-  ldp-export bench bundles/infinity-shapes --aspect-ratio 0.5 --batch 1 --batch 4 --scope image
-  ldp-export bench bundles/infinity-shapes --also bundles/shapes-torch --also bundles/shapes-int8
-  ldp-export bench --random-weights --model infinity-2b --depth 4 --width 512 --pn 0.25M --keep 0.45,0.4 --stop-scale 6
+  ldp-export bench bundles/infinity-shapes bundles/int8 --output bench.json
+  ldp-export bench bundles/shapes --policy ld --policy none:skip_last=1
+  ldp-export bench bundles/shapes --aspect-ratio 16:9 --batch 1 --batch 4
+  ldp-export bench bundles/shapes --no-eager --prompt "a red circle" --json
   ldp-export bench bundles/8b --device cuda --share-engines
-  ldp-export bench --compare before.json after.json
-  ldp-export bench bundles/infinity-shapes --no-eager --prompt "a red circle" --json
+  ldp-export bench bundles/mine --weights t.safetensors --vae v.safetensors
   ldp-export bench bundles/var-d16 --class 207 --class 88 --policy ld
+
+A bundle of random weights (`ldp-export build --random-weights`) needs no
+options: its checkpoint and the shares that stand in for policies lie beside it.
 """,
 )
-@partial(bundle_argument, required=False)
+@partial(bundle_argument, several=True)
 @click.option(
-    "--also",
-    "others",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A bundle of the same checkpoint with other engines; repeatable.",
+    "--policy", "policies", multiple=True, help="Of a pruned candidate; repeatable.  [default: ld, ld-fast, ld-skip-2]"
 )
-@click.option(
-    "--policy", "policies", multiple=True, help="Of a pruned candidate; repeatable.  [default: ld, ld-skip-2]"
-)
-@click.option("--prompt", "prompts", multiple=True, help="Repeatable; prompt i is drawn with seed + i.")
-@classes_option
-@click.option("--prompts-file", type=click.Path(path_type=Path), help="Text file, a prompt per line.")
-@click.option("--repeats", type=int, default=10, show_default=True, help="Measured calls per prompt and candidate.")
-@click.option("--warmup", type=int, default=3, show_default=True, help="Calls per candidate before that.")
-@click.option("--batch", multiple=True, type=int, help="Images per call; repeatable.  [default: 1]")
-@click.option("--device", default="cpu", show_default=True, help="Of every candidate: cpu or cuda.")
-@click.option(
-    "--scope",
-    default="prompt-to-image",
-    show_default=True,
-    help="What the table's times are of: blocks, image (+ loop and decoder), prompt-to-image (+ text encoder).",
-)
-@click.option(
-    "--aspect-ratio",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Height / width of every image; the nearest that the model draws.",
-)
-@click.option("--share-engines", is_flag=True, help="Load engines once for all their policies: for large models.")
+@click.option("--device", default=_DEFAULT.device, show_default=True, help="Of every candidate: cpu or cuda.")
 @click.option("--threads", type=int, help="Of every candidate.  [default: one per physical core]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first prompt; the others count up.")
-@weights_options
-@click.option("--no-eager", is_flag=True, help="Leave eager PyTorch out: needs no checkpoint.")
-@click.option("--random-weights", is_flag=True, help="Measure --model's shape without a checkpoint: speed only.")
-@click.option("--model", help="With --random-weights: infinity-2b, infinity-8b or another of the registry.")
-@click.option("--depth", type=int, help="With --random-weights: fewer blocks.")
-@click.option("--width", type=int, help="With --random-weights: fewer channels.")
-@click.option("--pn", "size", help="With --random-weights: scale schedule.  [default: the model's]")
-@click.option(
-    "--int8",
-    is_flag=True,
-    help="With --random-weights: also engines whose late scales multiply 8-bit integers.",
+@click.option("--share-engines", is_flag=True, help="Load engines once for all their policies: for large models.")
+@grouped(
+    "Pictures",
+    click.option("--prompt", "prompts", multiple=True, help="Repeatable; prompt i is drawn with seed + i."),
+    click.option("--prompts-file", type=click.Path(path_type=Path), help="Text file, a prompt per line."),
+    classes_option,
+    aspect_ratio_option(_DEFAULT.aspect_ratio),
+    click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True, help="Of the first; others count up."),
 )
-@click.option("--keep", help="With --random-weights: shares that the last scales keep.  [default: 0.45,0.4,0.35]")
-@click.option("--stop-scale", type=int, help="With --random-weights: scale after which the unconditional branch stops.")
-@click.option(
-    "--keep-from",
-    type=click.Path(path_type=Path),
-    help="With --random-weights: shares and stop scale of a calibrated profile (a JSON file in a bundle's profiles/).",
+@grouped(
+    "Measurement",
+    click.option("--repeats", type=int, default=_DEFAULT.repeats, show_default=True, help="Measured calls per prompt."),
+    click.option("--warmup", type=int, default=_DEFAULT.warmup, show_default=True, help="Calls before that."),
+    click.option("--batch", multiple=True, type=int, help="Images per call; repeatable.  [default: 1]"),
+    click.option(
+        "--scope",
+        default=_DEFAULT.scope,
+        show_default=True,
+        help="What the table's times are of: blocks, image (+ loop and decoder), prompt-to-image (+ text encoder).",
+    ),
 )
-@click.option(
-    "--compare",
-    "compared",
-    nargs=2,
-    type=click.Path(path_type=Path),
-    help="Measure nothing: say of two results what became slower or faster, and what is noise.",
+@grouped(
+    "Eager PyTorch",
+    click.option("--no-eager", is_flag=True, help="Leave it out: needs no checkpoint."),
+    weights_options,
 )
-@as_json
-@click.option("--output", type=click.Path(path_type=Path), help="Write the result, raw samples included, as JSON.")
+@grouped(
+    "Result",
+    as_json,
+    click.option("--output", type=click.Path(path_type=Path), help="Write it, raw samples included, as JSON."),
+    overwrite_option,
+)
+@settings_options
 def command(
-    bundle: Path | None,
-    others: tuple[Path, ...],
-    policies: tuple[str, ...],
+    bundles: tuple[Path, ...],
     prompts: tuple[str, ...],
-    classes: tuple[int, ...],
     prompts_file: Path | None,
-    repeats: int,
-    warmup: int,
-    batch: tuple[int, ...],
-    device: str,
-    scope: str,
-    aspect_ratio: float,
-    share_engines: bool,
-    threads: int | None,
-    seed: int,
-    weights: Path | None,
-    vae: Path | None,
-    text_encoder: Path | None,
     no_eager: bool,
-    random_weights: bool,
-    model: str | None,
-    depth: int | None,
-    width: int | None,
-    size: str | None,
-    int8: bool,
-    keep: str | None,
-    stop_scale: int | None,
-    keep_from: Path | None,
-    compared: tuple[Path, Path] | None,
     as_json: bool,
     output: Path | None,
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Compare latency: eager PyTorch, the engines, and the engines with pruning.
 
-    All candidates draw the same prompts with the same seeds and the same number of threads. Each has a process of its
-    own (with --share-engines, policies of the same engines share one); while one is measured the others are stopped.
-    Rounds are interleaved, and speed-ups are ratios of times of the same round, so that a machine that slows down slows
-    all of them. PSNR against the unpruned image stands beside.
+    Several BUNDLEs are of one checkpoint with other engines. All candidates draw the same prompts with the same seeds
+    and the same number of threads. Each has a process of its own (with --share-engines, policies of the same engines
+    share one); while one is measured the others are stopped. Rounds are interleaved, and speed-ups are ratios of times
+    of the same round, so that a machine that slows down slows all of them. PSNR against the unpruned image stands
+    beside.
 
     Eager PyTorch reads the checkpoint that the bundle was built from: found by the model's name, or given by
     --weights, --vae and --text-encoder.
     """
-    from ldp_runtime.errors import ConfigError
-
-    if compared:
-        if bundle is not None or random_weights or output is not None:
-            raise ConfigError("--compare measures nothing", hint="ldp-export bench --compare A.json B.json")
-        _compare(*compared, as_json)
-        return
     texts = [*prompts, *(prompt_lines(prompts_file) if prompts_file else [])]
-    if random_weights:
-        if model is None or no_eager or texts or any((bundle, weights, vae, text_encoder, others)):
-            raise ConfigError(
-                "--random-weights takes --model, and neither bundles, a checkpoint, prompts, nor --no-eager",
-                hint="ldp-export bench --random-weights --model infinity-2b --depth 2 --width 256",
-            )
-        if keep_from is not None and (keep is not None or stop_scale is not None):
-            raise ConfigError("--keep-from brings shares and stop scale: leave --keep and --stop-scale out")
-        if policies and any(value is not None for value in (keep, stop_scale, keep_from)):
-            raise ConfigError("--policy says what is kept: leave --keep, --stop-scale and --keep-from out")
-    elif int8 or any(value is not None for value in (model, depth, width, size, keep, stop_scale, keep_from)):
-        raise ConfigError(
-            "--model, --depth, --width, --pn, --int8, --keep, --keep-from and --stop-scale belong to --random-weights"
-        )
-    elif bundle is None:
-        raise ConfigError("no bundle is named", hint="ldp-export bench BUNDLE, or --compare A.json B.json")
+    chosen = {name: value for name, value in options.items() if value != ()}  # nothing given: the plan chooses
+    asked = BenchOptions(prompts=tuple(texts) or None, eager=not no_eager, **chosen)
+    asked.check()
     if output is not None:
-        check_file(output)
+        check_new(output, overwrite)
 
     from ldp_runtime.disk import written_result
 
-    from ldp_export.bench.plan import DEFAULT_POLICIES, Options, check_options
     from ldp_export.bench.run import run_bench
     from ldp_export.bench.table import print_result
 
-    options: dict[str, Any] = {
-        "policies": policies or DEFAULT_POLICIES,
-        "prompts": texts or None,
-        "classes": classes or None,
-        "repeats": repeats,
-        "warmup": warmup,
-        "batch": batch or (1,),
-        "threads": threads,
-        "seed": seed,
-        "eager": not no_eager,
-        "weights": weights,
-        "vae": vae,
-        "text_encoder": text_encoder,
-        "others": others,
-        "device": device,
-        "scope": scope,
-        "aspect_ratio": aspect_ratio,
-        "share_engines": share_engines,
-    }
-    check_options(Options(**options))
-    if model is not None:
-        from ldp_export.bench.random_weights import check_servable
-
-        check_servable(model, batch or (1,), device, classes)
-        options |= _given_shares(model, size, policies, keep, stop_scale, keep_from)
-    with _progress() as progress, tempfile.TemporaryDirectory(prefix="ldp-random-") as folder:
-        if model is not None:
-            from ldp_export.bench.random_weights import random_bundles
-
-            shape: dict[str, Any] = {"size": size, "depth": depth, "width": width, "int8": int8}
-            (made, *further), sources = random_bundles(model, Path(folder), **shape, progress=progress)
-            bundle = made.folder
-            options |= {"weights": sources.transformer, "vae": sources.vae, "others": [b.folder for b in further]}
-        assert bundle is not None
-        result = run_bench(bundle, progress=progress, **options)
+    with _progress() as progress:
+        result = run_bench(bundles, asked, progress)
     if output is not None:
         with written_result(output) as scratch:
             scratch.write_text(json.dumps(result.to_json(), indent=1) + "\n")
     if as_json:
         print_json(result.to_json())
-    else:
-        print_result(result)
+        return
+    print_result(result)
+    if output is not None:
+        click.echo(f"{output}: the result with raw samples")
 
 
-def _given_shares(
-    model: str,
-    size: str | None,
-    policies: tuple[str, ...],
-    keep: str | None,
-    stop_scale: int | None,
-    keep_from: Path | None,
-) -> dict[str, Any]:
-    """Options of a bench on random weights: the named policies, or else those of the given shares."""
-    from ldp_runtime.schedule import ScaleSchedule
+def _run_older_compare(ctx: click.Context, args: list[str]) -> None:
+    """Runs `bench --compare A B` as `bench-compare A B`."""
+    from ldp_export.cli import bench_compare
 
-    from ldp_export.bench.given_shares import calibrated, told
-    from ldp_export.bench.random_weights import check_policies, given_policies
-    from ldp_export.models.registry import find_model
-
-    schedule = ScaleSchedule.of_size(size) if size else find_model(model).schedules[0]
-    shares = told(keep, stop_scale) if keep_from is None else calibrated(keep_from, schedule)
-    chosen = policies or given_policies(shares.keep, shares.stop_scale)
-    check_policies(chosen, schedule)
-    return {"policies": chosen, "random_weights": True, "shares_from": None if policies else shares.origin}
+    click.echo(
+        "warning: bench --compare is an old form that the next version drops: bench-compare A.json B.json", err=True
+    )
+    bench_compare.command.main(args, standalone_mode=False)
+    ctx.exit()
 
 
-def _compare(before: Path, after: Path, as_json: bool) -> None:
-    from dataclasses import asdict
+def _run_older_random_weights(ctx: click.Context, args: list[str]) -> None:
+    """Runs `bench --random-weights` as `build --random-weights` and `bench`, in a folder that is then removed."""
+    from ldp_export.bench.given_shares import told
+    from ldp_export.bench.random_weights import given_policies
+    from ldp_export.cli import build
 
-    from ldp_export.bench.compare import compare
-    from ldp_export.bench.read_result import read_result
-    from ldp_export.bench.table import print_changes
-
-    changes = compare(read_result(before), read_result(after))
-    if as_json:
-        print_json([asdict(change) | {"verdict": change.verdict} for change in changes])
-    else:
-        print_changes(changes)
+    click.echo(
+        "warning: bench --random-weights is an old form that the next version drops: "
+        "build --random-weights makes a bundle, and bench BUNDLE measures it",
+        err=True,
+    )
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for name in ("--model", "--depth", "--width", "--size", "--keep-from", "--keep", "--stop-scale"):
+        parser.add_argument(name, *(["--pn"] if name == "--size" else []))
+    parser.add_argument("--int8", action="store_true")
+    known, rest = parser.parse_known_args(args)
+    shape = [
+        word
+        for name in ("model", "depth", "width", "size", "keep_from")
+        if (value := getattr(known, name)) is not None
+        for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    if known.keep is not None or known.stop_scale is not None:
+        shares = told(known.keep, None if known.stop_scale is None else int(known.stop_scale))
+        rest += [word for policy in given_policies(shares.keep, shares.stop_scale) for word in ("--policy", policy)]
+    with tempfile.TemporaryDirectory(prefix="ldp-random-") as folder:
+        made: list[str] = []
+        for kind in ([], ["--quantize", "int8"])[: 1 + known.int8]:
+            made.append(str(Path(folder, "-".join(["random", *kind]).replace("--", ""))))
+            with contextlib.redirect_stdout(sys.stderr):
+                build.command.main(["--random-weights", *shape, *kind, "--output", made[-1]], standalone_mode=False)
+        command.main([*made, *rest], standalone_mode=False)
+    ctx.exit()
 
 
 @contextmanager
 def _progress() -> Generator[Progress]:
-    """Progress bar on stderr, drawn between calls only: a refreshing thread would take time from the measured one."""
+    """Progress on stderr, drawn between calls only: a refreshing thread would take time from the measured one.
+
+    A terminal gets a bar and an estimate of what is left; a file or a pipe gets a line a round.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    console = Console(stderr=True)
-    bars = Bars(
-        *columns,
-        TimeElapsedColumn(),
-        console=console,
-        auto_refresh=False,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bars:
-        task = bars.add_task("hashing files", total=None)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[left]}"))
+    with Bars(*columns, console=console, auto_refresh=False, transient=True) as bars:
+        task = bars.add_task("reading the bundles", total=None, left="")
         bars.refresh()
+        clock = _Clock()
 
         def show(event: ProgressEvent) -> None:
+            if event.state == "started":
+                return
             title = f"{event.stage} {event.detail}".strip()
-            bars.update(task, description=title, total=event.count, completed=event.index, refresh=True)
+            left = f"{event.index}/{event.count} calls, {clock.left(event)}"
+            bars.update(task, description=title, total=event.count, completed=event.index, left=left, refresh=True)
 
         yield show
+
+
+class _Clock:
+    """Estimate of the time that is left, from the calls so far."""
+
+    def __init__(self) -> None:
+        self.started: float | None = None
+
+    def left(self, event: ProgressEvent) -> str:
+        """Words for the time that the remaining calls will take."""
+        now = time.monotonic()
+        if self.started is None:
+            self.started = now
+        if event.index == 0:
+            return "time left unknown yet"
+        seconds = (now - self.started) / event.index * (event.count - event.index)
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+
+def _lines() -> Progress:
+    """Callback that prints a line on stderr where a round of the measurement begins."""
+    clock = _Clock()
+
+    def show(event: ProgressEvent) -> None:
+        left = clock.left(event)
+        if event.state == "started":
+            click.echo(f"{event.stage}, {event.detail}: {left}", err=True)
+
+    return show

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldp_export.cli.arguments.command import Command, Renamed, grouped
+from ldp_export.cli.arguments.settings import settings_options
 from ldp_export.cli.fetch import show_fetch
 from ldp_export.cli.options import (
     as_json,
     backend_options,
+    compiled_options,
     local_dir_option,
     print_json,
     shown_progress,
@@ -19,87 +23,72 @@ from ldp_export.cli.options import (
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import Bundle
-    from ldp_runtime.bundle.manifest import Backend, KvCacheKind, Precision, QuantizedPrecision
 
     from ldp_export.building.plan import BuildOptions, BuildPlan
+    from ldp_export.hub.fetch import FetchPlan
     from ldp_export.models.registry import InfinitySpec, VarSpec
     from ldp_export.verification.verify import Report
 
 
-#: Kinds of KV caches, by their names in the option --kv-form.
-_KV_CACHES: dict[str, KvCacheKind] = {"concat": "dynamic", "in-place": "static"}
+#: Options that only --random-weights has.
+_RANDOM = ("depth", "width", "keep_from")
 
 
 @click.command(
+    "build",
+    cls=Command,
+    renamed={
+        "--pn": Renamed("--size"),
+        "--late-precision": Renamed("--quantize"),
+        "--late-share": Renamed("--quantize-share"),
+        "--kv-form": Renamed("--kv-cache", {"concat": "dynamic", "in-place": "static"}),
+    },
     epilog="""\b
 Examples:
-  ldp-export build                                      the embedded model, into bundles/infinity-shapes
-  ldp-export build --model infinity-2b --dry-run        what it would fetch, do and need
-  ldp-export build --model infinity-8b --local-dir 8b   files fetched elsewhere, no network
-  ldp-export build --backend tensorrt-rtx --compute-capability 8.6,8.9,12.0 --profiles 3 --output bundles/rtx
-  ldp-export build --backend tensorrt-rtx --compute-capability 8.9 --kv-form in-place --output bundles/rtx-in-place
-  ldp-export build --int8-decoder --late-precision int8 --output bundles/int8
-  ldp-export build --backend torch --precision bfloat16 --int8-decoder --output bundles/fast   a CPU with bfloat16
-  ldp-export build --weights t.safetensors --vae v.safetensors --pn 0.06M --output bundles/mine
-"""
+  ldp-export build                       the embedded model, into bundles/
+  ldp-export build --model infinity-2b --dry-run   what it fetches and needs
+  ldp-export build --model infinity-8b --local-dir 8b       without network
+  ldp-export build --int8-decoder --quantize int8 --output bundles/int8
+  ldp-export build --backend tensorrt-rtx --compute-capability 8.6,8.9
+  ldp-export build --backend torch --precision bfloat16 --int8-decoder
+  ldp-export build --weights t.safetensors --vae v.safetensors --size 0.06M
+  ldp-export build --random-weights --model infinity-2b --depth 2 --width 256
+""",
 )
 @click.option("--model", help="A registry name; see `ldp-export models`.  [default: infinity-shapes]")
-@local_dir_option
-@weights_options
 @click.option("--output", type=click.Path(path_type=Path), help="Path of the bundle.  [default: bundles/MODEL]")
-@click.option(
-    "--pn",
-    "--size",
-    "size",
-    help="About how many pixels: 0.06M, 0.25M, 0.6M or 1M, all aspect ratios.  [default: the model's]",
-)
+@click.option("--size", help="About how many pixels: 0.06M, 0.25M, 0.6M or 1M, all shapes.  [default: the model's]")
 @click.option("--chunk", type=int, help="Blocks per engine; a large model is split so that each part stays small.")
-@backend_options
 @click.option("--guidance", type=float, help="Default guidance of the bundle.  [default: the model's]")
 @click.option("--temperature", type=float, help="Default temperature of the bundle.  [default: the model's]")
 @click.option("--policy", help="Default policy of the bundle, such as ld.  [default: none]")
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Of the graphs' matrix products.  [default: bfloat16 with TensorRT, and with torch on a GPU; else float32]",
-)
-@click.option(
-    "--kv-form",
-    type=click.Choice(["concat", "in-place"]),
-    default="concat",
-    show_default=True,
-    help="How engines remember keys and values: joined to a past of any length, or written into a cache of a fixed "
-    "size (Infinity; not with --backend torch; docs/tensorrt.md).",
-)
-@click.option("--discard-graphs", is_flag=True, help="Delete each exported graph once its engine is built.")
 @click.option("--force", is_flag=True, help="Redo stages that are already done.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and needed, and stop.")
 @as_json
+@backend_options
+@compiled_options
+@weights_options
+@grouped("Checkpoint files", local_dir_option)
+@grouped(
+    "Random weights",
+    click.option("--random-weights", is_flag=True, help="--model's shape without a checkpoint: for `bench`."),
+    click.option("--depth", type=int, help="Fewer blocks."),
+    click.option("--width", type=int, help="Fewer channels."),
+    click.option(
+        "--keep-from",
+        type=click.Path(path_type=Path),
+        help="Shares of tokens that `bench` keeps: those of a calibrated policy (a JSON file in a bundle's profiles/)."
+        "  [default: 0.45, 0.4 and 0.35 of the last scales]",
+    ),
+)
+@settings_options
 def command(
     model: str | None,
-    local_dir: Path | None,
-    weights: Path | None,
-    vae: Path | None,
-    text_encoder: Path | None,
     output: Path | None,
-    size: str | None,
-    chunk: int | None,
-    backend: Backend,
-    capabilities: str | None,
-    profiles: int | None,
-    max_batch: int | None,
-    int8_decoder: bool,
-    quantize: QuantizedPrecision | None,
-    quantize_share: float | None,
-    guidance: float | None,
-    temperature: float | None,
-    policy: str | None,
-    precision: Precision | None,
-    kv_form: str,
-    discard_graphs: bool,
-    force: bool,
     dry_run: bool,
     as_json: bool,
+    random_weights: bool,
+    **options: Any,
 ) -> None:
     """Build a bundle: export graphs, make engines, verify them against the reference model, publish.
 
@@ -107,43 +96,146 @@ def command(
     network. A build that fails or is killed leaves the previous bundle serving, and running the command again resumes
     it.
     """
-    from ldp_export.building.build import build
-    from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
-    from ldp_export.building.plan import BuildOptions, BuildPlan, check_options, plan_build
-    from ldp_export.checkpoints.sources import Sources
-    from ldp_export.checkpoints.t5 import check_folder
-    from ldp_export.hub.fetch import fetch
-    from ldp_export.hub.resolve import pending_fetch, resolve_model, with_defaults
-    from ldp_export.models.registry import find_model
-
-    backend_choice = BackendOptions(backend, capabilities, profiles, max_batch, int8_decoder, quantize, quantize_share)
-    precision = precision or default_precision(backend)
-
-    def options_for(spec: InfinitySpec | VarSpec) -> BuildOptions:
-        builder, place = choose_builder(backend_choice, spec, size or spec.size, precision), Path("bundles") / spec.name
-        return BuildOptions(
-            output or place, size, chunk, force, builder, precision, discard_graphs, _KV_CACHES[kv_form]
-        )
-
-    if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):
-        # Options that would be refused after hours of downloading are refused before it.
-        named = with_defaults(find_model(pending.spec.name), guidance, temperature, policy)
-        check_options(BuildPlan(named, Sources(Path(), Path(), text_encoder), options_for(named)))
-        if text_encoder is not None:
-            check_folder(text_encoder)
-        if dry_run:
-            print_json({"model": named.name, "fetch": pending.to_json()}) if as_json else show_fetch(pending)
-            return
-        with shown_progress(as_json) as progress:
-            fetch(pending, progress)
-    spec, sources = resolve_model(model, weights, vae, text_encoder, guidance, temperature, local_dir, policy)
-    plan = plan_build(spec, sources, options_for(spec))
+    chosen = _Chosen(model, output, options)
+    chosen.check_names(random_weights)
+    plan = _random_plan(chosen, dry_run) if random_weights else _plan(chosen, dry_run, as_json)
+    if plan is None:
+        return
     if dry_run:
         _show_plan(plan, as_json)
         return
+    from ldp_export.building.build import build
+
     with shown_progress(as_json) as progress:
         bundle, report = build(plan, progress)
     _show_result(plan.options.output, bundle, report, as_json)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Options of the command line."""
+
+    model: str | None
+    output: Path | None
+    options: dict[str, Any]
+
+    @property
+    def files(self) -> dict[str, Any]:
+        return {name: self.options[name] for name in ("weights", "vae", "text_encoder", "local_dir")}
+
+    def check_names(self, random_weights: bool) -> None:
+        """Raises ConfigError for options that belong to another kind of build."""
+        from ldp_runtime.errors import ConfigError
+
+        if not random_weights and any(self.options[name] is not None for name in _RANDOM):
+            raise ConfigError(
+                f"{', '.join(map(_flag, _RANDOM))} belong to --random-weights", hint="add --random-weights"
+            )
+        given = [_flag(name) for name, path in self.files.items() if path is not None]
+        if random_weights and (given or self.model is None):
+            raise ConfigError(
+                "--random-weights takes the shape of a --model"
+                + (f", and reads no {' or '.join(given)}" if given else ""),
+                hint="ldp-export build --random-weights --model infinity-2b --depth 2 --width 256",
+            )
+
+    def build_options(self, spec: InfinitySpec | VarSpec) -> BuildOptions:
+        """Options of the build of a model; raises ConfigError for what its backend or this machine does not offer."""
+        from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
+        from ldp_export.building.plan import BuildOptions
+
+        chosen = self.options
+        backend = BackendOptions(**{field.name: chosen[field.name] for field in fields(BackendOptions)})
+        precision = chosen["precision"] or default_precision(backend.backend)
+        builder = choose_builder(backend, spec, chosen["size"] or spec.size, precision)
+        return BuildOptions(
+            output=self.output or Path("bundles") / spec.name,
+            builder=builder,
+            precision=precision,
+            **{name: chosen[name] for name in ("size", "chunk", "force", "discard_graphs", "kv_cache")},
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _plan(chosen: _Chosen, dry_run: bool, as_json: bool) -> BuildPlan | None:
+    """Plan of a build from a checkpoint, whose files are fetched first; None if all is said."""
+    from ldp_export.building.plan import BuildPlan, check_options, plan_build
+    from ldp_export.checkpoints.sources import Sources
+    from ldp_export.hub.resolve import find_sources, pending_fetch, resolve_model, with_defaults
+    from ldp_export.models.registry import DEFAULT_MODEL, find_model
+
+    files, text_encoder = chosen.files, chosen.files["text_encoder"]
+    defaults = {name: chosen.options[name] for name in ("guidance", "temperature", "policy")}
+    pending = pending_fetch(chosen.model, **files, registry=dry_run)
+    if pending is not None:
+        # Options that would be refused after hours of downloading are refused before it.
+        named = with_defaults(find_model(pending.spec.name), **defaults)
+        hub = pending.hub
+        encoder = text_encoder or (None if hub.text_encoder is None else Path(hub.text_encoder))
+        unfetched = BuildPlan(
+            named, Sources(Path(hub.transformer), Path(hub.vae), encoder), chosen.build_options(named)
+        )
+        check_options(unfetched)
+        if text_encoder is not None:
+            from ldp_export.checkpoints.t5 import check_folder
+
+            check_folder(text_encoder)
+        if dry_run:
+            _show_pending(pending, unfetched, as_json)
+            return None
+        from ldp_export.hub.fetch import fetch
+
+        with shown_progress(as_json) as progress:
+            fetch(pending, progress)
+    if dry_run and files["weights"] is None and files["vae"] is None:  # answered from the registry, without PyTorch
+        named = with_defaults(find_model(chosen.model or DEFAULT_MODEL), **defaults)
+        plan = BuildPlan(named, find_sources(named, **files), chosen.build_options(named))
+        check_options(plan)
+        return plan
+    spec, sources = resolve_model(chosen.model, **defaults, **files)
+    return plan_build(spec, sources, chosen.build_options(spec))
+
+
+def _show_pending(pending: FetchPlan, plan: BuildPlan, as_json: bool) -> None:
+    """Prints what a build would fetch first, and then do and need."""
+    from ldp_export.building.estimate import estimate_build
+
+    if plan.spec.counts is None:  # sizes of its graphs are read from its files
+        print_json({"model": plan.spec.name, "fetch": pending.to_json()}) if as_json else show_fetch(pending)
+        return
+    if as_json:
+        estimate = {"estimate": estimate_build(plan).to_json()}
+        print_json({"model": plan.spec.name, "fetch": pending.to_json(), "plan": plan.to_json() | estimate})
+        return
+    show_fetch(pending)
+    _show_plan(plan, as_json)
+
+
+def _random_plan(chosen: _Chosen, dry_run: bool) -> BuildPlan:
+    """Plan of a build of random weights, whose checkpoint is written first."""
+    from ldp_runtime.schedule import ScaleSchedule
+
+    from ldp_export.bench.given_shares import calibrated, told
+    from ldp_export.bench.random_weights import random_spec, write_random
+    from ldp_export.building.plan import BuildPlan, check_options, plan_build
+    from ldp_export.checkpoints.sources import Sources
+    from ldp_export.hub.resolve import with_defaults
+    from ldp_export.models.registry import find_model
+
+    given, named = chosen.options, find_model(str(chosen.model))
+    spec = random_spec(named, given["depth"], given["width"])
+    spec = with_defaults(spec, given["guidance"], given["temperature"], given["policy"])
+    options = chosen.build_options(spec)
+    unwritten = BuildPlan(spec, Sources(Path("transformer"), Path("vae")), options)
+    check_options(unwritten)
+    schedule = ScaleSchedule.of_size(options.size) if options.size else spec.schedules[0]
+    shares = told(None, None) if given["keep_from"] is None else calibrated(given["keep_from"], schedule)
+    if dry_run:
+        return unwritten
+    return plan_build(spec, write_random(spec, shares, options.output), options)
 
 
 def _show_result(output: Path, bundle: Bundle, report: Report | None, as_json: bool) -> None:

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldp_export.cli.arguments.command import Command, Renamed
+from ldp_export.cli.arguments.outputs import check_folder, check_new
+from ldp_export.cli.arguments.settings import settings_options
 from ldp_export.cli.options import (
     as_json,
     bundle_argument,
     device_option,
+    overwrite_option,
     print_json,
     prompt_lines,
     shown_progress,
     threads_option,
 )
-from ldp_export.cli.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     from ldp_calibration.search import Calibration
@@ -24,14 +27,18 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "calibrate",
+    cls=Command,
+    renamed={"--prompts": Renamed("--prompt-count")},
     epilog="""\b
 Examples:
-  ldp-export calibrate bundles/infinity-shapes --budget "psnr>=28" --name careful
-  ldp-export calibrate bundles/mine --budget "speedup>=1.8" --prompts-file prompts.txt --name fast
-  ldp-export calibrate bundles/infinity-shapes --fit-only
-  ldp-export generate bundles/infinity-shapes "a red circle" --policy ld:fill=linear
-  ldp-export generate bundles/infinity-shapes "a red circle" --policy careful
-"""
+  ldp-export calibrate bundles/shapes --budget "psnr>=28" --name careful
+  ldp-export generate bundles/shapes "a red circle" --policy careful
+  ldp-export calibrate bundles/mine --budget "speedup>=1.8" \\
+      --prompts-file prompts.txt --name fast
+  ldp-export calibrate bundles/shapes --fit-only
+  ldp-export generate bundles/shapes "a red circle" --policy ld:fill=linear
+""",
 )
 @bundle_argument
 @click.option(
@@ -40,25 +47,27 @@ Examples:
 @click.option(
     "--fit-only", is_flag=True, help="Only fit what fill=linear, score=error and the like need, on all prompts."
 )
-@click.option("--name", default="calibrated", show_default=True, help="Of the profile.")
+@click.option("--name", default="calibrated", show_default=True, help="Of the saved policy.")
 @click.option(
     "--prompts-file",
     type=click.Path(path_type=Path),
     help="One prompt (or class) a line.  [default: own ones]",
 )
 @click.option(
-    "--prompts",
+    "--prompt-count",
     "count",
     type=int,
     default=32,
     show_default=True,
-    help="How many of the project's own.",
+    help="How many of the project's own prompts.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--chart", type=click.Path(path_type=Path), help="Draw speed against fidelity into this .png.")
+@overwrite_option
 @device_option
 @threads_option
 @as_json
+@settings_options
 def command(
     bundle: Path,
     budget: str | None,
@@ -68,6 +77,7 @@ def command(
     count: int,
     seed: int,
     chart: Path | None,
+    overwrite: bool,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -92,13 +102,17 @@ def command(
     from ldp_export.progress import ProgressEvent
 
     if (budget is None) != fit_only:
-        raise ConfigError("give either --budget or --fit-only")
+        said = "both --budget and --fit-only are" if fit_only else "neither --budget nor --fit-only is"
+        raise ConfigError(
+            f"{said} given",
+            hint='--budget "psnr>=28" searches a policy; --fit-only fits the numbers of fill=linear and the like',
+        )
     if seed < 0:
-        raise ConfigError(f"seed must be at least 0, got {seed}")
+        raise ConfigError(f"--seed must be at least 0, got {seed}", hint="--seed 0, or another number")
     if chart is not None:
         if fit_only:
             raise ConfigError("--chart draws the search, and --fit-only searches nothing", hint="leave one of them out")
-        check_file(chart, ".png", ".pdf", ".svg")
+        check_new(chart, overwrite, ".png", ".pdf", ".svg")
         pyplot()  # refuses here if Matplotlib is missing, before the search
     goal = None if budget is None else Budget.parse(budget)
     check_saved_name(name)
@@ -107,6 +121,11 @@ def command(
         raise ConfigError(f"{bundle} is a single version: profiles lie beside a bundle", hint="name the bundle's path")
     folder = saved_folder(opened.root, opened.manifest)
     check_folder(folder)
+    if goal is not None and (saved_path := folder / f"{name}.json").exists() and not overwrite:
+        raise ConfigError(
+            f"a policy of the name {name!r} is saved already: {saved_path}",
+            hint="give another --name, or add --overwrite to replace it",
+        )
     texts = _prompts(prompts_file, count, seed, opened.manifest.model)
     with Pipeline.load(opened, device=device, threads=threads) as pipe, shown_progress(as_json) as progress:
         work = folder / f"measurements-{measurement_key(opened.manifest, texts, seed)}.jsonl"
@@ -159,7 +178,9 @@ def _prompts(file: Path | None, count: int, seed: int, model: ModelEntry) -> lis
         try:
             labels = [int(line) for line in lines]
         except ValueError as error:
-            raise ConfigError(f"{file} must hold a class number a line: {error}") from error
+            raise ConfigError(
+                f"{file} must hold a class number a line: {error}", hint="write numbers such as 207, one a line"
+            ) from error
         check_labels(model, labels)
         return labels
     if lines is not None:

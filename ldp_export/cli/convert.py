@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
+from ldp_export.cli.arguments.command import Command
+from ldp_export.cli.arguments.outputs import check_folder
 from ldp_export.cli.options import as_json, precision_option, print_json, shown_progress
-from ldp_export.cli.outputs import check_folder
 
 
 @click.command(
+    "convert",
+    cls=Command,
     epilog="""\b
 Examples:
   ldp-export convert infinity_2b_reg.pth 2b-bfloat16 --precision bfloat16
-  ldp-export convert infinity_8b_weights/ 8b-bfloat16 --precision bfloat16
-  ldp-export convert infinity_vae_d32reg.pth vae.safetensors --precision float32
-  ldp-export convert flan-t5-xl/ encoder --precision bfloat16     (its encoder alone)
-"""
+  ldp-export convert infinity_8b_weights/ 8b-bfloat16
+  ldp-export convert infinity_vae.pth vae.safetensors --precision float32
+  ldp-export convert flan-t5-xl/ encoder        its encoder alone
+""",
 )
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
@@ -33,6 +37,11 @@ def command(source: Path, output: Path, precision: str, as_json: bool) -> None:
     from ldp_export.checkpoints.convert import plan_conversion
     from ldp_export.hub.converted import run_conversion
 
+    if not source.exists() and output.exists():
+        from ldp_runtime.errors import ConfigError
+
+        swapped = f"ldp-export convert {shlex.quote(str(output))} {shlex.quote(str(source))}"
+        raise ConfigError(f"{source} does not exist, but {output} does", hint=f"swap them: {swapped}")
     check_folder(output.parent)
     plan = plan_conversion(source, output, precision)
     with shown_progress(as_json) as progress:

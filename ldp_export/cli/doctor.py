@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldp_export.cli.arguments.command import Command
 from ldp_export.cli.options import as_json, print_json
 
 if TYPE_CHECKING:
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "doctor",
+    cls=Command,
     epilog="""\b
 Examples:
   ldp-export doctor
   ldp-export doctor --json
-"""
+""",
 )
 @as_json
 def command(as_json: bool) -> None:

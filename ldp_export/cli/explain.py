@@ -6,25 +6,31 @@ from pathlib import Path
 
 import click
 
+from ldp_export.cli.arguments.command import Command
+from ldp_export.cli.arguments.outputs import check_new
 from ldp_export.cli.options import (
     as_json,
     bundle_argument,
+    check_order,
     check_policy,
     classes_option,
     conditions,
     device_option,
+    overwrite_option,
     print_json,
     threads_option,
 )
-from ldp_export.cli.outputs import check_file
 
 
 @click.command(
+    "explain",
+    cls=Command,
     epilog="""\b
 Examples:
-  ldp-export explain bundles/infinity-shapes "a red circle" --output why.png
-  ldp-export explain bundles/infinity-shapes "a red circle" "two blue stars" --policy ld:fill=zero --output why.png
-"""
+  ldp-export explain bundles/shapes "a red circle" --output why.png
+  ldp-export explain bundles/shapes "a red circle" "two blue stars"
+  ldp-export explain bundles/shapes "a red circle" --policy ld:fill=zero
+""",
 )
 @bundle_argument
 @click.argument("prompts", nargs=-1)
@@ -33,6 +39,7 @@ Examples:
 @click.option("--policy", default="ld", show_default=True, help="What to explain; see `generate --policy`.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--guidance", type=float, help="[default: the bundle's]")
+@overwrite_option
 @device_option
 @threads_option
 @as_json
@@ -44,6 +51,7 @@ def command(
     policy: str,
     seed: int,
     guidance: float | None,
+    overwrite: bool,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -59,7 +67,8 @@ def command(
     from ldp_export.inspection.explain import draw, draw_comparison, explain
 
     drawn = conditions(prompts, classes)
-    check_file(output, ".png", ".pdf", ".svg")
+    check_order("explain", bundle, prompts)
+    check_new(output, overwrite, ".png", ".pdf", ".svg")
     pyplot()  # refuses here if Matplotlib is missing, before anything is drawn
     chosen = check_policy(bundle, policy)
     with Pipeline.load(bundle, device=device, threads=threads) as pipe:

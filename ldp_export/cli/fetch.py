@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldp_export.cli.arguments.command import Command
+from ldp_export.cli.arguments.outputs import check_folder
 from ldp_export.cli.options import as_json, precision_option, print_json, shown_progress
-from ldp_export.cli.outputs import check_folder
 
 if TYPE_CHECKING:
     from ldp_export.hub.fetch import FetchPlan
 
 
 @click.command(
+    "fetch",
+    cls=Command,
     epilog="""\b
 Examples:
-  ldp-export fetch infinity-2b --dry-run                what is downloaded, how large, and where it goes
-  ldp-export fetch infinity-2b                          into the hub's cache, from which `build --model` takes it
-  ldp-export fetch infinity-8b --local-dir /mnt/usb/8b  to be carried to a site without network:
+  ldp-export fetch infinity-2b --dry-run     what is downloaded, and where to
+  ldp-export fetch infinity-2b               into the hub's cache, for `build`
+  ldp-export fetch infinity-8b --local-dir /mnt/usb/8b    to be carried
   ldp-export build --model infinity-8b --local-dir /mnt/usb/8b
   ldp-export fetch infinity-8b --local-dir 8b --precision bfloat16
-"""
+""",
 )
 @click.argument("model")
 @click.option(
@@ -56,18 +59,27 @@ def command(
 
     from ldp_runtime.disk import same_disk
 
-    from ldp_export.checkpoints.convert import check_precision
-    from ldp_export.hub.converted import check_converted, check_room, convert_model
-    from ldp_export.hub.fetch import fetch, plan_fetch
+    from ldp_export.hub.client import UnreachableHubError
+    from ldp_export.hub.fetch import fetch, plan_fetch, registry_plan
     from ldp_export.models.registry import find_model
 
     if local_dir is not None:
         check_folder(local_dir)
     if precision is not None:
+        from ldp_export.checkpoints.convert import check_precision
+
         check_precision(precision)
     spec = find_model(model)
-    plan = plan_fetch(spec, revision, None if precision else local_dir, not no_text_encoder)
+    place = None if precision else local_dir
+    try:
+        plan = plan_fetch(spec, revision, place, not no_text_encoder)
+    except UnreachableHubError as error:
+        if not dry_run:
+            raise
+        plan = registry_plan(spec, error.message, place, not no_text_encoder)
     if local_dir is not None and precision is not None:
+        from ldp_export.hub.converted import check_converted, check_room
+
         check_converted(local_dir, precision, plan.revisions)
         to_fetch = plan.bytes_to_fetch if same_disk(local_dir, plan.folder) else 0
         check_room(spec, local_dir, precision, not no_text_encoder, to_fetch)
@@ -77,6 +89,8 @@ def command(
     with shown_progress(as_json) as progress:
         sources = fetch(plan, progress)
         if precision is not None and local_dir is not None:
+            from ldp_export.hub.converted import convert_model
+
             sources = convert_model(sources, local_dir, precision, progress, plan.revisions)
     if as_json:
         print_json(plan.to_json() | {"sources": {part: str(path) for part, path in sources.items()}})
@@ -98,6 +112,8 @@ def show_fetch(plan: FetchPlan) -> None:
         here = planned.state if planned.state != "partial" else f"{planned.have / 1e6:.0f} MB"
         table.add_row(planned.file.repository, planned.file.path, f"{planned.file.size / 1e6:,.1f}", here)
     Console().print(table)
+    if plan.registry_only:
+        click.echo(f"sizes are the registry's, since the hub was not asked: {plan.registry_only}", err=True)
     for repository, commit in plan.to_json()["revisions"].items():
         click.echo(f"{repository} at {commit}")
     click.echo(f"{plan.bytes_to_fetch / 1e9:.2f} of {plan.bytes / 1e9:.2f} GB are to be downloaded")

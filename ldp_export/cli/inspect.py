@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldp_export.cli.arguments.command import Command
 from ldp_export.cli.options import as_json, bundle_argument, print_json
 
 if TYPE_CHECKING:
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "inspect",
+    cls=Command,
     epilog="""\b
 Examples:
   ldp-export inspect bundles/infinity-shapes
   ldp-export inspect bundles/infinity-shapes --json
-"""
+""",
 )
 @bundle_argument
 @as_json
@@ -43,8 +46,8 @@ def command(bundle: Path, as_json: bool) -> None:
 
 
 def _print(bundle: Bundle) -> None:
+    from ldp_runtime.bundle.sizes import sizes
     from ldp_runtime.pipeline.memory import estimate_memory
-    from ldp_runtime.pipeline.request import sizes
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -6,15 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldp_export.cli.arguments.command import Command
 from ldp_export.cli.options import as_json, print_json
 
 if TYPE_CHECKING:
     from ldp_export.models.registry import NamedModel
 
 
-@click.command(epilog="\b\nExamples:\n  ldp-export models\n  ldp-export models --json\n")
+@click.command(
+    "models",
+    cls=Command,
+    epilog="""\b
+Examples:
+  ldp-export models
+  ldp-export models --all
+  ldp-export models --json
+""",
+)
+@click.option("--all", "every", is_flag=True, help="Also configurations whose weights were never released.")
 @as_json
-def command(as_json: bool) -> None:
+def command(every: bool, as_json: bool) -> None:
     """List the models that `build --model` and `fetch` know, and what of them is on this machine.
 
     Sizes on disk are those of the published float32 files. Memory is the least that drawing one guided image takes in
@@ -22,7 +33,7 @@ def command(as_json: bool) -> None:
     """
     from ldp_export.models.registry import MODELS
 
-    rows = [_row(spec) for spec in MODELS.values()]
+    rows = [_row(spec) for spec in MODELS.values() if every or spec.embedded or spec.hub is not None]
     if as_json:
         print_json(rows)
     else:
@@ -30,7 +41,7 @@ def command(as_json: bool) -> None:
 
 
 def _row(spec: NamedModel) -> dict[str, Any]:
-    from ldp_export.checkpoints.original import released_bytes
+    from ldp_export.checkpoints.released import released_bytes
     from ldp_export.hub.local import local_files
 
     hub, here = spec.hub, local_files(spec)

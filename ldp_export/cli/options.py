@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+import math
+import shlex
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ldp_export.cli.arguments.command import grouped
 
 if TYPE_CHECKING:
     from ldp_runtime.pipeline.drawing import ScaleEvent
@@ -17,29 +21,35 @@ if TYPE_CHECKING:
 
     from ldp_export.progress import Progress, ProgressEvent
 
+#: Longest path that is looked for among prompts.
+_LONGEST_PATH = 200
+
 #: Appended to the help of commands that take policies. It names every option; a test compares it with the parser.
 POLICY_HELP = """\b
-Policies are NAME or NAME:option=value,...  ("none" for no value, lists as 5+6):
+Policies are NAME or NAME:option=value,...  (none: no value; lists as 5+6)
   none            the full model
-  ld              recommended: LHEP scores, no loss of accepted pictures shown; see docs/ablation.md
-  ld-fast         faster, at a measured loss
+  ld              recommended: LHEP scores, no loss of accepted pictures shown
+  ld-fast         faster, at a measured loss; see docs/ablation.md
   ld-paper        LD-Pruning with the paper's thresholds, nothing skipped
   ld-skip-2       the paper's headline mode: the last two scales are not run
   lhep, top-p, top-k   a token rule alone
     Which tokens:
-      rho=0.5                 LHEP: share of the detail energy that kept tokens must reach
-      p=0.8                   top-p: the same of another score=
-      share=0.4               top-k: share of tokens; or 0.5+0.4 for the last scales
-      score=                  energy | distance | variance | error*; top-k also random
-      fill=                   repeat | zero | linear*
-      scales=5+6              which scales are thinned out; or the last that hold a detail=0.75 of all tokens
-      energy_from=previous|computed, border=counted|ignored, haar=tokens|latents    (LHEP)
+      rho=0.5       LHEP: share of the detail energy that kept tokens reach
+      p=0.8         top-p: the same of another score=
+      share=0.4     top-k: share of tokens; or 0.5+0.4 for the last scales
+      score=        energy | distance | variance | error*; top-k also random
+      fill=         repeat | zero | linear*
+      scales=5+6    which scales are thinned out; or detail=0.75: the last
+                    that hold such a share of all tokens
+      energy_from=previous|computed, border=counted|ignored,
+      haar=tokens|latents     (LHEP)
     When the unconditional branch stops (stop=none: never):
-      delta=0.15              SATS: once the gap changes by less; stop_scales=4+5, gap=rms|l2
-      stop=4                  after this scale; or first, before the thinned scales
-      then=                   conditional | reuse
-    skip_last=0               last scales not run
-  or the name (or path) of a profile that `ldp-export calibrate` wrote.
+      delta=0.15    SATS: once the gap changes by less; stop_scales=4+5,
+                    gap=rms|l2
+      stop=4        after this scale; or first, before the thinned scales
+      then=         conditional | reuse
+    skip_last=0     last scales not run
+  or the name (or path) of a policy that `ldp-export calibrate` saved.
 * needs numbers fitted to the bundle: ldp-export calibrate BUNDLE --fit-only
 """
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -49,25 +59,32 @@ def _keep_expected(ctx: click.Context, _: click.Parameter, digest: str | None) -
     ctx.meta[_EXPECTED] = digest
 
 
-def _checked_bundle(ctx: click.Context, _: click.Parameter, bundle: Path | None) -> Path | None:
+def _checked_bundle(ctx: click.Context, _: click.Parameter, bundle: Path | tuple[Path, ...]) -> Any:
     """The bundle's path; with --expect-digest, that of the version that was checked, whatever CURRENT names later."""
     digest: str | None = ctx.meta.get(_EXPECTED)
     if digest is None:
         return bundle
     from ldp_runtime.bundle.files import open_bundle
-    from ldp_runtime.errors import ConfigError
 
-    if bundle is None:
-        raise ConfigError("--expect-digest is given without a bundle", hint="name the bundle, or leave it out")
+    if isinstance(bundle, tuple):
+        return (open_bundle(bundle[0], "sizes", digest).folder, *bundle[1:])
     return open_bundle(bundle, "sizes", digest).folder
 
 
 _EXPECTED = "expected digest"
 
 
-def bundle_argument(function: Any, required: bool = True) -> Any:
-    """Adds the argument BUNDLE, and the option --expect-digest that refuses any other bundle than the one meant."""
-    argument = click.argument("bundle", type=click.Path(path_type=Path), required=required, callback=_checked_bundle)
+def bundle_argument(function: Any, several: bool = False) -> Any:
+    """Adds the argument BUNDLE, and the option --expect-digest that refuses any other bundle than the one meant.
+
+    Args:
+        several: takes several bundles; the digest is of the first.
+    """
+    given: dict[str, Any] = {"type": click.Path(path_type=Path), "required": True, "callback": _checked_bundle}
+    if several:
+        argument = click.argument("bundles", metavar="BUNDLE...", nargs=-1, **given)
+    else:
+        argument = click.argument("bundle", **given)
     expected = click.option(
         "--expect-digest",
         metavar="DIGEST",
@@ -79,6 +96,7 @@ def bundle_argument(function: Any, required: bool = True) -> Any:
     return argument(expected(function))
 
 
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 device_option = click.option("--device", default="cpu", show_default=True, help="Where the engines run: cpu or cuda.")
 classes_option = click.option(
     "--class", "classes", type=int, multiple=True, help="Of class-conditional models, instead of a prompt; repeatable."
@@ -88,66 +106,112 @@ threads_option = click.option(
 )
 
 
-def weights_options(function: Any) -> Any:
-    """Adds the options --weights, --vae and --text-encoder."""
-    path = click.Path(path_type=Path)
-    for name, text in (
-        ("--text-encoder", "Folder of a T5 encoder: config.json, safetensors, tokenizer.json."),
-        ("--vae", "BSQ VAE (or VAR's VQ VAE) in the original layout: .pth or safetensors."),
-        ("--weights", "Infinity or VAR transformer in the original layout: .pth, safetensors, or a folder of shards."),
-    ):
-        function = click.option(name, type=path, help=text)(function)
-    return function
+#: An option's help is a phrase; what it is of stands in the title of its group.
+weights_options = grouped(
+    "Checkpoint files",
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        help="Infinity or VAR transformer in the original layout: .pth, safetensors, or a folder of shards.",
+    ),
+    click.option(
+        "--vae",
+        type=click.Path(path_type=Path),
+        help="BSQ VAE (or VAR's VQ VAE) in the original layout: .pth or safetensors.",
+    ),
+    click.option(
+        "--text-encoder",
+        type=click.Path(path_type=Path),
+        help="Folder of a T5 encoder: config.json, safetensors, tokenizer.json.",
+    ),
+)
+
+backend_options = grouped(
+    "Engines",
+    click.option(
+        "--backend",
+        type=click.Choice(["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]),
+        default="onnxruntime",
+        show_default=True,
+        help="What runs the graphs. torch compiles for this machine (its GPU, if there is one; Infinity's blocks "
+        "then when they are loaded); tensorrt builds on its own GPU, tensorrt-rtx anywhere.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="Of matrix products.  [default: bfloat16 with TensorRT, and with torch on a GPU; else float32]",
+    ),
+    click.option(
+        "--quantize",
+        type=click.Choice(["int8", "float8"]),
+        help="Blocks multiply 8-bit numbers at the last scales, which cost most and decide least: int8 with "
+        "onnxruntime on a CPU; int8 or float8 with torch on a GPU.",
+    ),
+    click.option(
+        "--quantize-share",
+        type=float,
+        help="With --quantize: the share of an image's tokens, counted from the last scale.  [default: 0.85]",
+    ),
+    click.option(
+        "--int8-decoder",
+        is_flag=True,
+        help="On a CPU (onnxruntime or torch): the decoder multiplies 8-bit integers, at some 40 to 50 dB.",
+    ),
+    click.option(
+        "--kv-cache",
+        type=click.Choice(["dynamic", "static"]),
+        default="dynamic",
+        show_default=True,
+        help="Keys and values joined to a past of any length, or written into a cache of a fixed size "
+        "(Infinity; not with --backend torch; docs/tensorrt.md).",
+    ),
+)
+
+compiled_options = grouped(
+    "TensorRT",
+    click.option(
+        "--compute-capability",
+        "capabilities",
+        help="GPUs that tensorrt-rtx builds for, as 8.6,8.9,12.0.  [default: this machine's]",
+    ),
+    click.option("--profiles", type=int, help="Buckets of scales that engines are tuned for.  [default: 3]"),
+    click.option("--max-batch", type=int, help="Images of one call that engines serve.  [default: 4]"),
+    click.option("--discard-graphs", is_flag=True, help="Delete each exported graph once its engine is built."),
+)
 
 
-def backend_options(function: Any) -> Any:
-    """Adds --backend, --compute-capability, --profiles, --max-batch, --int8-decoder, --late-precision, --late-share."""
-    kinds = click.Choice(["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"])
-    for option in (
-        click.option(
-            "--late-share",
-            "quantize_share",
-            type=float,
-            help="With --late-precision: the share of an image's tokens, counted from the last scale.  [default: 0.85]",
-        ),
-        click.option(
-            "--late-precision",
-            "quantize",
-            type=click.Choice(["int8", "float8"]),
-            help="Blocks multiply 8-bit numbers at the last scales, which cost most and decide least: int8 with "
-            "onnxruntime on a CPU; int8 or float8 with torch on a GPU.",
-        ),
-        click.option(
-            "--int8-decoder",
-            is_flag=True,
-            help="On a CPU (onnxruntime or torch): the decoder multiplies 8-bit integers, at some 40 to 50 dB.",
-        ),
-        click.option("--max-batch", type=int, help="Images of one call that compiled engines serve.  [default: 4]"),
-        click.option(
-            "--profiles", type=int, help="Buckets of scales that compiled engines are tuned for.  [default: 3]"
-        ),
-        click.option(
-            "--compute-capability",
-            "capabilities",
-            help="GPUs that tensorrt-rtx builds for, as 8.6,8.9,12.0.  [default: this machine's]",
-        ),
-        click.option(
-            "--backend",
-            type=kinds,
-            default="onnxruntime",
-            show_default=True,
-            help="What runs the graphs. torch compiles for this machine (its GPU, if there is one; Infinity's blocks "
-            "then when they are loaded); tensorrt builds on its own GPU, tensorrt-rtx anywhere.",
-        ),
-    ):
-        function = option(function)
-    return function
+local_dir_option = click.option(
+    "--local-dir",
+    type=click.Path(path_type=Path),
+    help="Take --model's files from this folder, written by `ldp-export fetch --local-dir`; no network.",
+)
 
 
-def local_dir_option(function: Any) -> Any:
-    """Adds the option --local-dir, for commands that read a model."""
-    text = "Take --model's files from this folder, written by `ldp-export fetch --local-dir`; no network."
-    return click.option("--local-dir", type=click.Path(path_type=Path), help=text)(function)
+class AspectRatio(click.ParamType):
+    """Height / width as a number, or W:H as screens are named: 16:9 is wide."""
+
+    name = "ratio"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            if isinstance(value, str) and ":" in value:
+                width, height = map(float, value.split(":"))
+                ratio = height / width
+            else:
+                ratio = float(value)
+            if not 0 < ratio < math.inf:
+                raise ValueError
+            return ratio
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is neither height / width as a number nor W:H as 16:9", param, ctx)
+
+
+def aspect_ratio_option(default: float | None = None) -> Any:
+    """Option --aspect-ratio, which takes the nearest that the model draws."""
+    text = "W:H as 16:9 (wide), or height / width as 0.56; the nearest template is drawn."
+    return click.option(
+        "--aspect-ratio", type=AspectRatio(), default=default, show_default=default is not None, help=text
+    )
 
 
 def precision_option(text: str, default: str | None = None) -> Any:
@@ -168,6 +232,32 @@ def conditions(prompts: tuple[str, ...], classes: tuple[int, ...]) -> list[str] 
     if not prompts and not classes:
         raise ConfigError("there is nothing to draw", hint="give prompts, or --class for a class-conditional model")
     return list(classes) if classes else list(prompts)
+
+
+def check_order(verb: str, bundle: Path, words: Sequence[str]) -> None:
+    """Raises ConfigError if one of the other arguments is the bundle, and not the first."""
+    from ldp_runtime.bundle.files import is_bundle
+    from ldp_runtime.errors import ConfigError
+
+    found = next((word for word in words if len(word) < _LONGEST_PATH and is_bundle(Path(word))), None)
+    if found is not None and not is_bundle(bundle):
+        words_first = f"ldp-export {verb} {shlex.quote(found)} {shlex.quote(str(bundle))}"
+        raise ConfigError(f"{str(bundle)!r} is no bundle, but {found!r} is one", hint=f"swap them: {words_first}")
+
+
+def check_size(height: int | None, width: int | None, aspect_ratio: float | None) -> None:
+    """Raises ConfigError if sizes in pixels are not given together, or beside an aspect ratio."""
+    from ldp_runtime.errors import ConfigError
+
+    given = {name: value for name, value in (("--height", height), ("--width", width)) if value is not None}
+    if len(given) == 1:
+        (name, value), missing = given.popitem(), "--width" if height is not None else "--height"
+        raise ConfigError(
+            f"{name} {value} says nothing of the other side",
+            hint=f"add {missing}, or ask for a shape with --aspect-ratio 16:9 (width:height)",
+        )
+    if given and aspect_ratio is not None:
+        raise ConfigError("--height and --width are given beside --aspect-ratio", hint="leave one of the two out")
 
 
 def prompt_lines(file: Path) -> list[str]:

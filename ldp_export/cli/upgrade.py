@@ -6,15 +6,18 @@ from pathlib import Path
 
 import click
 
+from ldp_export.cli.arguments.command import Command
 from ldp_export.cli.options import as_json, bundle_argument, print_json
 
 
 @click.command(
+    "upgrade",
+    cls=Command,
     epilog="""\b
 Examples:
   ldp-export upgrade bundles/infinity-shapes
   ldp-export upgrade bundles/infinity-shapes --json
-"""
+""",
 )
 @bundle_argument
 @as_json

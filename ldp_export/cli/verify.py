@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldp_export.cli.arguments.command import Command
 from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, threads_option
 
 if TYPE_CHECKING:
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "verify",
+    cls=Command,
     epilog="""\b
 Examples:
   ldp-export verify bundles/infinity-shapes
   ldp-export verify bundles/infinity-shapes --device cuda --json
-"""
+""",
 )
 @bundle_argument
 @device_option

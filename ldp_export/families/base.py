@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-import torch
 from ldp_runtime.architecture.choose import ModelEntry
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 
-from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.signature import QUANTIZED, GraphSignature
-from ldp_export.verification.cases import ReferenceCases
+from ldp_export.graphs.signature import QUANTIZED
+from ldp_export.models.counts import Weights
+from ldp_export.models.registry import NamedModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from ldp_export.graphs.graph import Graph
+    from ldp_export.graphs.signature import GraphSignature
+    from ldp_export.verification.cases import ReferenceCases
 
 GraphKind = Literal["text_encoder", "prompt", "blocks", "decoder"]
 
@@ -75,6 +81,10 @@ class Family(Protocol):
         """Graph to export; its weights are on the meta device, shapes without values."""
         ...
 
+    def graph_bytes(self, graph: str, precision: Precision) -> int:
+        """Bytes of a graph's weights; see `counted_bytes`."""
+        ...
+
     def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
         """Values of the graph's weights, by their names in the graph: views of the mapped files, in their types."""
         ...
@@ -100,6 +110,17 @@ def loaded_graph(family: Family, name: str, precision: Precision = "float32") ->
     state = {key: value.to(types.get(key, value.dtype)) for key, value in family.weights(name).items()}
     graph.load_state_dict(state, assign=True)
     return graph.eval().requires_grad_(False)
+
+
+def counted_bytes(spec: NamedModel, graph: str, precision: Precision) -> int | None:
+    """Bytes of a graph's weights as the registry has counted them; None for an architecture that it does not name."""
+    element = 4 if precision == "float32" else 2
+    if graph == "text_encoder" and (encoder := spec.text_encoder) is not None:
+        return Weights(encoder.encoder_parameters, encoder.encoder_islands).bytes(element)
+    if spec.counts is None or (count := spec.counts.graphs.get(graph_kind(graph))) is None:
+        return None
+    depth = spec.transformer.depth
+    return count.of(*graph_blocks(graph, depth), depth).bytes(element)
 
 
 def chunk_names(kind: GraphKind, depth: int, chunk: int | None) -> list[str]:

@@ -6,50 +6,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.schedule import SCALES_OF_SIZE
 
-from ldp_export.checkpoints.infinity import (
-    check_files,
-    load_infinity,
-    load_infinity_vae,
-    map_infinity,
-    map_infinity_vae,
-)
+from ldp_export.checkpoints.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.t5 import TextEncoder, check_folder, encoder_skeleton, load_text_encoder, map_text_encoder
-from ldp_export.families.base import chunk_names, graph_blocks, graph_kind, loaded_graph
-from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.infinity import (
-    InfinityBlocksGraph,
-    InfinityDecoderGraph,
-    InfinityPromptGraph,
-    infinity_blocks_signature,
-    infinity_decoder_signature,
-    infinity_prompt_signature,
-    level_offsets,
-)
-from ldp_export.graphs.signature import GraphSignature
-from ldp_export.graphs.t5 import T5EncoderGraph, t5_signature
-from ldp_export.models.infinity import InfinityTransformer
-from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.families.base import chunk_names, counted_bytes, graph_blocks, graph_kind, loaded_graph
 from ldp_export.models.registry import InfinitySpec
-from ldp_export.reference.quantized import products_in_8_bits
-from ldp_export.reference.streamed import streamed_weights
-from ldp_export.verification.cases import Case, ReferenceCases
-from ldp_export.verification.record_infinity import (
-    forced_infinity_logits,
-    record_first_scales,
-    record_infinity_cases,
-    recorded_infinity_bytes,
-    recording_memory,
-    scales_to_record,
-)
-from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
+from ldp_export.verification.recorded_sizes import recorded_infinity_bytes, recording_memory, scales_to_record
+
+if TYPE_CHECKING:
+    import torch
+
+    from ldp_export.checkpoints.t5 import TextEncoder
+    from ldp_export.graphs.graph import Graph
+    from ldp_export.graphs.signature import GraphSignature
+    from ldp_export.models.infinity import InfinityTransformer
+    from ldp_export.models.infinity_vae import InfinityVae
+    from ldp_export.verification.cases import Case, ReferenceCases
 
 
 @dataclass(frozen=True)
@@ -72,11 +50,20 @@ class InfinityFamily:
             raise ConfigError(f"unknown size {size!r}", hint=f"one of {', '.join(SCALES_OF_SIZE)}")
         levels = SCALES_OF_SIZE[self.size]
         if levels > spec.transformer.levels:
-            raise ConfigError(f"{spec.name} embeds {spec.transformer.levels} scales, {self.size} has {levels}")
+            raise ConfigError(
+                f"{spec.name} embeds {spec.transformer.levels} scales, {self.size} has {levels}",
+                hint="choose a smaller --size",
+            )
 
     @cached_property
     def _shapes(self) -> _Models:
         """Parts of the model on the meta device: shapes without values."""
+        import torch
+
+        from ldp_export.checkpoints.t5 import encoder_skeleton
+        from ldp_export.models.infinity import InfinityTransformer
+        from ldp_export.models.infinity_vae import InfinityVae
+
         folder = self.sources.text_encoder
         with torch.device("meta"):
             transformer, vae = InfinityTransformer(self.spec.transformer), InfinityVae(self.spec.vae)
@@ -85,6 +72,8 @@ class InfinityFamily:
     @cached_property
     def _mapped(self) -> _Models:
         """Parts of the model whose weights are views of the mapped files."""
+        from ldp_export.checkpoints.infinity import map_infinity, map_infinity_vae
+
         transformer = map_infinity(self.sources.transformer, self.spec.transformer)
         encoder = self.text_encoder
         return _Models(transformer, map_infinity_vae(self.sources.vae, self.spec.vae), encoder and encoder.module)
@@ -94,10 +83,15 @@ class InfinityFamily:
         folder = self.sources.text_encoder
         if folder is None:
             return None
+        from ldp_export.checkpoints.t5 import map_text_encoder
+
         encoder = map_text_encoder(folder)
         channels = self.spec.transformer.text_channels
         if encoder.channels != channels:
-            raise CheckpointError(f"the text encoder has {encoder.channels} channels, the transformer reads {channels}")
+            raise CheckpointError(
+                f"the text encoder has {encoder.channels} channels, the transformer reads {channels}",
+                hint="give the text encoder that the model was trained with: --text-encoder",
+            )
         return encoder
 
     @property
@@ -127,6 +121,9 @@ class InfinityFamily:
         return None if self.text_encoder is None else self.text_encoder.tokenizer
 
     def check_files(self) -> None:
+        from ldp_export.checkpoints.infinity import check_files
+        from ldp_export.checkpoints.t5 import check_folder
+
         check_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
         if self.sources.text_encoder is not None:
             check_folder(self.sources.text_encoder)
@@ -137,6 +134,13 @@ class InfinityFamily:
         return names if self.sources.text_encoder is None else ["text_encoder", *names]
 
     def signature(self, graph: str, precision: Precision) -> GraphSignature:
+        from ldp_export.graphs.infinity import (
+            infinity_blocks_signature,
+            infinity_decoder_signature,
+            infinity_prompt_signature,
+        )
+        from ldp_export.graphs.t5 import t5_signature
+
         t, kind = self.spec.transformer, graph_kind(graph)
         if kind == "text_encoder":
             return t5_signature(t.text_channels)
@@ -148,10 +152,17 @@ class InfinityFamily:
     def graph(self, graph: str, precision: Precision) -> Graph:
         return self._graph(graph, self._shapes, precision)
 
+    def graph_bytes(self, graph: str, precision: Precision) -> int:
+        counted = counted_bytes(self.spec, graph, precision)
+        return self.graph(graph, precision).weight_bytes() if counted is None else counted
+
     def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
         return self._graph(graph, self._mapped, "float32").state_dict()
 
     def _graph(self, graph: str, models: _Models, precision: Precision) -> Graph:
+        from ldp_export.graphs.infinity import InfinityBlocksGraph, InfinityDecoderGraph, InfinityPromptGraph
+        from ldp_export.graphs.t5 import T5EncoderGraph
+
         kind = graph_kind(graph)
         if kind == "text_encoder":
             assert models.text_encoder is not None
@@ -162,6 +173,8 @@ class InfinityFamily:
         return of_blocks(models.transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
 
     def constants(self) -> dict[str, torch.Tensor]:
+        from ldp_export.graphs.infinity import level_offsets
+
         transformer = self._mapped.transformer
         return {
             "unconditional_text": transformer.cfg_uncond.detach().float().contiguous(),
@@ -170,7 +183,17 @@ class InfinityFamily:
 
     @cached_property
     def _recorded_scales(self) -> int | None:
-        return scales_to_record(self.entry, sum(p.numel() for p in self._shapes.transformer.parameters()))
+        return scales_to_record(self.entry, self._counted[0])
+
+    @cached_property
+    def _counted(self) -> tuple[int, int, int]:
+        """Parameters of the transformer, of one of its blocks, and of the VAE."""
+        if (counts := self.spec.counts) is not None:
+            return counts.transformer, counts.block, counts.vae
+        shapes = self._shapes
+        parts = (shapes.transformer, shapes.transformer.layers[0], shapes.vae)
+        transformer, block, vae = (sum(p.numel() for p in part.parameters()) for part in parts)
+        return transformer, block, vae
 
     @property
     def coverage(self) -> str:
@@ -184,14 +207,24 @@ class InfinityFamily:
     @property
     def reference_memory(self) -> int:
         if self._recorded_scales is None:
-            stored = sum(p.numel() * p.itemsize for p in self._mapped.transformer.parameters() if p.itemsize < 4)
-            return recording_memory(self.entry) + 2 * stored
-        block = sum(p.numel() for p in self._shapes.transformer.layers[0].parameters())
-        return 4 * block + 4 * sum(p.numel() for p in self._shapes.vae.parameters())
+            return recording_memory(self.entry) + 2 * halved_bytes(self.sources.transformer)
+        _, block, vae = self._counted
+        return 4 * (block + vae)
 
     def record(
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
     ) -> ReferenceCases:
+        from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
+        from ldp_export.checkpoints.t5 import load_text_encoder
+        from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.reference.streamed import streamed_weights
+        from ldp_export.verification.record_infinity import (
+            forced_infinity_logits,
+            record_first_scales,
+            record_infinity_cases,
+        )
+        from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
+
         scales, folder = self._recorded_scales, self.sources.text_encoder
         vae = load_infinity_vae(self.sources.vae, self.spec.vae)
         encoder = None if folder is None else load_text_encoder(folder)

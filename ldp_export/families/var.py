@@ -6,33 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from ldp_runtime.architecture.var import VarEntry
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import ConfigError
 
+from ldp_export.checkpoints.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.var import check_var_files, load_var, load_var_vae, map_var, map_var_vae
-from ldp_export.families.base import chunk_names, graph_blocks, loaded_graph
-from ldp_export.graphs.graph import Graph
-from ldp_export.graphs.signature import GraphSignature
-from ldp_export.graphs.var import (
-    VarBlocksGraph,
-    VarDecoderGraph,
-    VarPromptGraph,
-    var_blocks_signature,
-    var_decoder_signature,
-    var_placement,
-    var_prompt_signature,
-)
+from ldp_export.families.base import chunk_names, counted_bytes, graph_blocks, loaded_graph
 from ldp_export.models.registry import VarSpec
-from ldp_export.models.var import FLOAT32_ISLANDS, VarTransformer
-from ldp_export.models.var_vae import VarVae
-from ldp_export.reference.quantized import products_in_8_bits
-from ldp_export.verification.cases import Case, ReferenceCases
-from ldp_export.verification.record_var import forced_var_logits, record_var_cases, recorded_var_bytes
-from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
+from ldp_export.verification.recorded_sizes import recorded_var_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from ldp_export.graphs.graph import Graph
+    from ldp_export.graphs.signature import GraphSignature
+    from ldp_export.models.var import VarTransformer
+    from ldp_export.models.var_vae import VarVae
+    from ldp_export.verification.cases import Case, ReferenceCases
 
 
 class VarFamily:
@@ -54,12 +47,19 @@ class VarFamily:
     @cached_property
     def _shapes(self) -> tuple[VarTransformer, VarVae]:
         """Parts of the model on the meta device: shapes without values."""
+        import torch
+
+        from ldp_export.models.var import VarTransformer
+        from ldp_export.models.var_vae import VarVae
+
         with torch.device("meta"):
             return VarTransformer(self.spec.transformer), VarVae(self.spec.vae)
 
     @cached_property
     def _mapped(self) -> tuple[VarTransformer, VarVae]:
         """Parts of the model whose weights are views of the mapped files."""
+        from ldp_export.checkpoints.var import map_var, map_var_vae
+
         transformer = map_var(self.sources.transformer, self.spec.transformer)
         return transformer, map_var_vae(self.sources.vae, self.spec.vae)
 
@@ -81,12 +81,16 @@ class VarFamily:
         )
 
     def check_files(self) -> None:
+        from ldp_export.checkpoints.var import check_var_files
+
         check_var_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
 
     def graph_names(self, chunk: int | None) -> list[str]:
         return ["prompt", *chunk_names("blocks", self.spec.transformer.depth, chunk), "decoder"]
 
     def signature(self, graph: str, precision: Precision) -> GraphSignature:
+        from ldp_export.graphs.var import var_blocks_signature, var_decoder_signature, var_prompt_signature
+
         t = self.spec.transformer
         if graph == "prompt":
             return var_prompt_signature(t)
@@ -97,10 +101,16 @@ class VarFamily:
     def graph(self, graph: str, precision: Precision) -> Graph:
         return self._graph(graph, self._shapes, precision)
 
+    def graph_bytes(self, graph: str, precision: Precision) -> int:
+        counted = counted_bytes(self.spec, graph, precision)
+        return self.graph(graph, precision).weight_bytes() if counted is None else counted
+
     def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
         return self._graph(graph, self._mapped, "float32").state_dict()
 
     def _graph(self, graph: str, models: tuple[VarTransformer, VarVae], precision: Precision) -> Graph:
+        from ldp_export.graphs.var import VarBlocksGraph, VarDecoderGraph, VarPromptGraph
+
         transformer, vae = models
         if graph == "prompt":
             return VarPromptGraph(transformer, precision)
@@ -109,6 +119,10 @@ class VarFamily:
         return VarBlocksGraph(transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
 
     def constants(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        from ldp_export.graphs.var import var_placement
+
         transformer, vae = self._mapped
         phis = vae.phis
         tensors = var_placement(transformer) | {
@@ -128,12 +142,19 @@ class VarFamily:
     def reference_memory(self) -> int:
         """Bytes of the reference model in float32 and, for the oracle's single call, of its attention scores."""
         t = self.spec.transformer
-        stored = sum(p.numel() * p.itemsize for p in self._mapped[0].parameters() if p.itemsize < 4)
-        return 2 * stored + 4 * 2 * t.heads * t.schedule.total_tokens**2
+        return 2 * halved_bytes(self.sources.transformer) + 4 * 2 * t.heads * t.schedule.total_tokens**2
 
     def record(
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
     ) -> ReferenceCases:
+        import torch
+
+        from ldp_export.checkpoints.var import load_var, load_var_vae
+        from ldp_export.models.var import FLOAT32_ISLANDS
+        from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.verification.record_var import forced_var_logits, record_var_cases
+        from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
+
         transformer = load_var(self.sources.transformer, self.spec.transformer)
         vae = load_var_vae(self.sources.vae, self.spec.vae)
         cases = record_var_cases(transformer, vae, self.spec.defaults, say)

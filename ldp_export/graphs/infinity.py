@@ -19,17 +19,10 @@ from torch import nn
 from ldp_export.graphs.graph import Graph, Precision
 from ldp_export.graphs.kv_cache import DynamicKeyValues, KeyValues, StaticKeyValues, attention, static_signature
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
-from ldp_export.models.infinity import (
-    FLOAT32_ISLANDS,
-    InfinityBlock,
-    InfinityConfig,
-    InfinityTransformer,
-    KeyValue,
-    Rope,
-    modulate,
-)
-from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
+from ldp_export.models.infinity import FLOAT32_ISLANDS, InfinityBlock, InfinityTransformer, KeyValue, Rope, modulate
+from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.layers import linear
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig
 
 
 def infinity_prompt_signature(

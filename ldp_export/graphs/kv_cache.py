@@ -17,11 +17,8 @@ import torch
 from torch import nn
 
 from ldp_export.graphs.graph import OPSET
-from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
+from ldp_export.graphs.signature import LENGTHS, WRITTEN, Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity import KeyValue
-
-#: Inputs of a static KV cache that all layers share, [rows] each: the first position to write, the length to attend to.
-WRITTEN, LENGTHS = "written", "lengths"
 
 #: First ONNX opset with TensorScatter, and with lengths of keys and values in Attention.
 STATIC_OPSET = 24

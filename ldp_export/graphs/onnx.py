@@ -22,6 +22,7 @@ from torch import nn
 
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 from ldp_export.graphs.graph import Graph
+from ldp_export.graphs.signature import MODEL_FILE
 from ldp_export.logs import errors_only
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 
 
-MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
 
 
 #: Most elements of a tensor that is folded into a new, anonymous constant: weights are larger and keep their names.
@@ -61,7 +62,10 @@ def export_graph(
     model = _traced(graph)
     unused = {v.name for v in model.graph.inputs if not v.uses()}
     if unused:
-        raise ExportError(f"the graph {graph.signature.name!r} does not use its inputs {sorted(unused)}")
+        raise ExportError(
+            f"the graph {graph.signature.name!r} does not use its inputs {sorted(unused)}",
+            hint="use versions of torch and onnxscript that ldp-export asks for; with those, please report it",
+        )
     transposed = _take_out_transposes(model)
     _store_weights(model, graph, weights, transposed, folder, say)
     say("writing the graph")
@@ -74,7 +78,8 @@ def check_twin(graph: Graph, twin: Graph) -> None:
     if mismatches:
         raise ExportError(
             f"the graph {graph.signature.name!r} in {graph.precision} is not its {twin.precision} twin but for casts: "
-            + "; ".join(mismatches[:5])
+            + "; ".join(mismatches[:5]),
+            hint="use versions of torch and onnxscript that ldp-export asks for; with those, please report it",
         )
 
 
@@ -83,7 +88,10 @@ def _traced(graph: Graph) -> Any:
     try:
         return _trace(graph.eval()).model
     except Exception as error:  # torch.export raises many types
-        raise ExportError(f"could not export the graph {graph.signature.name!r}: {error}") from error
+        raise ExportError(
+            f"could not export the graph {graph.signature.name!r}: {error}",
+            hint="check with ldp-export doctor that the versions of torch and onnxscript are supported; -v shows where",
+        ) from error
 
 
 def _trace(graph: Graph) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ldp_runtime.bundle.manifest import TensorEntry
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Axis(StrEnum):
@@ -29,6 +31,10 @@ class Axis(StrEnum):
 
 Dim = Axis | int
 
+#: Inputs of a static KV cache that all layers share, [rows] each: the first position to write, the length to attend to.
+WRITTEN, LENGTHS = "written", "lengths"
+#: File of an exported graph in its folder.
+MODEL_FILE = "model.onnx"
 #: Name of the set of quantized scales that a build makes, and prefix of the names of its engines; the name of the
 #: `blocks` graph from which they are built follows.
 LAST_SCALES = "last"
@@ -47,6 +53,8 @@ class TensorSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        import torch
+
         return getattr(torch, self.dtype)
 
     def at(self, sizes: dict[Axis, int]) -> tuple[int, ...]:
@@ -78,10 +86,14 @@ class GraphSignature:
 
     def examples(self, device: str = "cpu") -> tuple[torch.Tensor, ...]:
         """Example inputs for tracing a graph."""
+        import torch
+
         return tuple(torch.zeros(spec.at(_EXAMPLE), dtype=spec.torch_dtype, device=device) for spec in self.inputs)
 
     def dynamic_shapes(self) -> tuple[Any, ...]:
         """Dynamic shapes for torch.export: every axis may have any size, and the past may be empty."""
+        import torch
+
         dims = {
             axis: torch.export.Dim(str(axis), min=0 if axis is Axis.PAST else 1, max=_LARGEST) for axis in self.axes
         }

@@ -17,8 +17,9 @@ from ldp_export.graphs.graph import Graph, Precision
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity import KeyValue, attend, modulate
 from ldp_export.models.layers import linear
-from ldp_export.models.var import VarBlock, VarConfig, VarTransformer
-from ldp_export.models.var_vae import VarVae, VarVaeConfig
+from ldp_export.models.sizes import VarConfig, VarVaeConfig
+from ldp_export.models.var import VarBlock, VarTransformer
+from ldp_export.models.var_vae import VarVae
 
 
 def var_prompt_signature(config: VarConfig) -> GraphSignature:

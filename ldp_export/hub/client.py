@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from ldp_runtime.bundle.files import hash_file
 from ldp_runtime.errors import ConfigError, HubError, IntegrityError, LdpError
+from ldp_runtime.installation import install
 from ldp_runtime.small_files import MOST_BYTES, is_plain_file, parse_json, stays_inside
 
 #: Bytes of a file that are hashed at a time.
@@ -183,7 +184,7 @@ def hub_module() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ConfigError("fetching a model needs huggingface-hub", hint="pip install 'ldp-export[build]'") from error
+        raise ConfigError("fetching a model needs huggingface-hub", hint=install("build")) from error
     return huggingface_hub
 
 
@@ -212,7 +213,9 @@ def hub_errors(repository: str, revision: str) -> Generator[None]:
             hint="check HF_ENDPOINT; for a private mirror set HF_TOKEN or run `hf auth login`",
         ) from error
     except errors.OfflineModeIsEnabled as error:
-        raise HubError(f"HF_HUB_OFFLINE forbids to ask for {where}", hint=f"unset it, {ELSEWHERE}") from error
+        raise UnreachableHubError(
+            f"HF_HUB_OFFLINE forbids to ask for {where}", hint=f"unset it, {ELSEWHERE}"
+        ) from error
     except errors.HfHubHTTPError as error:
         raise HubError(
             f"the hub refused {where}: {_first_line(error)}", hint="try again later, or set HF_TOKEN"
@@ -223,8 +226,16 @@ def hub_errors(repository: str, revision: str) -> Generator[None]:
         raise _unreachable(where, error) from error
 
 
+class UnreachableHubError(HubError):
+    """A hub that cannot be asked at all: a plan is then made from what the registry knows."""
+
+    @property
+    def code(self) -> str:
+        return HubError.__name__
+
+
 def _unreachable(where: str, error: Exception) -> HubError:
-    return HubError(
+    return UnreachableHubError(
         f"cannot reach {where}: {_first_line(error)}",
         hint=f"check the network, the proxy and HF_ENDPOINT and run it again (it resumes), {ELSEWHERE}",
     )

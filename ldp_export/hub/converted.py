@@ -13,7 +13,7 @@ from ldp_runtime.errors import ConfigError
 from ldp_runtime.small_files import read_json
 
 from ldp_export.checkpoints.convert import PRECISIONS, Conversion, check_precision, convert, plan_conversion
-from ldp_export.checkpoints.original import released_bytes
+from ldp_export.checkpoints.released import released_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.hub.local import TEXT_ENCODER, TRANSFORMER, VAE
 from ldp_export.models.registry import NamedModel

@@ -13,9 +13,9 @@ from ldp_runtime.disk import gigabytes, require_room
 from ldp_runtime.errors import CheckpointError, ConfigError, HubError
 from ldp_runtime.small_files import is_plain_file, kind_of
 
-from ldp_export.checkpoints.original import released_bytes
+from ldp_export.checkpoints.part_files import INDEX_NAME
+from ldp_export.checkpoints.released import released_bytes
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.tensor_files import INDEX_NAME
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, list_repository
 from ldp_export.hub.download import PARTIAL, blob_path, download, download_to_cache, require_below
 from ldp_export.hub.local import (
@@ -60,12 +60,17 @@ class WantedFile:
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """A checked fetch; planning it asks the hub for its lists of files and downloads nothing."""
+    """A checked fetch; planning it asks the hub for its lists of files and downloads nothing.
+
+    Attributes:
+        registry_only: reason for which the hub could not be asked, so that sizes are the registry's; else empty.
+    """
 
     spec: NamedModel
     hub: HubFiles
     files: tuple[WantedFile, ...]
     local_dir: Path | None
+    registry_only: str = ""
 
     @cached_property
     def bytes(self) -> int:
@@ -90,6 +95,7 @@ class FetchPlan:
             "hub": endpoint(),
             "revisions": self.revisions,
             "folder": str(self.folder),
+            "registry_only": self.registry_only or None,
             "bytes": self.bytes,
             "bytes_to_fetch": self.bytes_to_fetch,
             "files": [
@@ -140,6 +146,34 @@ def plan_fetch(
     return plan
 
 
+def registry_plan(spec: NamedModel, reason: str, local_dir: Path | None = None, text_encoder: bool = True) -> FetchPlan:
+    """Plan of a fetch from the registry alone, for showing: whole parts instead of files, and no hashes.
+
+    Args:
+        reason: words for why the hub was not asked.
+    """
+    hub, sizes = _published(spec), released_bytes(spec)
+    parts = [(hub.repository, hub.revision, path, part) for path, part in _parts(hub)]
+    if text_encoder and hub.text_encoder is not None:
+        parts.append((hub.text_encoder, hub.text_encoder_revision, "encoder and tokenizer", "text_encoder"))
+    here = not local_files(spec, local_dir, text_encoder).missing
+    folder = local_dir or cache_folder()
+    files = [
+        WantedFile(
+            HubFile(repository, revision, revision, path, sizes[part], "", None),
+            folder,
+            "complete" if here else "absent",
+            sizes[part] if here else 0,
+        )
+        for repository, revision, path, part in parts
+    ]
+    return FetchPlan(spec, hub, tuple(files), local_dir, reason)
+
+
+def _parts(hub: HubFiles) -> list[tuple[str, str]]:
+    return [(hub.transformer, "transformer"), (hub.vae, "vae")]
+
+
 def _list_text_encoder(hub: HubFiles) -> list[HubFile]:
     if hub.text_encoder is None:
         return []
@@ -153,7 +187,12 @@ def _published(spec: NamedModel) -> HubFiles:
     if spec.hub is not None:
         return spec.hub
     held = "is part of this package" if spec.embedded else "was never released"
-    raise ConfigError(f"{spec.name} {held}: there is nothing to fetch")
+    raise ConfigError(
+        f"{spec.name} {held}: there is nothing to fetch",
+        hint="ldp-export build takes it without"
+        if spec.embedded
+        else "give your own files: build --weights FILE --vae FILE",
+    )
 
 
 def _require(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ldp_runtime.small_files import read_json
 
-from ldp_export.checkpoints.tensor_files import INDEX_NAME, shards_of
+from ldp_export.checkpoints.part_files import INDEX_NAME, shards_of
 from ldp_export.hub.client import cache_folder, hub_module
 from ldp_export.hub.download import PARTIAL, repository_cache
 from ldp_export.models.registry import HubFiles, NamedModel

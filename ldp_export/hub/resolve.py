@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pruning.parse import parse_policy, policy_text
-from ldp_runtime.pruning.policy import Policy
 
-from ldp_export.checkpoints.infer import check_name, infer_spec
 from ldp_export.checkpoints.sources import EMBEDDED, Sources
-from ldp_export.hub.fetch import FetchPlan, plan_fetch
+from ldp_export.hub.client import UnreachableHubError
+from ldp_export.hub.fetch import FetchPlan, plan_fetch, registry_plan
 from ldp_export.hub.local import local_files
 from ldp_export.models.registry import DEFAULT_MODEL, InfinitySpec, NamedModel, VarSpec, find_model
 
@@ -34,12 +32,16 @@ def resolve_model(
         CheckpointError: the files are not of this model.
     """
     if name is None and (weights is not None or vae is not None):
+        from ldp_export.checkpoints.infer import infer_spec
+
         sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder, local_dir)
         spec = infer_spec(sources)
     else:
         spec = find_model(name or DEFAULT_MODEL)
         sources = find_sources(spec, weights, vae, text_encoder, local_dir)
         if not spec.embedded:
+            from ldp_export.checkpoints.infer import check_name
+
             check_name(spec, sources)
     return with_defaults(spec, guidance, temperature, policy), sources
 
@@ -50,13 +52,18 @@ def with_defaults(
     """The model with other defaults; raises ConfigError for values that every request would refuse."""
     if guidance is not None:
         if not math.isfinite(guidance):
-            raise ConfigError(f"guidance must be finite, got {guidance}")
+            raise ConfigError(f"guidance must be finite, got {guidance}", hint=f"the model's is {spec.guidance:g}")
         spec = replace(spec, guidance=guidance)
     if temperature is not None:
         if not 0 < temperature < math.inf:
-            raise ConfigError(f"temperature must be positive, got {temperature}")
+            raise ConfigError(
+                f"temperature must be positive, got {temperature}", hint=f"the model's is {spec.temperature:g}"
+            )
         spec = replace(spec, temperature=temperature)
     if policy is not None:
+        from ldp_runtime.pruning.parse import parse_policy, policy_text
+        from ldp_runtime.pruning.policy import Policy
+
         parsed = parse_policy(policy) or Policy()
         for schedule in spec.schedules:
             parsed.check(schedule)
@@ -70,8 +77,12 @@ def pending_fetch(
     vae: Path | None = None,
     text_encoder: Path | None = None,
     local_dir: Path | None = None,
+    registry: bool = False,
 ) -> FetchPlan | None:
     """Plan of the downloads that a build needs first; None if all files are here.
+
+    Args:
+        registry: answers from the registry alone if the hub cannot be reached; such a plan can only be shown.
 
     Raises:
         ConfigError: unknown name.
@@ -82,7 +93,12 @@ def pending_fetch(
         return None
     if local_files(spec, text_encoder=text_encoder is None).state == "complete":
         return None
-    return plan_fetch(spec, text_encoder=text_encoder is None)
+    try:
+        return plan_fetch(spec, text_encoder=text_encoder is None)
+    except UnreachableHubError as error:
+        if not registry:
+            raise
+        return registry_plan(spec, error.message, text_encoder=text_encoder is None)
 
 
 def find_sources(
@@ -103,7 +119,8 @@ def find_sources(
     """
     if weights is not None or vae is not None:
         if weights is None or vae is None:
-            raise ConfigError("give --weights and --vae together")
+            given, missing = ("--vae", "--weights") if weights is None else ("--weights", "--vae")
+            raise ConfigError(f"{given} is given without {missing}", hint="give --weights and --vae together")
         if local_dir is not None:
             raise ConfigError("--weights and --vae are files of their own", hint="leave --local-dir out")
         sources = Sources(weights, vae, text_encoder)

@@ -15,13 +15,12 @@ from functools import partial
 from typing import Any
 
 import psutil
-import torch
 from ldp_runtime.engines.hardware import instructions, local_capability, require_gpu, usable_cpus
 from ldp_runtime.engines.onnxruntime import check_provider, import_onnxruntime
 from ldp_runtime.engines.tensorrt.library import Flavour, load_library
 from ldp_runtime.engines.torch_compiled.compiler import check_compiler, check_compilers
-from ldp_runtime.engines.torch_compiled.target import local_target
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
+from ldp_runtime.installation import checkout, install, pytorch_build
 from ldp_runtime.pipeline.memory import available_memory
 from ldp_runtime.telemetry import TELEMETRY_OFF
 
@@ -86,15 +85,23 @@ def examine() -> Diagnosis:
         _verdict("tensorrt engines", partial(_check_build, "tensorrt")),
         _verdict("tensorrt-rtx engines", partial(_check_build, "tensorrt-rtx")),
     )
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
     run = (
-        _verdict("onnxruntime bundles on the CPU", partial(check_provider, cpu)),
-        _verdict("onnxruntime bundles on the GPU", partial(check_provider, cuda)),
+        _verdict("onnxruntime bundles on the CPU", partial(check_provider, "cpu")),
+        _verdict("onnxruntime bundles on the GPU", partial(check_provider, "cuda")),
         _verdict("torch bundles that were built on this GPU", _check_torch_on_gpu),
+        _verdict("torch bundles that were built for this CPU", pytorch_build),
         _verdict("tensorrt bundles", partial(_check_run, "tensorrt")),
         _verdict("tensorrt-rtx bundles", partial(_check_run, "tensorrt-rtx")),
     )
-    return Diagnosis(machine, installed(_PACKAGES), build, run)
+    return Diagnosis(machine, _packages(), build, run)
+
+
+def _packages() -> dict[str, str]:
+    """Versions of packages; that of a checkout says where it is, since no index knows it."""
+    versions, folder = installed(_PACKAGES), checkout()
+    if folder is not None:
+        versions["ldp-export"] += f" (from {folder})"
+    return versions
 
 
 def _verdict(what: str, check: Callable[[], object]) -> Verdict:
@@ -103,9 +110,7 @@ def _verdict(what: str, check: Callable[[], object]) -> Verdict:
     except LdpError as error:
         return Verdict(what, False, error.message, error.hint or "")
     except importlib.metadata.PackageNotFoundError as error:
-        return Verdict(
-            what, False, f"the Python package {error.name!r} is not installed", "pip install ldp-export[build]"
-        )
+        return Verdict(what, False, f"the Python package {error.name!r} is not installed", install("build"))
     return Verdict(what, True)
 
 
@@ -117,7 +122,7 @@ def _check_exporter() -> None:
 def _check_graphs() -> None:
     """Checks the needs of a build: the exporter, and the engines that verify what it writes."""
     _check_exporter()
-    check_provider(torch.device("cpu"))
+    check_provider("cpu")
 
 
 def _check_torch() -> None:
@@ -128,8 +133,12 @@ def _check_torch() -> None:
 
 def _check_torch_on_gpu() -> None:
     """Checks the needs of loading: the GPU, and the compilers of fused blocks."""
-    local_target(torch.device("cuda"))
-    check_compiler(torch.device("cuda"))
+    if local_capability() is None:
+        raise IncompatibleBundleError(
+            "device 'cuda' was asked for, but PyTorch finds no CUDA GPU here",
+            hint="run them on the machine that they were built for, or build here without --backend torch",
+        )
+    check_compiler("cuda")
 
 
 def _check_build(flavour: Flavour) -> None:
@@ -138,11 +147,11 @@ def _check_build(flavour: Flavour) -> None:
     load_library(flavour)
     check_polygraphy()
     if flavour == "tensorrt":
-        require_gpu("tensorrt", torch.device("cuda"))
+        require_gpu("tensorrt", "cuda")
 
 
 def _check_run(flavour: Flavour) -> None:
-    capability, library = require_gpu(flavour, torch.device("cuda")), load_library(flavour)
+    capability, library = require_gpu(flavour, "cuda"), load_library(flavour)
     if library.targets and capability not in library.targets:
         raise IncompatibleBundleError(
             f"{library.title} serves compute capabilities {', '.join(library.targets)}; this GPU has {capability}",
@@ -156,7 +165,7 @@ def _processor() -> Fact:
         "processor",
         f"{platform.machine()} ({instructions() or 'instruction sets unknown'}), {psutil.cpu_count()} threads "
         f"({usable_cpus()} for this process), {memory.total / 2**30:.0f} GiB of memory "
-        f"({available_memory(torch.device('cpu')) / 2**30:.0f} GiB free for it)",
+        f"({available_memory('cpu') / 2**30:.0f} GiB free for it)",
     )
 
 
@@ -164,6 +173,8 @@ def _gpu() -> Fact:
     capability = local_capability()
     if capability is None:
         return Fact("GPU", "PyTorch finds none", found=False)
+    import torch
+
     properties = torch.cuda.get_device_properties(0)
     return Fact("GPU", f"{properties.name}, compute capability {capability}, {properties.total_memory / 2**30:.0f} GiB")
 
@@ -181,9 +192,10 @@ def _driver() -> Fact:
 
 
 def _cuda() -> Fact:
-    if torch.version.cuda is None:
-        return Fact("PyTorch", f"{torch.__version__}, built without CUDA", found=False)
-    return Fact("PyTorch", f"{torch.__version__}, built for CUDA {torch.version.cuda}")
+    version, cuda = pytorch_build()
+    if cuda is None:
+        return Fact("PyTorch", f"{version}, built without CUDA", found=False)
+    return Fact("PyTorch", f"{version}, built for CUDA {cuda}")
 
 
 def _providers() -> Fact:

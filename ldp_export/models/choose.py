@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
-from ldp_export.models.var import VarConfig, VarTransformer
-from ldp_export.models.var_vae import VarVae, VarVaeConfig
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, VarConfig, VarVaeConfig
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.var_vae import VarVae
 
 Config = InfinityConfig | InfinityVaeConfig | VarConfig | VarVaeConfig
 

@@ -8,81 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, cast
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
-from ldp_runtime.errors import ConfigError
 from ldp_runtime.schedule import ScaleSchedule, rope_table
 from torch import nn
 from torch.nn import functional as F
 
 from ldp_export.models.layers import LayerNorm, Linear, linear
+from ldp_export.models.sizes import InfinityConfig
 
 #: Parameters that the original's inference keeps in float32, whatever the precision of the rest.
 FLOAT32_ISLANDS = re.compile(r"(text_norm|shared_ada_lin|head_nm|head|pos_start|lvl_embed|cfg_uncond)\b")
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
-
-
-def ffn_width(width: int, mlp_ratio: float = 4.0) -> int:
-    """Hidden width of the feed-forward layer: a multiple of 256, rounded half to even as the originals do."""
-    return round(width * mlp_ratio / 256) * 256
-
-
-@dataclass(frozen=True)
-class InfinityConfig:
-    """Sizes of the transformer.
-
-    Attributes:
-        depth: number of blocks.
-        width: C, channels of a token.
-        heads: attention heads H of the blocks; each has C / H channels (`head_dim`).
-        ffn: hidden width of the feed-forward layers.
-        bits: bits per token (the VAE's d, or 4 d with 2x2 patchify).
-        text_channels: channels of the text features.
-        text_tokens: longest text, and number of unconditional text rows.
-        levels: number of scale embeddings.
-        pool_heads: heads of the attention that pools the text into the start token (not H).
-        chunks: block chunks of the original checkpoint layout; they affect the names of weights only.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    ffn: int
-    bits: int
-    text_channels: int = 2048
-    text_tokens: int = 512
-    levels: int = 15
-    pool_heads: int = 16
-    chunks: int = 1
-    norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ConfigError(f"width {self.width} over {self.heads} heads must give a head dimension divisible by 4")
-        if self.width % self.pool_heads:
-            raise ConfigError(f"width {self.width} is not divisible by {self.pool_heads} pooling heads")
-        if self.depth % self.chunks:
-            raise ConfigError(f"depth {self.depth} is not divisible by {self.chunks} block chunks")
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def summary(self) -> str:
-        """Sizes in words, which tell models apart."""
-        return f"{self.depth} blocks of width {self.width} and {self.bits} bits a token"
-
-    def resized(self, depth: int, width: int) -> InfinityConfig:
-        """The same architecture with another number of blocks and channels: heads of the same size, one chunk."""
-        heads = width // self.head_dim
-        sizes = {"heads": heads, "ffn": ffn_width(width), "pool_heads": heads, "chunks": 1}
-        return replace(self, depth=depth, width=width, **sizes)
 
 
 class BlockSizes(Protocol):

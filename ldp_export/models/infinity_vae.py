@@ -5,10 +5,7 @@ Parameter names follow the original checkpoints with their `.conv.` / `.norm.` w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.infinity import accumulate, resize
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
@@ -16,45 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldp_export.models.layers import Conv2d, GroupNorm
-
-
-@dataclass(frozen=True)
-class InfinityVaeConfig:
-    """Sizes of the VAE.
-
-    Attributes:
-        bits: d, channels of the latent, one bit each.
-        base_channels: width at full resolution.
-        channel_multipliers: width of each resolution level over `base_channels`, fine to coarse.
-        res_blocks: residual blocks of an encoder level; a decoder level has one more.
-        stride: pixels per latent position along one side, a power of two.
-    """
-
-    bits: int
-    base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
-    res_blocks: int = 2
-    stride: int = 16
-
-    def __post_init__(self) -> None:
-        if self.stride < 1 or self.stride & (self.stride - 1):
-            raise ConfigError(f"the VAE's stride must be a power of two, got {self.stride}")
-        if len(self.channel_multipliers) <= self.halvings:
-            raise ConfigError(
-                f"stride {self.stride} needs at least {self.halvings + 1} levels, got {self.channel_multipliers}"
-            )
-
-        uneven = [width for width in self.widths if width % 32 and width % 24]
-        if uneven:
-            raise ConfigError(f"widths {uneven} do not divide into the 32 (or 24) groups of the VAE's normalisation")
-
-    @property
-    def halvings(self) -> int:
-        return self.stride.bit_length() - 1
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.base_channels * m for m in self.channel_multipliers)
+from ldp_export.models.sizes import InfinityVaeConfig
 
 
 def norm(channels: int) -> GroupNorm:

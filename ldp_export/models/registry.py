@@ -11,11 +11,9 @@ from ldp_runtime.errors import ConfigError
 from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
 
-from ldp_export.models.infinity import InfinityConfig, ffn_width
-from ldp_export.models.infinity_vae import InfinityVaeConfig
+from ldp_export.models.counts import Counts, counts_of
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, VarConfig, VarVaeConfig, ffn_width
 from ldp_export.models.t5 import FLAN_T5_XL, T5Sizes
-from ldp_export.models.var import VarConfig
-from ldp_export.models.var_vae import VarVaeConfig
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,17 @@ class NamedModel:
         return tuple(ScaleSchedule.of_size(size, ratio) for ratio in TEMPLATES)
 
     @property
+    def counts(self) -> Counts | None:
+        """Counted weights, if this is the architecture of the registry's model of this name."""
+        named = MODELS.get(self.name)
+        same = named is not None and (named.transformer, named.vae) == (self.transformer, self.vae)
+        return counts_of(self.name) if same else None
+
+    @property
     def parameters(self) -> int:
         """Parameters of the transformer and the VAE (the text encoder not counted)."""
+        if self.counts is not None:
+            return self.counts.transformer + self.counts.vae
         from ldp_export.models.choose import count_parameters
 
         return count_parameters(self.transformer) + count_parameters(self.vae)

@@ -31,6 +31,11 @@ class T5Sizes:
         return self.vocabulary * self.width + self.layers * layer + self.buckets * self.heads + self.width
 
     @property
+    def encoder_islands(self) -> int:
+        """Number of the encoder's weights that stay float32: its normalizations and relative positions."""
+        return (2 * self.layers + 1) * self.width + self.buckets * self.heads
+
+    @property
     def parameters(self) -> int:
         """Number of parameters of the whole released model: encoder, decoder, and a separate output head."""
         inner = self.heads * self.head_dim

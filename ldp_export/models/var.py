@@ -9,69 +9,19 @@ Parameter names are the original checkpoints' names.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
-from ldp_runtime.errors import ConfigError
-from ldp_runtime.schedule import ScaleSchedule
 from torch import nn
 
 from ldp_export.models.infinity import FeedForward, KeyValue, SelfAttention, modulate
 from ldp_export.models.layers import Linear
+from ldp_export.models.sizes import VarConfig
 
 #: Names of parameters that stay float32, whatever the precision of the rest: the original's autocast leaves them alone.
 FLOAT32_ISLANDS = re.compile(
     r"(class_emb|pos_start|pos_1LC|lvl_embed|head)\b|blocks\.\d+\.(ada_gss|attn\.scale_mul_1H11)$"
 )
-
-
-@dataclass(frozen=True)
-class VarConfig:
-    """Sizes of the transformer.
-
-    Attributes:
-        grids: sides of the square scales (`patch_nums`); the position embeddings are learned for exactly these.
-        codes: size of the codebook.
-        channels: channels of a code.
-        classes: number of classes; label `classes` is the unconditional one.
-        shared_ada: True if all blocks share one AdaLN, with an offset per block (d36).
-    """
-
-    depth: int
-    width: int
-    heads: int
-    ffn: int
-    codes: int = 4096
-    channels: int = 32
-    classes: int = 1000
-    grids: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-    shared_ada: bool = False
-    norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ConfigError(f"width {self.width} does not divide into {self.heads} heads")
-
-    @property
-    def schedule(self) -> ScaleSchedule:
-        return ScaleSchedule.of_squares(self.grids)
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def summary(self) -> str:
-        """Sizes in words, which tell models apart."""
-        grids = " ".join(map(str, self.grids))
-        return f"{self.depth} blocks of width {self.width}, {self.codes} codes, and grids of sides {grids}"
-
-    def resized(self, depth: int, width: int) -> VarConfig:
-        """The same architecture with another number of blocks and channels, and heads of the same size."""
-        sizes = {"heads": width // self.head_dim, "ffn": self.ffn * width // self.width}
-        return replace(self, depth=depth, width=width, **sizes)
 
 
 class VarBlock(nn.Module):

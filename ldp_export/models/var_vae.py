@@ -5,7 +5,6 @@ Parameter names are the original checkpoints' names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,36 +15,7 @@ from torch.nn import functional as F
 
 from ldp_export.models.infinity_vae import Downsample, ResBlock, Upsample, norm
 from ldp_export.models.layers import Conv2d
-
-
-@dataclass(frozen=True)
-class VarVaeConfig:
-    """Sizes of the VAE.
-
-    Attributes:
-        codes: number of entries of the codebook.
-        channels: channels of a code and of the latent.
-        base_channels, channel_multipliers, res_blocks: see `InfinityVaeConfig`; every level but the last halves the
-            resolution.
-        phis: number of shared phi convolutions.
-        phi_share: share of the convolution in phi(h) = (1 - w) h + w conv(h).
-    """
-
-    codes: int = 4096
-    channels: int = 32
-    base_channels: int = 160
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = 2
-    phis: int = 4
-    phi_share: float = 0.5
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.base_channels * m for m in self.channel_multipliers)
-
-    @property
-    def stride(self) -> int:
-        return 2 ** (len(self.channel_multipliers) - 1)
+from ldp_export.models.sizes import VarVaeConfig
 
 
 class SpatialAttention(nn.Module):

@@ -38,7 +38,9 @@ class InfinitySettings:
         value = getattr(self, name)
         values = [float(value)] * scales if isinstance(value, int | float) else [float(v) for v in value]
         if len(values) < scales:
-            raise ConfigError(f"{name} has {len(values)} values for {scales} scales")
+            raise ConfigError(
+                f"{name} has {len(values)} values for {scales} scales", hint="give one number, or one per scale"
+            )
         return values[:scales]
 
 
@@ -170,7 +172,9 @@ def _run_blocks(
     depth = model.config.depth
     mixed_after = {depth + n for n in insertion if n < 0}
     if any(not 0 < after < depth for after in mixed_after) or any(n > 1 for n in insertion):
-        raise ConfigError(f"cannot insert guidance at {insertion} in {depth} blocks")
+        raise ConfigError(
+            f"cannot insert guidance at {insertion} in {depth} blocks", hint=f"a block from 0 to {depth - 1}"
+        )
     for index, block in enumerate(model.layers):
         text_kv = block.ca.text_kv(prompt.text)
         x, caches[index] = block(x, prompt.modulation, rope, text_kv, prompt.attention_mask, caches[index])

@@ -20,20 +20,9 @@ from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generat
 from ldp_export.reference.oracle import pruned_infinity_logits
 from ldp_export.reference.streamed import streamed_weights
 from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
+from ldp_export.verification.recorded_sizes import RATIOS, TEXT_TOKENS
 
 PROMPTS = ("a red circle", "a small blue square to the left of a large yellow star on a plain background")
-
-
-#: Aspect ratios that are verified: the square, and the most elongated one, whose grids are odd and whose past is long.
-_RATIOS = (1.0, 3.0)
-
-
-_TEXT_TOKENS = 12
-
-
-#: Rows of logits that are saved: five of two guided runs and an unguided one, in full. The computed tokens of the
-#: pruned run count as one.
-_ROWS, _PRUNED_ROWS = 5, 1
 
 
 @torch.no_grad()
@@ -55,7 +44,7 @@ def record_infinity_cases(
         if run is not None:
             _store(case.name, run, tensors)
 
-    for i, ratio in enumerate(_RATIOS):
+    for i, ratio in enumerate(RATIOS):
         schedule = ScaleSchedule.of_size(model.size, ratio)
         for guidance in (defaults.guidance, 1.0) if i == 0 else (defaults.guidance,):
             name = f"ratio{ratio:g}_guidance{guidance:g}"
@@ -65,7 +54,7 @@ def record_infinity_cases(
             tensors[f"{name}.features"] = texts[i]
             if i == 0:
                 tensors[f"{name}.image"] = vae.decode(run.latent)[0]
-            if (ratio, guidance) == (_RATIOS[0], defaults.guidance):
+            if (ratio, guidance) == (RATIOS[0], defaults.guidance):
                 pruned = Case(f"{name}_pruned", ratio, guidance, pruned=True)
                 _store_pruned(pruned.name, transformer, texts[i], run, schedule, model.layout, tensors)
                 add(pruned, None)
@@ -82,7 +71,7 @@ def reference_texts(
     """Features of the prompts, or seeded random ones if there is no text encoder; adds encoded texts to `tensors`."""
     if encoder is None:
         generator = torch.Generator().manual_seed(0)
-        shape = (_TEXT_TOKENS, transformer.config.text_channels)
+        shape = (TEXT_TOKENS, transformer.config.text_channels)
         return [torch.randn(shape, generator=generator) for _ in PROMPTS]
     tokenizer = PromptTokenizer(encoder.tokenizer, transformer.config.text_tokens)
     texts = []
@@ -167,45 +156,6 @@ def forced_infinity_logits(
     rows = [text] if case.guidance == 1 else [text, transformer.unconditional_text(len(text))]
     bits = cases.tokens(case, len(schedule))
     return pruned_infinity_logits(transformer, torch.stack(rows), bits, [None] * len(schedule), schedule, model.layout)
-
-
-def recorded_infinity_bytes(model: InfinityEntry, scales: int | None) -> int:
-    """Bytes of the saved runs: logits of four runs (six rows in all), bits, latents, images; or of the first scales."""
-    if scales is not None:
-        first = ScaleSchedule.of_size(model.size)
-        pixels = first.tokens[scales - 1] * model.pixels_per_token**2
-        return 2 * first.offsets[scales] * model.logits * 4 + 12 * pixels + _TEXT_TOKENS * model.text_channels * 4
-    schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in _RATIOS]
-    tokens = max(schedule.total_tokens for schedule in schedules)
-    logits = (_ROWS + _PRUNED_ROWS) * tokens * model.logits * 4
-    pixels = schedules[0].tokens[-1] * model.pixels_per_token**2
-    return logits + 4 * tokens * model.bits + 24 * pixels + 3 * 4 * schedules[0].tokens[-1] * model.bits
-
-
-def recording_memory(model: InfinityEntry) -> int:
-    """Bytes of the reference model's largest call: keys, values, attention scores and the widest layer of two rows."""
-    schedule = max((ScaleSchedule.of_size(model.size, ratio) for ratio in _RATIOS), key=lambda s: s.total_tokens)
-    tokens, total = max(schedule.tokens), schedule.total_tokens
-    cache = 4 * 2 * 2 * model.depth * total * model.width
-    scores = 4 * 2 * model.heads * total * total  # the masked oracle sees all scales at once
-    return cache + scores + 4 * 2 * tokens * (model.ffn + 4 * model.width)
-
-
-#: Arithmetic operations that recording may take, for whole runs and for one call: minutes on two cores.
-_WHOLE_RUNS, _ONE_CALL = 20e12, 4.5e12
-
-
-#: Rows that whole runs compute in all; see `record_infinity_cases`.
-_RUN_ROWS = 17
-
-
-def scales_to_record(model: InfinityEntry, parameters: int) -> int | None:
-    """Number of first scales to record for a model with so many parameters; None for all, in whole runs."""
-    schedule = ScaleSchedule.of_size(model.size)
-    if 2 * parameters * _RUN_ROWS * schedule.total_tokens <= _WHOLE_RUNS:
-        return None
-    affordable = [k for k in range(2, len(schedule)) if 2 * parameters * 2 * schedule.offsets[k] <= _ONE_CALL]
-    return max(affordable, default=2)
 
 
 @torch.no_grad()

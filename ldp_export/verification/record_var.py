@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ldp_runtime.architecture.var import VarEntry
 from ldp_runtime.bundle.manifest import Defaults
 from ldp_runtime.families.var import filter_logits
 from ldp_runtime.schedule import ScaleSchedule
@@ -123,11 +122,3 @@ def forced_var_logits(
     labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
     count = len(config.grids)
     return pruned_var_logits(transformer, vae, labels, cases.tokens(case, count), [None] * count)
-
-
-def recorded_var_bytes(model: VarEntry) -> int:
-    """Bytes that `record_var_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
-    schedule = model.schedule()
-    h, w = schedule.final_grid
-    logits = 4 * 6 * schedule.total_tokens * model.codes
-    return logits + 4 * 8 * schedule.total_tokens + 3 * 4 * h * w * (model.latent_channels + 3 * model.vae_stride**2)

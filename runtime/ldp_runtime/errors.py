@@ -5,6 +5,17 @@ Each message says what was found, what was expected, and how to fix it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Question for a hint, "did you mean 'ld'? ", if a known name is like the word; else an empty text."""
+    import difflib
+
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=2, cutoff=0.6)
+    return f"did you mean {' or '.join(repr(names[name]) for name in near)}? " if near else ""
+
 
 class LdpError(Exception):
     """Base class of all errors raised on purpose; `exit_code` is the exit status of the command line."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
-import torch
+from ldp_runtime.errors import ConfigError, InternalError
 
-from ldp_runtime.errors import ConfigError
+if TYPE_CHECKING:
+    import torch
 
 Grid = tuple[int, int]
 
@@ -66,10 +68,15 @@ class ScaleSchedule:
 
     def __post_init__(self) -> None:
         if not self.grids or any(h < 1 or w < 1 for h, w in self.grids):
-            raise ConfigError(f"a scale schedule needs at least one grid of at least 1x1, got {self.grids}")
+            raise ConfigError(
+                f"a scale schedule needs at least one grid of at least 1x1, got {self.grids}", hint="as 1x1 2x2 4x4"
+            )
         shrinks = any(a[0] > b[0] or a[1] > b[1] for a, b in zip(self.grids, self.grids[1:], strict=False))
         if shrinks:
-            raise ConfigError(f"the grids of a scale schedule must not shrink, got {self.grids}")
+            raise ConfigError(
+                f"the grids of a scale schedule must not shrink, got {self.grids}",
+                hint="order the grids from coarse to fine",
+            )
 
     @classmethod
     def of_size(cls, size: str, aspect_ratio: float = 1.0) -> ScaleSchedule:
@@ -81,7 +88,10 @@ class ScaleSchedule:
         if size not in SCALES_OF_SIZE:
             raise ConfigError(f"unknown size {size!r}", hint=f"one of {', '.join(SCALES_OF_SIZE)}")
         if not 0 < aspect_ratio < float("inf"):
-            raise ConfigError(f"aspect ratio (height / width) must be positive, got {aspect_ratio}")
+            raise ConfigError(
+                f"aspect ratio (height / width) must be positive, got {aspect_ratio}",
+                hint="as 0.5625 for 16:9, 1.0 for a square",
+            )
         return _of_template(size, nearest_template(aspect_ratio))
 
     @classmethod
@@ -134,6 +144,8 @@ class ScaleSchedule:
 
     def positions(self, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column of each token of a scale in units of `position_grid`: two [h*w] float32 tensors."""
+        import torch
+
         h, w = self.grids[scale]
         # `torch.round` rounds exact .5 ties to even: part of the released models' behaviour.
         ys = torch.round(_counted(h) * (self.position_grid[0] / h))
@@ -173,8 +185,10 @@ def rope_table(schedule: ScaleSchedule, head_dim: int) -> tuple[tuple[torch.Tens
     The first half of the angles depends on the row, the second half on the column (2-D RoPE, base 10000).
     Tables are cached for the next image of the same schedule: callers must not write to them.
     """
+    import torch
+
     if head_dim % 4:
-        raise ConfigError(f"2-D RoPE needs a head dimension divisible by 4, got {head_dim}")
+        raise InternalError(f"2-D RoPE needs a head dimension divisible by 4, got {head_dim}")
     quarter = head_dim // 4
     theta = 1.0 / (10000 ** ((2 * _counted(quarter)) / (2 * quarter)))
     table = []

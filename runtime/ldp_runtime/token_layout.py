@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ldp_runtime.numerics import scalar
 from ldp_runtime.schedule import Grid
 
 
@@ -29,6 +28,8 @@ class LatentLayout:
     @cached_property
     def code(self) -> float:
         """Magnitude of every entry of a token's codes: 1 / sqrt(d), rounded as float32 division rounds it."""
+        from ldp_runtime.numerics import scalar
+
         return float(scalar(1.0) / self.channels**0.5)
 
     def latent_grid(self, grid: Grid) -> Grid:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ldp_runtime.errors import ConfigError, IntegrityError
 
@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 #: T5 ends every text with </s>.
 END_OF_TEXT = 1
+#: Token of whatever the vocabulary lacks.
+_UNKNOWN = "<unk>"
 
 
 class PromptTokenizer:
@@ -24,7 +26,9 @@ class PromptTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
-            raise IntegrityError(f"cannot read the tokenizer {path}: {error}") from error
+            raise IntegrityError(
+                f"cannot read the tokenizer {path}: {error}", hint="copy the bundle again, or rebuild it"
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_tokens = max_tokens
@@ -37,10 +41,21 @@ class PromptTokenizer:
         """
         if not prompt.strip():
             raise ConfigError("the prompt is empty", hint="describe the picture in a few words")
-        ids = self._tokenizer.encode(prompt).ids
+        encoded = self._tokenizer.encode(prompt)
+        ids = encoded.ids
+        if words := self._unknown_words(prompt, encoded):
+            logger.warning("the model does not know %s of %r, and reads them as one unknown word", words, prompt)
         if not ids or ids[-1] != END_OF_TEXT:
             ids = [*ids, END_OF_TEXT]
         if len(ids) > self.max_tokens:
             logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
             ids = [*ids[: self.max_tokens - 1], END_OF_TEXT]
         return torch.tensor(ids, dtype=torch.int64, device="cpu")
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _unknown_words(self, prompt: str, encoded: Encoding) -> str:
+        """Words (or characters) that have no token of their own, each once, quoted."""
+        unknown = self._tokenizer.token_to_id(_UNKNOWN)
+        spans = [span for token, span in zip(encoded.ids, encoded.offsets, strict=True) if token == unknown]
+        words = dict.fromkeys(prompt[start:end].strip() for start, end in spans)
+        return ", ".join(repr(word) for word in words if word)

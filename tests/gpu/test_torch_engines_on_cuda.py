@@ -17,7 +17,7 @@ from ldp_runtime.engines.torch_compiled.target import local_target
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.building.choose_builder import QUANTIZED_SHARE
-from ldp_export.models.infinity_vae import InfinityVaeConfig
+from ldp_export.models.sizes import InfinityVaeConfig
 from ldp_export.verification.verify import verify_bundle
 
 #: Precision of the graphs, and of blocks at last scales.

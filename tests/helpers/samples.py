@@ -13,9 +13,10 @@ from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_files import save_state
-from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.registry import InfinitySpec
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig
 
 TRANSFORMER = InfinityConfig(
     depth=2, width=64, heads=4, ffn=256, bits=8, text_channels=32, text_tokens=16, pool_heads=2, chunks=2

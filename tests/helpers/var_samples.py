@@ -17,8 +17,9 @@ from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.var import load_var, load_var_vae
-from ldp_export.models.var import VarConfig, VarTransformer
-from ldp_export.models.var_vae import VarVae, VarVaeConfig
+from ldp_export.models.sizes import VarConfig, VarVaeConfig
+from ldp_export.models.var import VarTransformer
+from ldp_export.models.var_vae import VarVae
 from ldp_export.reference.var import VarSettings
 
 #: Two correct float32 implementations of the original differ by up to this in raw logits.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import ConfigError, InternalError
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule, nearest_template, rope_table
 
 #: ratio -> tokens and final pixel sizes at 0.06M, 0.25M, 0.6M, 1M.
@@ -119,5 +119,5 @@ def test_bad_schedules() -> None:
         ScaleSchedule(((2, 2), (1, 4)), (2, 4))
     with pytest.raises(ConfigError, match="at least one"):
         ScaleSchedule((), (1, 1))
-    with pytest.raises(ConfigError, match="divisible by 4"):
+    with pytest.raises(InternalError, match="divisible by 4"):
         rope_table(ScaleSchedule.of_size("0.06M"), 6)

@@ -39,6 +39,7 @@ FLOORS = (
     "ldp_export.inspection",
     "ldp_export.bench.worker",
     "ldp_export.bench",
+    "ldp_export.cli.arguments",
     "ldp_export.cli",
 )
 

@@ -32,13 +32,14 @@ class Candidate(Protocol):
 
 def conditions_of(job: Job, manifest: Manifest) -> Conditions:
     """Prompts or classes of the job, or the seeded random features that stand in for prompts."""
-    if job.classes is not None:
-        return job.classes
-    if job.prompts is not None:
-        return job.prompts
-    generator = torch.Generator().manual_seed(job.embed_seed)
-    shape = (job.embed_tokens, manifest.model.text_channels)
-    return [torch.randn(shape, generator=generator) for _ in range(job.embed_count)]
+    if job.options.classes is not None:
+        return job.options.classes
+    if job.options.prompts is not None:
+        return job.options.prompts
+    assert job.embeds is not None
+    generator = torch.Generator().manual_seed(job.embeds.seed)
+    shape = (job.embeds.tokens, manifest.model.text_channels)
+    return [torch.randn(shape, generator=generator) for _ in range(job.embeds.count)]
 
 
 class EngineCandidate:
@@ -47,11 +48,11 @@ class EngineCandidate:
     def __init__(self, job: Job) -> None:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
         self.pipeline = self._open(bundle, job)
-        self.aspect_ratio = job.aspect_ratio
+        self.aspect_ratio = job.options.aspect_ratio
         self.conditions = conditions_of(job, bundle.manifest)
 
     def _open(self, bundle: Bundle, job: Job) -> Pipeline:
-        return Pipeline.load(bundle, device=job.device, threads=job.threads, max_batch=job.batch)
+        return Pipeline.load(bundle, device=job.options.device, threads=job.options.threads, max_batch=job.batch)
 
     def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         conditions = [self.conditions[i] for i in prompts]
@@ -102,9 +103,9 @@ class GraphsCandidate(EngineCandidate, ABC):
 
         def open_eager(name: str, graph: GraphEntry) -> EagerEngine:
             inputs, outputs = ([entry.name for entry in entries] for entries in (graph.inputs, graph.outputs))
-            return EagerEngine(name, graph_of(graph), inputs, outputs, job.device, job.threads)
+            return EagerEngine(name, graph_of(graph), inputs, outputs, job.options.device, job.options.threads)
 
-        engines = open_engines(bundle, torch.device(job.device), job.threads, open_eager)
+        engines = open_engines(bundle, torch.device(job.options.device), job.options.threads, open_eager)
         tokenizer = None
         if bundle.manifest.has_text_encoder:
             tokenizer = PromptTokenizer(bundle.path(TOKENIZER), bundle.manifest.limits.text_tokens)

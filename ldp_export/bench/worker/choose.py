@@ -12,5 +12,5 @@ def load_candidate(job: Job) -> Candidate:
     """Opens the candidate of a job. The comparison has hashed all files already, so only sizes are compared here."""
     if job.kind == "engines":
         return EngineCandidate(job)
-    eager, hoisted = (EagerInfinity, InfinityGraphs) if job.classes is None else (EagerVar, VarGraphs)
+    eager, hoisted = (EagerInfinity, InfinityGraphs) if job.options.classes is None else (EagerVar, VarGraphs)
     return eager(job) if job.kind == "eager" else hoisted(job)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from ldp_runtime.engines.torch_compiled.threads import torch_threads
-from ldp_runtime.errors import LdpError
+from ldp_runtime.errors import InternalError
 from torch import nn
 
 
@@ -36,7 +36,7 @@ class EagerEngine:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._module is None:
-            raise LdpError(f"the engine {self.name!r} is closed")
+            raise InternalError(f"the engine {self.name!r} is closed")
         with torch_threads(self._threads):
             results = self._module(*(inputs[name] for name in self._input_names))
         results = results if isinstance(results, tuple) else (results,)

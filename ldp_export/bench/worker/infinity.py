@@ -33,8 +33,8 @@ class EagerInfinity:
 
     def __init__(self, job: Job) -> None:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
-        self.manifest, self.device = bundle.manifest, torch.device(job.device)
-        self.schedule = bundle.manifest.schedule(job.aspect_ratio)
+        self.manifest, self.device = bundle.manifest, torch.device(job.options.device)
+        self.schedule = bundle.manifest.schedule(job.options.aspect_ratio)
         self.texts = conditions_of(job, self.manifest)
         modules = _load_modules(job, self.manifest)
         self.model, self.vae = modules.transformer.to(self.device), modules.vae.to(self.device)
@@ -94,11 +94,12 @@ def _load_modules(job: Job, manifest: Manifest) -> _Modules:
 
     A text encoder's weights stay float32. There is no text encoder if the bundle has none.
     """
-    assert job.weights is not None
-    assert job.vae is not None
-    reads = job.text_encoder is not None and manifest.has_text_encoder
-    encoder = load_text_encoder(job.text_encoder).module if reads and job.text_encoder is not None else None
-    modules = _Modules(load_infinity(job.weights), load_infinity_vae(job.vae), encoder)
+    files = job.options
+    assert files.weights is not None
+    assert files.vae is not None
+    reads = files.text_encoder is not None and manifest.has_text_encoder
+    encoder = load_text_encoder(files.text_encoder).module if reads and files.text_encoder is not None else None
+    modules = _Modules(load_infinity(files.weights), load_infinity_vae(files.vae), encoder)
     if manifest.precision != "float32":
         for graph in (InfinityPromptGraph, InfinityBlocksGraph):
             convert_weights(graph(modules.transformer, precision=manifest.precision))

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ldp_export.bench.worker.options import BenchOptions
 
 Kind = Literal["eager", "hoisted", "engines"]
+
+
+@dataclass(frozen=True)
+class Embeds:
+    """Seeded random text features [tokens, text_channels] that stand in for `count` prompts."""
+
+    count: int
+    tokens: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -14,29 +26,25 @@ class Job:
 
     Attributes:
         bundle: folder of one version of a bundle.
-        threads: threads of PyTorch and of ONNX Runtime.
         batch: images of every call.
-        prompts: texts, or None where `embed_count` seeded random features [embed_tokens, text_channels] stand in.
-        weights, vae, text_encoder: the checkpoint's files, for the eager candidate.
-        device: "cpu" or "cuda".
-        classes: labels of class-conditional models, which have no prompts.
-        aspect_ratio: height / width of the images.
+        options: options of the comparison, of which prompts or classes, threads and files are known.
+        embeds: stand-ins for prompts, where there are neither prompts nor classes.
     """
 
     kind: Kind
     bundle: str
-    threads: int
     batch: int
-    prompts: tuple[str, ...] | None
-    embed_count: int = 0
-    embed_tokens: int = 0
-    embed_seed: int = 0
-    weights: str | None = None
-    vae: str | None = None
-    text_encoder: str | None = None
-    device: str = "cpu"
-    classes: tuple[int, ...] | None = None
-    aspect_ratio: float = 1.0
+    options: BenchOptions
+    embeds: Embeds | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self), default=str))
+
+    @classmethod
+    def of_json(cls, entry: dict[str, Any]) -> Job:
+        embeds = entry["embeds"]
+        read: dict[str, Any] = {"options": BenchOptions(**entry["options"]), "embeds": embeds and Embeds(**embeds)}
+        return cls(**{**entry, **read})
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ class EagerVar:
     """VAR's original generation loop in eager PyTorch, with its VAE decoder."""
 
     def __init__(self, job: Job) -> None:
-        assert job.classes is not None
         self.manifest = open_bundle(Path(job.bundle), integrity="sizes").manifest
-        self.classes = job.classes
+        assert job.options.classes is not None
+        self.classes = job.options.classes
         transformer, vae = _load_modules(job, self.manifest)
-        self.model, self.vae = transformer.to(job.device), vae.to(job.device)
-        self.watch = Stopwatch(torch.device(job.device))
+        self.model, self.vae = transformer.to(job.options.device), vae.to(job.options.device)
+        self.watch = Stopwatch(torch.device(job.options.device))
         self.watch.put_on(self.model.class_emb, "text", "forward")
         self.watch.put_on(self.model, "blocks", "shared_modulation", "start_tokens", "logits")
         self.watch.put_on(self.model.word_embed, "blocks", "forward")
@@ -73,9 +73,9 @@ class VarGraphs(GraphsCandidate):
 
 def _load_modules(job: Job, manifest: Manifest) -> tuple[VarTransformer, VarVae]:
     """Modules of the checkpoint, weights in the types that the bundle holds them in, as for Infinity."""
-    assert job.weights is not None
-    assert job.vae is not None
-    transformer, vae = load_var(job.weights), load_var_vae(job.vae)
+    assert job.options.weights is not None
+    assert job.options.vae is not None
+    transformer, vae = load_var(job.options.weights), load_var_vae(job.options.vae)
     if manifest.precision != "float32":
         for graph in (VarPromptGraph, VarBlocksGraph):
             convert_weights(graph(transformer, precision=manifest.precision))

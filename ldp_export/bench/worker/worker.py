@@ -7,7 +7,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from ldp_runtime.errors import LdpError
+from ldp_runtime.errors import InternalError, LdpError
 
 if TYPE_CHECKING:
     from ldp_export.bench.worker.candidates import Candidate
@@ -35,9 +35,10 @@ class Worker:
         from ldp_export.bench.worker.choose import load_candidate
         from ldp_export.bench.worker.messages import Job
 
-        job = Job(**fields)
-        torch.set_num_threads(job.threads)
-        self.device = job.device
+        job = Job.of_json(fields)
+        assert job.options.threads is not None
+        torch.set_num_threads(job.options.threads)
+        self.device = job.options.device
         started = time.perf_counter()
         self.candidate = load_candidate(job)
         return {"load_s": time.perf_counter() - started}
@@ -56,7 +57,7 @@ class Worker:
         from ldp_export.bench.worker.timing import Clock
 
         if self.candidate is None:
-            raise LdpError("nothing is loaded")
+            raise InternalError("nothing is loaded")
         request = DrawRequest(**fields)
         clock = Clock(self.device)
         drawing = self.candidate.draw(request.prompts, request.seeds, request.policy)

@@ -19,6 +19,7 @@ from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.disk import write_durably
 from ldp_runtime.engines.tensorrt.library import Flavour, Library, Message, load_library
 from ldp_runtime.errors import EngineBuildError, IncompatibleBundleError
+from ldp_runtime.installation import install
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
 
@@ -147,7 +148,7 @@ def check_polygraphy() -> None:
     if importlib.util.find_spec("polygraphy") is None:
         raise IncompatibleBundleError(
             "building TensorRT engines needs the Python package 'polygraphy', which is not installed",
-            hint="pip install 'ldp-export[tensorrt-rtx]', or [tensorrt-cu12], or [tensorrt-cu13]",
+            hint=f"{install('tensorrt-rtx')}; or [tensorrt-cu12], or [tensorrt-cu13]",
         )
 
 
@@ -167,7 +168,10 @@ def polygraphy_backend(library: Library) -> Any:
     G_LOGGER.module_severity = G_LOGGER.ERROR
     bound = profile.trt_util.trt
     if bound.__name__ != library.module.__name__:
-        raise EngineBuildError(f"this process has built with {bound.__name__}; use another process")
+        raise EngineBuildError(
+            f"this process has built with {bound.__name__}; use another process",
+            hint="build each flavour in a process of its own: run ldp-export build again",
+        )
     return trt
 
 
@@ -188,14 +192,17 @@ def _write_engine(
         file.flush()
         os.fsync(file.fileno())
     if progress.is_stopped:
-        raise EngineBuildError(f"the build of {signature.name!r} was stopped")
+        raise EngineBuildError(
+            f"the build of {signature.name!r} was stopped", hint="run the same command again: finished stages are kept"
+        )
     refuse_unused(library, signature.name, heard, network.wired)
     if writer.error is not None:
         raise writer.error
     if not done or path.stat().st_size == 0:
         reasons = [message.text for message in heard if message.severity == "error"]
         raise EngineBuildError(
-            f"{library.title} could not build {signature.name!r}: {'; '.join(reasons[-3:]) or 'it gave no reason'}"
+            f"{library.title} could not build {signature.name!r}: {'; '.join(reasons[-3:]) or 'it gave no reason'}",
+            hint="run again with -v for its log; a smaller --chunk or --max-batch needs less memory",
         )
 
 

@@ -17,9 +17,7 @@ from typing import Any
 from ldp_runtime.engines.tensorrt.library import Library, Message
 from ldp_runtime.errors import EngineBuildError
 
-from ldp_export.graphs.kv_cache import LENGTHS
-from ldp_export.graphs.onnx import MODEL_FILE
-from ldp_export.graphs.signature import Axis, GraphSignature
+from ldp_export.graphs.signature import LENGTHS, MODEL_FILE, Axis, GraphSignature
 
 #: ONNX operators that must not be taken apart, and the layer that each becomes.
 LAYER_OF = {
@@ -66,7 +64,10 @@ def parse_network(library: Library, signature: GraphSignature, folder: Path, hea
     parser = library.module.OnnxParser(network, library.logger())
     if not parser.parse_from_file(str(path)):
         problems = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise EngineBuildError(f"{library.title} cannot read the graph {signature.name!r}: {problems}")
+        raise EngineBuildError(
+            f"{library.title} cannot read the graph {signature.name!r}: {problems}",
+            hint="use a version that ldp-export doctor lists, or build with --backend onnxruntime",
+        )
     wired = wire_lengths(library, network, signature)
     refuse_unused(library, signature.name, heard, wired)
     layers = count_layers(network)
@@ -129,7 +130,8 @@ def wire_lengths(library: Library, network: Any, signature: GraphSignature) -> f
     if wired != caches:
         raise EngineBuildError(
             f"the graph {signature.name!r} has the caches {sorted(caches)}, but {library.title} attends to a part of "
-            f"{sorted(wired)} only: over the others it would read what was never written"
+            f"{sorted(wired)} only: over the others it would read what was never written",
+            hint="build with --kv-cache dynamic",
         )
     return frozenset({LENGTHS})
 
@@ -140,7 +142,8 @@ def refuse_unused(library: Library, graph: str, heard: list[Message], wired: fro
     if dropped:
         raise EngineBuildError(
             f"{library.title} ignores the inputs {dropped} of the graph {graph!r}: the engine would compute "
-            "something else"
+            "something else",
+            hint="install the version that ldp-export asks for, or build with --backend onnxruntime",
         )
 
 
@@ -150,14 +153,16 @@ def check_layers(signature: GraphSignature, operators: Mapping[str, int], layers
         if operators.get(operator, 0) != layers.get(layer, 0):
             raise EngineBuildError(
                 f"the graph {signature.name!r} has {operators.get(operator, 0)} {operator} operators, but its network "
-                f"{layers.get(layer, 0)} {layer} layers: some were taken apart"
+                f"{layers.get(layer, 0)} {layer} layers: some were taken apart",
+                hint="install the version that ldp-export asks for, or build with --kv-cache dynamic",
             )
     # Each block has self-attention and, if the graph reads a text, cross-attention to it.
     expected = (2 if Axis.TEXT in signature.axes else 1) * blocks_of(signature)
     if layers.get("ATTENTION_INPUT", 0) < expected:
         raise EngineBuildError(
             f"the graph {signature.name!r} has {blocks_of(signature)} blocks, so {expected} attentions, but its "
-            f"network has {layers.get('ATTENTION_INPUT', 0)}"
+            f"network has {layers.get('ATTENTION_INPUT', 0)}",
+            hint="install the version that ldp-export asks for, or build with --kv-cache dynamic",
         )
 
 

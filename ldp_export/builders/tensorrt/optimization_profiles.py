@@ -96,7 +96,10 @@ def _latent_profile(grids: Sequence[tuple[int, int]]) -> OptimizationProfile:
 def buckets_of(scales: int, buckets: int) -> list[tuple[int, int]]:
     """First and last scale of each bucket. All have equally many scales, or the first ones one more if they must."""
     if not 1 <= buckets <= scales:
-        raise ConfigError(f"{scales} scales can be served by 1 to {scales} profiles, not by {buckets}")
+        raise ConfigError(
+            f"{scales} scales can be served by 1 to {scales} profiles, not by {buckets}",
+            hint=f"--profiles {min(3, scales)}, or leave it out",
+        )
     share, extra = divmod(scales, buckets)
     ranges, first = [], 0
     for index in range(buckets):

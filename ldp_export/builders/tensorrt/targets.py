@@ -58,7 +58,10 @@ def check_precision(flavour: Flavour, name: str, precision: str) -> None:
     """Refuses a precision in which `flavour` does not compute on GPUs of compute capability `name`."""
     known = _SINCE[flavour]
     if precision not in known:
-        raise ConfigError(f"{flavour} engines are built in {', '.join(sorted(known))}, not in {precision!r}")
+        raise ConfigError(
+            f"{flavour} engines are built in {', '.join(sorted(known))}, not in {precision!r}",
+            hint=f"--precision {sorted(known)[0]}",
+        )
     if capability(name) < known[precision]:
         others = [other for other, since in known.items() if since <= capability(name)]
         raise ConfigError(

@@ -17,8 +17,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +36,10 @@ VERSION_NAME = re.compile("[0-9a-f]{16}")
 
 
 CONSTANTS, TOKENIZER, REFERENCE = "constants.safetensors", "tokenizer.json", "reference"
+
+
+#: Most entries of a folder that are looked at for a bundle, to advise.
+_LOOKED_AT = 1000
 
 
 State = Literal["verified", "unverified", "rejected"]
@@ -77,7 +83,10 @@ def open_bundle(path: Path | str, integrity: Integrity = "full", expected_digest
         IncompatibleBundleError: the bundle was written by another version of the toolkit.
     """
     if integrity not in get_args(Integrity):
-        raise ConfigError(f"integrity must be one of {', '.join(get_args(Integrity))}, got {integrity!r}")
+        raise ConfigError(
+            f"integrity must be one of {', '.join(get_args(Integrity))}, got {integrity!r}",
+            hint="full compares hashes, sizes only the lengths of files",
+        )
     _check_form(expected_digest)
     folder, root = _locate(_given(path))
     manifest = read_manifest(folder)
@@ -130,7 +139,7 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
         return _version_folder(path)
     pointer = path / CURRENT
     if not os.path.lexists(pointer):
-        raise ConfigError(f"there is no bundle at {path}", hint=f"build one: ldp-export build --output '{path}'")
+        raise ConfigError(f"there is no bundle at {shlex.quote(str(path))}", hint=_advice(path))
     try:
         name = read_small(pointer, 4096).decode(errors="replace").strip()
     except (OSError, ValueError) as error:
@@ -203,6 +212,22 @@ def _unlisted(manifest: Manifest, folder: Path) -> list[str]:
         for path in sorted((folder / place).iterdir())
         if not path.name.startswith(".") and f"{place}/{path.name}" not in manifest.files and is_plain_file(path)
     ]
+
+
+def is_bundle(path: Path) -> bool:
+    """True if a path looks like a bundle, or like one version of it."""
+    return (path / CURRENT).is_file() or (path / MANIFEST).is_file()
+
+
+def _advice(path: Path) -> str:
+    """Words for what to do where there is no bundle: it may be in this folder, or around it."""
+    around = next((parent for parent in path.parents if (parent / CURRENT).is_file()), None)
+    if around is not None:
+        return f"name the bundle itself: {shlex.quote(str(around))}"
+    inside = [child for child in islice(path.iterdir(), _LOOKED_AT) if is_bundle(child)] if path.is_dir() else []
+    if inside:
+        return f"name a bundle in it: {', '.join(shlex.quote(str(child)) for child in sorted(inside))}"
+    return f"build one: ldp-export build --output {shlex.quote(str(path))}"
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -205,6 +205,11 @@ class Manifest(_Entry):
         return getattr(torch, self._keys.dtype)
 
     @property
+    def cache_element_size(self) -> int:
+        """Bytes of an element of keys and values."""
+        return {"float32": 4, "bfloat16": 2, "float16": 2}[self._keys.dtype]
+
+    @property
     def cache_tokens(self) -> int | None:
         """Number of positions of a static KV cache; None for a dynamic one."""
         size = self._keys.shape[2]

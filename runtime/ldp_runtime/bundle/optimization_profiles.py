@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.errors import CapacityError, InternalError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class AxisRange:
 
     def __post_init__(self) -> None:
         if not 0 <= self.smallest <= self.typical <= self.largest:
-            raise ConfigError(
+            raise InternalError(
                 f"a range needs 0 <= smallest <= typical <= largest, "
                 f"got {self.smallest}, {self.typical}, {self.largest}"
             )
@@ -89,6 +89,6 @@ def choose_profile(profiles: Sequence[OptimizationProfile], sizes: Mapping[str, 
         built = "; ".join(str(profile) for profile in profiles)
         raise CapacityError(
             f"the engine {graph!r} was not built for {asked}; its profiles cover: {built}",
-            hint="ask for less, or build the bundle for more: --max-batch, --pn",
+            hint="ask for less, or build the bundle for more: --max-batch, --size",
         )
     return min(covering, key=lambda index: (profiles[index].volume, index))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ldp_runtime.arguments import shown
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.parsing import complaint
-from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
+from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError, suggestion
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.older import LD
 from ldp_runtime.pruning.parse import NAMED, POLICY_NAMES, parse_policy, read_policy
@@ -193,7 +193,7 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
         raise ConfigError(
             f"unknown policy {shown(name)}: neither one of {', '.join(POLICY_NAMES)} nor a profile of this bundle "
             f"({', '.join(known) or 'it has none'})",
-            hint="ldp-export calibrate makes profiles",
+            hint=f"{suggestion(name.partition(':')[0], (*POLICY_NAMES, *known))}ldp-export calibrate makes profiles",
         )
     return read_saved(saved_folder(root, manifest) / f"{name}.json", manifest)
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import math
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from ldp_runtime.control_groups import cpu_quota
 from ldp_runtime.errors import IncompatibleBundleError
+from ldp_runtime.installation import pytorch_build
+
+if TYPE_CHECKING:
+    import torch
+
+
+def has_driver() -> bool:
+    """True if an NVIDIA driver can be seen, from the system alone; PyTorch finds no GPU without one."""
+    if platform.system() == "Windows":
+        return ctypes.util.find_library("nvcuda") is not None
+    return ctypes.util.find_library("cuda") is not None or any(map(Path.exists, map(Path, _DRIVERS)))
+
+
+#: Paths that an NVIDIA driver makes on Linux, its containers and WSL.
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia/version", "/usr/bin/nvidia-smi")
 
 
 def usable_cpus() -> int:
@@ -27,28 +44,33 @@ def default_threads() -> int:
     return min(usable, psutil.cpu_count(logical=False) or usable)
 
 
-def local_capability(device: torch.device | None = None) -> str | None:
+def local_capability(device: torch.device | str | None = None) -> str | None:
     """Compute capability of a CUDA device, as "8.9"; None where PyTorch finds none."""
+    if not has_driver():
+        return None
+    import torch
+
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return f"{major}.{minor}"
 
 
-def require_gpu(backend: str, device: torch.device) -> str:
-    """Compute capability of `device`.
+def require_gpu(backend: str, device: torch.device | str) -> str:
+    """Compute capability of `device`; its type is enough.
 
     Raises:
         IncompatibleBundleError: it is no CUDA device, or there is none; the message says what is missing.
     """
-    if device.type != "cuda":
+    if (device.partition(":")[0] if isinstance(device, str) else device.type) != "cuda":
         raise IncompatibleBundleError(
             f"{backend} engines run on a GPU; the device asked for is {str(device)!r}",
             hint="load with device='cuda' (--device cuda); for a CPU, build with --backend onnxruntime",
         )
-    if torch.version.cuda is None:
+    version, cuda = pytorch_build()
+    if cuda is None:
         raise IncompatibleBundleError(
-            f"{backend} engines need an NVIDIA GPU; this PyTorch ({torch.__version__}) was built without CUDA",
+            f"{backend} engines need an NVIDIA GPU; this PyTorch ({version}) was built without CUDA",
             hint="on a machine with an NVIDIA GPU, install a CUDA build of PyTorch (https://pytorch.org); "
             "for this one, build with --backend onnxruntime",
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+from ldp_runtime.errors import InternalError
 
-from ldp_runtime.errors import ConfigError
+if TYPE_CHECKING:
+    import torch
 
 
 class DynamicKVCache:
@@ -29,13 +31,15 @@ class DynamicKVCache:
         heads: int,
         head_dim: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         spare: int = 0,
     ) -> None:
+        import torch
+
         self.layers, self.capacity, self.spare, self.length = layers, capacity, spare, 0
         # One position in front: PyTorch's compiler treats a tensor at the start of its memory as a special case.
         shape = (2, 1 + layers * capacity + spare, rows, heads, head_dim)
-        self._arena = torch.empty(shape, device=device, dtype=dtype)
+        self._arena = torch.empty(shape, device=device, dtype=dtype or torch.float32)
 
     @property
     def rows(self) -> int:
@@ -56,7 +60,7 @@ class DynamicKVCache:
     def _next(self, tokens: int, room: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         end = self.length + tokens
         if end > room:
-            raise ConfigError(f"the KV cache holds {room} tokens, {end} were asked for")
+            raise InternalError(f"the KV cache holds {room} tokens, {end} were asked for")
         return self._positions(self.length, end)
 
     def _positions(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -94,6 +98,8 @@ class DynamicKVCache:
 
     def with_rows(self, rows: Sequence[int]) -> DynamicKVCache:
         """New cache that holds only these rows, in this order; the caller drops the old one."""
+        import torch
+
         _, _, _, heads, head_dim = self._arena.shape
         sizes = (self.layers, self.capacity, len(rows), heads, head_dim)
         subset = DynamicKVCache(*sizes, self._arena.device, self._arena.dtype, self.spare)
@@ -133,11 +139,14 @@ class StaticKVCache:
         heads: int,
         head_dim: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        import torch
+
         shape = (rows, heads, capacity, head_dim)
         self._tensors = [  # one allocation each: an engine wants aligned addresses
-            {kind: torch.zeros(shape, device=device, dtype=dtype) for kind in "kv"} for _ in range(layers)
+            {kind: torch.zeros(shape, device=device, dtype=dtype or torch.float32) for kind in "kv"}
+            for _ in range(layers)
         ]
         self.length = 0
 
@@ -155,9 +164,11 @@ class StaticKVCache:
         Raises:
             ConfigError: the cache has no room for the tokens.
         """
+        import torch
+
         end = self.length + tokens
         if end > self.capacity:
-            raise ConfigError(f"the KV cache holds {self.capacity} tokens, {end} were asked for")
+            raise InternalError(f"the KV cache holds {self.capacity} tokens, {end} were asked for")
         device = self._tensors[0]["k"].device
         return {
             "written": torch.full((self.rows,), self.length, dtype=torch.int64, device=device),
@@ -186,6 +197,8 @@ class StaticKVCache:
 
         The first rows are a view: stopping the unconditional branches, whose rows are the last, copies nothing.
         """
+        import torch
+
         subset = copy.copy(self)
         if list(rows) == list(range(len(rows))):
             subset._tensors = [{kind: t[: len(rows)] for kind, t in layer.items()} for layer in self._tensors]

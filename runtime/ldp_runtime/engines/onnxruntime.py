@@ -11,24 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from ldp_runtime.engines.hardware import default_threads
+from ldp_runtime.engines.hardware import default_threads, local_capability
 from ldp_runtime.errors import CapacityError, ClosedError, IncompatibleBundleError, IntegrityError, LdpError
+from ldp_runtime.installation import install
 from ldp_runtime.telemetry import without_telemetry
 
 if TYPE_CHECKING:
     import onnxruntime
+    import torch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 #: Float32 stays float32: the CUDA provider would round products to TensorFloat-32.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
-_ELEMENT_TYPES: dict[torch.dtype, Any] = {
-    torch.float32: np.float32,
-    torch.float16: np.float16,
-    torch.bfloat16: 16,  # onnx.TensorProto.BFLOAT16: NumPy has no such type
-    torch.int64: np.int64,
-    torch.bool: np.bool_,
+#: Element types of ONNX Runtime by the names of PyTorch's.
+_ELEMENT_TYPES: dict[str, Any] = {
+    "torch.float32": np.float32,
+    "torch.float16": np.float16,
+    "torch.bfloat16": 16,  # onnx.TensorProto.BFLOAT16: NumPy has no such type
+    "torch.int64": np.int64,
+    "torch.bool": np.bool_,
 }
 
 
@@ -45,7 +47,7 @@ def import_onnxruntime() -> Any:
         if error.name == "onnxruntime":
             raise IncompatibleBundleError(
                 "this bundle needs ONNX Runtime, which is not installed",
-                hint="pip install 'ldp-export[cpu]' (or [cuda] on a machine with an NVIDIA GPU)",
+                hint=f"{install('cpu')}; on a machine with an NVIDIA GPU [cuda]",
             ) from error
         raise _broken(str(error)) from error
     except (AttributeError, OSError) as error:
@@ -66,19 +68,26 @@ def _broken(why: str) -> IncompatibleBundleError:
     )
 
 
-def check_provider(device: torch.device) -> None:
-    """Raises IncompatibleBundleError when ONNX Runtime cannot run on `device` here."""
+def check_provider(device: torch.device | str) -> None:
+    """Raises IncompatibleBundleError when ONNX Runtime cannot run on `device` here; its type is enough."""
+    kind = device if isinstance(device, str) else device.type
     ort = import_onnxruntime()
-    provider = _PROVIDERS.get(device.type)
+    provider = _PROVIDERS.get(kind)
     if provider is None:
-        raise IncompatibleBundleError(f"ONNX Runtime engines run on 'cpu' or 'cuda', not on {device.type!r}")
+        raise IncompatibleBundleError(
+            f"ONNX Runtime engines run on 'cpu' or 'cuda', not on {kind!r}",
+            hint="load with device='cpu' (--device cpu), or 'cuda'",
+        )
     if provider not in ort.get_available_providers():
         raise IncompatibleBundleError(
             f"this ONNX Runtime ({ort.__version__}) has no {provider}; it offers {ort.get_available_providers()}",
-            hint="install onnxruntime-gpu instead of onnxruntime (ldp-export[cuda]), or load with device='cpu'",
+            hint="install onnxruntime-gpu instead of onnxruntime ('ldp-export[cuda]'), or load with device='cpu'",
         )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise IncompatibleBundleError("device 'cuda' was asked for, but PyTorch finds no CUDA GPU on this machine")
+    if kind == "cuda" and local_capability() is None:
+        raise IncompatibleBundleError(
+            "device 'cuda' was asked for, but PyTorch finds no CUDA GPU on this machine",
+            hint="load with device='cpu'; ldp-export doctor says what the GPU lacks",
+        )
 
 
 def _provider_options(device: torch.device) -> dict[str, str]:
@@ -111,6 +120,8 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(self, name: str, path: Path, device: torch.device | str = "cpu", threads: int | None = None) -> None:
+        import torch
+
         ort = import_onnxruntime()
         self.name = name
         self.device = torch.device(device)
@@ -122,7 +133,10 @@ class OnnxRuntimeEngine:
         except Exception as error:  # onnxruntime raises a type per status code
             raise _load_error(error, name, path) from error
         if session.get_providers()[0] != provider:
-            raise IncompatibleBundleError(f"ONNX Runtime loaded {name!r} on {session.get_providers()}, not {provider}")
+            raise IncompatibleBundleError(
+                f"ONNX Runtime loaded {name!r} on {session.get_providers()}, not {provider}",
+                hint="install onnxruntime-gpu alone, without onnxruntime beside it; ldp-export doctor checks it",
+            )
         self._session: onnxruntime.InferenceSession | None = session
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
@@ -135,11 +149,13 @@ class OnnxRuntimeEngine:
                     name,
                     self.device.type,
                     self.device.index or 0,
-                    _ELEMENT_TYPES[tensor.dtype],
+                    _ELEMENT_TYPES[str(tensor.dtype)],
                     tuple(tensor.shape),
                     tensor.data_ptr(),
                 )
         if self.device.type == "cuda":
+            import torch
+
             torch.cuda.current_stream(self.device).synchronize()  # the session runs on a stream of its own
         try:
             self._session.run_with_iobinding(binding)

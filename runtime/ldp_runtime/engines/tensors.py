@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from ldp_runtime.bundle.manifest import TensorEntry
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import ConfigError, InternalError
 
 #: Size of each dynamic axis, by name.
 Sizes = Mapping[str, int]
@@ -37,7 +37,7 @@ def check_names(entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tens
     expected = {entry.name for entry in entries}
     if expected != set(tensors):
         missing, foreign = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
-        raise ConfigError(f"the engine {graph!r} misses the inputs {missing} and does not know {foreign}")
+        raise InternalError(f"the engine {graph!r} misses the inputs {missing} and does not know {foreign}")
 
 
 def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.Tensor:
@@ -48,7 +48,7 @@ def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.
     """
     kind = _kind(tensor)
     if kind != entry.dtype or tensor.dim() != len(entry.shape):
-        raise ConfigError(
+        raise InternalError(
             f"{entry.name!r} of {graph!r} is {kind} {list(tensor.shape)}; the engine has {entry.dtype} "
             f"{list(entry.shape)}"
         )
@@ -71,7 +71,7 @@ def _kind(tensor: torch.Tensor) -> str:
 def check_contiguous(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> None:
     """Raises ConfigError for memory with gaps or in another order."""
     if not tensor.is_contiguous():
-        raise ConfigError(f"{entry.name!r} of {graph!r} is not contiguous: engines bind memory as it lies")
+        raise InternalError(f"{entry.name!r} of {graph!r} is not contiguous: engines bind memory as it lies")
 
 
 def shape_at(entry: TensorEntry, sizes: Sizes) -> tuple[int, ...]:

@@ -75,7 +75,10 @@ def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer |
     if isinstance(text, torch.Tensor):
         return text.to(engines.prompt.device)
     if engines.text_encoder is None or tokenizer is None:
-        raise ConfigError("this bundle has no text encoder: pass prompt_embeds")
+        raise ConfigError(
+            "this bundle has no text encoder: pass prompt_embeds",
+            hint="pass prompt_embeds, or build the bundle with --text-encoder",
+        )
     ids = tokenizer(text).to(engines.text_encoder.device)
     features = torch.empty(1, len(ids), manifest.model.text_channels, dtype=torch.float32, device=ids.device)
     engines.text_encoder.run({"ids": ids[None]}, {"features": features})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from ldp_runtime.arguments import number, shown
 from ldp_runtime.bundle.manifest import Manifest
@@ -15,6 +15,10 @@ from ldp_runtime.control_groups import memory_left
 from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
 
 #: Most channels of a decoder at full resolution (128 and 160 in the released models).
 _DECODER_WIDTH = 160
@@ -53,7 +57,7 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     rows = 2 * max_batch
     held = manifest.cache_tokens or past
     spare = tokens if manifest.has_fused_blocks else 0
-    arena = DynamicKVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_dtype.itemsize, spare)
+    arena = DynamicKVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_element_size, spare)
     widest = tokens * rows * (model.ffn + 4 * model.width) * 4
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
@@ -62,11 +66,11 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
     if manifest.backend.startswith("tensorrt") and manifest.kv_cache == "dynamic":
         # The engines also write the keys and values of the last scale, which are never read, to a buffer.
-        sampling += DynamicKVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_dtype.itemsize)
+        sampling += DynamicKVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_element_size)
     if manifest.has_fused_blocks:  # CUDA graphs read the text from a fixed buffer; quantized scales have another one
         buffers, length = 1 + len(manifest.quantized), padded(manifest.limits.text_tokens)
         sampling += buffers * DynamicKVCache.size_in_bytes(
-            model.depth, length, rows, model.width, manifest.cache_dtype.itemsize
+            model.depth, length, rows, model.width, manifest.cache_element_size
         )
     return MemoryEstimate(
         weights=2 * manifest.weight_bytes(),
@@ -75,9 +79,12 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     )
 
 
-def available_memory(device: torch.device) -> float:
+def available_memory(device: torch.device | str) -> float:
     """Bytes that can still be allocated on the device; on the CPU, no more than its control groups leave."""
-    if device.type == "cuda":
+    kind = device if isinstance(device, str) else device.type
+    if kind == "cuda":
+        import torch
+
         # Memory that PyTorch reserves but does not use, as after closing a pipeline, is free to this process only.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

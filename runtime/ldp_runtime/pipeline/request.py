@@ -14,6 +14,7 @@ import torch
 from ldp_runtime.architecture.choose import ModelEntry
 from ldp_runtime.arguments import is_list, listed, number, shown, truth, whole_number
 from ldp_runtime.bundle.manifest import Manifest
+from ldp_runtime.bundle.sizes import sizes
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.choose import guidance_weights
 from ldp_runtime.guidance import check_weights, last_guided_scale, per_scale
@@ -272,7 +273,7 @@ def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) ->
     if manifest.cache_tokens is not None and tokens > manifest.cache_tokens:
         raise ConfigError(
             f"the request may compute {tokens} tokens; the static cache of this bundle holds {manifest.cache_tokens}",
-            hint="ask for a smaller size, or rebuild the bundle (--kv-form concat has no such limit)",
+            hint="ask for a smaller size, or rebuild the bundle (--kv-cache dynamic has no such limit)",
         )
 
 
@@ -339,12 +340,6 @@ def _read_features(manifest: Manifest, row: Any, name: str) -> torch.Tensor:
     return own
 
 
-def sizes(manifest: Manifest) -> list[tuple[int, int]]:
-    """All sizes (height, width) in pixels that the bundle draws."""
-    grids = (schedule.final_grid for schedule in manifest.schedules())
-    return [(h * manifest.model.pixels_per_token, w * manifest.model.pixels_per_token) for h, w in grids]
-
-
 def _schedules(
     manifest: Manifest,
     count: int,
@@ -378,7 +373,7 @@ def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None
         offered = ", ".join(f"{h}x{w}" for h, w in sizes(manifest))
         raise ConfigError(
             f"this bundle cannot draw {height}x{width} (height x width); nearest in shape is {drawn[0]}x{drawn[1]}",
-            hint=f"it draws {offered}; other sizes take a bundle built with another --pn",
+            hint=f"it draws {offered}; other sizes take a bundle built with another --size",
         )
     if drawn != (height, width):
         logger.warning("drawing %dx%d (height x width), the size nearest to %dx%d", *drawn, height, width)

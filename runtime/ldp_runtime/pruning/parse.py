@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import ConfigError, suggestion
 from ldp_runtime.pruning import older
 from ldp_runtime.pruning.policy import GuidanceRule, Policy, TokenRule
 from ldp_runtime.pruning.stopping import SATS, StopAt
@@ -67,7 +67,9 @@ def read_policy(text: str, named: Mapping[str, Policy]) -> Policy:
     if name in older.NAMES:
         name, options = older.renamed(name, options)
     if name not in named:
-        raise ConfigError(f"unknown policy {name!r}", hint=f"one of {', '.join(POLICY_NAMES)}")
+        raise ConfigError(
+            f"unknown policy {name!r}", hint=f"{suggestion(name, POLICY_NAMES)}one of {', '.join(POLICY_NAMES)}"
+        )
     return _changed(name, named[name], older.respelled(options))
 
 

@@ -17,12 +17,14 @@ from ldp_runtime.errors import CapacityError, ConfigError
 from rich.console import Console
 
 from ldp_export.bench.measure import rotated, settling_calls, steps
-from ldp_export.bench.plan import BenchPlan, Options, plan_bench
+from ldp_export.bench.plan import UNPRUNED, BenchPlan, plan_bench
 from ldp_export.bench.process import Turns, WorkerProcess
 from ldp_export.bench.result import SCHEMA, BenchResult
 from ldp_export.bench.run import run_bench
 from ldp_export.bench.table import print_result
 from ldp_export.bench.worker import infinity
+from ldp_export.bench.worker.messages import Job
+from ldp_export.bench.worker.options import BenchOptions
 from ldp_export.builders.onnxruntime import Int8Builder
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.sources import Sources
@@ -55,17 +57,16 @@ def events() -> list[ProgressEvent]:
 
 @pytest.fixture(scope="module")
 def result(small_bundle: Bundle, small_sources: Sources, events: list[ProgressEvent]) -> BenchResult:
-    return run_bench(
-        small_bundle.root or small_bundle.folder,
+    options = BenchOptions(
         prompts=_PROMPTS,
         policies=("ld", "skip:count=1", "none", " ld"),
         repeats=2,
         warmup=1,
         batch=(1, 2),
         threads=1,
-        progress=events.append,
         **eager_files(small_sources),  # pyright: ignore[reportArgumentType]
     )
+    return run_bench([small_bundle.root or small_bundle.folder], options, events.append)
 
 
 def test_result_has_the_promised_shape(result: BenchResult):
@@ -176,7 +177,7 @@ def test_bundle_without_text_encoder_draws_random_features(tiny_bundle: Bundle):
 )
 def test_senseless_options(small_bundle: Bundle, options: dict, words: str):
     with pytest.raises(ConfigError, match=words):
-        plan_bench(small_bundle.folder, Options(eager=False, **options))
+        plan_bench([small_bundle.folder], BenchOptions(eager=False, **options))
 
 
 def test_another_bundle_of_the_same_checkpoint(
@@ -184,22 +185,21 @@ def test_another_bundle_of_the_same_checkpoint(
 ):
     """Its engines are candidates of their own, and what they change is told apart from what pruning costs."""
     with pytest.raises(ConfigError, match="measured already"):
-        plan_bench(small_bundle.folder, Options(eager=False, others=[small_bundle.folder]))
+        plan_bench([small_bundle.folder, small_bundle.folder], BenchOptions(eager=False))
     with pytest.raises(ConfigError, match="another checkpoint"):
-        plan_bench(small_bundle.folder, Options(eager=False, others=[tiny_bundle.folder]))
+        plan_bench([small_bundle.folder, tiny_bundle.folder], BenchOptions(eager=False))
     options = BuildOptions(tmp_path / "int8", builder=Int8Builder(decoder=True))
     other = build(plan_build(spec(), small_sources, options))[0]
-    result = run_bench(
-        small_bundle.folder,
-        policies=["skip:count=1"],
+    asked = BenchOptions(
+        policies=("skip:count=1",),
         prompts=_PROMPTS[:1],
-        others=[other.folder],
         eager=False,
         repeats=1,
         warmup=0,
         threads=1,
         scope="image",
     )
+    result = run_bench([small_bundle.folder, other.folder], asked)
     by_name = {c.name: c for c in result.candidates}
     kind = "onnxruntime, int8 decoder"
     assert list(by_name) == ["engines", "engines + skip:count=1", kind, f"{kind} + skip:count=1"]
@@ -208,12 +208,12 @@ def test_another_bundle_of_the_same_checkpoint(
     assert unpruned.precision_psnr_db is not None
     assert pruned.psnr_db == pytest.approx(by_name["engines + skip:count=1"].psnr_db, abs=3)
     assert pruned.p50_ms == pruned.scopes["image"].p50_ms
-    assert result.settings.scope == "image"
+    assert result.settings["scope"] == "image"
 
 
 def test_graphs_that_only_engines_have(small_bundle: Bundle, small_sources: Sources, monkeypatch: pytest.MonkeyPatch):
     """Keys and values written in place: eager PyTorch's own graphs have no such form."""
-    plan = plan_bench(small_bundle.folder, Options(**eager_files(small_sources), policies=[]))
+    plan = plan_bench([small_bundle.folder], BenchOptions(**eager_files(small_sources), policies=()))  # pyright: ignore
     assert list(plan.jobs(1)) == ["eager", "eager, hoisted", "engines"]
     monkeypatch.setattr(Manifest, "kv_cache", "static")
     assert list(plan.jobs(1)) == ["eager", "engines"]
@@ -229,22 +229,20 @@ def test_engines_loaded_once(small_bundle: Bundle, monkeypatch: pytest.MonkeyPat
         return start(turns, name)
 
     monkeypatch.setattr(Turns, "start", note)
-    policies, results = ["skip:count=1", "skip:count=2"], []
+    policies, results = ("skip:count=1", "skip:count=2"), []
     for share in (True, False):
         started.clear()
-        results.append(
-            run_bench(
-                small_bundle.folder,
-                policies=policies,
-                prompts=_PROMPTS[:2],
-                eager=False,
-                share_engines=share,
-                repeats=1,
-                warmup=0,
-                threads=1,
-                scope="image",
-            )
+        options = BenchOptions(
+            policies=policies,
+            prompts=_PROMPTS[:2],
+            eager=False,
+            share_engines=share,
+            repeats=1,
+            warmup=0,
+            threads=1,
+            scope="image",
         )
+        results.append(run_bench([small_bundle.folder], options))
         assert len(started) == 1 + (1 if share else 3)  # one measures the machine's peak
     shared, apart = results
     for ours, theirs in zip(shared.candidates, apart.candidates, strict=True):
@@ -266,7 +264,8 @@ def test_no_room_for_all_candidates(small_bundle: Bundle, monkeypatch: pytest.Mo
     for share in (False, True):
         with pytest.raises(CapacityError) as caught:
             run_bench(
-                small_bundle.folder, policies=[], prompts=_PROMPTS[:1], eager=False, threads=1, share_engines=share
+                [small_bundle.folder],
+                BenchOptions(policies=(), prompts=_PROMPTS[:1], eager=False, threads=1, share_engines=share),
             )
         hints.append(caught.value.hint or "")
     assert "--share-engines" in hints[0]
@@ -277,10 +276,9 @@ def test_wide_images(small_bundle: Bundle, small_sources: Sources):
     """Every candidate draws them, eager PyTorch included, and what is not drawn is refused before any work."""
     for ratio in (0.0, -1.0):
         with pytest.raises(ConfigError, match="aspect ratio"):
-            plan_bench(small_bundle.folder, Options(eager=False, aspect_ratio=ratio))
-    result = run_bench(
-        small_bundle.folder,
-        policies=["skip:count=1"],
+            plan_bench([small_bundle.folder], BenchOptions(eager=False, aspect_ratio=ratio))
+    options = BenchOptions(
+        policies=("skip:count=1",),
         prompts=_PROMPTS[:1],
         weights=small_sources.transformer,
         vae=small_sources.vae,
@@ -290,11 +288,12 @@ def test_wide_images(small_bundle: Bundle, small_sources: Sources):
         warmup=0,
         threads=1,
     )
+    result = run_bench([small_bundle.folder], options)
     schedule = small_bundle.manifest.schedule(0.5)
     assert result.model.image == tuple(side * 4 for side in schedule.final_grid)
     assert {c.tokens_full for c in result.candidates} == {schedule.total_tokens}
     assert result.model.image[0] < result.model.image[1]
-    assert result.settings.aspect_ratio == 0.5
+    assert result.settings["aspect_ratio"] == 0.5
     assert result.precision_loss is not None
     assert result.precision_loss.psnr_db > 30
 
@@ -302,28 +301,28 @@ def test_wide_images(small_bundle: Bundle, small_sources: Sources):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_that_is_not_there(small_bundle: Bundle):
     with pytest.raises(ConfigError, match="no CUDA GPU"):
-        plan_bench(small_bundle.folder, Options(eager=False, device="cuda"))
+        plan_bench([small_bundle.folder], BenchOptions(eager=False, device="cuda"))
 
 
 def test_prompts_for_a_bundle_that_reads_none(tiny_bundle: Bundle):
     with pytest.raises(ConfigError, match="reads no prompts"):
-        plan_bench(tiny_bundle.folder, Options(prompts=("a red circle",), eager=False))
+        plan_bench([tiny_bundle.folder], BenchOptions(prompts=("a red circle",), eager=False))
 
 
 def test_no_bundle(tmp_path: Path):
     with pytest.raises(ConfigError, match="no bundle"):
-        plan_bench(tmp_path, Options())
+        plan_bench([tmp_path], BenchOptions())
 
 
 def test_eager_needs_the_checkpoint(small_bundle: Bundle, small_sources: Sources):
     folder, weights, vae = small_bundle.folder, small_sources.transformer, small_sources.vae
     if small_bundle.manifest.model.name != "infinity-shapes":
         with pytest.raises(ConfigError, match="none of the registry"):
-            plan_bench(folder, Options())
+            plan_bench([folder], BenchOptions())
     with pytest.raises(ConfigError, match="together"):
-        plan_bench(folder, Options(weights=weights))
+        plan_bench([folder], BenchOptions(weights=weights))
     with pytest.raises(ConfigError, match="needs one too"):
-        plan_bench(folder, Options(weights=weights, vae=vae))
+        plan_bench([folder], BenchOptions(weights=weights, vae=vae))
 
 
 def test_eager_needs_the_very_checkpoint(small_bundle: Bundle, small_sources: Sources, tmp_path: Path):
@@ -332,14 +331,25 @@ def test_eager_needs_the_very_checkpoint(small_bundle: Bundle, small_sources: So
     content[-1] ^= 1
     other.write_bytes(content)
     with pytest.raises(ConfigError, match="not built from this checkpoint") as caught:
-        plan_bench(small_bundle.folder, Options(**eager_files(small_sources) | {"weights": other}))  # pyright: ignore
+        plan_bench([small_bundle.folder], BenchOptions(**eager_files(small_sources) | {"weights": other}))  # pyright: ignore
     assert str(other) in caught.value.message
     assert str(small_sources.vae) not in caught.value.message
 
 
 def plan(bundle: Bundle, prompts: int = 4) -> BenchPlan:
     texts = tuple(f"prompt {i}" for i in range(prompts))
-    return BenchPlan(bundle, None, texts, ("ld",), repeats=3, warmup=2, batch=(1, 3), threads=1, seed=7)
+    options = BenchOptions(prompts=texts, policies=("ld",), repeats=3, warmup=2, batch=(1, 3), threads=1, seed=7)
+    return BenchPlan({UNPRUNED: bundle}, options)
+
+
+def test_a_job_survives_its_way_to_the_worker(small_bundle: Bundle, tiny_bundle: Bundle):
+    for bundle in (small_bundle, tiny_bundle):
+        texts = ("a red circle",) if bundle.manifest.has_text_encoder else None
+        options = BenchOptions(prompts=texts, batch=(2,), weights=Path("w"), threads=1)
+        job = BenchPlan({UNPRUNED: bundle}, options).jobs(2)[UNPRUNED]
+        sent = json.loads(json.dumps(job.to_json()))
+        assert replace(Job.of_json(sent), options=replace(options, weights=Path("w"))) == job
+        assert (job.embeds is None) == (texts is not None)
 
 
 def test_groups_fill_the_last_batch_from_the_first_prompts(small_bundle: Bundle):
@@ -385,8 +395,9 @@ def test_eager_is_in_the_bundles_precision(
     """Both baselines compute in 16 bits where the engines do; what the original keeps in float32 stays so."""
     manifest = small_bundle.manifest.model_copy(update={"precision": "bfloat16"})
     monkeypatch.setattr(infinity, "open_bundle", lambda *_, **__: replace(small_bundle, manifest=manifest))
-    files = {name: str(path) for name, path in eager_files(small_sources).items()}
-    job = replace(plan(small_bundle).jobs(1)["engines"], kind="eager", **files)  # pyright: ignore[reportArgumentType]
+    job = plan(small_bundle).jobs(1)["engines"]
+    options = replace(job.options, **eager_files(small_sources))  # pyright: ignore[reportArgumentType]
+    job = replace(job, kind="eager", options=options)
     eager = infinity.EagerInfinity(job)
     kept = {name for name, p in eager.model.named_parameters() if p.dtype == torch.float32}
     assert {"head.weight", "head.bias"} <= kept

@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from ldp_runtime.errors import CapacityError, LdpError
+from ldp_runtime.errors import CapacityError, InternalError
 
 from ldp_export.bench.process import BenchWorkerError, Turns, WorkerProcess
 
@@ -65,7 +65,7 @@ def test_real_worker_answers_errors_and_goes_on():
     with Turns() as turns:
         worker = turns.start("engines")
         for _ in range(2):
-            with pytest.raises(LdpError, match="nothing is loaded"):
+            with pytest.raises(InternalError, match="nothing is loaded"):
                 worker.ask({"draw": {"prompts": [0], "seeds": [0]}})
 
 

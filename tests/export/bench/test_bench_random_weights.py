@@ -14,7 +14,9 @@ from ldp_runtime.pruning.tokens import TopK
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.given_shares import calibrated, told
-from ldp_export.bench.random_weights import given_policies, random_bundles, smaller
+from ldp_export.bench.plan import plan_bench
+from ldp_export.bench.random_weights import given_policies, smaller
+from ldp_export.bench.worker.options import BenchOptions
 from ldp_export.cli import main
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import InfinitySpec, find_model
@@ -38,26 +40,30 @@ def test_impossible_sizes(depth: int | None, width: int | None):
         smaller(find_model("infinity-2b"), depth, width)
 
 
-def test_what_the_model_does_not_draw_is_refused_before_weights_are_written(tmp_path: Path):
-    with pytest.raises(ConfigError, match="one size only"):
-        random_bundles("var-d16", tmp_path, size="1M", depth=1, width=64)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "40"], "takes 80 rows"),
-        (["--class", "3"], "draws texts, not classes"),
+        (["--model", "var-d16", "--size", "1M"], "one size only"),
+        (["--model", "infinity-2b", "--depth", "0"], "--depth must be positive"),
+        (["--model", "infinity-2b", "--backend", "onnxruntime", "--precision", "bfloat16"], "no bfloat16"),
+        (["--model", "no-such-model"], "unknown model"),
+        (["--model", "infinity-2b", "--keep-from", "no-such-file.json"], "is not a policy profile"),
+        (["--model", "infinity-2b", "--weights", "w"], "reads no --weights"),
+        ([], "takes the shape of a --model"),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_weights_are_written(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("ldp_export.bench.random_weights.write_checkpoint", lambda *_: pytest.fail("written"))
-    done = CliRunner().invoke(main, ["bench", "--random-weights", "--model", "infinity-2b", *arguments])
-    assert done.exit_code == ConfigError.exit_code
+def test_what_cannot_be_built_is_refused_before_weights_are_written(arguments: list[str], message: str, tmp_path: Path):
+    done = CliRunner().invoke(main, ["build", "--random-weights", *arguments, "--output", str(tmp_path / "b")])
+    assert done.exit_code == ConfigError.exit_code, done.output
     assert message in done.output
+    assert "hint:" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_belong_to_random_weights(tmp_path: Path):
+    done = CliRunner().invoke(main, ["build", "--depth", "2", "--output", str(tmp_path / "b")])
+    assert done.exit_code == ConfigError.exit_code
+    assert "add --random-weights" in done.output
 
 
 def given(share: tuple[float, ...], stop: int | None = None, skip_last: int = 0) -> Policy:
@@ -95,26 +101,6 @@ def test_policies_in_words_can_be_read():
     assert len(given_policies((0.5,), None)) == 4
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--random-weights"],
-        ["bundle", "--random-weights", "--model", "infinity-2b"],
-        ["bundle", "--model", "infinity-2b"],
-        ["--random-weights", "--model", "infinity-2b", "--keep", "half"],
-        ["--random-weights", "--model", "infinity-2b", "--keep", "2"],
-        ["--random-weights", "--model", "no-such-model"],
-        ["--random-weights", "--model", "infinity-2b", "--keep", "0.5", "--keep-from", "p.json"],
-        ["--random-weights", "--model", "infinity-2b", "--keep-from", "no-such-file.json"],
-        ["--random-weights", "--model", "infinity-2b", "--policy", "none:skip_last=1", "--keep", "0.5"],
-        ["bundle", "--keep", "0.5"],
-        ["bundle", "--int8"],
-    ],
-)
-def test_senseless_combinations(arguments: list[str]):
-    assert isinstance(CliRunner().invoke(command, arguments).exception, ConfigError)
-
-
 def profile(tmp_path: Path, policy: str, kept: list[float], stop_rate: float = 1.0) -> Path:
     evidence = {"kept_share_per_scale": kept, "stop_rate": stop_rate, "model": "m", "held_out_prompts": 8}
     path = tmp_path / "profile.json"
@@ -130,7 +116,7 @@ def test_shares_of_a_profile(tmp_path: Path):
     assert calibrated(profile(tmp_path, "ld", [1.0, 0.6, 0.4], stop_rate=0.1), SCHEDULE).stop_scale is None
     assert calibrated(profile(tmp_path, "ld-skip-2", [1.0, 0.5]), SCHEDULE).keep == (0.5, 0, 0)
     for policy, kept in (("skip:count=1", [1.0, 1.0]), ("ld", [1.0, 1.0]), ("ld", [])):
-        with pytest.raises(ConfigError, match="says of no share"):
+        with pytest.raises(ConfigError, match="prunes no tokens"):
             calibrated(profile(tmp_path, policy, kept), SCHEDULE)
 
 
@@ -146,22 +132,86 @@ def test_shares_are_assumed_where_none_are_told():
     assert told("0.5,0", 6).keep == (0.5, 0)
 
 
-def test_small_random_model_end_to_end(tmp_path: Path):
-    """Shares of a profile; it stops after scale 4 of this schedule at the earliest."""
-    source = profile(tmp_path, "ld", [1.0] * 5 + [0.5, 0.3])
-    arguments = ["--random-weights", "--model", "infinity-125m", "--depth", "1", "--width", "96"]
-    arguments += ["--keep-from", str(source), "--repeats", "1", "--warmup", "0", "--threads", "1", "--json", "--int8"]
-    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+@pytest.fixture(scope="module")
+def random_bundles(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """One model in float32 and with quantized scales; its branch may stop after scale 4 at the earliest."""
+    folder = tmp_path_factory.mktemp("random")
+    source = profile(folder, "ld", [1.0] * 5 + [0.5, 0.3])
+    shape = [
+        "--random-weights",
+        "--model",
+        "infinity-125m",
+        "--depth",
+        "1",
+        "--width",
+        "96",
+        "--keep-from",
+        str(source),
+    ]
+    made = [str(folder / "plain"), str(folder / "int8")]
+    for output, kind in zip(made, ([], ["--quantize", "int8"]), strict=True):
+        done = CliRunner().invoke(main, ["build", *shape, *kind, "--output", output])
+        assert done.exit_code == 0, done.output
+    return made
+
+
+def test_a_bundle_of_random_weights_is_measured_without_options(random_bundles: list[str]):
+    """The checkpoint and the shares lie beside it."""
+    brief = ["--repeats", "1", "--warmup", "0", "--threads", "1", "--json"]
+    done = CliRunner().invoke(command, [*random_bundles, *brief], catch_exceptions=False)
     result = json.loads(done.stdout)
     assert result["model"]["random_weights"] is True
+    assert result["model"]["name"] == "infinity-125m-depth1-width96-random"
     assert any("weights are random" in note for note in result["notes"])
     assert any("from the profile 'p'" in note for note in result["notes"])
     given = "top-k:share=0.5+0.3+,score=random,fill=zero,stop=4"
     fields = "top-k:fill=zero,scales=none,detail=0.75,share=0.5+0.3,score=random,stop=4,then=conditional"
     assert result["policies"][given] == fields
+    assert "eager" in {c["name"] for c in result["candidates"]}
     pruned = next(c for c in result["candidates"] if c["policy"] == given)
     assert pruned["psnr_db"] is None
     rounded = next(c for c in result["candidates"] if c["name"] == "onnxruntime, int8 last scales")
     assert rounded["precision_psnr_db"] is None
     assert [round(scale["tokens"]) for scale in pruned["scales"]][-2:] == [72, 77]
     assert [scale["rows"] for scale in pruned["scales"]][-2:] == [1, 1]
+
+
+def test_other_policies_than_the_given_ones(random_bundles: list[str]):
+    plan = plan_bench([Path(random_bundles[0])], BenchOptions(policies=("none:skip_last=1",)))
+    assert plan.random is not None
+    assert not plan.has_given_policies
+    assert (plan.policies, plan.prompt_count) == (("none:skip_last=1",), 2)
+
+
+def test_a_built_checkpoint_is_not_written_again(random_bundles: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ldp_export.bench.random_weights.write_checkpoint", lambda *_: pytest.fail("written"))
+    shape = ["--random-weights", "--model", "infinity-125m", "--depth", "1", "--width", "96"]
+    done = CliRunner().invoke(main, ["build", *shape, "--output", random_bundles[1], "--quantize", "int8", "--json"])
+    assert done.exit_code == 0, done.output
+    assert "reused" in done.output
+
+
+def test_older_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`bench --random-weights` builds a bundle and measures it; its options go where they belong today."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr("ldp_export.cli.build.command.main", lambda args, **_: ran.append(["build", *args]))
+    monkeypatch.setattr(command, "main", lambda args, **_: ran.append(["bench", *args]))
+    older = ["--random-weights", "--model", "infinity-2b", "--depth", "2", "--pn", "0.25M", "--int8", "--keep", "0.5"]
+    done = CliRunner().invoke(main, ["bench", *older, "--stop-scale", "6", "--repeats", "1"])
+    assert done.exit_code == 0, done.output
+    assert "build --random-weights makes a bundle" in done.stderr
+    first, second, measured = ran
+    assert first[:-1] == [
+        "build",
+        "--random-weights",
+        "--model",
+        "infinity-2b",
+        "--depth",
+        "2",
+        "--size",
+        "0.25M",
+        "--output",
+    ]
+    assert second[8:10] == ["--quantize", "int8"]
+    assert measured[1:5] == [first[-1], second[-1], "--repeats", "1"]
+    assert measured[5:7] == ["--policy", "top-k:share=0.5+,score=random,fill=zero,stop=6"]

@@ -19,9 +19,10 @@ from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.saved_policies import resolve_policy, saved_folder
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.bench.plan import Options, plan_bench
+from ldp_export.bench.plan import plan_bench
 from ldp_export.bench.random_weights import smaller
 from ldp_export.bench.worker.choose import load_candidate
+from ldp_export.bench.worker.options import BenchOptions
 from ldp_export.bench.worker.var import EagerVar
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.infer import infer_spec
@@ -29,8 +30,7 @@ from ldp_export.checkpoints.sources import Sources
 from ldp_export.cli import main
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import find_model
-from ldp_export.models.var import VarConfig
-from ldp_export.models.var_vae import VarVaeConfig
+from ldp_export.models.sizes import VarConfig, VarVaeConfig
 
 HELD = Held(
     VarConfig(2, 64, 2, 96, codes=60, channels=8, classes=9, grids=(1, 2, 4, 6)),
@@ -79,7 +79,7 @@ def test_baselines_hold_weights_as_the_bundle_does(sources: Sources, tmp_path: P
     """Otherwise they would read twice the bytes, and engines would look faster than they are."""
     spec, options = infer_spec(sources), BuildOptions(tmp_path / "bundle", precision="float16")
     bundle, _ = build(plan_build(spec, sources, options))
-    plan = plan_bench(bundle.folder, Options(weights=sources.transformer, vae=sources.vae, policies=[]))
+    plan = plan_bench([bundle.folder], BenchOptions(weights=sources.transformer, vae=sources.vae, policies=()))
     jobs = plan.jobs(1)
     model = EagerVar(jobs["eager"]).model
     assert torch.float16 in {p.dtype for p in model.layers[0].parameters()}  # beside those that stay in float32
@@ -88,9 +88,9 @@ def test_baselines_hold_weights_as_the_bundle_does(sources: Sources, tmp_path: P
 
 
 def test_default_classes_are_spread_over_all(bundle: Bundle) -> None:
-    plan = plan_bench(bundle.folder, Options(eager=False))
-    assert plan.classes == (0, 2, 4, 6)
-    assert (plan.prompts, plan.embeds, plan.prompt_count) == (None, None, 4)
+    plan = plan_bench([bundle.folder], BenchOptions(eager=False))
+    assert plan.options.classes == (0, 2, 4, 6)
+    assert (plan.options.prompts, plan.embeds, plan.prompt_count) == (None, None, 4)
     assert plan.groups(3)[1] == ((3, 0, 1), (3, 4, 5))
 
 
@@ -105,12 +105,12 @@ def test_default_classes_are_spread_over_all(bundle: Bundle) -> None:
 )
 def test_senseless_conditions(bundle: Bundle, options: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        plan_bench(bundle.folder, Options(eager=False, **options))
+        plan_bench([bundle.folder], BenchOptions(eager=False, **options))
 
 
 def test_classes_for_a_model_that_reads_texts(small_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="draws texts, not classes"):
-        plan_bench(small_bundle.folder, Options(eager=False, classes=(1,)))
+        plan_bench([small_bundle.folder], BenchOptions(eager=False, classes=(1,)))
 
 
 def test_thresholds_are_calibrated_on_classes(bundle: Bundle, tmp_path: Path) -> None:

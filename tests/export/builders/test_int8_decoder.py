@@ -23,7 +23,7 @@ from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
 from ldp_export.building.stages import BuildStages
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.models.infinity_vae import InfinityVaeConfig
+from ldp_export.models.sizes import InfinityVaeConfig
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,7 @@ from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.infinity import InfinityFamily
 from ldp_export.graphs.infinity import InfinityBlocksGraph
-from ldp_export.graphs.onnx import MODEL_FILE
-from ldp_export.graphs.signature import tensor_entries
+from ldp_export.graphs.signature import MODEL_FILE, tensor_entries
 from ldp_export.reference.quantized import products_in_8_bits
 from ldp_export.verification.cases import ReferenceCases
 from ldp_export.verification.rounding import quantized_rounding
@@ -276,7 +275,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(quantize="int8", quantize_share=0.5).quantized.share == 0.5
     assert isinstance(chosen(), OnnxRuntimeBuilder)
     refused: list[tuple[str, str, dict[str, Any]]] = [
-        ("add --late-precision", "float32", {"quantize_share": 0.5}),
+        ("add --quantize", "float32", {"quantize_share": 0.5}),
         ("between 0 and 1, got 1", "float32", {"quantize": "int8", "quantize_share": 1.0}),
         ("between 0 and 1, got 0", "float32", {"quantize": "int8", "quantize_share": 0.0}),
         ("no 8-bit floats", "float32", {"quantize": "float8"}),

@@ -42,7 +42,7 @@ from ldp_export.building.estimate import estimate_build
 from ldp_export.building.stages import BuildStages
 from ldp_export.checkpoints.sources import Sources, hash_part
 from ldp_export.families.base import graph_blocks, graph_kind
-from ldp_export.models.infinity import InfinityConfig
+from ldp_export.models.sizes import InfinityConfig
 
 
 @pytest.fixture(scope="module")

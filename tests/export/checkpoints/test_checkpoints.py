@@ -27,8 +27,9 @@ from ldp_export.checkpoints.infinity import (
     original_infinity_vae_state,
 )
 from ldp_export.checkpoints.tensor_files import read_state, save_state
-from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import InfinityVae, InfinityVaeConfig
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.infinity_vae import InfinityVae
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,7 @@ class TestFiles:
             read_state(tmp_path / name)
 
     def test_nothing_there(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="no checkpoint at"):
+        with pytest.raises(CheckpointError, match="there is no file or folder"):
             read_state(tmp_path / "absent.safetensors")
         with pytest.raises(CheckpointError, match="0 safetensors files"):
             read_state(tmp_path)
@@ -257,7 +258,7 @@ class TestKeys:
 
     def test_shapes_that_make_no_model(self, state: State, vae: InfinityVae) -> None:
         state["block_chunks.0.module.0.sa.scale_mul_1H11"] = torch.ones(1, 3, 1, 1)
-        with pytest.raises(CheckpointError, match="make no model"):
+        with pytest.raises(CheckpointError, match="make no Infinity transformer"):
             build_infinity(state)
         narrow = original_infinity_vae_state(vae)
         for key in [k for k in narrow if k.startswith(("encoder.conv_in", "encoder.down", "decoder.conv_in"))]:

@@ -73,8 +73,10 @@ def test_help_names_every_policy_and_option() -> None:
 
 
 def test_models_lists_the_registry() -> None:
-    rows = json.loads(run("models", "--json").output)
+    rows = json.loads(run("models", "--all", "--json").output)
     assert [row["name"] for row in rows] == list(MODELS)
+    listed = [row["name"] for row in json.loads(run("models", "--json").output)]
+    assert listed == [name for name, spec in MODELS.items() if spec.embedded or spec.hub is not None]
     assert next(row for row in rows if row["name"] == "infinity-2b")["depth"] == 32
     assert "infinity-8b" in run("models").output
 
@@ -157,14 +159,14 @@ def test_verify_passes_then_fails_on_wrong_engines(small_bundle: Bundle, tmp_pat
 def test_build_from_files_with_progress_as_json(small_sources: Sources, tmp_path: Path) -> None:
     assert small_sources.text_encoder is not None
     files = ["--weights", small_sources.transformer, "--vae", small_sources.vae]
-    dry = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--dry-run", "--json")
+    dry = run("build", *files, "--size", "0.06M", "--output", tmp_path / "b", "--dry-run", "--json")
     assert json.loads(dry.output)["graphs"] == ["prompt", "blocks", "decoder"]
     assert not (tmp_path / "b").exists()
-    made = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--json")
+    made = run("build", *files, "--size", "0.06M", "--output", tmp_path / "b", "--json")
     assert made.exit_code == 0, made.output
     events = [json.loads(line) for line in made.output.splitlines() if line.startswith('{"progress"')]
     assert {event["progress"]["stage"] for event in events} >= {"prompt", "blocks", "decoder", "reference", "verify"}
-    again = run("build", *files, "--pn", "0.06M", "--output", tmp_path / "b", "--json")
+    again = run("build", *files, "--size", "0.06M", "--output", tmp_path / "b", "--json")
     states = [json.loads(line)["progress"]["state"] for line in again.output.splitlines() if "progress" in line]
     assert "reused" in states
     assert not [state for state in states[:-1] if state == "finished"]
@@ -176,9 +178,10 @@ def test_build_from_files_with_progress_as_json(small_sources: Sources, tmp_path
         (["build", "--model", "infinty-2b"], ConfigError.exit_code, "did you mean infinity-2b"),
         (["build", "--weights", "x.safetensors"], ConfigError.exit_code, "--vae"),
         (["build", "--weights", "x.st", "--vae", "y.st"], CheckpointError.exit_code, "does not exist"),
-        (["build", "--pn", "3M"], ConfigError.exit_code, "unknown size"),
+        (["build", "--size", "3M"], ConfigError.exit_code, "unknown size"),
         (["build", "--model", "infinity-layer16"], ConfigError.exit_code, "ever released"),
         (["generate", "nowhere", "a cat"], ConfigError.exit_code, "no bundle at nowhere"),
+        (["calibrate", "nowhere"], ConfigError.exit_code, "neither --budget nor --fit-only"),
         (["verify", "nowhere"], ConfigError.exit_code, "no bundle"),
         (["bench", "nowhere"], ConfigError.exit_code, "no bundle"),
         (["calibrate", "nowhere", "--budget", "fast"], ConfigError.exit_code, "cannot read the budget"),
@@ -241,11 +244,9 @@ def test_errors_are_json_for_programs(tmp_path: Path) -> None:
         ["calibrate", "B", "--fit-only", "--prompts-file", "latin.txt"],
         ["bench", "B", "--output", "notes/bench.json"],
         ["bench", "B", "--batch", "1", "--batch", "999"],
-        ["bench", "B", "--compare", "a.json", "b.json"],
-        ["bench", "--random-weights", "--model", "infinity-2b", "--depth", "0"],
-        ["bench", "--random-weights", "--model", "infinity-2b", "--depth", "1", "--stop-scale", "99"],
-        ["bench", "--random-weights", "--model", "infinity-2b", "--depth", "1", "--policy", "ld:fill=linear"],
-        ["bench", "--random-weights", "--model", "infinity-2b", "--depth", "1", "--prompt", "a red circle"],
+        ["bench-compare", "a.json", "b.json"],
+        ["bench", "--compare", "a.json", "b.json"],
+        ["build", "--random-weights", "--model", "infinity-2b", "--depth", "0"],
         ["build", "--guidance", "nan"],
         ["build", "--temperature", "0"],
         ["build", "--text-encoder", "elsewhere"],

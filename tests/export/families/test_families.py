@@ -26,7 +26,8 @@ from ldp_export.graphs.signature import Axis, GraphSignature, tensor_entries
 from ldp_export.hub.resolve import resolve_model
 from ldp_export.models.registry import MODELS
 from ldp_export.reference.streamed import streamed_weights
-from ldp_export.verification.record_infinity import forced_infinity_logits, record_first_scales, scales_to_record
+from ldp_export.verification.record_infinity import forced_infinity_logits, record_first_scales
+from ldp_export.verification.recorded_sizes import scales_to_record
 
 SIZES = {Axis.ROWS: 2, Axis.TOKENS: 3, Axis.PAST: 2, Axis.TEXT: 5, Axis.IMAGES: 1, Axis.HEIGHT: 4, Axis.WIDTH: 4}
 

@@ -17,8 +17,8 @@ from ldp_runtime.schedule import ScaleSchedule
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.models.infinity import InfinityConfig, InfinityTransformer
-from ldp_export.models.infinity_vae import InfinityVaeConfig
+from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig
 from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
 from ldp_export.reference.oracle import pruned_infinity_logits
 from ldp_export.verification.tolerances import LATENT, LOGITS

@@ -21,7 +21,7 @@ from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.var import load_var, load_var_vae
 from ldp_export.hub.resolve import resolve_model
 from ldp_export.models.registry import find_model
-from ldp_export.models.var import VarConfig
+from ldp_export.models.sizes import VarConfig
 from ldp_export.reference.var import VarSettings, generate
 
 

@@ -415,7 +415,7 @@ class TestCommandLine:
         shown = run("build", "--model", NAME, "--output", tmp_path / "bundle", "--dry-run")
         assert "tiny_reg.pth" in shown.output
         assert not hub.downloads()
-        made = run("build", "--model", NAME, "--output", tmp_path / "bundle", "--pn", "0.06M", "--json")
+        made = run("build", "--model", NAME, "--output", tmp_path / "bundle", "--size", "0.06M", "--json")
         assert made.exit_code == 0, made.output
         assert hub.downloads()
         drawn = run("generate", tmp_path / "bundle", "a red circle", "--output", tmp_path / "x.png")
@@ -488,12 +488,12 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         "arguments",
         [
-            ["--pn", "3M"],
+            ["--size", "3M"],
             ["--chunk", "0"],
             ["--precision", "bfloat16"],
             ["--temperature", "0"],
             ["--text-encoder", "absent"],
-            ["--kv-form", "in-place", "--backend", "torch"],
+            ["--kv-cache", "static", "--backend", "torch"],
         ],
     )
     def test_a_build_that_will_be_refused_fetches_nothing(self, hub: Hub, tmp_path: Path, arguments: list[str]) -> None:

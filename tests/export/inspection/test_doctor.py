@@ -56,11 +56,7 @@ class TestDoctor:
 
     def test_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Said by `doctor`, and by a build before it begins."""
-
-        def none() -> str:
-            raise RuntimeError("no compiler")
-
-        monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+        monkeypatch.setenv("CXX", "no-such-compiler")
         verdict = next(verdict for verdict in examine().build if verdict.what == "torch engines")
         model = find_model("infinity-shapes")
         with pytest.raises(IncompatibleBundleError) as refused:

@@ -11,11 +11,13 @@ from helpers.samples import spec, write_sources
 from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.checkpoints.infinity import original_infinity_state
-from ldp_export.checkpoints.original import original_state, released_bytes
+from ldp_export.checkpoints.original import original_state
+from ldp_export.checkpoints.released import released_bytes
 from ldp_export.hub.resolve import find_sources, resolve_model
-from ldp_export.models.infinity import InfinityTransformer, ffn_width
+from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.registry import DEFAULT_MODEL, MODELS, InfinitySpec, find_model
+from ldp_export.models.sizes import ffn_width
 from ldp_export.models.t5 import FLAN_T5_XL
 
 #: Parameters of the released transformers, and all their numbers with buffers, whose four bytes each are the files.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ldp_runtime.engines.kv_cache import DynamicKVCache
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import InternalError
 
 
 def filled(tokens: tuple[int, ...] = (1, 4), rows: int = 3) -> DynamicKVCache:
@@ -61,7 +61,7 @@ def test_chosen_rows_are_copies() -> None:
 def test_capacity() -> None:
     cache = filled()
     assert cache.slots(3)[0][0].shape[0] == 3
-    with pytest.raises(ConfigError, match="holds 8 tokens, 9 were asked for"):
+    with pytest.raises(InternalError, match="holds 8 tokens, 9 were asked for"):
         cache.slots(4)
 
 

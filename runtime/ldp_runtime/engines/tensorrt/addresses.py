@@ -9,7 +9,7 @@ import torch
 
 from ldp_runtime.engines.tensorrt.bindings import Binding, spare_offsets
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import InternalError
 
 #: Inputs of captured calls that are at most this large [bytes] are copied to a fixed address.
 _STAGED = 2**20
@@ -80,7 +80,9 @@ def _shared(bound: Sequence[Binding]) -> set[int]:
     shared = {a for a, count in Counter(b.address for b in bound if b.address).items() if count > 1}
     for binding in bound:
         if binding.address in shared and not binding.aligned:
-            raise ConfigError(f"{binding.name!r} is written in place, at an address that is no multiple of {ALIGNMENT}")
+            raise InternalError(
+                f"{binding.name!r} is written in place, at an address that is no multiple of {ALIGNMENT}"
+            )
     return shared
 
 

@@ -10,7 +10,7 @@ import torch
 from ldp_runtime.bundle.manifest import TensorEntry
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT
 from ldp_runtime.engines.tensors import Sizes, check_contiguous, check_tensor, shape_at
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import InternalError
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def output_bindings(
     """
     foreign = sorted(set(tensors) - {entry.name for entry in entries})
     if foreign:
-        raise ConfigError(f"the engine {graph!r} has no outputs {foreign}")
+        raise InternalError(f"the engine {graph!r} has no outputs {foreign}")
     bindings = []
     for entry in entries:
         tensor = tensors.get(entry.name)
@@ -77,7 +77,7 @@ def _check_place(entry: TensorEntry, given: torch.Tensor, sizes: Sizes, graph: s
     check_contiguous(given, entry, graph)
     expected = shape_at(entry, sizes)
     if tuple(given.shape) != expected:
-        raise ConfigError(f"the output {entry.name!r} of {graph!r} is {expected}; its place is {tuple(given.shape)}")
+        raise InternalError(f"the output {entry.name!r} of {graph!r} is {expected}; its place is {tuple(given.shape)}")
 
 
 def _binding(name: str, tensor: torch.Tensor) -> Binding:

@@ -225,7 +225,10 @@ class TensorRtEngine:
         fits = all(context.set_input_shape(b.name, b.shape) for b in bound if b.name in inputs)
         fits = fits and all(context.set_tensor_address(b.name, places.address(b)) for b in bound)
         if not fits or not context.execute_async_v3(self._session.stream.cuda_stream):
-            raise LdpError(f"the graph {self.name!r} failed: {self._session.library.recent_errors()}")
+            raise LdpError(
+                f"the graph {self.name!r} failed: {self._session.library.recent_errors()}",
+                hint="ldp-export verify BUNDLE --device cuda says if the engines are sound here; if so, report it",
+            )
 
     def _capture(self, profile: int, bound: list[Binding], places: Addresses) -> tuple[_CapturedCall, int]:
         """Captures the call as a CUDA graph; also returns the bytes of device memory that it took."""
@@ -238,7 +241,10 @@ class TensorRtEngine:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             if not context.execute_async_v3(stream.cuda_stream):
-                raise LdpError(f"{self.name!r} could not be captured: {self._session.library.recent_errors()}")
+                raise LdpError(
+                    f"{self.name!r} could not be captured: {self._session.library.recent_errors()}",
+                    hint="ldp-export verify BUNDLE --device cuda says if the engines are sound here; if so, report it",
+                )
         return _CapturedCall(graph, context), max(2**20, before - torch.cuda.mem_get_info(self.device)[0])
 
     def _check_aliases(self, path: Path) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError
+from ldp_runtime.installation import install
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -36,9 +37,12 @@ _OLDEST: dict[Flavour, tuple[int, ...]] = {"tensorrt": (11,), "tensorrt-rtx": (1
 
 
 _EXTRAS: dict[Flavour, str] = {
-    "tensorrt": "ldp-export[tensorrt-cu13] (or tensorrt-cu12, as the driver needs)",
-    "tensorrt-rtx": "ldp-export[tensorrt-rtx]",
+    "tensorrt": "tensorrt-cu13",  # or tensorrt-cu12, as the driver needs
+    "tensorrt-rtx": "tensorrt-rtx",
 }
+
+
+_OR_CU12: dict[Flavour, str] = {"tensorrt": "; for an older driver [tensorrt-cu12]", "tensorrt-rtx": ""}
 
 
 #: Alignment of every address that is bound [bytes].
@@ -228,7 +232,7 @@ def load_library(flavour: Flavour) -> Library:
     if not is_installed(flavour):
         raise IncompatibleBundleError(
             f"{flavour} engines need the Python package {_MODULES[flavour]!r}, which is not installed",
-            hint=f"pip install {_EXTRAS[flavour]}",
+            hint=install(_EXTRAS[flavour]) + _OR_CU12[flavour],
         )
     try:
         module = importlib.import_module(_MODULES[flavour])
@@ -242,7 +246,7 @@ def load_library(flavour: Flavour) -> Library:
         oldest = ".".join(map(str, _OLDEST[flavour]))
         raise IncompatibleBundleError(
             f"{library.title} is too old; {flavour} {oldest} or newer is needed",
-            hint=f"pip install --upgrade {_EXTRAS[flavour]}",
+            hint=install(_EXTRAS[flavour]).replace("install", "install --upgrade") + _OR_CU12[flavour],
         )
     return library
 

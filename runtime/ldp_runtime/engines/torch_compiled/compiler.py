@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-
-import torch
+import sys
+from typing import TYPE_CHECKING
 
 from ldp_runtime.errors import IncompatibleBundleError
 
+if TYPE_CHECKING:
+    import torch
 
-def check_compiler(device: torch.device) -> None:
+
+def check_compiler(device: torch.device | str) -> None:
     """Checks that PyTorch can compile for the device at run time.
 
     On a CPU it needs a C++ compiler; on a GPU it needs Triton and, for Triton's launchers, a C compiler.
@@ -18,7 +21,7 @@ def check_compiler(device: torch.device) -> None:
     Raises:
         IncompatibleBundleError: one of these is missing.
     """
-    if device.type == "cpu":
+    if (device if isinstance(device, str) else device.type) == "cpu":
         _check_cpp()
         return
     from torch.utils._triton import has_triton
@@ -39,16 +42,14 @@ def check_compilers(on_gpu: bool) -> None:
     """Raises IncompatibleBundleError if graphs cannot be compiled ahead of time for a CPU, or for this GPU too."""
     _check_cpp()
     if on_gpu:
-        check_compiler(torch.device("cuda"))
+        check_compiler("cuda")
 
 
 def _check_cpp() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:  # of PyTorch's own types
+    """Looks for the compiler that PyTorch takes, without PyTorch: `CXX`, or the system's own."""
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    if shutil.which(os.environ.get("CXX", usual)) is None:
         raise IncompatibleBundleError(
             "PyTorch finds no C++ compiler, which compiling takes",
-            hint="install one (g++ or clang++, or name one in CXX), or build with --backend onnxruntime",
-        ) from error
+            hint="install one (g++), or name one in CXX (clang++), or build with --backend onnxruntime",
+        )

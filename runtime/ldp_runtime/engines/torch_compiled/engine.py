@@ -72,7 +72,10 @@ def named_failures(graph: str, inputs: Mapping[str, torch.Tensor]) -> Generator[
             yield
     except (RuntimeError, ValueError) as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in list(inputs.items())[:4]}
-        raise LdpError(f"the graph {graph!r} failed with inputs {shapes}: {error}") from error
+        raise LdpError(
+            f"the graph {graph!r} failed with inputs {shapes}: {error}",
+            hint="ldp-export verify BUNDLE says if the engines are sound on this machine; if so, report it",
+        ) from error
 
 
 def _load(name: str, path: Path, device: torch.device) -> Callable[..., Any]:

@@ -47,8 +47,8 @@ from ldp_export.graphs.infinity import (
     InfinityPromptGraph,
     infinity_blocks_signature,
 )
-from ldp_export.graphs.onnx import MODEL_FILE, export_graph
-from ldp_export.graphs.signature import GraphSignature, TensorSpec
+from ldp_export.graphs.onnx import export_graph
+from ldp_export.graphs.signature import MODEL_FILE, GraphSignature, TensorSpec
 from ldp_export.graphs.var import VarBlocksGraph, VarDecoderGraph, VarPromptGraph
 from ldp_export.models.registry import find_model
 

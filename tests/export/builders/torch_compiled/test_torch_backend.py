@@ -21,7 +21,7 @@ from ldp_export.builders.base import Compiler, ExportedGraph
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
-from ldp_export.models.infinity_vae import InfinityVaeConfig
+from ldp_export.models.sizes import InfinityVaeConfig
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler"

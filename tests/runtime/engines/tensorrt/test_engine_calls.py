@@ -22,7 +22,7 @@ from ldp_runtime.engines.tensorrt.bindings import Binding, input_bindings, outpu
 from ldp_runtime.engines.tensorrt.engine import check_aliases, check_size, check_target, keep_kernels
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT, capability, load_library
 from ldp_runtime.engines.tensors import axis_sizes
-from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
+from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError, InternalError
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -59,7 +59,7 @@ class TestBindings:
     def test_what_is_no_call(self, change: Callable[[dict[str, torch.Tensor]], Any], message: str) -> None:
         tensors = inputs()
         change(tensors)
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(InternalError, match=message):
             axis_sizes(INPUTS, tensors, "g")
 
     def test_addresses_are_the_tensors_own(self) -> None:
@@ -85,7 +85,7 @@ class TestBindings:
         ],
     )
     def test_places_that_do_not_fit(self, given: dict[str, torch.Tensor], message: str) -> None:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(InternalError, match=message):
             output_bindings(OUTPUTS, given, {"rows": 2, "tokens": 3, "past": 5}, "g")
 
     @given(st.lists(st.tuples(st.integers(0, 3000), st.booleans()), max_size=12))
@@ -160,7 +160,7 @@ class TestPlaces:
         assert {places.address(binding) for binding in both} == {cache.data_ptr()}
         shifted = self.aligned(64, shift=16)
         both = [Binding(name, (64,), 1, shifted.data_ptr()) for name in ("cache_k_0", "present_k_0")]
-        with pytest.raises(ConfigError, match=f"'cache_k_0' is written in place.*no multiple of {ALIGNMENT}"):
+        with pytest.raises(InternalError, match=f"'cache_k_0' is written in place.*no multiple of {ALIGNMENT}"):
             Addresses(both, {"cache_k_0": shifted}, {"present_k_0": shifted}, captured=False, memory=self.memory())
 
     def test_nothing_is_bound_to_null(self) -> None:

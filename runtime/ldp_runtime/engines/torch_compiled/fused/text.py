@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
 
 #: Texts are padded to a multiple of this where graphs are replayed: one graph then serves all texts of similar length.
 _PADDED_TO = 64
@@ -75,6 +77,8 @@ class TextRoom:
 
     def place(self, text: Text, mask: torch.Tensor) -> Text:
         """Text [R, H, T, c] where graphs find it, with its mask [R, T], both padded."""
+        import torch
+
         rows, length = mask.shape
         room = self._room
         if room is None or room.keys[0].shape[0] < rows:
@@ -106,6 +110,8 @@ def padded(length: int) -> int:
 
 def _room(text: Text, rows: int, length: int) -> Text:
     """Allocates zeros for a text: memory behind a text has no weight, but it must not hold NaN."""
+
+    import torch
 
     def zeros(like: list[torch.Tensor]) -> list[torch.Tensor]:
         return [t.new_zeros(rows, t.shape[1], length, t.shape[3]) for t in like]

@@ -3,7 +3,35 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+
+
+def check_new(path: Path, overwrite: bool, *endings: str) -> None:
+    """Checks that a file can be written, and that it replaces none unless the user says so.
+
+    Raises:
+        ConfigError: no file can be written to `path`, it has none of the given endings, or it is there already.
+    """
+    from ldp_runtime.errors import ConfigError
+
+    check_file(path, *endings)
+    if path.is_file() and not overwrite:  # a device is written to, not replaced
+        raise ConfigError(f"{path} is there already", hint="add --overwrite to replace it, or name another file")
+
+
+def check_distinct(paths: Mapping[str, Path | None]) -> None:
+    """Raises ConfigError if two options name one file, of which the later would replace the earlier."""
+    from ldp_runtime.errors import ConfigError
+
+    seen: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is None:
+            continue
+        place = path.resolve()
+        if place in seen:
+            raise ConfigError(f"{seen[place]} and {option} both name {path}", hint="name a file for each")
+        seen[place] = option
 
 
 def check_file(path: Path, *endings: str) -> None:

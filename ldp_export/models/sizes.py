@@ -1,0 +1,204 @@
+"""Sizes of the models, as data: without PyTorch, so that listings answer at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.schedule import ScaleSchedule
+
+
+def ffn_width(width: int, mlp_ratio: float = 4.0) -> int:
+    """Hidden width of the feed-forward layer: a multiple of 256, rounded half to even as the originals do."""
+    return round(width * mlp_ratio / 256) * 256
+
+
+@dataclass(frozen=True)
+class InfinityConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        depth: number of blocks.
+        width: C, channels of a token.
+        heads: attention heads H of the blocks; each has C / H channels (`head_dim`).
+        ffn: hidden width of the feed-forward layers.
+        bits: bits per token (the VAE's d, or 4 d with 2x2 patchify).
+        text_channels: channels of the text features.
+        text_tokens: longest text, and number of unconditional text rows.
+        levels: number of scale embeddings.
+        pool_heads: heads of the attention that pools the text into the start token (not H).
+        chunks: block chunks of the original checkpoint layout; they affect the names of weights only.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    ffn: int
+    bits: int
+    text_channels: int = 2048
+    text_tokens: int = 512
+    levels: int = 15
+    pool_heads: int = 16
+    chunks: int = 1
+    norm_eps: float = 1e-6
+    reads_text: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ConfigError(
+                f"width {self.width} over {self.heads} heads must give a head dimension divisible by 4",
+                hint="choose a width that is a multiple of four times the heads",
+            )
+        if self.width % self.pool_heads:
+            raise ConfigError(
+                f"width {self.width} is not divisible by {self.pool_heads} pooling heads",
+                hint="choose a width that is a multiple of the pooling heads",
+            )
+        if self.depth % self.chunks:
+            raise ConfigError(
+                f"depth {self.depth} is not divisible by {self.chunks} block chunks",
+                hint="choose a depth that the chunks divide, or one chunk",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def summary(self) -> str:
+        """Sizes in words, which tell models apart."""
+        return f"{self.depth} blocks of width {self.width} and {self.bits} bits a token"
+
+    def resized(self, depth: int, width: int) -> InfinityConfig:
+        """The same architecture with another number of blocks and channels: heads of the same size, one chunk."""
+        heads = width // self.head_dim
+        sizes = {"heads": heads, "ffn": ffn_width(width), "pool_heads": heads, "chunks": 1}
+        return replace(self, depth=depth, width=width, **sizes)
+
+
+@dataclass(frozen=True)
+class InfinityVaeConfig:
+    """Sizes of the VAE.
+
+    Attributes:
+        bits: d, channels of the latent, one bit each.
+        base_channels: width at full resolution.
+        channel_multipliers: width of each resolution level over `base_channels`, fine to coarse.
+        res_blocks: residual blocks of an encoder level; a decoder level has one more.
+        stride: pixels per latent position along one side, a power of two.
+    """
+
+    bits: int
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+    res_blocks: int = 2
+    stride: int = 16
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.stride & (self.stride - 1):
+            raise ConfigError(
+                f"the VAE's stride must be a power of two, got {self.stride}",
+                hint="8 or 16, as the released models have",
+            )
+        if len(self.channel_multipliers) <= self.halvings:
+            raise ConfigError(
+                f"stride {self.stride} needs at least {self.halvings + 1} levels, got {self.channel_multipliers}",
+                hint="give a multiplier for each halving of the resolution, and one more",
+            )
+
+        uneven = [width for width in self.widths if width % 32 and width % 24]
+        if uneven:
+            raise ConfigError(
+                f"widths {uneven} do not divide into the 32 (or 24) groups of the VAE's normalisation",
+                hint="choose widths that are multiples of 32, or of 24",
+            )
+
+    @property
+    def halvings(self) -> int:
+        return self.stride.bit_length() - 1
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.base_channels * m for m in self.channel_multipliers)
+
+
+@dataclass(frozen=True)
+class VarConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        grids: sides of the square scales (`patch_nums`); the position embeddings are learned for exactly these.
+        codes: size of the codebook.
+        channels: channels of a code.
+        classes: number of classes; label `classes` is the unconditional one.
+        shared_ada: True if all blocks share one AdaLN, with an offset per block (d36).
+    """
+
+    depth: int
+    width: int
+    heads: int
+    ffn: int
+    codes: int = 4096
+    channels: int = 32
+    classes: int = 1000
+    grids: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    shared_ada: bool = False
+    norm_eps: float = 1e-6
+    reads_text: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(
+                f"width {self.width} does not divide into {self.heads} heads",
+                hint="choose a width that is a multiple of the heads",
+            )
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule.of_squares(self.grids)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def summary(self) -> str:
+        """Sizes in words, which tell models apart."""
+        grids = " ".join(map(str, self.grids))
+        return f"{self.depth} blocks of width {self.width}, {self.codes} codes, and grids of sides {grids}"
+
+    def resized(self, depth: int, width: int) -> VarConfig:
+        """The same architecture with another number of blocks and channels, and heads of the same size."""
+        sizes = {"heads": width // self.head_dim, "ffn": self.ffn * width // self.width}
+        return replace(self, depth=depth, width=width, **sizes)
+
+
+@dataclass(frozen=True)
+class VarVaeConfig:
+    """Sizes of the VAE.
+
+    Attributes:
+        codes: number of entries of the codebook.
+        channels: channels of a code and of the latent.
+        base_channels, channel_multipliers, res_blocks: see `InfinityVaeConfig`; every level but the last halves the
+            resolution.
+        phis: number of shared phi convolutions.
+        phi_share: share of the convolution in phi(h) = (1 - w) h + w conv(h).
+    """
+
+    codes: int = 4096
+    channels: int = 32
+    base_channels: int = 160
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    phis: int = 4
+    phi_share: float = 0.5
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.base_channels * m for m in self.channel_multipliers)
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.channel_multipliers) - 1)

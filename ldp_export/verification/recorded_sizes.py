@@ -1,0 +1,65 @@
+"""Sizes of recorded reference runs, and how much of a model is recorded: arithmetic, without PyTorch."""
+
+from __future__ import annotations
+
+from ldp_runtime.architecture.infinity import InfinityEntry
+from ldp_runtime.architecture.var import VarEntry
+from ldp_runtime.schedule import ScaleSchedule
+
+#: Aspect ratios that are verified: the square, and the most elongated one, whose grids are odd and whose past is long.
+RATIOS = (1.0, 3.0)
+
+
+TEXT_TOKENS = 12
+
+
+#: Rows of logits that are saved: five of two guided runs and an unguided one, in full. The computed tokens of the
+#: pruned run count as one.
+_ROWS, _PRUNED_ROWS = 5, 1
+
+
+def recorded_infinity_bytes(model: InfinityEntry, scales: int | None) -> int:
+    """Bytes of the saved runs: logits of four runs (six rows in all), bits, latents, images; or of the first scales."""
+    if scales is not None:
+        first = ScaleSchedule.of_size(model.size)
+        pixels = first.tokens[scales - 1] * model.pixels_per_token**2
+        return 2 * first.offsets[scales] * model.logits * 4 + 12 * pixels + TEXT_TOKENS * model.text_channels * 4
+    schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in RATIOS]
+    tokens = max(schedule.total_tokens for schedule in schedules)
+    logits = (_ROWS + _PRUNED_ROWS) * tokens * model.logits * 4
+    pixels = schedules[0].tokens[-1] * model.pixels_per_token**2
+    return logits + 4 * tokens * model.bits + 24 * pixels + 3 * 4 * schedules[0].tokens[-1] * model.bits
+
+
+def recording_memory(model: InfinityEntry) -> int:
+    """Bytes of the reference model's largest call: keys, values, attention scores and the widest layer of two rows."""
+    schedule = max((ScaleSchedule.of_size(model.size, ratio) for ratio in RATIOS), key=lambda s: s.total_tokens)
+    tokens, total = max(schedule.tokens), schedule.total_tokens
+    cache = 4 * 2 * 2 * model.depth * total * model.width
+    scores = 4 * 2 * model.heads * total * total  # the masked oracle sees all scales at once
+    return cache + scores + 4 * 2 * tokens * (model.ffn + 4 * model.width)
+
+
+#: Arithmetic operations that recording may take, for whole runs and for one call: minutes on two cores.
+_WHOLE_RUNS, _ONE_CALL = 20e12, 4.5e12
+
+
+#: Rows that whole runs compute in all; see `record_infinity_cases`.
+_RUN_ROWS = 17
+
+
+def scales_to_record(model: InfinityEntry, parameters: int) -> int | None:
+    """Number of first scales to record for a model with so many parameters; None for all, in whole runs."""
+    schedule = ScaleSchedule.of_size(model.size)
+    if 2 * parameters * _RUN_ROWS * schedule.total_tokens <= _WHOLE_RUNS:
+        return None
+    affordable = [k for k in range(2, len(schedule)) if 2 * parameters * 2 * schedule.offsets[k] <= _ONE_CALL]
+    return max(affordable, default=2)
+
+
+def recorded_var_bytes(model: VarEntry) -> int:
+    """Bytes that `record_var_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
+    schedule = model.schedule()
+    h, w = schedule.final_grid
+    logits = 4 * 6 * schedule.total_tokens * model.codes
+    return logits + 4 * 8 * schedule.total_tokens + 3 * 4 * h * w * (model.latent_channels + 3 * model.vae_stride**2)
