@@ -146,7 +146,10 @@ def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config:
     if "lvl_1L" in state:
         tokens, expected = _tokens_of_scales(state["lvl_1L"]), list(config.schedule.tokens)
         if tokens != expected:
-            raise CheckpointError(f"{transformer} has scales of {tokens} tokens, the model has {expected}")
+            raise CheckpointError(
+                f"{transformer} has scales of {tokens} tokens, the model has {expected}",
+                hint="leave --model out: the sizes are then read from the file",
+            )
     fitting_model(VarVae, vae_config, _plain_vae(read_state(vae, "vae")), str(vae))
 
 

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 
 from ldp_runtime.errors import ConfigError
 
@@ -20,7 +19,7 @@ _SHOWN = 120
 
 def shown(value: object) -> str:
     """A caller's value for a message, however long it is."""
-    if isinstance(value, torch.Tensor | np.ndarray):
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} {list(value.shape)} of {value.dtype}"
     if isinstance(value, str | bytes):
         return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
@@ -53,8 +52,13 @@ def whole_number(name: str, value: object, least: float, most: float, hint: str 
     return number
 
 
+def _holds_truth(value: object) -> bool:
+    """True for arrays and tensors of truth values, whatever library they are of."""
+    return str(getattr(value, "dtype", "")).rpartition(".")[2] == "bool"
+
+
 def _index(value: Any) -> int | None:
-    if isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == torch.bool:
+    if isinstance(value, bool | np.bool_) or _holds_truth(value):
         return None
     try:
         return operator.index(value)
@@ -69,7 +73,7 @@ def number(name: str, value: Any, hint: str | None = None) -> float:
         ConfigError: it is none (truth values and texts are not), or not finite.
     """
     try:
-        if isinstance(value, bool | np.bool_ | str | bytes) or getattr(value, "dtype", None) == torch.bool:
+        if isinstance(value, bool | np.bool_ | str | bytes) or _holds_truth(value):
             raise TypeError
         plain = float(value)
     except Exception as error:
@@ -91,7 +95,7 @@ def listed(name: str, value: Any, most: int) -> list[Any]:
         ConfigError: there are more, or it has no order, or it is none.
     """
     if not is_list(value) or isinstance(value, bytearray | memoryview | Mapping | Set):
-        raise ConfigError(f"{name} must be a list, got {shown(value)}")
+        raise ConfigError(f"{name} must be a list, got {shown(value)}", hint="such as [1, 2]")
     if getattr(value, "ndim", 1) == 0:
         raise ConfigError(f"{name} must be a list, got {shown(value)} without an axis", hint="pass .item()")
     values = list(islice(iter(value), most + 1))
@@ -103,7 +107,7 @@ def listed(name: str, value: Any, most: int) -> list[Any]:
 def truth(name: str, value: object) -> bool:
     """True or False. Raises ConfigError for anything else: a text such as "no" would count as true."""
     if not isinstance(value, bool | np.bool_):
-        raise ConfigError(f"{name} must be True or False, got {shown(value)}")
+        raise ConfigError(f"{name} must be True or False, got {shown(value)}", hint="without quotes")
     return bool(value)
 
 

@@ -25,7 +25,9 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
         return (number(name, value, hint="or give one number per scale"),) * scales
     values = tuple(number(name, each) for each in listed(name, value, _MOST_SCALES))
     if len(values) < scales:
-        raise ConfigError(f"{name} has {len(values)} values, the schedule has {scales} scales")
+        raise ConfigError(
+            f"{name} has {len(values)} values, the schedule has {scales} scales", hint="one number, or one per scale"
+        )
     return values[:scales]
 
 

@@ -111,7 +111,9 @@ def _given(path: object) -> Path:
         given.resolve()  # tells of a zero byte, and of a name too long
         return given
     except (TypeError, ValueError, OSError) as error:
-        raise ConfigError(f"a bundle is named by its path, got {path!r:.200}: {error}") from error
+        raise ConfigError(
+            f"a bundle is named by its path, got {path!r:.200}: {error}", hint="the --output of a build"
+        ) from error
 
 
 def _check_form(expected: str | None) -> None:

@@ -68,6 +68,9 @@ ScaleCallback = Callable[[ScaleEvent], bool | None]
 ImageCallback = Callable[[ImageEvent], bool | None]
 
 
+_LATENTS_HINT = 'pass them as output_type="latent" returns them'
+
+
 @dataclass(frozen=True)
 class GenerationResult:
     """Images in the order of the request, prompt by prompt, with the seed and trace of each.
@@ -348,19 +351,21 @@ class Pipeline:
         """Raises ConfigError for what are no latents of this model's sizes."""
         channels, schedules = self.manifest.model.latent_channels, self.manifest.schedules()
         if not isinstance(latents, torch.Tensor) or latents.layout != torch.strided or latents.is_meta:
-            raise ConfigError(f"latents must be a dense tensor, got {shown(latents)}")
+            raise ConfigError(f"latents must be a dense tensor, got {shown(latents)}", hint=_LATENTS_HINT)
         if latents.dim() != 4 or latents.shape[1] != channels or not latents.numel():
             raise ConfigError(
-                f"latents must be [images, {channels}, height, width] and not empty, got {list(latents.shape)}"
+                f"latents must be [images, {channels}, height, width] and not empty, got {list(latents.shape)}",
+                hint=_LATENTS_HINT,
             )
         if not latents.is_floating_point():
-            raise ConfigError(f"latents must be floats, got {latents.dtype}")
+            raise ConfigError(f"latents must be floats, got {latents.dtype}", hint=_LATENTS_HINT)
         side = self.manifest.model.pixels_per_token // self.manifest.model.vae_stride
         most = max(schedule.tokens[-1] for schedule in schedules) * side**2
         if len(latents) > self.max_images or latents[0, 0].numel() > most:
             raise ConfigError(
                 f"latents of at most {self.max_images} images of {most} positions are decoded, got "
-                f"{list(latents.shape)}"
+                f"{list(latents.shape)}",
+                hint="decode fewer at once, or load the bundle with a larger max_images",
             )
 
     def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:

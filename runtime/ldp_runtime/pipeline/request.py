@@ -247,10 +247,10 @@ def _prompts(
         )
     prompts = _texts(manifest, texts, "prompt", most)
     if prompts is None:
-        raise ConfigError("give a prompt or prompt_embeds")
+        raise ConfigError("the request has no text", hint="give a prompt or prompt_embeds")
     negatives: Sequence[Text | None] = _texts(manifest, texts, _NEGATIVE, most) or [None]
     if len(negatives) not in (1, len(prompts)):
-        raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
+        raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts", hint="give one, or one each")
     empty = [text for text in prompts if _is_empty(text)]
     if empty:
         raise ConfigError("the prompt is empty", hint="describe the picture in a few words")
@@ -280,14 +280,16 @@ def _check_cache(manifest: Manifest, schedule: ScaleSchedule, policy: Policy) ->
 def check_output_type(output_type: object) -> None:
     """Raises ConfigError for an output type that `OutputType` does not list."""
     if not isinstance(output_type, str) or output_type not in get_args(OutputType):
-        raise ConfigError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {shown(output_type)}")
+        raise ConfigError(
+            f"there is no output_type {shown(output_type)}", hint=f"one of {', '.join(get_args(OutputType))}"
+        )
 
 
 def _texts(manifest: Manifest, texts: Mapping[str, Any], name: str, most: int) -> list[Text] | None:
     """Words or features of a request's prompts or negative prompts; None if there are none."""
     words, features = texts[name], texts[f"{name}_embeds"]
     if words is not None and features is not None and not _is_unused(name, words):
-        raise ConfigError(f"give {name} or {name}_embeds, not both")
+        raise ConfigError(f"{name} and {name}_embeds are given, not both", hint="leave one of them out")
     if features is not None:
         return list(_features(manifest, features, f"{name}_embeds", most))
     return None if words is None else list(_words(manifest, words, name, most))
@@ -296,7 +298,9 @@ def _texts(manifest: Manifest, texts: Mapping[str, Any], name: str, most: int) -
 def _words(manifest: Manifest, words: str | Sequence[str], name: str, most: int) -> list[str]:
     given = [words] if isinstance(words, str) else listed(name, words, most) if is_list(words) else []
     if not given or not all(isinstance(text, str) for text in given):
-        raise ConfigError(f"{name} must be a text or a non-empty list of texts")
+        raise ConfigError(
+            f"{name} must be a text or a non-empty list of texts, got {shown(words)}", hint=f"as {name}='a red circle'"
+        )
     if not manifest.has_text_encoder and not _is_unused(name, given):
         raise ConfigError(f"this bundle has no text encoder: pass {name}_embeds", hint="or build with --text-encoder")
     for text in given:
@@ -305,7 +309,9 @@ def _words(manifest: Manifest, words: str | Sequence[str], name: str, most: int)
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which a client that cuts texts may send
-            raise ConfigError(f"the {name} {shown(text)} is not valid Unicode: {error.reason}") from error
+            raise ConfigError(
+                f"the {name} {shown(text)} is not valid Unicode: {error.reason}", hint="cut texts between characters"
+            ) from error
     return given
 
 
@@ -316,7 +322,7 @@ def _features(manifest: Manifest, features: Any, name: str, most: int) -> list[t
         raise ConfigError(f"{name} must be tensors, got {type(features).__name__}", hint="see torch.as_tensor")
     rows = listed(name, features, most)
     if not rows:
-        raise ConfigError(f"{name} is empty")
+        raise ConfigError(f"{name} is empty", hint="give the features of at least one prompt")
     return [_read_features(manifest, row, name) for row in rows]
 
 
@@ -332,11 +338,16 @@ def _read_features(manifest: Manifest, row: Any, name: str) -> torch.Tensor:
             hint="convert them: .to_dense(), .to(torch.float32)",
         )
     if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
-        raise ConfigError(f"{name} must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}")
+        raise ConfigError(
+            f"{name} must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}",
+            hint="pass the last hidden state of the model's text encoder, without padding",
+        )
     with torch.inference_mode(False), torch.no_grad():
         own = torch.empty(row.shape, dtype=torch.float32, device=row.device).copy_(row)
         if not all_finite(own):
-            raise ConfigError(f"{name} hold NaN or infinity, or numbers beyond float32")
+            raise ConfigError(
+                f"{name} hold NaN or infinity, or numbers beyond float32", hint="check the text encoder that made them"
+            )
     return own
 
 
@@ -356,7 +367,9 @@ def _schedules(
 def _one_each(name: str, value: Any, count: int) -> list[Any]:
     values = listed(name, value, MAX_VALUES) if is_list(value) else [value] * count
     if len(values) != count:
-        raise ConfigError(f"{len(values)} values of {name} for {count} images; give one number, or one per image")
+        raise ConfigError(
+            f"{len(values)} values of {name} for {count} images", hint="give one number, or one per image"
+        )
     if name == "aspect_ratio":
         return [None if each is None else number(name, each, hint="height / width") for each in values]
     return [None if each is None else whole_number(name, each, 1, _MOST_PIXELS, hint="in pixels") for each in values]
@@ -366,7 +379,10 @@ def _schedule(manifest: Manifest, aspect_ratio: float | None, height: int | None
     if height is None and width is None:
         return manifest.schedule(1.0 if aspect_ratio is None else aspect_ratio)
     if aspect_ratio is not None or height is None or width is None:
-        raise ConfigError("give height and width together, or aspect_ratio alone (height / width)")
+        raise ConfigError(
+            "height and width go together, and without aspect_ratio (height / width)",
+            hint="as height=1024, width=1024 (--height and --width), or aspect_ratio=1.5",
+        )
     nearest = manifest.schedule(height / width)
     drawn = tuple(side * manifest.model.pixels_per_token for side in nearest.final_grid)
     if any(abs(side - asked) > asked * _SIZE_TOLERANCE for side, asked in zip(drawn, (height, width), strict=True)):
@@ -389,8 +405,10 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     if not is_list(seed):
         seeds = [seeds[0] + i for i in range(count)]
     if len(seeds) != count:
-        raise ConfigError(f"{len(seeds)} seeds for {count} images; give one number, or one per image")
+        raise ConfigError(f"{len(seeds)} seeds for {count} images", hint="give one number, or one per image")
     wrong = [each for each in seeds if not 0 <= each < 2**_SEED_BITS]
     if wrong:
-        raise ConfigError(f"seeds must lie in [0, 2**{_SEED_BITS}), got {shown(wrong[0])}")
+        raise ConfigError(
+            f"seeds must lie in [0, 2**{_SEED_BITS}), got {shown(wrong[0])}", hint="leave it out for a drawn one"
+        )
     return seeds

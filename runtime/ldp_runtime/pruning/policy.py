@@ -187,7 +187,7 @@ def check_scales(name: str, scales: tuple[int, ...] | None, schedule: ScaleSched
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises ConfigError if an option does not allow this value."""
     if not isinstance(value, str) or value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {shown(value)}")
+        raise ConfigError(f"there is no {name} {shown(value)}", hint=f"one of {', '.join(allowed)}")
 
 
 def set_number(rule: object, name: str, low: float, high: float, hint: str | None = None) -> None:

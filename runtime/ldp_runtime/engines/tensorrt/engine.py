@@ -165,7 +165,7 @@ class TensorRtEngine:
             ConfigError, CapacityError: the engine was not built for such a call; nothing was sent to the device.
         """
         if self._engine is None:
-            raise ClosedError(f"the engine {self.name!r} is closed")
+            raise ClosedError(f"the engine {self.name!r} is closed", hint="load the bundle again: Pipeline.load(...)")
         sizes = axis_sizes(self.graph.inputs, inputs, self.name)
         profile = choose_profile(self.graph.profiles, sizes, self.name)
         bound = input_bindings(self.graph.inputs, inputs) + output_bindings(

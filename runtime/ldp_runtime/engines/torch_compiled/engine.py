@@ -51,7 +51,7 @@ class TorchCompiledEngine:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._call is None:
-            raise ClosedError(f"the engine {self.name!r} is closed")
+            raise ClosedError(f"the engine {self.name!r} is closed", hint="load the bundle again: Pipeline.load(...)")
         arguments = [check_tensor(inputs[entry.name], entry, self.name) for entry in self._inputs]
         with torch_threads(self._threads), exact_convolutions(self.device), named_failures(self.name, inputs):
             results = self._call(*arguments)

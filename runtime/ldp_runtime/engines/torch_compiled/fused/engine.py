@@ -94,7 +94,7 @@ class FusedEngine:
     @torch.no_grad()
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if not self._weights.blocks:
-            raise ClosedError(f"the engine {self.name!r} is closed")
+            raise ClosedError(f"the engine {self.name!r} is closed", hint="load the bundle again: Pipeline.load(...)")
         tensors = {entry.name: check_tensor(inputs[entry.name], entry, self.name) for entry in self._graph.inputs}
         with torch_threads(self._threads), named_failures(self.name, tensors), _many_compilations():
             places = self._places(tensors, outputs)
