@@ -61,6 +61,9 @@ def with_defaults(
             )
         spec = replace(spec, temperature=temperature)
     if policy is not None:
+        from ldp_runtime.pruning.parse import parse_policy, policy_text
+        from ldp_runtime.pruning.policy import Policy
+
         parsed = parse_policy(policy) or Policy()
         for schedule in spec.schedules:
             parsed.check(schedule)

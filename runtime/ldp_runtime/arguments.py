@@ -17,7 +17,7 @@ from ldp_runtime.errors import ConfigError
 _SHOWN = 120
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     """A caller's value for a message, however long it is."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} {list(value.shape)} of {value.dtype}"

@@ -51,7 +51,6 @@ class PromptTokenizer:
             logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
             ids = [*ids[: self.max_tokens - 1], END_OF_TEXT]
         return torch.tensor(ids, dtype=torch.int64, device="cpu")
-        return torch.tensor(ids, dtype=torch.int64)
 
     def _unknown_words(self, prompt: str, encoded: Encoding) -> str:
         """Words (or characters) that have no token of their own, each once, quoted."""
