@@ -28,7 +28,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,eval,dev,$(ENGINES)]"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,eval,dev,$(ENGINES)]"
 	rm -f $(VENV)/.ready*
 	touch $@
 

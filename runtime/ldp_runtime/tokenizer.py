@@ -37,10 +37,13 @@ class PromptTokenizer:
         """
         if not prompt.strip():
             raise ConfigError("the prompt is empty", hint="describe the picture in a few words")
-        ids = self._tokenizer.encode(prompt).ids
-        if not ids or ids[-1] != END_OF_TEXT:
-            ids = [*ids, END_OF_TEXT]
+        ids = self.ids(prompt)
         if len(ids) > self.max_tokens:
             logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
             ids = [*ids[: self.max_tokens - 1], END_OF_TEXT]
         return torch.tensor(ids, dtype=torch.int64, device="cpu")
+
+    def ids(self, prompt: str) -> list[int]:
+        """All token ids of a prompt, </s> included; more than `max_tokens` are not cut here."""
+        ids = self._tokenizer.encode(prompt).ids
+        return ids if ids and ids[-1] == END_OF_TEXT else [*ids, END_OF_TEXT]
