@@ -13,7 +13,7 @@ from ldp_runtime.pipeline.request import ImageRequest, make_request
 from ldp_serving.events import Drawn, Event, Failed
 from ldp_serving.limits import Limits
 from ldp_serving.metrics import ModelMetrics
-from ldp_serving.preview import PreviewDecoder
+from ldp_serving.preview import fit_previews
 from ldp_serving.scheduler import Scheduler
 from ldp_serving.watch import Watch
 
@@ -80,7 +80,7 @@ def open_model(
     """
     check_servable(pipeline, (policy, *allowed))
     pipeline.warmup(limits.max_batch)
-    fitted = PreviewDecoder.fit(pipeline, previews) if previews else None
+    fitted = fit_previews(pipeline, previews) if previews else None
     scheduler = Scheduler(pipeline, limits, fitted, watch or metrics)
     model = ServedModel(name, pipeline, scheduler, metrics, policy, allowed)
     _measure(model)

@@ -7,6 +7,8 @@ which see the whole picture. Fitted by ridge regression to pictures that the bun
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -18,10 +20,14 @@ from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pixels import to_output
 from torch.nn import functional as F
 
+logger = logging.getLogger(__name__)
+
 #: Scales, from the last, whose latents are fitted: partial images come from them.
 _LAST_SCALES = 4
 #: Strength of the ridge, relative to the number of patches.
 _RIDGE = 1e-3
+#: Least PSNR of a partial image against the bundle's own decoder, in the mean of held-out pictures.
+LEAST_DB = 20.0
 _COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black", "brown", "grey")
 _THINGS = (
     "circle",
@@ -82,32 +88,58 @@ class PreviewDecoder:
         """PIL image of a latent [d, h, w]."""
         return to_output(self.pixels(latent), "pil")[0]
 
-    @classmethod
-    def fit(cls, pipeline: Pipeline, pictures: int = 24, most_s: float = 60.0) -> PreviewDecoder:
-        """A decoder fitted to what the pipeline draws.
 
-        Args:
-            pictures: number of pictures to draw.
-            most_s: seconds after which no further picture is drawn.
-        """
-        ends, stride = time.monotonic() + most_s, pipeline.manifest.model.vae_stride
-        products = targets = None
-        count = 0
-        for condition in _conditions(pipeline, pictures):
-            for latent in _drawn(pipeline, condition, seed=count):
-                image = pipeline.decode(latent[None], "torch").cpu() * 2 - 1
-                x = features(latent.cpu())
-                y = F.unfold(image, stride, stride=stride)[0].T
-                products = x.T @ x if products is None else products + x.T @ x
-                targets = x.T @ y if targets is None else targets + x.T @ y
-                count += len(x)
-            if time.monotonic() > ends:
-                break
-        assert products is not None
-        assert targets is not None
-        ridge = _RIDGE * count * torch.eye(len(products), dtype=torch.float64)
-        weights = torch.linalg.solve(products.double() + ridge, targets.double()).float()
-        return cls(weights, stride)
+class Fit:
+    """Ridge regression of pixels on features, one latent at a time."""
+
+    def __init__(self, stride: int) -> None:
+        self._stride, self._count = stride, 0
+        self._products = self._targets = torch.zeros(())
+
+    def add(self, latent: torch.Tensor, image: torch.Tensor) -> None:
+        """Takes a latent [d, h, w] and its picture [1, 3, h * stride, w * stride] in [-1, 1]."""
+        x = features(latent)
+        y = F.unfold(image, self._stride, stride=self._stride)[0].T
+        self._products, self._targets = self._products + x.T @ x, self._targets + x.T @ y
+        self._count += len(x)
+
+    def decoder(self) -> PreviewDecoder:
+        """The decoder that fits best to what was added."""
+        ridge = _RIDGE * self._count * torch.eye(len(self._products), dtype=torch.float64)
+        weights = torch.linalg.solve(self._products.double() + ridge, self._targets.double())
+        return PreviewDecoder(weights.float(), self._stride)
+
+
+def fit_previews(pipeline: Pipeline, pictures: int = 24, most_s: float = 60.0) -> PreviewDecoder | None:
+    """A decoder of partial images, fitted to what the pipeline draws; None if no such decoder comes near the bundle's.
+
+    Args:
+        pictures: number of pictures to draw; one in six is held out and decides.
+        most_s: seconds after which no further picture is drawn.
+    """
+    ends, fit = time.monotonic() + most_s, Fit(pipeline.manifest.model.vae_stride)
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for number, condition in enumerate(_conditions(pipeline, pictures)):
+        for latent in _drawn(pipeline, condition, seed=number):
+            pair = latent.cpu(), pipeline.decode(latent[None], "torch").cpu() * 2 - 1
+            if number % 6 == 1:
+                held.append(pair)
+            else:
+                fit.add(*pair)
+        if time.monotonic() > ends and held:
+            break
+    fitted = fit.decoder()
+    decibels = [psnr_db(fitted.pixels(latent), image) for latent, image in held]
+    mean = sum(decibels) / max(len(decibels), 1)
+    fine = mean >= LEAST_DB
+    words = "by the fitted decoder" if fine else "by the bundle's own decoder, which costs more"
+    logger.info("partial images are made %s (held out: %.1f dB, least %.1f dB)", words, mean, min(decibels, default=0))
+    return fitted if fine else None
+
+
+def psnr_db(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures in [-1, 1]."""
+    return -10 * math.log10(max(float((one - other).square().mean()) / 4, 1e-12))
 
 
 def _drawn(pipeline: Pipeline, condition: dict[str, Any], seed: int) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from ldp_runtime.errors import CapacityError, LdpError
 from ldp_runtime.pipeline.drawing import ScaleEvent
 from ldp_runtime.pipeline.pipeline import Pipeline
@@ -185,6 +186,7 @@ class Scheduler:
     # --- on the engine thread
 
     def _work(self) -> None:
+        torch.set_num_threads(1)  # of this thread: small maps between engine calls, as in the pipeline's own steps
         while not self._closing:
             if self.turn():
                 continue
@@ -268,13 +270,13 @@ class Scheduler:
 
     def _finish(self, flight: Flight, picture: Picture) -> None:
         """Decodes a picture; a decoder that fails on it touches no other."""
-        flight.leave(picture)
         try:
             latent, trace = flight.result(picture)
             began = time.perf_counter()
             (image,) = self.pipeline.decode(latent[None])
             trace = replace(trace, decode_s=time.perf_counter() - began)
         except Exception as error:
+            flight.leave(picture)
             self._retry_or_fail([picture], error, flight.is_shared)
             return
         started = picture.ticket.arrived if picture.started is None else picture.started
@@ -283,6 +285,7 @@ class Scheduler:
         self.rates.picture(self._spent())
         self._watch.finished(picture, image, trace, times)
         picture.ticket.publish(Drawn(picture.index, image, trace, times))
+        flight.leave(picture)
 
     def _spent(self) -> float:
         """Engine seconds since the last finished picture."""

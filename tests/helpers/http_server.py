@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ldp_runtime import Pipeline
-from ldp_serving.front.run import Server, ServeOptions, listen, new_service
+from ldp_serving.front.run import ServeOptions, Server, listen, new_service
 from ldp_serving.front.service import Service
 from ldp_serving.limits import Limits
 from ldp_serving.model import ServedModel, open_model

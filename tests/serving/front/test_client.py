@@ -94,7 +94,7 @@ def test_sizes(server: Running, client: OpenAI) -> None:
     near = client.images.generate(prompt="blue", size="512x1024", extra_body={"seed": 1, "nearest_size": True})
     assert near.size == "44x88"
     assert drawn(near).tobytes() == drawn(tall).tobytes()
-    with pytest.raises(openai.BadRequestError, match="this model draws .*64x64") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"this model draws .*64x64") as caught:
         client.images.generate(prompt="blue", size="512x1024")
     assert caught.value.param == "size"
 
@@ -223,9 +223,10 @@ def test_retries_of_the_client(small_pipe: Pipeline) -> None:
     with running(small_pipe, max_queue=1, max_images=1, max_batch=1) as server:
         server.model.scheduler.rates.picture_s = 0.2
         url = f"{server.url}/v1"
-        with OpenAI(base_url=url, api_key="none", max_retries=8) as patient, OpenAI(
-            base_url=url, api_key="none", max_retries=0
-        ) as other:
+        with (
+            OpenAI(base_url=url, api_key="none", max_retries=8) as patient,
+            OpenAI(base_url=url, api_key="none", max_retries=0) as other,
+        ):
             streams = [
                 other.images.generate(prompt="blue", stream=True, extra_body={"stream_scales": True, "seed": 1})
                 for _ in range(1)
