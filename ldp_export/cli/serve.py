@@ -81,7 +81,7 @@ Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config;
 @click.option("--hooks", help="module:object that checks prompts and pictures; see docs/serve.md.")
 @click.option("--shadow-rate", type=float, default=0.0, show_default=True, help="Share of pictures compared unpruned.")
 @click.option(
-    "--previews", type=int, default=24, show_default=True, help="Pictures that previews are fitted to; 0: none."
+    "--previews", type=int, default=40, show_default=True, help="Pictures that previews are fitted to; 0: none."
 )
 @click.option("--log-prompts", is_flag=True, help="Write prompts into the log.")
 @click.option(

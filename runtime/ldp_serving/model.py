@@ -67,7 +67,7 @@ def open_model(
     *,
     policy: str = "ld",
     allowed: tuple[str, ...] = (),
-    previews: int = 24,
+    previews: int = 40,
     watch: Watch | None = None,
 ) -> ServedModel:
     """Warms a pipeline up and starts its scheduler.

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 logger = logging.getLogger(__name__)
 
 #: Scales, from the last, whose latents are fitted: partial images come from them.
-_LAST_SCALES = 4
+_LAST_SCALES = 3
 #: Strength of the ridge, relative to the number of patches.
 _RIDGE = 1e-3
 #: Least PSNR of a partial image against the bundle's own decoder, in the mean of held-out pictures.
@@ -110,7 +110,7 @@ class Fit:
         return PreviewDecoder(weights.float(), self._stride)
 
 
-def fit_previews(pipeline: Pipeline, pictures: int = 24, most_s: float = 60.0) -> PreviewDecoder | None:
+def fit_previews(pipeline: Pipeline, pictures: int = 40, most_s: float = 120.0) -> PreviewDecoder | None:
     """A decoder of partial images, fitted to what the pipeline draws; None if no such decoder comes near the bundle's.
 
     Args:

@@ -61,7 +61,7 @@ class ServeOptions:
     cors_origins: Sequence[str] = ()
     hooks: str | None = None
     shadow_rate: float = 0.0
-    previews: int = 24
+    previews: int = 40
     log_prompts: bool = False
     limits: Limits = field(init=False)
 
