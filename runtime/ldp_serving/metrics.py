@@ -32,7 +32,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry}
-        seconds = own | {"buckets": _SECONDS}
+        seconds: dict[str, Any] = own | {"buckets": _SECONDS}
         self.requests = Counter("ldp_requests", "Requests by outcome", ["model", "outcome"], **own)
         self.refusals = Counter("ldp_refusals", "Requests refused or given up, by reason", ["model", "reason"], **own)
         self.request_s = Histogram("ldp_request_seconds", "From request to answer", ["model"], **seconds)

@@ -40,7 +40,8 @@ class ServedModel:
     @property
     def classes(self) -> int | None:
         """Number of classes of a class-conditional model; None for one that reads texts."""
-        return getattr(self.pipeline.manifest.model, "classes", None)
+        model = self.pipeline.manifest.model
+        return None if model.reads_text else getattr(model, "classes", None)
 
 
 def check_servable(pipeline: Pipeline, policies: tuple[str, ...]) -> None:
@@ -50,7 +51,7 @@ def check_servable(pipeline: Pipeline, policies: tuple[str, ...]) -> None:
         ConfigError: the bundle reads text features only, or a policy is unknown or does not fit it.
     """
     manifest = pipeline.manifest
-    if not manifest.has_text_encoder and not hasattr(manifest.model, "classes"):
+    if manifest.model.reads_text and not manifest.has_text_encoder:
         raise ConfigError(f"{manifest.model.name} has no text encoder", hint="build it with --text-encoder")
     for text in policies:
         policy = resolve_policy(text, pipeline.root, manifest)

@@ -156,7 +156,8 @@ def _drawn(pipeline: Pipeline, condition: dict[str, Any], seed: int) -> list[tor
 def _conditions(pipeline: Pipeline, count: int) -> Iterator[dict[str, Any]]:
     """Prompts, classes or text features to fit with, always the same."""
     generator = random.Random(0)
-    classes = getattr(pipeline.manifest.model, "classes", None)
+    model = pipeline.manifest.model
+    classes = None if model.reads_text else getattr(model, "classes", None)
     for _ in range(count):
         if classes is not None:
             yield {"class_labels": generator.randrange(classes)}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ldp_runtime.errors import ConfigError
 
@@ -127,7 +128,7 @@ def _key(path: Path, number: int, words: list[str]) -> Key:
             f"{path}:{number}: the key of {name} has {len(secret)} characters; at least {_SHORTEST} are needed",
             hint="python -c 'import secrets; print(secrets.token_urlsafe())' makes one",
         )
-    numbers: dict[str, int] = {}
+    numbers: dict[str, Any] = {}
     for option in options:
         setting, _, value = option.partition("=")
         if setting not in ("priority", "rate", "concurrency") or not value.lstrip("-").isdigit():

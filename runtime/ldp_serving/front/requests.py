@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.request import ImageRequest, make_request, sizes
+from ldp_runtime.pruning.policy import Policy
 
 from ldp_serving.front.body import BadRequest, GenerationBody
 from ldp_serving.model import ServedModel
@@ -72,13 +74,12 @@ def _param(message: str) -> str | None:
     return "class_label" if found == "class" else found
 
 
-def _condition(body: GenerationBody, model: ServedModel) -> tuple[dict[str, object], int]:
+def _condition(body: GenerationBody, model: ServedModel) -> tuple[dict[str, Any], int]:
     """Text or class that is drawn, and the number of text tokens."""
     pipeline, classes = model.pipeline, model.classes
     if classes is not None:
-        for name in ("negative_prompt",):
-            if getattr(body, name) is not None:
-                raise BadRequest(f"{model.name} draws classes and reads no text", name)
+        if body.negative_prompt is not None:
+            raise BadRequest(f"{model.name} draws classes and reads no text", "negative_prompt")
         if body.class_label is None:
             raise BadRequest(f"{model.name} draws classes: give 'class_label', 0 to {classes - 1}", "class_label")
         if body.class_label >= classes:
@@ -103,7 +104,7 @@ def _condition(body: GenerationBody, model: ServedModel) -> tuple[dict[str, obje
     return {"prompt": body.prompt, "negative_prompt": body.negative_prompt, "class_labels": None}, tokens
 
 
-def _policy(body: GenerationBody, model: ServedModel) -> object:
+def _policy(body: GenerationBody, model: ServedModel) -> Policy | None:
     """Policy of the pictures: the server's, or one that it lets clients choose. A path is never read."""
     asked = model.policy if body.policy is None else body.policy.strip()
     if asked not in (model.policy, *model.allowed):

@@ -138,8 +138,8 @@ def load_model(service: Service, options: ServeOptions, bundle: Path | Bundle) -
     name = pipeline.manifest.model.name
     limits = Limits(options.max_batch, flying, options.max_queue, options.timeout_s, options.interleave)
     counts = ShadowMetrics(service.metrics, name, options.shadow_rate)
-    policies = {"policy": options.policy, "allowed": tuple(options.allow_policy)}
-    model = open_model(pipeline, name, limits, counts, previews=options.previews, **policies)
+    policy, allowed = options.policy, tuple(options.allow_policy)
+    model = open_model(pipeline, name, limits, counts, policy=policy, allowed=allowed, previews=options.previews)
     counts.scheduler = model.scheduler
     return model
 
