@@ -122,5 +122,5 @@ def _as_json(record: logging.LogRecord) -> bool:
     import json
 
     message = record.getMessage()
-    record.log = message if record.name == "ldp_serving.requests" else json.dumps(message)
+    record.log = message if getattr(record, "is_json", False) else json.dumps(message)
     return True

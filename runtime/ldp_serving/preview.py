@@ -1,8 +1,8 @@
 """Partial images: a small decoder, fitted once to the bundle's own, that costs a hundredth of it.
 
-A patch of pixels is a linear function of features of its latent: the latents around it, their products with each other,
-and their products with the picture's mean and root mean square. The last two stand for the decoder's normalizations,
-which see the whole picture. Fitted by ridge regression to pictures that the bundle draws at start.
+A patch of pixels is a linear function of features of its latent. These are the latents around it, their products with
+each other, and their products with the picture's mean and root mean square. The last two stand for the decoder's
+normalizations, which see the whole picture. Fitted by ridge regression to pictures that the bundle draws at start.
 """
 
 from __future__ import annotations

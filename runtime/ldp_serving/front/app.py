@@ -46,7 +46,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _add_questions(app: FastAPI, service: Service) -> None:
-    """What an operator asks: models, health, readiness, version, metrics."""
+    """Adds the addresses that an operator asks: models, health, readiness, version, metrics."""
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]

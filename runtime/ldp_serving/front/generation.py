@@ -28,7 +28,7 @@ from ldp_serving.front.requests import to_requests
 from ldp_serving.front.service import Service
 from ldp_serving.model import ServedModel
 
-logger = logging.getLogger("ldp_serving.requests")
+logger = logging.getLogger(__name__)
 
 #: Most bytes of a request's body, and the seconds in which it must have arrived.
 MOST_BODY = 64 * 1024
@@ -133,7 +133,7 @@ class Generation:
             self._model.metrics.refused(error)
         outcome = _outcome(error)
         if outcome == "failed":
-            logging.getLogger(__name__).error("request %s failed", self._id, exc_info=error)
+            logger.error("request %s failed", self._id, exc_info=error)
         self._end(outcome, error)
         return error_response(error, self._headers())
 
@@ -151,7 +151,7 @@ class Generation:
         if self._model is not None:
             self._model.metrics.request(outcome, seconds)
         tracing.record(dict(self._request.headers), name, self._id, outcome, seconds, drawn)
-        logger.info("%s", json.dumps(self._entry(outcome, seconds, name, error)))
+        logger.info("%s", json.dumps(self._entry(outcome, seconds, name, error)), extra={"is_json": True})
 
     def _entry(self, outcome: str, seconds: float, name: str, error: BaseException | None) -> dict[str, Any]:
         """Line of the log; it holds no prompt unless the operator asked for that."""

@@ -16,7 +16,7 @@ from ldp_serving.model import ServedModel
 
 @dataclass
 class Service:
-    """What the application serves.
+    """Models of an application, and the state that they are in.
 
     Attributes:
         models: by name, the first is the default; filled once they are warm.
