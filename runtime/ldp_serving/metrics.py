@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import torch
 from ldp_runtime.pipeline.drawing import ScaleEvent
 from ldp_runtime.pipeline.trace import Trace
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -95,6 +96,8 @@ class _State:
         yield from gauges.values()
         used = GaugeMetricFamily("ldp_memory_used_bytes", "Memory of this process", labels=["device"])
         used.add_metric(["cpu"], psutil.Process().memory_info().rss)
+        if torch.cuda.is_initialized():
+            used.add_metric(["cuda"], torch.cuda.memory_reserved())
         yield used
 
 

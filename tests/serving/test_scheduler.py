@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from ldp_runtime import Pipeline
 from ldp_runtime.errors import CapacityError, NonFiniteError
 from ldp_runtime.pipeline.drawing import ScaleEvent
+from ldp_runtime.pipeline.memory import estimate_memory
 from ldp_runtime.pipeline.request import ImageRequest
 from ldp_serving.errors import DeadlineMissed, DeadlinePassed, Draining, QueueFull, Refused, TimedOut
 from ldp_serving.events import Drawn, Failed, ScaleDrawn
+from ldp_serving.limits import most_in_flight
 from ldp_serving.waiting import Picture
 from ldp_serving.watch import Watch
 
@@ -342,3 +345,32 @@ def test_partial_images_are_spread_over_the_run(small_pipe: Pipeline, count: int
     shares = schedule.rates.shares(image(small_pipe, policy="ld"))
     told = [event for event in inbox.seen[: places[-1]] if isinstance(event, ScaleDrawn)]
     assert shares[told[-1].trace.scale] >= 0.6 or told[-1].trace.scale == 6
+
+
+def test_a_forked_process_says_so(small_pipe: Pipeline) -> None:
+    """Engine threads stay in the process that loaded."""
+    schedule = scheduler(small_pipe)
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            schedule.submit([image(small_pipe)], Inbox())
+            words = b"taken on"
+        except Exception as error:
+            words = type(error).__name__.encode()
+        os.write(writes, words)
+        os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads, "rb") as pipe:
+        assert pipe.read() == b"Forked"
+    os.waitpid(child, 0)
+
+
+def test_memory_bounds_what_is_in_flight(small_pipe: Pipeline) -> None:
+    manifest, cpu = small_pipe.manifest, torch.device("cpu")
+    fits = estimate_memory(manifest, 3).total
+    assert most_in_flight(manifest, cpu, 4, None, memory_limit=fits) == 3
+    assert most_in_flight(manifest, cpu, 4, 2, memory_limit=fits) == 2
+    assert most_in_flight(manifest, cpu, 2, None) == 4
+    with pytest.raises(CapacityError, match=r"4 pictures in flight need up to .*\n.*--max-in-flight 3 fits"):
+        most_in_flight(manifest, cpu, 4, 4, memory_limit=fits)
