@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ldp_runtime.bundle.saved_policies import resolve_policy
@@ -70,18 +71,21 @@ def open_model(
     allowed: tuple[str, ...] = (),
     previews: int = 40,
     watch: Watch | None = None,
+    on_picture: Callable[[], None] = lambda: None,
 ) -> ServedModel:
     """Warms a pipeline up and starts its scheduler.
 
     Args:
         previews: number of pictures that the decoder of partial images is fitted to; 0: the bundle's own decoder.
+        on_picture: is called now and then; what it raises ends the warm-up.
 
     Raises:
         ConfigError: see `check_servable`.
     """
     check_servable(pipeline, (policy, *allowed))
+    on_picture()
     pipeline.warmup(limits.max_batch)
-    fitted = fit_previews(pipeline, previews) if previews else None
+    fitted = fit_previews(pipeline, previews, on_picture=on_picture) if previews else None
     scheduler = Scheduler(pipeline, limits, fitted, watch or metrics)
     model = ServedModel(name, pipeline, scheduler, metrics, policy, allowed)
     _measure(model)

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -110,16 +110,20 @@ class Fit:
         return PreviewDecoder(weights.float(), self._stride)
 
 
-def fit_previews(pipeline: Pipeline, pictures: int = 40, most_s: float = 120.0) -> PreviewDecoder | None:
+def fit_previews(
+    pipeline: Pipeline, pictures: int = 40, most_s: float = 120.0, on_picture: Callable[[], None] = lambda: None
+) -> PreviewDecoder | None:
     """A decoder of partial images, fitted to what the pipeline draws; None if no such decoder comes near the bundle's.
 
     Args:
         pictures: number of pictures to draw; one in six is held out and decides.
         most_s: seconds after which no further picture is drawn.
+        on_picture: is called before each picture; what it raises ends the fit.
     """
     ends, fit = time.monotonic() + most_s, Fit(pipeline.manifest.model.vae_stride)
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     for number, condition in enumerate(_conditions(pipeline, pictures)):
+        on_picture()
         for latent in _drawn(pipeline, condition, seed=number):
             pair = latent.cpu(), pipeline.decode(latent[None], "torch").cpu() * 2 - 1
             if number % 6 == 1:

@@ -16,6 +16,9 @@ _NEWEST = 0.2
 #: Share of a run before which the last partial image does not come. A little above 60 %: times vary.
 LAST_PARTIAL = 0.63
 
+#: Share of the scales after which partial images begin: the latents of earlier ones are too far from a picture's.
+_FIRST_SCALES = 0.45
+
 
 class Rates:
     """Moving averages; written by the engine thread, read by any."""
@@ -59,10 +62,10 @@ def partial_scales(shares: Sequence[float], count: int) -> list[int]:
     if count < 1 or not shares:
         return []
     last = next((k for k, share in enumerate(shares) if share >= LAST_PARTIAL), len(shares) - 1)
-    chosen = {last}
+    chosen, first = {last}, int(_FIRST_SCALES * len(shares))
     for i in range(count - 1, 0, -1):
         wanted = shares[last] * i / count
-        free = [k for k in range(min(chosen)) if shares[k] > 0]
+        free = range(first, min(chosen))
         if free:
             chosen.add(min(free, key=lambda k: abs(shares[k] - wanted)))
     return sorted(chosen)

@@ -42,4 +42,5 @@ def test_partial_images_are_spread(count: int) -> None:
 
 def test_runs_of_few_scales_have_fewer_partial_images() -> None:
     assert partial_scales([0.4, 0.5], 3) == [0, 1]
+    assert partial_scales([0.1, 0.2, 0.3, 0.4, 0.5, 0.9], 3) == [2, 4, 5]
     assert partial_scales([0.9], 3) == [0]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import uvicorn
@@ -22,6 +23,7 @@ from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.open_engines import device_of
 from ldp_runtime.pipeline.pipeline import Pipeline
 
+from ldp_serving.errors import Draining
 from ldp_serving.front.app import create_app
 from ldp_serving.front.keys import read_keys
 from ldp_serving.front.protocol import MOST_HEAD, limited_protocol
@@ -109,11 +111,13 @@ def serve(options: ServeOptions, ready: Callable[[int], None] = lambda port: Non
     service = new_service(options)
     listening = listen(options.host, options.port)
     server = Server(service, listening, options)
-    loader = threading.Thread(target=_load, args=(service, options, server, ready), name="ldp-load", daemon=True)
+    loader = threading.Thread(target=_load, args=(service, options, server, ready), name="ldp-load")
     loader.start()
     try:
         server.run(sockets=[listening])
     finally:
+        service.is_draining = True
+        loader.join()
         service.close()
     if service.failure is not None:
         raise service.failure
@@ -139,7 +143,17 @@ def load_model(service: Service, options: ServeOptions, bundle: Path | Bundle) -
     limits = Limits(options.max_batch, flying, options.max_queue, options.timeout_s, options.interleave)
     counts = ShadowMetrics(service.metrics, name, options.shadow_rate)
     policy, allowed = options.policy, tuple(options.allow_policy)
-    model = open_model(pipeline, name, limits, counts, policy=policy, allowed=allowed, previews=options.previews)
+
+    def go_on() -> None:
+        if service.is_draining:
+            raise Draining("the server stopped while it was loading")
+
+    more: dict[str, Any] = {"previews": options.previews, "on_picture": go_on}
+    try:
+        model = open_model(pipeline, name, limits, counts, policy=policy, allowed=allowed, **more)
+    except BaseException:
+        pipeline.close()
+        raise
     counts.scheduler = model.scheduler
     return model
 
@@ -157,6 +171,8 @@ def _load(service: Service, options: ServeOptions, server: Server, ready: Callab
             )  # fmt: skip
         service.is_loaded = True
         ready(server.port)
+    except Draining:
+        return
     except BaseException as error:
         service.failure = error
         server.should_exit = True
@@ -220,6 +236,10 @@ class Server(uvicorn.Server):
         if self._service.is_draining:
             self.should_exit = self.force_exit = True
         self._service.is_draining = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        logger.info("listening on port %d, loading", self.port)
 
     async def on_tick(self, counter: int) -> bool:
         if self._service.is_draining and self._drains is None:

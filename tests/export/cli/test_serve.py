@@ -76,6 +76,18 @@ def test_a_server_from_its_file_to_its_end(small_bundle: Bundle, tmp_path: Path)
         assert process.wait(timeout=60) == 0
 
 
+def test_sigterm_while_loading(small_bundle: Bundle) -> None:
+    command = [sys.executable, "-m", "ldp_export", "serve", str(root(small_bundle)), "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [*command, "--previews", "4000"], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        assert "listening" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
+
+
 def refused(*arguments: str | Path) -> str:
     result = CliRunner().invoke(main, ["serve", *map(str, arguments)])
     assert result.exit_code == ConfigError.exit_code
