@@ -82,7 +82,6 @@ ablation: setup
 	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE)
 
 # Random requests, cancels, disconnects and garbage against a server; what is wrong ends it with status 1.
-MINUTES ?= 30
 soak-serve: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/python -m benchmarks.serving.soak $(BUNDLE) --minutes $(MINUTES)
