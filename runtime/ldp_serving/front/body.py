@@ -59,7 +59,7 @@ class GenerationBody(BaseModel):
     frame_duration_ms: None = None
     svg: None = None
     # Ours.
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    seed: int | None = Field(default=None, ge=0, lt=2**64)
     policy: _Id | None = None
     guidance_scale: FiniteFloat | None = None
     temperature: FiniteFloat | None = Field(default=None, gt=0)

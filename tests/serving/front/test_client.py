@@ -167,7 +167,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"partial_images": 2}, "partial_images"),
     ({"stream": True, "partial_images": 4}, "partial_images"),
     ({"seed": -1}, "seed"),
-    ({"seed": 2**63 - 1, "n": 2}, "seed"),
+    ({"seed": 2**64 - 1, "n": 2}, "seed"),
     ({"seed": "1"}, "seed"),
     ({"seed": 1.5}, "seed"),
     ({"seed": True}, "seed"),
