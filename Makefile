@@ -19,7 +19,7 @@ READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo bench bench-policies bench-random results ablation test fuzz soak gpu-test lint clean
+.PHONY: setup demo bench bench-policies bench-random results ablation test fuzz soak gpu-test soak-serve load-serve lint clean
 
 setup: $(READY)
 
@@ -28,7 +28,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,eval,dev,$(ENGINES)]"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,eval,dev,$(ENGINES)]"
 	rm -f $(VENV)/.ready*
 	touch $@
 
@@ -82,6 +82,16 @@ bench-random: setup
 ablation: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE)
+
+# Random requests, cancels, disconnects and garbage against a server; what is wrong ends it with status 1.
+soak-serve: setup
+	$(BIN)/ldp-export build --output $(BUNDLE)
+	$(BIN)/python -m benchmarks.serving.soak $(BUNDLE) --minutes $(MINUTES)
+
+# Capacity, and 50, 90 and 150 % of it, against one picture at a time; about twenty minutes on two quiet cores.
+load-serve: setup
+	$(BIN)/ldp-export build --output $(BUNDLE)
+	$(BIN)/python -m benchmarks.serving.load $(BUNDLE) --output benchmarks/results/serving-load-cpu.json
 
 lint: setup
 	$(BIN)/ruff check .

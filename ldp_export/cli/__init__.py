@@ -25,6 +25,7 @@ from ldp_export import __version__
 _VERBS = (
     "build",
     "generate",
+    "serve",
     "explain",
     "calibrate",
     "verify",
@@ -49,6 +50,10 @@ _EXTRAS = {
     "transformers": "build",
     "huggingface_hub": "build",
     "onnxruntime": "cpu",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "opentelemetry": "serve",
     "scipy": "eval",
     "matplotlib": "eval",
     "torchmetrics": "eval",

@@ -42,15 +42,17 @@ class PromptTokenizer:
         if not prompt.strip():
             raise ConfigError("the prompt is empty", hint="describe the picture in a few words")
         encoded = self._tokenizer.encode(prompt)
-        ids = encoded.ids
         if words := self._unknown_words(prompt, encoded):
             logger.warning("the model does not know %s of %r, and reads them as one unknown word", words, prompt)
-        if not ids or ids[-1] != END_OF_TEXT:
-            ids = [*ids, END_OF_TEXT]
+        ids = _ended(encoded.ids)
         if len(ids) > self.max_tokens:
             logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
             ids = [*ids[: self.max_tokens - 1], END_OF_TEXT]
         return torch.tensor(ids, dtype=torch.int64, device="cpu")
+
+    def ids(self, prompt: str) -> list[int]:
+        """All token ids of a prompt, </s> included; more than `max_tokens` are not cut here."""
+        return _ended(self._tokenizer.encode(prompt).ids)
 
     def _unknown_words(self, prompt: str, encoded: Encoding) -> str:
         """Words (or characters) that have no token of their own, each once, quoted."""
@@ -58,3 +60,7 @@ class PromptTokenizer:
         spans = [span for token, span in zip(encoded.ids, encoded.offsets, strict=True) if token == unknown]
         words = dict.fromkeys(prompt[start:end].strip() for start, end in spans)
         return ", ".join(repr(word) for word in words if word)
+
+
+def _ended(ids: list[int]) -> list[int]:
+    return ids if ids and ids[-1] == END_OF_TEXT else [*ids, END_OF_TEXT]

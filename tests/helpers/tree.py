@@ -8,7 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 #: Packages of the project and the folders that they are imported from.
-SOURCES = {"ldp_runtime": ROOT / "runtime", "ldp_calibration": ROOT / "calibration", "ldp_export": ROOT}
+SOURCES = {
+    "ldp_runtime": ROOT / "runtime",
+    "ldp_serving": ROOT / "runtime",
+    "ldp_calibration": ROOT / "calibration",
+    "ldp_export": ROOT,
+}
 
 
 def project_modules() -> list[Path]:

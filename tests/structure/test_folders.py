@@ -22,6 +22,8 @@ FLOORS = (
     "ldp_runtime.engines.torch_compiled.fused",
     "ldp_runtime.families",
     "ldp_runtime.pipeline",
+    "ldp_serving",
+    "ldp_serving.front",
     "ldp_calibration.shapes",
     "ldp_calibration",
     "ldp_export",

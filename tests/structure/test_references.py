@@ -12,8 +12,17 @@ import pytest
 from helpers.tree import ROOT
 
 #: Where a path in prose may begin.
-BASES = ("", "runtime", "calibration", "ldp_export", "runtime/ldp_runtime", "calibration/ldp_calibration", "tests")
-MODULE = re.compile(r"(?<![\w./-])((?:ldp_export|ldp_runtime|ldp_calibration)(?:\.\w+)+)(?![\w{])")
+BASES = (
+    "",
+    "runtime",
+    "calibration",
+    "ldp_export",
+    "runtime/ldp_runtime",
+    "runtime/ldp_serving",
+    "calibration/ldp_calibration",
+    "tests",
+)
+MODULE = re.compile(r"(?<![\w./-])((?:ldp_export|ldp_runtime|ldp_serving|ldp_calibration)(?:\.\w+)+)(?![\w{])")
 PATH = re.compile(r"(?<![\w/.])((?:[a-z_]+/)+[\w.-]+\.(?:py|md))\b")
 FILE = re.compile(r"`(\w+\.py)`")
 #: Part of a name that stands for any.

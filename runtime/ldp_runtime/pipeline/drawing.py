@@ -78,6 +78,9 @@ class Drawing:
         entered: context of one step, which gives it the engines.
         decode: a PIL image of a latent [1, d, H, W].
         indices: of the images in the request that they belong to.
+
+    Attributes:
+        text_s: seconds that the texts and the noise took.
     """
 
     def __init__(
@@ -95,23 +98,27 @@ class Drawing:
         with entered() as engines:
             run, self._states = start(engines, self.images)
         self._run: Run | None = run
-        self._text_s = time.perf_counter() - started
+        self.text_s = time.perf_counter() - started
 
     @property
     def is_done(self) -> bool:
         """True once every image is drawn, cancelled, or given up."""
         return self._run is None or self._run.is_done
 
-    def step(self) -> ScaleEvent:
+    def step(self, index: int | None = None) -> ScaleEvent:
         """Draws one scale of one group of images, and says which.
+
+        Args:
+            index: in the request, of an image that is not drawn yet; its group is taken. None: that furthest behind.
 
         Raises:
             NonFiniteError, CapacityError: the step failed; the drawing is closed.
         """
         assert self._run is not None
+        image = None if index is None else self._states[self.indices.index(index)]
         try:
             with self._entered():
-                drawn = self._run.step()
+                drawn = self._run.step(image)
                 if self._run.is_done:
                     self._run.finish()
         except BaseException:
@@ -128,6 +135,17 @@ class Drawing:
         """Latent [d, H, W] and trace of each image, once all are drawn."""
         return [(state.latent, self._trace(state)) for state in self._states]
 
+    def result(self, index: int) -> tuple[torch.Tensor, Trace]:
+        """Latent [d, H, W] and trace of a drawn image, by its index in the request; others may still be on their way.
+
+        Raises:
+            NonFiniteError: a call so far gave NaN or infinity.
+        """
+        if self._run is not None:
+            self._run.check()
+        state = self._states[self.indices.index(index)]
+        return state.latent, self._trace(state)
+
     def close(self) -> None:
         """Gives the memory of the run back, whether it is done or not."""
         self._run = None
@@ -141,7 +159,7 @@ class Drawing:
     def _trace(self, state: ImageState) -> Trace:
         schedule = state.schedule
         words = policy_text(state.settings.policy)
-        return Trace(state.seed, words, tuple(state.trace), len(schedule), schedule.total_tokens, self._text_s)
+        return Trace(state.seed, words, tuple(state.trace), len(schedule), schedule.total_tokens, self.text_s)
 
     def _event(self, drawn: Sequence[ImageState]) -> ScaleEvent:
         latents = tuple(image.latent for image in drawn)

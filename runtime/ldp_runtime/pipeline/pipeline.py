@@ -368,6 +368,10 @@ class Pipeline:
                 hint="decode fewer at once, or load the bundle with a larger max_images",
             )
 
+    def text_tokens(self, prompt: str) -> int:
+        """Number of tokens of a prompt as the model reads it, its end included; 0 if the bundle encodes no text."""
+        return 0 if self._tokenizer is None else len(self._tokenizer.ids(prompt))
+
     def draw(self, conditions: Condition | Sequence[Condition], **options: Any) -> GenerationResult:
         """Calls the pipeline, for tools that serve every family: texts are prompts, whole numbers are class labels."""
         single = isinstance(conditions, str | int)

@@ -51,18 +51,24 @@ class Run:
         return not self.groups
 
     @torch.no_grad()
-    def step(self) -> list[ImageState]:
-        """Draws the next scale of the group that is furthest behind; returns its images.
+    def step(self, image: ImageState | None = None) -> list[ImageState]:
+        """Draws the next scale of an image, and of those that share its call; returns the images drawn.
+
+        Args:
+            image: one that is not drawn yet; None: of the group that is furthest behind.
 
         Raises:
             NonFiniteError: the logits hold NaN or infinity; on a GPU, `check` says so.
         """
-        group = min(self.groups, key=lambda group: group.scale)
+        if image is None:
+            group = min(self.groups, key=lambda group: group.scale)
+        else:
+            group = next(group for group in self.groups if image in group.images)
         group.stop_branches()
         parts = group.split(self.quantized)
         at = self.groups.index(group)
         self.groups[at : at + 1] = parts
-        return self._draw(parts[0])
+        return self._draw(parts[0] if image is None else next(part for part in parts if image in part.images))
 
     def cancel(self, image: ImageState) -> None:
         """Takes an image out; the others are drawn as if it had not been there."""

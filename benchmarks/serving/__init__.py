@@ -1,0 +1,1 @@
+"""Load, soak and simulation of the image server."""

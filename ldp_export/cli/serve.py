@@ -1,0 +1,126 @@
+"""Verb `ldp-export serve`: serves bundles over OpenAI's image API."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ldp_export.cli.options import device_option, threads_option
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Takes defaults from a TOML file: the options' names, with `_` or `-`; `bundles` lists the bundles.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds an option that is not there.
+    """
+    import tomllib
+
+    from ldp_runtime.errors import ConfigError
+
+    if path is None:
+        return None
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", hint="name a TOML file in UTF-8") from error
+    named = {name.removeprefix("--"): p.name for p in ctx.command.params for name in (*p.opts, p.name or "")}
+    unknown = [key for key in given if key not in named and key.replace("_", "-") not in named]
+    if unknown:
+        raise ConfigError(
+            f"{path} holds unknown options: {', '.join(unknown)}", hint="they are named as in ldp-export serve --help"
+        )
+    values = {named.get(key) or named[key.replace("_", "-")]: value for key, value in given.items()}
+    ctx.default_map = {**(ctx.default_map or {}), **values}  # pyright: ignore[reportAttributeAccessIssue]
+    return path
+
+
+@click.command(
+    context_settings={"auto_envvar_prefix": "LDP"},
+    epilog="""\b
+Examples:
+  ldp-export serve bundles/infinity-shapes
+  ldp-export serve bundles/infinity-2b --device cuda --host 0.0.0.0 --api-key-file keys.txt
+  LDP_PORT=9000 ldp-export serve --config serve.toml
+
+Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config; what is nearer to the command wins.
+""",
+)
+@click.argument("bundles", type=click.Path(path_type=Path), nargs=-1)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others than loopback need keys.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@device_option
+@threads_option
+@click.option("--max-batch", type=int, default=4, show_default=True, help="Most pictures that start together.")
+@click.option("--max-in-flight", type=int, help="Most pictures drawn at a time.  [default: two batches, if they fit]")
+@click.option("--max-queue", type=int, default=64, show_default=True, help="Most pictures that wait.")
+@click.option("--max-images", type=int, default=10, show_default=True, help="Most pictures of a request.")
+@click.option("--max-connections", type=int, default=512, show_default=True)
+@click.option("--policy", default="ld", show_default=True, help="Policy of requests that name none.")
+@click.option(
+    "--allow-policy", multiple=True, help="Another policy that clients may name; repeatable.  [default: none]"
+)
+@click.option(
+    "--timeout", type=float, default=120.0, show_default=True, help="Seconds after which a request is given up."
+)
+@click.option("--drain", type=float, default=30.0, show_default=True, help="Seconds that SIGTERM leaves to what runs.")
+@click.option(
+    "--interleave",
+    type=click.Choice(["never", "early"]),
+    default="never",
+    show_default=True,
+    help="early: newcomers' early scales go between others' late ones; see docs/serve.md.",
+)
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="NAME KEY [priority= rate= concurrency=] a line.")
+@click.option("--insecure", is_flag=True, help="Allow other hosts than loopback without keys.")
+@click.option("--cors-origin", multiple=True, help="Web origin that may call the server; repeatable.")
+@click.option("--hooks", help="module:object that checks prompts and pictures; see docs/serve.md.")
+@click.option("--shadow-rate", type=float, default=0.0, show_default=True, help="Share of pictures compared unpruned.")
+@click.option(
+    "--previews", type=int, default=40, show_default=True, help="Pictures that previews are fitted to; 0: none."
+)
+@click.option("--log-prompts", is_flag=True, help="Write prompts into the log.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="TOML file of these options.",
+)
+def command(bundles: tuple[Path, ...], **options: Any) -> None:
+    """Serve BUNDLES over OpenAI's image API: previews while drawing, requests joined and cancelled between scales."""
+    from ldp_runtime.errors import ConfigError
+    from ldp_serving.front.run import ServeOptions, serve
+
+    if not bundles:
+        raise ConfigError("there is nothing to serve", hint="name a bundle, or `bundles` in --config")
+    for name, full in (("timeout", "timeout_s"), ("drain", "drain_s"), ("cors_origin", "cors_origins")):
+        options[full] = options.pop(name)
+    _log_requests()
+    checked = ServeOptions([Path(bundle) for bundle in bundles], **options)
+    serve(checked, lambda port: click.echo(f"ready on http://{checked.host}:{port}", err=True))
+
+
+def _log_requests() -> None:
+    """Sends the server's own log to stderr, a line a request."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter('{"time":"%(asctime)s","level":"%(levelname)s","log":%(log)s}'))
+    handler.addFilter(_as_json)
+    log = logging.getLogger("ldp_serving")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _as_json(record: logging.LogRecord) -> bool:
+    """Writes a record's message as JSON; the log of requests is JSON already."""
+    import json
+
+    message = record.getMessage()
+    record.log = message if getattr(record, "is_json", False) else json.dumps(message)
+    return True

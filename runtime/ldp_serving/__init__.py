@@ -1,0 +1,1 @@
+"""Image server of ldp-export bundles: an asynchronous front over one engine thread per pipeline."""
