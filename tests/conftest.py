@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import shared
 from helpers.goldens import FOLDER, Golden
 from helpers.samples import build_bundle, spec, write_sources
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 
 from ldp_export.checkpoints.sources import Sources
 
-settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+# No test may depend on how fast the machine is: drawing examples takes as long as it takes.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("suite")
 # The models are tiny: a thread pool costs more than it gives.
 ENGINE_THREADS = 1
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stages(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Stages of builds are shared by all workers of a session, whose folders lie side by side."""
+    base = tmp_path_factory.getbasetemp()
+    shared.folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stages"
+    shared.folder.mkdir(exist_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from benchmarks.gpu import kernels as gpu_kernels
 from benchmarks.gpu import models as gpu_models
 from benchmarks.gpu import options as gpu_options
 from benchmarks.gpu import profile as gpu_profile
+from benchmarks.gpu.record import Record
 from benchmarks.report import gpu as gpu_results
 from benchmarks.study import conversion, text_encoder
 from ldp_export.bench.worker.eager import EagerEngine
@@ -40,7 +41,7 @@ needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("cl
 def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     """In a process of its own, as it is used."""
     output = tmp_path / "gpu.json"
-    arguments = [*CPU, "--batch", "1", "--repeats", "1", "--warmup", "0", "--output", str(output)]
+    arguments = [*CPU, "--batch", "1", "--repeats", "1", "--warmup", "0", "--minutes", "1e6", "--output", str(output)]
     paths = [str(ROOT), str(ROOT / "runtime"), str(ROOT / "calibration")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     subprocess.run([sys.executable, "-m", "benchmarks.gpu", *arguments], check=True, env=environment)
@@ -54,6 +55,16 @@ def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     assert max(full["disagreement"]) < 0.02
     assert "study" in result["keep_from"]
     assert "| tiny | 1 | eager |" in gpu_results.section(result)
+
+
+def test_nothing_new_begins_when_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("benchmarks.gpu.record.time.monotonic", lambda: now)
+    record = Record(tmp_path / "gpu.json", 5.5)
+    now += 60 * 5.5
+    assert not record.time_is_up
+    now += 1
+    assert record.time_is_up
 
 
 @pytest.fixture(scope="module")

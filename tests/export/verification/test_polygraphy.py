@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from helpers.samples import spec
+from helpers.shared import build_shared
 from ldp_runtime.bundle.files import REFERENCE, Bundle
 
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.infinity import InfinityFamily
 from ldp_export.verification.cases import ReferenceCases
@@ -87,7 +88,7 @@ def test_of_models_of_which_the_first_scales_are_recorded(
     """As of those too large to be run to the end."""
     monkeypatch.setattr(InfinityFamily, "_recorded_scales", 3)
     sources = Sources(small_sources.transformer, small_sources.vae)
-    bundle, _ = build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle")))
+    bundle, _ = build_shared(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle")))
     case = ReferenceCases.load(bundle.path(REFERENCE)).cases[0]
     check = Check(f"{case.name}, scale 2, logits", False, 1.0, 1.2e-4)
     report = Report(bundle.manifest.digest, "rejected", "cpu", "here", {}, (check,))

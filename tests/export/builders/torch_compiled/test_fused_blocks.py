@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.engine_runs import check_draws_without_exporter, engines_of
 from helpers.samples import TRANSFORMER, build_bundle, random_texts, random_transformer, spec, write_sources
+from helpers.shared import build_shared
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry
@@ -28,7 +29,7 @@ from ldp_runtime.pipeline.memory import estimate_memory
 from ldp_export.bench.worker.eager import EagerEngine
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.builders.torch_compiled.fused import fused_weights, is_fusible, write_fused
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.families.choose import choose_family
 from ldp_export.graphs.infinity import InfinityBlocksGraph
 from ldp_export.graphs.signature import tensor_entries
@@ -315,7 +316,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
     transformer = replace(TRANSFORMER, chunks=1)
     sources, model = write_sources(folder, transformer, vae), spec(transformer, vae)
     options = BuildOptions(folder / "fused", builder=TorchBuilder(fused=True), chunk=1)
-    return build(plan_build(model, sources, options))[0], build_bundle(sources, folder / "onnx", model)
+    return build_shared(plan_build(model, sources, options))[0], build_bundle(sources, folder / "onnx", model)
 
 
 @needs_compiler

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.engine_runs import check_draws_without_exporter, engines_of
 from helpers.samples import TRANSFORMER, spec, write_sources
+from helpers.shared import build_shared
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import TargetEntry
@@ -19,7 +20,7 @@ from torch import nn
 
 from ldp_export.builders.base import Compiler, ExportedGraph
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.infinity_vae import InfinityVaeConfig
 
@@ -37,7 +38,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     vae = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
     sources = write_sources(folder, transformer, vae)
     options = BuildOptions(folder / "bundle", builder=TorchBuilder())
-    return build(plan_build(spec(transformer, vae), sources, options))[0]
+    return build_shared(plan_build(spec(transformer, vae), sources, options))[0]
 
 
 @needs_compiler
