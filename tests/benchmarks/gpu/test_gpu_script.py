@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +32,8 @@ from ldp_export.reference.infinity import InfinitySettings, generate
 
 ROOT = Path(__file__).parents[3]
 CPU = ["--device", "cpu", "--tiny"]
-needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 
-@pytest.mark.slow
-@needs_compiler
 def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     """In a process of its own, as it is used."""
     output = tmp_path / "gpu.json"
@@ -166,7 +162,6 @@ def test_work_is_counted(tiny: gpu_models.Model) -> None:
     assert gpu_candidates.blocks_flops(config, [(1, 2), (4, 1)]) == one + 4 * (2 * matrices + 5 * attention)
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,7 +1,5 @@
 """A decoder in 8-bit integers: close to the float one, proven by verify, on any processor."""
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +100,6 @@ def test_precision_where_none_is_named(monkeypatch: pytest.MonkeyPatch):
     assert [default_precision(b) for b in ("onnxruntime", "torch")] == ["float32", "bfloat16"]
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
 def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
     """The decoder is quantised from float32, whatever the precision of the other graphs."""
     vae = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -261,7 +260,6 @@ def test_fused_engine_from_its_file(tmp_path: Path, precision: QuantizedPrecisio
     assert sizes[1] < 0.4 * sizes[0]
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
 def test_fused_engine_compiled() -> None:
     graph = InfinityBlocksGraph(random_transformer())
     inputs = random_inputs(graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import subprocess
@@ -21,10 +20,6 @@ from ldp_export.families.infinity import InfinityFamily
 from ldp_export.verification.cases import ReferenceCases
 from ldp_export.verification.replay import save_replay
 from ldp_export.verification.verify import Check, Report
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("polygraphy") is None, reason="Polygraphy is not installed (pip install polygraphy)"
-)
 
 
 def polygraphy(*arguments: str | Path, rtx: bool = False) -> str:
@@ -55,7 +50,6 @@ def test_run(tiny_bundle: Bundle) -> None:
 
 def test_convert(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """An engine from the same file, by Polygraphy alone."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     channels = tiny_bundle.manifest.model.latent_channels  # type: ignore[union-attr]
     shape, engine = f"latent:[1,{channels},16,16]", tmp_path / "decoder.plan"
     sides = [word for side in ("min", "opt", "max") for word in (f"--trt-{side}-shapes", shape)]
