@@ -151,6 +151,7 @@ def test_small_random_model_end_to_end(tmp_path: Path):
     source = profile(tmp_path, "ld", [1.0] * 5 + [0.5, 0.3])
     arguments = ["--random-weights", "--model", "infinity-125m", "--depth", "1", "--width", "96"]
     arguments += ["--keep-from", str(source), "--repeats", "1", "--warmup", "0", "--threads", "1", "--json", "--int8"]
+    arguments += ["--share-engines"]
     done = CliRunner().invoke(command, arguments, catch_exceptions=False)
     result = json.loads(done.stdout)
     assert result["model"]["random_weights"] is True
