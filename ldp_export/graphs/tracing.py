@@ -44,8 +44,9 @@ def record(graph: Graph) -> ExportedProgram:
     Raises:
         OnnxExporterError: the program changes a tensor in place.
     """
-    from torch.fx.experimental import _config as dynamic_sizes
+    from torch.fx.experimental import _config
 
+    dynamic_sizes: Any = _config
     signature = graph.signature
     # Sizes 0 and 1 are like any other, as where the exporter itself records a module.
     with dynamic_sizes.patch(backed_size_oblivious=True), _SimplerCalls():
@@ -113,7 +114,7 @@ _SIMPLER: dict[Callable[..., Any], Callable[..., torch.Tensor]] = {
 }
 
 
-def _simplify(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+def _simplify(graph: torch.fx.Graph, node: Any) -> None:
     """Replaces or removes one node of a recorded program, if it has no ONNX function."""
     if node.target in _ASSERTIONS:
         graph.erase_node(node)
@@ -122,7 +123,7 @@ def _simplify(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     elif node.target is aten.add_.Tensor and _is_last_use(node):
         node.target = aten.add.Tensor
     elif node.target in _CONVERSIONS:
-        source: Any = node.args[0]
+        source = node.args[0]
         dtype = node.meta["val"].dtype
         if dtype != source.meta["val"].dtype:
             with graph.inserting_before(node):
@@ -133,12 +134,19 @@ def _simplify(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         graph.erase_node(node)
 
 
-def _is_last_use(node: torch.fx.Node) -> bool:
+def _is_last_use(node: Any) -> bool:
     """True if an operator changes, in place, a tensor of its own that nothing else reads."""
-    source: Any = node.args[0]
-    fresh = isinstance(source.target, torch._ops.OpOverload) and source.target._schema.returns[0].alias_info is None
+    source = node.args[0]
+    schema = _schema(source.target)
+    fresh = schema is not None and schema.returns[0].alias_info is None
     return fresh and list(source.users) == [node]
 
 
 def _is_mutable(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+    schema = _schema(target)
+    return schema is not None and schema.is_mutable
+
+
+def _schema(target: Any) -> Any:
+    """Schema of an operator, or None of what is none: an input, an output, a Python function."""
+    return getattr(target, "_schema", None)
