@@ -98,6 +98,10 @@ def _flatten(x: torch.Tensor, start_dim: int = 0, end_dim: int = -1) -> torch.Te
     return x.reshape(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
 
 
+def _view_as(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return x.view(other.shape)
+
+
 def _normalize(x: torch.Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> torch.Tensor:
     return x / x.norm(p, dim, keepdim=True).clamp_min(eps).expand(x.shape)
 
@@ -109,6 +113,7 @@ def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bo
 _SIMPLER: dict[Callable[..., Any], Callable[..., torch.Tensor]] = {
     torch.Tensor.unflatten: _unflatten,
     torch.Tensor.flatten: _flatten,
+    torch.Tensor.view_as: _view_as,
     F.normalize: _normalize,
     F.dropout: _dropout,
 }

@@ -58,11 +58,11 @@ def inputs_of(graph: Graph) -> dict[str, torch.Tensor]:
 
 
 def run(graph: Graph, file: Path) -> dict[str, torch.Tensor]:
-    outputs = {spec.name: torch.zeros(spec.at(SIZES)) for spec in graph.signature.outputs}
-    if graph.signature.name.endswith("decoder"):
-        stride = graph(next(iter(inputs_of(graph).values()))).shape[-1] // SIZES[Axis.WIDTH]
-        outputs = {"image": torch.zeros(1, 3, *(stride * SIZES[side] for side in (Axis.HEIGHT, Axis.WIDTH)))}
-    OnnxRuntimeEngine(graph.signature.name, file, threads=1).run(inputs_of(graph), outputs)
+    inputs, names = inputs_of(graph), graph.signature.output_names
+    drawn = graph(*inputs.values())
+    drawn = drawn if isinstance(drawn, tuple) else (drawn,)
+    outputs = {name: torch.zeros(tensor.shape) for name, tensor in zip(names, drawn, strict=True)}
+    OnnxRuntimeEngine(graph.signature.name, file, threads=1).run(inputs, outputs)
     return outputs
 
 
