@@ -1,4 +1,5 @@
-# `make demo` and `make test` do all their own set-up. Override the interpreter or the PyTorch build where needed:
+# `make demo` and `make test` do all their own set-up; that of the demo leaves out what tests alone need, TensorRT's
+# builder among it. Override the interpreter or the PyTorch build where needed:
 #   make test PYTHON=python3.12 TORCH=torch==2.11.0
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -7,6 +8,8 @@ VENV ?= .venv
 ENGINES ?= tensorrt-rtx
 WORKERS ?= 2
 BIN := $(VENV)/bin
+comma := ,
+space := $(subst ,, )
 BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
 POLICY ?= ld
@@ -15,30 +18,38 @@ MINUTES ?= 15
 PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" "three green squares" "a yellow ring"
 
 # Another PyTorch or another engine library is another set-up.
+RUNS := $(VENV)/.runs-$(shell echo "$(TORCH)" | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -f1)
+# Environments that `make release` tries the archives in.
+ENVIRONMENTS ?= python3.11,torch==2.11.0 python3.11,torch==2.13.0 python3.12,torch==2.13.0 python3.13,torch==2.13.0
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo bench bench-policies bench-random results ablation test fuzz soak gpu-test soak-serve load-serve lint clean
+.PHONY: setup demo bench bench-policies bench-random results ablation test test-all fuzz soak gpu-test soak-serve load-serve lint release clean
 
 setup: $(READY)
 
 # PyTorch first and pinned: left to the resolver, another build (with gigabytes of CUDA libraries) may be chosen.
-$(READY): pyproject.toml
+$(RUNS): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,eval,dev,$(ENGINES)]"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,eval]"
+	rm -f $(VENV)/.runs* $(VENV)/.ready*
+	touch $@
+
+$(READY): $(RUNS)
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,eval,dev,release,$(ENGINES)]" "$(TORCH)"
 	rm -f $(VENV)/.ready*
 	touch $@
 
-demo: setup
+demo: $(RUNS)
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --policy $(POLICY) --seed 1 --overwrite --output $(OUT)/pruning.png
 	$(BIN)/ldp-export bench $(BUNDLE) --policy ld-paper --policy ld-skip-2 --policy $(POLICY) --repeats 5 --overwrite --output $(OUT)/bench.json
 
 # The committed results: policies of the paper, what calibration found better, and the controls.
-bench: setup
+bench: $(RUNS)
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export build --int8-decoder --output $(BUNDLE)-int8-decoder
 	$(BIN)/ldp-export build --int8-decoder --quantize int8 --output $(BUNDLE)-int8
@@ -54,7 +65,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.report.page
 
 # The named policies beside two controls, in float32 and in 8 bits: three minutes.
-bench-policies: setup
+bench-policies: $(RUNS)
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export build --int8-decoder --quantize int8 --output $(BUNDLE)-int8
 	$(BIN)/ldp-export bench $(BUNDLE) $(BUNDLE)-int8 --prompts-file benchmarks/prompts.txt --repeats 4 --warmup 1 \
@@ -63,13 +74,13 @@ bench-policies: setup
 	$(BIN)/python -m benchmarks.report.page
 
 # Every table and chart of docs/benchmarks.md and docs/ablation.md again, from the raw files alone.
-results: setup
+results: $(RUNS)
 	$(BIN)/python -m benchmarks.report.page
 	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE) --draw
 
 # Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld-fast` kept.
 RANDOM := --random-weights --model infinity-2b --depth 2 --width 256 --keep-from benchmarks/results/infinity-shapes-ablation.json
-bench-random: setup
+bench-random: $(RUNS)
 	for size in 0.25M 1M; do \
 		$(BIN)/ldp-export build $(RANDOM) --size $$size --output bundles/random-$$size && \
 		$(BIN)/ldp-export build $(RANDOM) --size $$size --quantize int8 --output bundles/random-$$size-int8 && \
@@ -79,7 +90,7 @@ bench-random: setup
 	$(BIN)/python -m benchmarks.report.page
 
 # Every switch of LD-Pruning and every control; about twenty minutes on two quiet cores, and it resumes.
-ablation: setup
+ablation: $(RUNS)
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE)
 
@@ -100,7 +111,12 @@ lint: setup
 
 # A file's tests share what they build, so a file stays with one worker.
 test: lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow"
+
+# Everything: also what is marked slow, and new examples at every run where `make test` takes the same ones.
+test-all: lint
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --hypothesis-profile fuzz
+	$(MAKE) fuzz soak
 
 # Cases of every fuzzer, added to those of earlier runs in fuzz.json; the whole suite tries a few of each.
 fuzz: setup
@@ -115,6 +131,10 @@ soak: setup
 #   make gpu-test TORCH=torch==2.13.0 ENGINES=tensorrt-cu13,tensorrt-rtx
 gpu-test: setup
 	$(BIN)/python -m pytest tests/gpu -rs
+
+# Archives under `dist/` from a clean tree, tried in fresh environments; nothing is uploaded.
+release: setup
+	$(BIN)/python -m release $(foreach pair,$(ENVIRONMENTS),--environment $(subst $(comma),$(space),$(pair)))
 
 clean:
 	rm -rf $(VENV) $(OUT) bundles build dist

@@ -1,3 +1,3 @@
 """Build side of the project: reference models, export to engines, bundles, verification, benchmarks, command line."""
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"

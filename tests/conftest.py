@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
+from helpers import shared
 from helpers.goldens import FOLDER, Golden
 from helpers.samples import build_bundle, spec, write_sources
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 
 from ldp_export.checkpoints.sources import Sources
 
-settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+# No test may depend on how fast the machine is: drawing examples takes as long as it takes.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+# New examples at every run, for `make test-all`.
+settings.register_profile("fuzz", settings.get_profile("suite"), derandomize=False, print_blob=True)
 settings.load_profile("suite")
 # The models are tiny: a thread pool costs more than it gives.
 ENGINE_THREADS = 1
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stages(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Stages of builds are shared by all workers of a session, whose folders lie side by side."""
+    base = tmp_path_factory.getbasetemp()
+    shared.folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stages"
+    shared.folder.mkdir(exist_ok=True)
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +100,31 @@ def tiny_pipe_8b(tiny_bundle_8b: Bundle) -> Iterator[Pipeline]:
 def small_pipe(small_bundle: Bundle) -> Iterator[Pipeline]:
     with Pipeline.load(small_bundle, threads=ENGINE_THREADS) as pipe:
         yield pipe
+
+
+def may_skip(test: str, reason: str) -> bool:
+    """True for tests of GPUs, or of another operating system; a missing tool fails its tests."""
+    return "GPU" in reason or test.startswith("tests/gpu/") or not sys.platform.startswith("linux")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _without_skips((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _without_skips((yield))
+
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def _without_skips(report: Report) -> Report:
+    """Lets a skipped test (or file) fail unless it may be skipped."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        *_, reason = report.longrepr if isinstance(report.longrepr, tuple) else (str(report.longrepr),)
+        if not may_skip(report.nodeid, reason):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}: tests fail where a tool is missing, so that none is left out unseen"
+    return report

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldp_runtime.bundle.files import CONSTANTS, REFERENCE, TOKENIZER
+from ldp_runtime.engines.torch_compiled.threads import torch_threads
 from safetensors.torch import save_file
 
 from ldp_export import __version__
@@ -20,11 +21,16 @@ from ldp_export.building.plan import BuildPlan
 from ldp_export.families.base import graph_kind, graph_part, loaded_graph
 from ldp_export.graphs.graph import OPSET
 from ldp_export.graphs.kv_cache import STATIC_OPSET
-from ldp_export.graphs.onnx import FORMAT, check_twin, export_graph
+from ldp_export.graphs.onnx import FORMAT, export_graph
 from ldp_export.versions import TOOLCHAIN
 
 #: Suffix of the stage that builds an engine, after the name of the engine.
 ENGINE = ".engine"
+
+
+#: Width from which the reference model's products are worth several threads. The many small products of narrower models
+#: gain little from a second thread, and wait for it at each one where the cores are busy.
+_WIDE = 512
 
 
 class BuildStages:
@@ -102,11 +108,8 @@ class BuildStages:
             inputs |= {"opset": STATIC_OPSET, "cache_tokens": self.plan.cache_tokens}
 
         def export(folder: Path, say: Callable[[str], None]) -> None:
-            graph = self.plan.graph(name, precision)
-            export_graph(graph, folder, self.family.weights(name), say)
-            if precision != "float32":
-                say("comparing with the float32 graph")
-                check_twin(graph, self.plan.graph(name, "float32"))
+            twin = None if precision == "float32" else self.plan.graph(name, "float32")
+            export_graph(self.plan.graph(name, precision), folder, self.family.weights(name), say, twin)
 
         return Stage(name, inputs, export)
 
@@ -117,7 +120,9 @@ class BuildStages:
 
     def _record(self, folder: Path, say: Callable[[str], None]) -> None:
         quantized = quantized_scales(self.plan.options.builder)
-        self.family.record(self.plan.options.precision, quantized and quantized.precision, say).save(folder)
+        with torch_threads(1 if self.family.entry.width < _WIDE else None):
+            cases = self.family.record(self.plan.options.precision, quantized and quantized.precision, say)
+        cases.save(folder)
 
 
 def toolchain() -> dict[str, str]:

@@ -23,13 +23,14 @@ from torch import nn
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.signature import MODEL_FILE
+from ldp_export.graphs.tracing import record
 from ldp_export.logs import errors_only
 
 logger = logging.getLogger(__name__)
 
 
 #: Version of the exported files; raised when they change, so that graphs of earlier versions are not reused.
-FORMAT = 2
+FORMAT = 3
 
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -44,6 +45,7 @@ def export_graph(
     folder: Path,
     weights: Mapping[str, torch.Tensor] | None = None,
     say: Callable[[str], None] = lambda detail: None,
+    twin: Graph | None = None,
 ) -> None:
     """Writes `model.onnx` and `weights.safetensors` of a graph into `folder`.
 
@@ -51,30 +53,38 @@ def export_graph(
         weights: values of the graph's weights in any element type, such as those of a memory-mapped checkpoint; None
             takes the graph's own.
         say: called with the name of each step.
+        twin: float32 twin to compare with, node by node; see `check_twin`.
 
     Raises:
-        ExportError: the module cannot be traced, or does not use an input of its signature.
+        ExportError: the module cannot be traced, does not use an input of its signature, or differs from its twin.
         CheckpointError: a weight is NaN or infinite, or becomes so in its element type.
     """
     weights = graph.state_dict() if weights is None else weights
     folder.mkdir(parents=True, exist_ok=True)
     say("tracing")
-    model = _traced(graph)
+    model = onnx_model(graph)
     unused = {v.name for v in model.graph.inputs if not v.uses()}
     if unused:
         raise ExportError(
             f"the graph {graph.signature.name!r} does not use its inputs {sorted(unused)}",
             hint="use versions of torch and onnxscript that ldp-export asks for; with those, please report it",
         )
+    if twin is not None:
+        say("comparing with the float32 graph")
+        check_twin(graph, model, twin)
     transposed = _take_out_transposes(model)
     _store_weights(model, graph, weights, transposed, folder, say)
     say("writing the graph")
     _write(model, folder / MODEL_FILE)
 
 
-def check_twin(graph: Graph, twin: Graph) -> None:
-    """Raises ExportError unless a graph is, node by node and apart from casts, the same as its float32 twin."""
-    mismatches = differences(_traced(graph), _traced(twin))
+def check_twin(graph: Graph, model: Any, twin: Graph) -> None:
+    """Raises ExportError unless a graph is, node by node and apart from casts, the same as its float32 twin.
+
+    Args:
+        model: the graph as it was traced.
+    """
+    mismatches = differences(model, onnx_model(twin))
     if mismatches:
         raise ExportError(
             f"the graph {graph.signature.name!r} in {graph.precision} is not its {twin.precision} twin but for casts: "
@@ -83,8 +93,12 @@ def check_twin(graph: Graph, twin: Graph) -> None:
         )
 
 
-def _traced(graph: Graph) -> Any:
-    """ONNX model of a graph; its weights have no values."""
+def onnx_model(graph: Graph) -> Any:
+    """ONNX model of a graph; its weights have no values.
+
+    Raises:
+        ExportError: the module cannot be traced.
+    """
     try:
         return _trace(graph.eval()).model
     except Exception as error:  # torch.export raises many types
@@ -98,21 +112,30 @@ def _trace(graph: Graph) -> Any:
     """ONNX program of the module, traced on fake tensors with every axis dynamic."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    signature = graph.signature
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, _fake_weights(graph), warnings.catch_warnings(), errors_only("torch.onnx", "onnxscript", "torch.export"):
         warnings.simplefilter("ignore")
-        return torch.onnx.export(
-            graph,
-            signature.examples(),
-            dynamo=True,
-            opset_version=graph.opset,
-            input_names=signature.input_names,
-            output_names=signature.output_names,
-            dynamic_shapes=signature.dynamic_shapes(),
-            optimize=False,
-            verbose=False,
-        )
+        try:
+            return _translate(graph, record(graph))
+        except Exception as error:  # torch.export raises many types; the exporter has more ways to record a module
+            logger.debug("the graph %r needs decompositions: %s", graph.signature.name, error)
+        return _translate(graph, graph)
+
+
+def _translate(graph: Graph, program: Any) -> Any:
+    """ONNX program of a recorded graph, or of one that the exporter is to record and decompose."""
+    signature = graph.signature
+    return torch.onnx.export(
+        program,
+        () if program is not graph else signature.examples(),
+        dynamo=True,
+        opset_version=graph.opset,
+        input_names=signature.input_names,
+        output_names=signature.output_names,
+        dynamic_shapes=signature.dynamic_shapes(),
+        optimize=False,
+        verbose=False,
+    )
 
 
 @contextmanager

@@ -54,7 +54,6 @@ def fakes(on_stage: OnStage = lambda name: None, passes: bool = True) -> Iterato
         return Report(bundle.manifest.digest, "verified" if passes else "rejected", device, "here", {}, (check,))
 
     with (
-        mock.patch("ldp_export.building.stages.check_twin", return_value=None),
         mock.patch("ldp_export.building.stages.export_graph", export),
         mock.patch("ldp_export.verification.record_infinity.record_infinity_cases", record),
         mock.patch("ldp_export.building.build.verify_bundle", verify),

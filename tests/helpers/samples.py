@@ -9,7 +9,8 @@ import torch
 from ldp_runtime.bundle.files import Bundle
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
+from helpers.shared import build_shared
+from ldp_export.building.build import BuildOptions, BuildPlan, plan_build
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_files import save_state
@@ -98,7 +99,7 @@ def plan(sources: Sources, output: Path, model: InfinitySpec | None = None, chun
 
 def build_bundle(sources: Sources, output: Path, model: InfinitySpec | None = None, chunk: int | None = None) -> Bundle:
     """A verified bundle (graphs exported, everything checked)."""
-    return build(plan(sources, output, model, chunk))[0]
+    return build_shared(plan(sources, output, model, chunk))[0]
 
 
 def random_texts(

@@ -13,7 +13,8 @@ from ldp_runtime.bundle.files import Bundle
 
 from helpers.golden_weights import golden_folder
 from helpers.goldens import FOLDER
-from ldp_export.building.build import BuildOptions, build, plan_build
+from helpers.shared import build_shared
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.var import load_var, load_var_vae
@@ -124,4 +125,4 @@ def _randomised(model: torch.nn.Module, generator: torch.Generator) -> dict[str,
 
 def build_var_bundle(sources: Sources, output: Path, chunk: int | None = None, guidance: float = 1.5) -> Bundle:
     spec = replace(infer_spec(sources), guidance=guidance, top_k=100, top_p=0.95)
-    return build(plan_build(spec, sources, BuildOptions(output, chunk=chunk)))[0]
+    return build_shared(plan_build(spec, sources, BuildOptions(output, chunk=chunk)))[0]

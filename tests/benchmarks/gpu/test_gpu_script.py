@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from benchmarks.gpu import kernels as gpu_kernels
 from benchmarks.gpu import models as gpu_models
 from benchmarks.gpu import options as gpu_options
 from benchmarks.gpu import profile as gpu_profile
+from benchmarks.gpu.record import Record
 from benchmarks.report import gpu as gpu_results
 from benchmarks.study import conversion, text_encoder
 from ldp_export.bench.worker.eager import EagerEngine
@@ -32,15 +32,12 @@ from ldp_export.reference.infinity import InfinitySettings, generate
 
 ROOT = Path(__file__).parents[3]
 CPU = ["--device", "cpu", "--tiny"]
-needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 
-@pytest.mark.slow
-@needs_compiler
 def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     """In a process of its own, as it is used."""
     output = tmp_path / "gpu.json"
-    arguments = [*CPU, "--batch", "1", "--repeats", "1", "--warmup", "0", "--output", str(output)]
+    arguments = [*CPU, "--batch", "1", "--repeats", "1", "--warmup", "0", "--minutes", "1e6", "--output", str(output)]
     paths = [str(ROOT), str(ROOT / "runtime"), str(ROOT / "calibration")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     subprocess.run([sys.executable, "-m", "benchmarks.gpu", *arguments], check=True, env=environment)
@@ -54,6 +51,16 @@ def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     assert max(full["disagreement"]) < 0.02
     assert "study" in result["keep_from"]
     assert "| tiny | 1 | eager |" in gpu_results.section(result)
+
+
+def test_nothing_new_begins_when_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("benchmarks.gpu.record.time.monotonic", lambda: now)
+    record = Record(tmp_path / "gpu.json", 5.5)
+    now += 60 * 5.5
+    assert not record.time_is_up
+    now += 1
+    assert record.time_is_up
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +162,6 @@ def test_work_is_counted(tiny: gpu_models.Model) -> None:
     assert gpu_candidates.blocks_flops(config, [(1, 2), (4, 1)]) == one + 4 * (2 * matrices + 5 * attention)
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

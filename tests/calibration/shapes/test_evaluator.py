@@ -22,8 +22,6 @@ from ldp_calibration.shapes import (
     score,
 )
 
-pytest.importorskip("scipy")
-
 
 def rates(images_and_scenes: list[tuple[np.ndarray, Scene]], seed: int = 0) -> tuple[float, float]:
     """Shares of true prompts accepted and of false prompts rejected."""

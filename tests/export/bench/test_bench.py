@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 from click.testing import CliRunner
 from helpers.samples import spec
+from helpers.shared import build_shared
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.errors import CapacityError, ConfigError
@@ -26,7 +28,7 @@ from ldp_export.bench.worker import infinity
 from ldp_export.bench.worker.messages import Job
 from ldp_export.bench.worker.options import BenchOptions
 from ldp_export.builders.onnxruntime import Int8Builder
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.cli.bench import command
 from ldp_export.progress import ProgressEvent
@@ -95,9 +97,11 @@ def test_candidates_are_compared_with_each_other(result: BenchResult):
         assert c.p99_ms >= c.p90_ms >= c.p50_ms
         scopes = c.scopes
         assert scopes["blocks"].p50_ms < scopes["image"].p50_ms <= scopes["prompt-to-image"].p50_ms == c.p50_ms
-        assert sum(scale.blocks_ms for scale in c.scales) == pytest.approx(phases.blocks, rel=0.5)
+        assert all(sum(sample.scales_ms) == pytest.approx(sample.blocks_ms) for sample in c.samples)
+        for k, scale in enumerate(c.scales):
+            assert scale.blocks_ms == pytest.approx(median(sample.scales_ms[k] for sample in c.samples))
         assert c.flops > 0
-        assert 0 < c.peak_share < 1.5
+        assert c.peak_share == pytest.approx(c.flops / (phases.blocks / 1e3) / (result.peak_gflops * 1e9))
         assert c.precision_psnr_db is None
         assert c.speedup_vs_eager is not None
         assert c.speedup_vs_unpruned is not None
@@ -189,11 +193,12 @@ def test_another_bundle_of_the_same_checkpoint(
     with pytest.raises(ConfigError, match="another checkpoint"):
         plan_bench([small_bundle.folder, tiny_bundle.folder], BenchOptions(eager=False))
     options = BuildOptions(tmp_path / "int8", builder=Int8Builder(decoder=True))
-    other = build(plan_build(spec(), small_sources, options))[0]
+    other = build_shared(plan_build(spec(), small_sources, options))[0]
     asked = BenchOptions(
         policies=("skip:count=1",),
         prompts=_PROMPTS[:1],
         eager=False,
+        share_engines=True,
         repeats=1,
         warmup=0,
         threads=1,
@@ -284,6 +289,7 @@ def test_wide_images(small_bundle: Bundle, small_sources: Sources):
         vae=small_sources.vae,
         text_encoder=small_sources.text_encoder,
         aspect_ratio=0.5,
+        share_engines=True,
         repeats=1,
         warmup=0,
         threads=1,

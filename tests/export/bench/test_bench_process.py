@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+from helpers.waiting import HANGS
 from ldp_runtime.errors import CapacityError, InternalError
 
 from ldp_export.bench.process import BenchWorkerError, Turns, WorkerProcess
@@ -102,7 +103,7 @@ def test_stopped_worker_dies_with_its_parent():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(python(code), capture_output=True, text=True, env=environment, check=True)
     pid = int(done.stdout)
-    until = time.monotonic() + 10
+    until = time.monotonic() + HANGS
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until, "the worker outlives its parent"
         time.sleep(0.05)

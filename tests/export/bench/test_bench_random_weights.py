@@ -157,7 +157,7 @@ def random_bundles(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_a_bundle_of_random_weights_is_measured_without_options(random_bundles: list[str]):
     """The checkpoint and the shares lie beside it."""
-    brief = ["--repeats", "1", "--warmup", "0", "--threads", "1", "--json"]
+    brief = ["--repeats", "1", "--warmup", "0", "--threads", "1", "--share-engines", "--json"]
     done = CliRunner().invoke(command, [*random_bundles, *brief], catch_exceptions=False)
     result = json.loads(done.stdout)
     assert result["model"]["random_weights"] is True

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.shared import build_shared
 from helpers.var_samples import Held, build_var_bundle
 from ldp_calibration.budget import Budget
 from ldp_calibration.fidelity import PSNR_CAP, psnr_db
@@ -24,7 +25,7 @@ from ldp_export.bench.random_weights import smaller
 from ldp_export.bench.worker.choose import load_candidate
 from ldp_export.bench.worker.options import BenchOptions
 from ldp_export.bench.worker.var import EagerVar
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.cli import main
@@ -66,9 +67,7 @@ def test_all_candidates_draw_classes(bundle: Bundle, sources: Sources) -> None:
     for candidate in by_name.values():
         assert len(candidate["samples"]) == 2
         assert all(candidate["phases_ms"][phase] > 0 for phase in ("text", "blocks", "loop", "decode"))
-        assert sum(s["blocks_ms"] for s in candidate["scales"]) == pytest.approx(
-            candidate["phases_ms"]["blocks"], rel=0.5
-        )
+        assert all(sum(sample["scales_ms"]) == pytest.approx(sample["blocks_ms"]) for sample in candidate["samples"])
     assert [s["tokens"] for s in by_name["eager"]["scales"]] == [1, 4, 16, 36]
     assert by_name["engines"]["flops"] == by_name["eager"]["flops"] == by_name["eager, hoisted"]["flops"]
     assert by_name["engines + skip:count=1"]["tokens_computed"] == 21
@@ -78,7 +77,7 @@ def test_all_candidates_draw_classes(bundle: Bundle, sources: Sources) -> None:
 def test_baselines_hold_weights_as_the_bundle_does(sources: Sources, tmp_path: Path) -> None:
     """Otherwise they would read twice the bytes, and engines would look faster than they are."""
     spec, options = infer_spec(sources), BuildOptions(tmp_path / "bundle", precision="float16")
-    bundle, _ = build(plan_build(spec, sources, options))
+    bundle, _ = build_shared(plan_build(spec, sources, options))
     plan = plan_bench([bundle.folder], BenchOptions(weights=sources.transformer, vae=sources.vae, policies=()))
     jobs = plan.jobs(1)
     model = EagerVar(jobs["eager"]).model

@@ -1,7 +1,5 @@
 """A decoder in 8-bit integers: close to the float one, proven by verify, on any processor."""
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from helpers.engine_runs import engines_of
 from helpers.samples import TRANSFORMER, spec, write_sources
+from helpers.shared import build_shared
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines import onnxruntime
@@ -19,7 +18,7 @@ from ldp_runtime.errors import ConfigError
 from ldp_export.bench.plan import label
 from ldp_export.builders.onnxruntime import Int8Builder
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
 from ldp_export.building.stages import BuildStages
 from ldp_export.checkpoints.sources import Sources
@@ -30,7 +29,7 @@ from ldp_export.models.sizes import InfinityVaeConfig
 def quantized(small_sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     sources = Sources(small_sources.transformer, small_sources.vae)
     output = tmp_path_factory.mktemp("int8") / "bundle"
-    return build(plan_build(spec(), sources, BuildOptions(output, builder=Int8Builder(decoder=True))))[0]
+    return build_shared(plan_build(spec(), sources, BuildOptions(output, builder=Int8Builder(decoder=True))))[0]
 
 
 def test_only_the_decoder_is_quantized_and_verify_says_by_how_much(quantized: Bundle):
@@ -59,8 +58,8 @@ def test_same_bits_and_nearly_the_same_pixels(quantized: Bundle, small_bundle: B
 def test_where_a_bundle_without_one_was_published(small_sources: Sources, tmp_path: Path):
     """The exported decoder is then linked into a version: another name of its weights, which onnx refuses to read."""
     sources = Sources(small_sources.transformer, small_sources.vae)
-    build(plan_build(spec(), sources, BuildOptions(tmp_path)))
-    bundle, _ = build(plan_build(spec(), sources, BuildOptions(tmp_path, builder=Int8Builder(decoder=True))))
+    build_shared(plan_build(spec(), sources, BuildOptions(tmp_path)))
+    bundle, _ = build_shared(plan_build(spec(), sources, BuildOptions(tmp_path, builder=Int8Builder(decoder=True))))
     assert bundle.manifest.graphs["decoder"].quantized
     assert not list((tmp_path / "stages").glob(".tmp-*"))
 
@@ -101,7 +100,6 @@ def test_precision_where_none_is_named(monkeypatch: pytest.MonkeyPatch):
     assert [default_precision(b) for b in ("onnxruntime", "torch")] == ["float32", "bfloat16"]
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
 def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
     """The decoder is quantised from float32, whatever the precision of the other graphs."""
     vae = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
@@ -109,7 +107,7 @@ def test_beside_blocks_that_pytorch_compiled_in_bfloat16(tmp_path: Path):
     sources = write_sources(tmp_path, transformer, vae)
     builder = TorchBuilder(int8=Int8Builder(decoder=True))
     options = BuildOptions(tmp_path / "bundle", builder=builder, precision="bfloat16")
-    bundle, _ = build(plan_build(spec(transformer, vae), sources, options))
+    bundle, _ = build_shared(plan_build(spec(transformer, vae), sources, options))
     files = {name: Path(graph.file).name for name, graph in bundle.manifest.graphs.items()}
     assert bundle.state == "verified"
     assert files == {"prompt": "engine.pt2", "blocks": "engine.pt2", "decoder": "model.onnx"}

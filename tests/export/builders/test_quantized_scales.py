@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +13,7 @@ import pytest
 import torch
 from helpers.engine_runs import run_loop
 from helpers.samples import TRANSFORMER, random_texts, random_transformer, spec
+from helpers.shared import build_shared
 from helpers.var_samples import VAR_MODELS
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import REFERENCE, Bundle
@@ -57,7 +57,7 @@ def bundle(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     options = BuildOptions(
         tmp_path_factory.mktemp("quantized") / "bundle", builder=Int8Builder(quantized=QUANTIZED), chunk=1
     )
-    return build(plan_build(spec(), sources, options))[0]
+    return build_shared(plan_build(spec(), sources, options))[0]
 
 
 def report_of(bundle: Bundle) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_checked_at_the_first_scales_where_only_these_are_recorded(
 ) -> None:
     """As of models too large to be run to the end."""
     monkeypatch.setattr(InfinityFamily, "_recorded_scales", 3)
-    bundle, _ = build(
+    bundle, _ = build_shared(
         plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(quantized=QUANTIZED)))
     )
     checks = {check["name"]: check["measured"] for check in report_of(bundle)["checks"]}
@@ -164,7 +164,7 @@ def test_checked_at_the_first_scales_where_only_these_are_recorded(
 def test_keys_and_values_in_place_and_a_quantized_decoder(sources: Sources, tmp_path: Path) -> None:
     builder = Int8Builder(decoder=True, quantized=QuantizedScales(precision="int8", share=0.45))
     options = BuildOptions(tmp_path / "bundle", builder=builder, kv_cache="static", discard_graphs=True)
-    bundle, _ = build(plan_build(spec(), sources, options))
+    bundle, _ = build_shared(plan_build(spec(), sources, options))
     assert label(bundle.manifest) == "onnxruntime, int8 last scales, int8 decoder"
     assert bundle.manifest.scale_sets(bundle.manifest.schedule()) == {6: "last"}
     assert not list((tmp_path / "bundle" / "stages").glob("blocks-*"))
@@ -176,7 +176,7 @@ def test_class_conditional(tmp_path: Path) -> None:
     held = VAR_MODELS["one AdaLN for all blocks"]
     sources = held.write(tmp_path)
     options = BuildOptions(tmp_path / "bundle", builder=Int8Builder(quantized=QUANTIZED))
-    bundle, _ = build(plan_build(infer_spec(sources), sources, options))
+    bundle, _ = build_shared(plan_build(infer_spec(sources), sources, options))
     assert bundle.state == "verified"
     assert max(c["measured"] for c in report_of(bundle)["checks"] if "in 8 bits" in c["name"]) > 1e-4
     with Pipeline.load(bundle, threads=1) as pipe:
@@ -259,7 +259,6 @@ def test_fused_engine_from_its_file(tmp_path: Path, precision: QuantizedPrecisio
     assert sizes[1] < 0.4 * sizes[0]
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler")
 def test_fused_engine_compiled() -> None:
     graph = InfinityBlocksGraph(random_transformer())
     inputs = random_inputs(graph)

@@ -20,6 +20,7 @@ import pytest
 from helpers import fake_build as fake_build_module
 from helpers.fake_build import fake_build, refused, sources_in
 from helpers.samples import TRANSFORMER, plan, spec, write_sources
+from helpers.waiting import HANGS
 from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime import Pipeline, open_bundle
@@ -140,7 +141,7 @@ class TestResuming:
         assert isinstance(error, ConfigError)
         assert "another build" in str(error)
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=HANGS)
         process.stdout.close()
         assert contents(output) == before
         _, states = fake_build(other_sources, output)
@@ -161,7 +162,7 @@ class TestResuming:
         assert process.stdout is not None
         assert process.stdout.readline() == "hanging\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) != 0
+        assert process.wait(timeout=HANGS) != 0
         process.stdout.close()
         assert contents(output) == before
         assert not leftovers(output)
@@ -461,14 +462,14 @@ class TestOutput:
         def wait(name: str) -> None:
             if name == "blocks":
                 begun.set()
-                go_on.wait(timeout=60)
+                go_on.wait(timeout=HANGS)
 
         first = threading.Thread(target=lambda: fake_build(sources, output, wait))
         first.start()
-        begun.wait(timeout=60)
+        begun.wait(timeout=HANGS)
         second = refused(sources, output)
         go_on.set()
-        first.join(timeout=60)
+        first.join(timeout=HANGS)
         assert isinstance(second, ConfigError)
         assert "another build is writing" in str(second)
         assert contents(output)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.samples import random_texts, spec
+from helpers.shared import build_shared
 from helpers.var_samples import VarGolden
 from ldp_runtime import LHEP, SATS, Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
@@ -16,7 +17,7 @@ from ldp_runtime.engines.kv_cache import StaticKVCache
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
 
@@ -28,7 +29,7 @@ def in_place_bundle(small_bundle: Bundle, small_sources: Sources, tmp_path_facto
     """The small model again, one block a graph, beside the stages that do not differ."""
     output = tmp_path_factory.mktemp("in-place") / "bundle"
     shutil.copytree(small_bundle.folder.parents[1], output)
-    bundle, report = build(plan_build(spec(), small_sources, BuildOptions(output, chunk=1, kv_cache="static")))
+    bundle, report = build_shared(plan_build(spec(), small_sources, BuildOptions(output, chunk=1, kv_cache="static")))
     assert report is not None  # the build has compared it with the reference runs
     return bundle
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import subprocess
@@ -12,18 +11,15 @@ from pathlib import Path
 
 import pytest
 from helpers.samples import spec
+from helpers.shared import build_shared
 from ldp_runtime.bundle.files import REFERENCE, Bundle
 
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.infinity import InfinityFamily
 from ldp_export.verification.cases import ReferenceCases
 from ldp_export.verification.replay import save_replay
 from ldp_export.verification.verify import Check, Report
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("polygraphy") is None, reason="Polygraphy is not installed (pip install polygraphy)"
-)
 
 
 def polygraphy(*arguments: str | Path, rtx: bool = False) -> str:
@@ -54,7 +50,6 @@ def test_run(tiny_bundle: Bundle) -> None:
 
 def test_convert(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """An engine from the same file, by Polygraphy alone."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     channels = tiny_bundle.manifest.model.latent_channels  # type: ignore[union-attr]
     shape, engine = f"latent:[1,{channels},16,16]", tmp_path / "decoder.plan"
     sides = [word for side in ("min", "opt", "max") for word in (f"--trt-{side}-shapes", shape)]
@@ -87,7 +82,7 @@ def test_of_models_of_which_the_first_scales_are_recorded(
     """As of those too large to be run to the end."""
     monkeypatch.setattr(InfinityFamily, "_recorded_scales", 3)
     sources = Sources(small_sources.transformer, small_sources.vae)
-    bundle, _ = build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle")))
+    bundle, _ = build_shared(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle")))
     case = ReferenceCases.load(bundle.path(REFERENCE)).cases[0]
     check = Check(f"{case.name}, scale 2, logits", False, 1.0, 1.2e-4)
     report = Report(bundle.manifest.digest, "rejected", "cpu", "here", {}, (check,))

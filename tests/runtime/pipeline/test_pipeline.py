@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.engine_runs import engines_of
 from helpers.samples import random_texts, write_text_encoder
+from helpers.waiting import HANGS
 from ldp_runtime import LHEP, Pipeline, ScaleEvent, parse_policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.base import Engine
@@ -325,7 +326,7 @@ class TestThreads:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=120)
+            thread.join(timeout=HANGS)
         assert got == {i: [expected[i]] * 3 for i in range(4)}
 
     def test_close_waits_for_the_running_call(self, small_bundle: Bundle) -> None:
@@ -335,9 +336,9 @@ class TestThreads:
             target=lambda: results.append(pixels(pipe, callback_on_scale=lambda _: started.set()))
         )
         worker.start()
-        started.wait(timeout=60)
+        started.wait(timeout=HANGS)
         pipe.close()
-        worker.join(timeout=60)
+        worker.join(timeout=HANGS)
         assert len(results) == 1
 
 

@@ -52,9 +52,6 @@ from ldp_export.graphs.signature import MODEL_FILE, GraphSignature, TensorSpec
 from ldp_export.graphs.var import VarBlocksGraph, VarDecoderGraph, VarPromptGraph
 from ldp_export.models.registry import find_model
 
-RTX = pytest.importorskip(
-    "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'ldp-export[tensorrt-rtx]')"
-)
 #: GeForce RTX 30, 40 and 50.
 TARGETS = ("8.6", "8.9", "12.0")
 

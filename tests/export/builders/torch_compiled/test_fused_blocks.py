@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 from helpers.engine_runs import check_draws_without_exporter, engines_of
 from helpers.samples import TRANSFORMER, build_bundle, random_texts, random_transformer, spec, write_sources
+from helpers.shared import build_shared
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry
@@ -28,16 +27,13 @@ from ldp_runtime.pipeline.memory import estimate_memory
 from ldp_export.bench.worker.eager import EagerEngine
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.builders.torch_compiled.fused import fused_weights, is_fusible, write_fused
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.families.choose import choose_family
 from ldp_export.graphs.infinity import InfinityBlocksGraph
 from ldp_export.graphs.signature import tensor_entries
 from ldp_export.models.registry import find_model
 from ldp_export.models.sizes import InfinityVaeConfig
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler"
-)
 #: Two correct float32 computations of these logits, whose standard deviation is about 2.
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 Tensors = dict[str, torch.Tensor]
@@ -315,10 +311,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
     transformer = replace(TRANSFORMER, chunks=1)
     sources, model = write_sources(folder, transformer, vae), spec(transformer, vae)
     options = BuildOptions(folder / "fused", builder=TorchBuilder(fused=True), chunk=1)
-    return build(plan_build(model, sources, options))[0], build_bundle(sources, folder / "onnx", model)
+    return build_shared(plan_build(model, sources, options))[0], build_bundle(sources, folder / "onnx", model)
 
 
-@needs_compiler
 class TestBundle:
     def test_is_verified(self, pair: tuple[Bundle, Bundle]) -> None:
         bundle, _ = pair

@@ -1,7 +1,5 @@
 """Bundles that PyTorch compiled: built, verified and drawn with like any other, on the machine they were made on."""
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pytest
 import torch
 from helpers.engine_runs import check_draws_without_exporter, engines_of
 from helpers.samples import TRANSFORMER, spec, write_sources
+from helpers.shared import build_shared
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import TargetEntry
@@ -19,13 +18,10 @@ from torch import nn
 
 from ldp_export.builders.base import Compiler, ExportedGraph
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.sizes import InfinityVaeConfig
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="compiling takes a C++ compiler"
-)
 CPU = torch.device("cpu")
 
 
@@ -37,10 +33,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     vae = InfinityVaeConfig(bits=8, base_channels=32, channel_multipliers=(1, 1), res_blocks=1, stride=2)
     sources = write_sources(folder, transformer, vae)
     options = BuildOptions(folder / "bundle", builder=TorchBuilder())
-    return build(plan_build(spec(transformer, vae), sources, options))[0]
+    return build_shared(plan_build(spec(transformer, vae), sources, options))[0]
 
 
-@needs_compiler
 def test_bundle_is_verified_and_names_its_machine(compiled: Bundle):
     manifest = compiled.manifest
     assert compiled.state == "verified"
@@ -50,7 +45,6 @@ def test_bundle_is_verified_and_names_its_machine(compiled: Bundle):
     assert not any(name.endswith(".onnx") for name in manifest.files)
 
 
-@needs_compiler
 def test_draws_pruned_and_in_batches(compiled: Bundle):
     features = [torch.randn(5, 32, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     with Pipeline.load(compiled, threads=1) as pipe:
@@ -61,7 +55,6 @@ def test_draws_pruned_and_in_batches(compiled: Bundle):
         assert torch.get_num_threads() == 1
 
 
-@needs_compiler
 def test_engines_have_the_threads_that_pytorch_had_when_they_were_opened(compiled: Bundle):
     """Between their calls the pipeline keeps PyTorch at one."""
     seen: list[int] = []
@@ -81,12 +74,10 @@ def test_engines_have_the_threads_that_pytorch_had_when_they_were_opened(compile
         torch.set_num_threads(before)
 
 
-@needs_compiler
 def test_compiled_engines_need_no_exporter(compiled: Bundle):
     check_draws_without_exporter(compiled)
 
 
-@needs_compiler
 def test_another_machine_is_refused_before_anything_is_opened(compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "__version__", "1.0")
     monkeypatch.setattr(TorchCompiledEngine, "__init__", lambda *_: pytest.fail("opened"))
@@ -94,7 +85,6 @@ def test_another_machine_is_refused_before_anything_is_opened(compiled: Bundle, 
         Pipeline.load(compiled)
 
 
-@needs_compiler
 def test_package_that_is_none(compiled: Bundle, tmp_path: Path):
     broken = tmp_path / "engine.pt2"
     broken.write_bytes(b"nothing")
@@ -102,7 +92,6 @@ def test_package_that_is_none(compiled: Bundle, tmp_path: Path):
         TorchCompiledEngine("decoder", broken, compiled.manifest.graphs["decoder"])
 
 
-@needs_compiler
 def test_closed_engine_and_wrong_shapes(compiled: Bundle):
     graph = compiled.manifest.graphs["decoder"]
     engine = TorchCompiledEngine("decoder", compiled.path(graph.file), graph, threads=1)
