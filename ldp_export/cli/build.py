@@ -19,7 +19,7 @@ from ldp_export.cli.options import (
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import Bundle
-    from ldp_runtime.bundle.manifest import Backend, KvCacheKind, Precision, QuantizedPrecision
+    from ldp_runtime.bundle.manifest import Backend, KvCacheKind, NoiseMode, Precision, QuantizedPrecision
 
     from ldp_export.building.plan import BuildOptions, BuildPlan
     from ldp_export.models.registry import InfinitySpec, VarSpec
@@ -71,6 +71,13 @@ Examples:
     help="How engines remember keys and values: joined to a past of any length, or written into a cache of a fixed "
     "size (Infinity; not with --backend torch; docs/tensorrt.md).",
 )
+@click.option(
+    "--noise",
+    type=click.Choice(["generator", "counter"]),
+    default="generator",
+    show_default=True,
+    help="Sampling noise: the originals' CPU generator, or numbers by seed, scale and position, drawn on the device.",
+)
 @click.option("--discard-graphs", is_flag=True, help="Delete each exported graph once its engine is built.")
 @click.option("--force", is_flag=True, help="Redo stages that are already done.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and needed, and stop.")
@@ -96,6 +103,7 @@ def command(
     policy: str | None,
     precision: Precision | None,
     kv_form: str,
+    noise: NoiseMode,
     discard_graphs: bool,
     force: bool,
     dry_run: bool,
@@ -122,7 +130,7 @@ def command(
     def options_for(spec: InfinitySpec | VarSpec) -> BuildOptions:
         builder, place = choose_builder(backend_choice, spec, size or spec.size, precision), Path("bundles") / spec.name
         return BuildOptions(
-            output or place, size, chunk, force, builder, precision, discard_graphs, _KV_CACHES[kv_form]
+            output or place, size, chunk, force, builder, precision, discard_graphs, _KV_CACHES[kv_form], noise
         )
 
     if pending := pending_fetch(model, weights, vae, text_encoder, local_dir):

@@ -43,8 +43,9 @@ Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 QuantizedPrecision = Literal["int8", "float8"]
 
 
-#: Source of a request's noise. "generator": the originals' CPU generator, one per image and in their order.
-NoiseMode = Literal["generator"]
+#: Source of a request's noise. "generator": the originals' CPU generator, one per image and in their order; "counter": a
+#: function of seed, scale and position, drawn on the device. See `noise.py`.
+NoiseMode = Literal["generator", "counter"]
 
 
 class _Entry(BaseModel):

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch.nn import functional as F
 
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.kv_cache import DynamicKVCache, StaticKVCache
 from ldp_runtime.numerics import FiniteWatch
@@ -34,6 +35,13 @@ class ModelShape:
     cache: torch.dtype = torch.float32
     cache_tokens: int | None = None
     writes_all: bool = False
+
+    @classmethod
+    def of(cls, manifest: Manifest, writes_all: bool) -> ModelShape:
+        """Sizes of a bundle's transformer."""
+        model = manifest.model
+        sizes = (model.depth, model.width, model.heads, model.logits)
+        return cls(*sizes, manifest.cache_dtype, manifest.cache_tokens, writes_all)
 
     @property
     def head_dim(self) -> int:
@@ -129,19 +137,6 @@ class Blocks:
         self._chunks, self._quantized = tuple(chunks), dict(quantized or {})
         self.shape = shape
         self.device = self._chunks[0].engine.device
-
-    def new_cache(self, capacity: int, rows: int, last: int) -> Cache:
-        """Creates a cache for `capacity` tokens.
-
-        A dynamic cache also has room for the `last` tokens of the last scale, if engines write them. A static cache has
-        the size that the engines were built for.
-        """
-        shape = self.shape
-        if shape.cache_tokens is not None:
-            sizes = (shape.depth, shape.cache_tokens, rows, shape.heads, shape.head_dim)
-            return StaticKVCache(*sizes, self.device, shape.cache)
-        sizes = (shape.depth, capacity, rows, shape.heads, shape.head_dim)
-        return DynamicKVCache(*sizes, self.device, shape.cache, spare=last if shape.writes_all else 0)
 
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
         """The same chunks with every engine in a wrapper, which watches its calls."""

@@ -138,15 +138,7 @@ def open_engines(
         prompt=chained(opened("prompt")),
         blocks=Blocks(
             blocks_of(""),
-            ModelShape(
-                model.depth,
-                model.width,
-                model.heads,
-                model.logits,
-                manifest.cache_dtype,
-                manifest.cache_tokens,
-                writes_all=opener is None and manifest.has_fused_blocks,
-            ),
+            ModelShape.of(manifest, writes_all=opener is None and manifest.has_fused_blocks),
             {entry.name: blocks_of(entry.name) for entry in manifest.quantized},
         ),
         decoder=opened("decoder")[0][1],
@@ -228,7 +220,7 @@ def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[
 
 def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
     """Opener of the torch backend: packages compiled ahead, fused blocks compiled now, an 8-bit decoder in ONNX."""
-    from ldp_runtime.engines.graph_cache import GraphCounters
+    from ldp_runtime.engines.graph_cache import GraphCounters, full_scales
     from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
     from ldp_runtime.engines.torch_compiled.engine import TorchCompiledEngine
     from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
@@ -237,6 +229,7 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
     counters = GraphCounters() if captures else None
     limits = bundle.manifest.limits
     sizes = {"tokens": limits.tokens, "text_tokens": limits.text_tokens}
+    full = full_scales(bundle.manifest.schedules())
 
     def open_there(name: str, graph: GraphEntry) -> Engine:
         path = bundle.path(graph.file)
@@ -247,6 +240,6 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
         if path.name != FUSED_WEIGHTS:
             return TorchCompiledEngine(name, path, graph, device, threads)
         graphs = None if counters is None else CudaGraphs(counters)
-        return FusedEngine.load(name, path, graph, device, **sizes, threads=threads, graphs=graphs)
+        return FusedEngine.load(name, path, graph, device, **sizes, threads=threads, graphs=graphs, full_scales=full)
 
     return open_there, counters

@@ -82,7 +82,11 @@ class TestRefusals:
 class TestCache:
     @staticmethod
     def cache() -> StaticKVCache:
-        cache = StaticKVCache(layers=2, capacity=8, rows=3, heads=2, head_dim=4)
+        memory = StaticKVCache.allocate(layers=2, capacity=8, rows=4, heads=2, head_dim=4)
+        for layer in memory:
+            for tensor in layer.values():
+                tensor.fill_(torch.nan)  # what an earlier image left
+        cache = StaticKVCache(memory, 3)
         for tensors in cache.reads():
             for tensor in tensors.values():
                 assert not tensor.any()  # memory with NaN would pass through weights of zero
@@ -103,13 +107,26 @@ class TestCache:
         with pytest.raises(ConfigError, match="holds 8 tokens, 9 were asked for"):
             self.cache().counters(4)
 
-    @pytest.mark.parametrize("rows", [[0], [0, 1], [2], [2, 0]])
-    def test_chosen_rows(self, rows: list[int]) -> None:
+    @pytest.mark.parametrize("rows", [[0], [0, 1], [2], [0, 2], [1, 2]])
+    def test_kept_rows(self, rows: list[int]) -> None:
         cache = self.cache()
-        chosen = cache.with_rows(rows)
-        assert (chosen.rows, chosen.length, chosen.capacity) == (len(rows), 5, 8)
-        for name, tensor in chosen.reads()[1].items():
-            original = cache.reads()[1][name]
-            assert torch.equal(tensor, original[rows])
-            assert tensor.is_contiguous()
-            assert (tensor.data_ptr() == original.data_ptr()) == (rows[0] == 0)  # the first rows are not copied
+        before = [{name: tensor.clone() for name, tensor in layer.items()} for layer in cache.reads()]
+        places = [tensor.data_ptr() for tensor in cache.reads()[1].values()]
+        cache.keep_rows(rows)
+        assert (cache.rows, cache.length, cache.capacity) == (len(rows), 5, 8)
+        for layer, old in zip(cache.reads(), before, strict=True):
+            for name, tensor in layer.items():
+                assert torch.equal(tensor, old[name][rows])
+                assert tensor.is_contiguous()
+        assert [tensor.data_ptr() for tensor in cache.reads()[1].values()] == places
+
+    def test_images_move_apart_in_place(self) -> None:
+        cache = self.cache()
+        before = [{name: tensor.clone() for name, tensor in layer.items()} for layer in cache.reads()]
+        memory = cache._memory
+        halves = [[{k: t[half : half + 2] for k, t in layer.items()} for layer in memory] for half in (0, 2)]
+        for part, rows in zip(cache.apart([[1], [0, 2]], halves), ([1], [0, 2]), strict=True):
+            assert (part.rows, part.length) == (len(rows), 5)
+            for layer, old in zip(part.reads(), before, strict=True):
+                for name, tensor in layer.items():
+                    assert torch.equal(tensor, old[name][rows])
