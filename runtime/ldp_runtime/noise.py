@@ -28,6 +28,10 @@ _LOW = 0xFFFFFFFF
 _AT_A_TIME = 2**20
 
 
+#: Most bytes of these temporaries: less than eight numbers of 8 bytes for a variate.
+COUNTER_NOISE_BYTES = 64 * _AT_A_TIME
+
+
 def logistic_noise(draws: torch.Tensor) -> torch.Tensor:
     """Logistic variates log(E1 / E0) [...] from pairs of exponential variates (E0, E1) [..., 2]."""
     return draws[..., 1].log() - draws[..., 0].log()

@@ -36,7 +36,8 @@ def two_scales(golden: Golden, device: str) -> list[torch.Tensor]:
     for i in range(config.depth):
         inputs |= {f"text_k_{i}": draw(R, H, T, c), f"text_v_{i}": draw(R, H, T, c)}
     prompt = PromptRows(draw(R, config.width), inputs)
-    cache, table = blocks.new_cache(schedule.offsets[3], R, 0), rope_table(schedule, c)
+    cache = DynamicKVCache(config.depth, schedule.offsets[3], R, H, c, device)
+    table = rope_table(schedule, c)
     logits = []
     for k in range(3):
         places = {"cos": table[k][0].to(device), "sin": table[k][1].to(device)}

@@ -43,8 +43,8 @@ Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 QuantizedPrecision = Literal["int8", "float8"]
 
 
-#: Source of a request's noise. "generator": the originals' CPU generator, one per image and in their order; "counter": a
-#: function of seed, scale and position, drawn on the device. See `noise.py`.
+#: Source of a request's noise, see `noise.py`. "generator": the originals' CPU generator, one per image and in their
+#: order. "counter": a function of seed, scale and position, drawn on the device.
 NoiseMode = Literal["generator", "counter"]
 
 

@@ -13,6 +13,7 @@ from ldp_runtime.engines.blocks import ModelShape
 from ldp_runtime.engines.cache_memory import CachePlan
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.noise import COUNTER_NOISE_BYTES
 
 #: Most channels of a decoder at full resolution (128 and 160 in the released models).
 _DECODER_WIDTH = 160
@@ -59,8 +60,12 @@ def estimate_memory(manifest: Manifest, max_batch: int, slots: int | None = None
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
     decoder = pixels * _DECODER_WIDTH * 4 * 3
-    # Noise of every scale, and the tensors that sampling makes from the logits of the largest scale.
-    sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
+    # The tensors that sampling makes from the logits of the largest scale, and the noise: of every scale, or as drawn.
+    sampling = 4 * rows * tokens * model.logits * 4
+    if manifest.noise == "generator":
+        sampling += max_batch * max(s.total_tokens for s in schedules) * model.logits * 4
+    else:
+        sampling += COUNTER_NOISE_BYTES + tokens * model.logits * 4
 
     def keys_and_values(positions: int) -> int:
         return 2 * model.depth * positions * rows * model.width * manifest.cache_dtype.itemsize

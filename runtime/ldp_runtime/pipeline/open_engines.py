@@ -131,7 +131,6 @@ def open_engines(
         ]
 
     constants = _load_constants(bundle, device)
-    model = manifest.model
     encoder = opened("text_encoder")
     return Engines(
         text_encoder=encoder[0][1] if encoder else None,

@@ -70,6 +70,7 @@ class Traffic:
     def __init__(self, pipe: Pipeline, seed: int) -> None:
         self.pipe, self._chance = pipe, random.Random(seed)
         self._running: list[Drawing] = []
+        self._cancelled: set[int] = set()
         self.drawn: list[tuple[ImageRequest, torch.Tensor]] = []
 
     def step(self) -> None:
@@ -80,14 +81,17 @@ class Traffic:
             self._running.append(self.pipe.start(requests))
         drawing = chance.choice(self._running)
         if chance.random() < 0.01:
-            drawing.cancel(chance.randrange(len(drawing.images)))
+            index = chance.randrange(len(drawing.images))
+            drawing.cancel(index)
+            self._cancelled.add(id(drawing._states[index]))
         if chance.random() < 0.005:
             drawing.close()
         if not drawing.is_done:
             drawing.step()
             if drawing.is_done:
-                results = (latent for latent, _ in drawing.results())
-                self.drawn += zip(drawing.images, results, strict=True)
+                for request, state in zip(drawing.images, drawing._states, strict=True):
+                    if id(state) not in self._cancelled:
+                        self.drawn.append((request, state.latent))
         if drawing.is_done:
             self._running.remove(drawing)
 
