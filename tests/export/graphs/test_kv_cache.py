@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.engine_runs import engines_of
+from helpers.requests import image
 from helpers.samples import random_texts, spec
 from helpers.var_samples import VarGolden
 from ldp_runtime import LHEP, SATS, Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.kv_cache import StaticKVCache
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.pipeline.memory import estimate_memory
 
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
@@ -51,6 +54,24 @@ def test_the_same_pictures(policy: Policy | None, in_place: Pipeline, small_pipe
         assert (trace.tokens < trace.tokens_full, trace.stopped_after is not None) == (policy is PRUNED,) * 2
         assert trace.scales[-1].rows == (1 if policy is PRUNED else 2)
     assert drawn[0].traces[0].scales[-1].images_in_call == (1 if policy is PRUNED else 2)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_batches_in_slots(in_place: Pipeline, small_pipe: Pipeline, slots: int) -> None:
+    """Images begin in their slots and move apart within them; with fewer slots, some begin later."""
+    texts, policies = random_texts([5, 9, 4]), (PRUNED, Policy(), Policy(skip_last=2))
+    few = Pipeline(in_place.manifest, engines_of(in_place), None, 3, None, slots)
+    requests = [image(few, prompt_embeds=t, policy=p, seed=3) for t, p in zip(texts, policies, strict=True)]
+    drawing = few.start(requests)
+    while not drawing.is_done:
+        assert drawing.step() is not None
+        assert few._memory.slots_taken <= slots
+    assert few._memory.slots_taken == 0
+    for request, (latent, _) in zip(requests, drawing.results(), strict=True):
+        single = small_pipe(prompt_embeds=request.condition, policy=request.policy, seed=3, output_type="latent")  # pyright: ignore
+        assert torch.equal(single.images[0], latent)
+    expected = estimate_memory(few.manifest, 3, slots).kv_cache
+    assert few._memory.size == few._memory.plan.size == expected
 
 
 def test_the_form_is_in_the_manifest(in_place_bundle: Bundle, small_bundle: Bundle) -> None:
