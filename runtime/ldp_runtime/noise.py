@@ -4,8 +4,8 @@ There are two kinds; a bundle's manifest says which one its pipeline draws.
 
 - "generator": PyTorch's CPU generator, which draws the full grid of every scale in the originals' order. It reproduces
   the originals' pictures.
-- "counter": every variate is a function of (seed, scale, position, channel) alone, so that only what is needed is
-  drawn, on the device where it is needed. See `counter_words`.
+- "counter": every variate is a function of (seed, scale, position, channel) alone; see `counter_words`. Only what is
+  needed is drawn, where it is needed.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from ldp_runtime.engines.graph_cache import GraphCache, GraphCounters
 
 #: Number of graphs that are kept; see `GraphCache` for what is dropped.
-_KEPT = 128
+_KEPT = 64
 
 
 #: Number of calls after which one that has not come back is forgotten: a capture takes a fraction of a second.
