@@ -70,7 +70,7 @@ class Traffic:
     def __init__(self, pipe: Pipeline, seed: int) -> None:
         self.pipe, self._chance = pipe, random.Random(seed)
         self._running: list[Drawing] = []
-        self._cancelled: set[int] = set()
+        self._cancelled: list[object] = []
         self.drawn: list[tuple[ImageRequest, torch.Tensor]] = []
 
     def step(self) -> None:
@@ -83,14 +83,14 @@ class Traffic:
         if chance.random() < 0.01:
             index = chance.randrange(len(drawing.images))
             drawing.cancel(index)
-            self._cancelled.add(id(drawing._states[index]))
+            self._cancelled.append(drawing._states[index])
         if chance.random() < 0.005:
             drawing.close()
         if not drawing.is_done:
             drawing.step()
             if drawing.is_done:
                 for request, state in zip(drawing.images, drawing._states, strict=True):
-                    if id(state) not in self._cancelled:
+                    if state not in self._cancelled:
                         self.drawn.append((request, state.latent))
         if drawing.is_done:
             self._running.remove(drawing)
