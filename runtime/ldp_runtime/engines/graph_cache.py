@@ -7,9 +7,8 @@ any traffic few calls may be captures. Three rules see to that.
   pruned scale computes differs from image to image, and so does the past of all scales behind it. Padded to a few
   sizes, such calls would compute tokens in vain, where calls are no longer bound by launches. They run without a graph.
 - Caches lie in arenas and slots, whose addresses stay (`cache_memory.py`): a key names a piece of memory, not an image.
-- A call is captured when it comes back. Once the bound is reached, it must find a graph that may be dropped for it: one
-  that has been idle for `PATIENCE` calls for each graph that is kept. From then on at most one call in `PATIENCE` is a
-  capture.
+- A call is captured when it comes back. Once the bound is reached, only a graph that has been idle for long makes room:
+  for `PATIENCE` calls times the number of graphs. From then on at most one call in `PATIENCE` is a capture.
 """
 
 from __future__ import annotations
