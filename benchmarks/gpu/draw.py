@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from ldp_runtime.bundle.manifest import GraphEntry, QuantizedScales
-from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape, Placement, PromptRows
+from ldp_runtime.engines.blocks import Blocks, BlocksChunk, Placement, PromptRows
+from ldp_runtime.engines.cache_plan import ModelShape
 from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
 from ldp_runtime.engines.torch_compiled.fused.products import KINDS
@@ -185,6 +186,5 @@ def fused_blocks(
         rounded = in_8_bits(weights, KINDS[quantized.precision])
         own = None if graphs is None else CudaGraphs(graphs.counters)
         quantized_chunks = {quantized.name: [chunk(f"{quantized.name}_blocks", rounded, own)]}
-    cache: torch.dtype = getattr(torch, model.precision)
-    shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits, cache, writes_all=True)
+    shape = ModelShape(config.depth, config.width, config.heads, 2 * config.bits, model.precision, writes_all=True)
     return Blocks(chunks, shape, quantized_chunks)

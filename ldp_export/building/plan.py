@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldp_runtime.bundle.files import CURRENT, PREVIOUS, REPORTS, VERSION_NAME, VERSIONS
-from ldp_runtime.bundle.manifest import KvCacheKind, Precision
+from ldp_runtime.bundle.manifest import KvCacheKind, NoiseMode, Precision
 from ldp_runtime.bundle.saved_policies import SAVED
 from ldp_runtime.disk import existing_parent, is_scratch
 from ldp_runtime.errors import ConfigError
@@ -44,6 +44,7 @@ class BuildOptions:
         precision: precision of the graphs.
         discard_graphs: deletes an exported graph once its engine is built: half the disk, but another export next time.
         kv_cache: kind of KV cache of the `blocks` graphs; see `graphs/kv_cache.py`.
+        noise: kind of the sampling noise that the bundle's pipelines draw.
     """
 
     output: Path
@@ -54,6 +55,7 @@ class BuildOptions:
     precision: Precision = "float32"
     discard_graphs: bool = False
     kv_cache: KvCacheKind = "dynamic"
+    noise: NoiseMode = "generator"
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class BuildPlan:
             "backend": self.options.builder.backend,
             "precision": self.options.precision,
             "kv_cache": self.options.kv_cache,
+            "noise": self.options.noise,
             "reference": self.family.coverage,
             **(
                 {}

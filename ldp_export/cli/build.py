@@ -152,7 +152,7 @@ class _Chosen:
             output=self.output or Path("bundles") / spec.name,
             builder=builder,
             precision=precision,
-            **{name: chosen[name] for name in ("size", "chunk", "force", "discard_graphs", "kv_cache")},
+            **{name: chosen[name] for name in ("size", "chunk", "force", "discard_graphs", "kv_cache", "noise")},
         )
 
 

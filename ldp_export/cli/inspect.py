@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+#: Kinds of sampling noise, in words.
+_NOISE = {"generator": "the originals' CPU generator", "counter": "counter-based, by seed, scale and position"}
+
+
 @click.command(
     "inspect",
     cls=Command,
@@ -63,6 +67,7 @@ def _print(bundle: Bundle) -> None:
         f"{manifest.precision} on {manifest.backend}"
     )
     console.print(f"keys and values: {_cache(manifest)}")
+    console.print(f"noise: {_NOISE[manifest.noise]}")
     console.print("draws (height x width): " + ", ".join(f"{h}x{w}" for h, w in sizes(manifest)))
     console.print(f"memory, batch 1: up to {estimate_memory(manifest, 1)}")
     graphs = Table(title="graphs")

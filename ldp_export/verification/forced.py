@@ -43,6 +43,13 @@ class RecordedCodec:
     def mixing(self) -> RecordedCodec:
         return self
 
+    @property
+    def variates(self) -> int:
+        return self.codec.variates
+
+    def of_uniforms(self, uniform: torch.Tensor) -> torch.Tensor:
+        return self.codec.of_uniforms(uniform)
+
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return self.codec.scores(logits)
 

@@ -36,13 +36,16 @@ class Flight:
         """True while the next scale is one of those that cost little: none of the scales that hold most tokens."""
         return self._next[self.pictures[0]] < self._early
 
-    def step(self) -> ScaleEvent:
-        """Draws the next scale of the first picture, and of those that share its call.
+    def step(self) -> ScaleEvent | None:
+        """Draws the next scale of the first picture that has memory, and of those that share its call.
+
+        None: all pictures of this flight wait for memory that other flights hold.
 
         Raises:
             NonFiniteError, CapacityError: the step failed.
         """
-        return self._drawing.step(self._all.index(self.pictures[0]))
+        event = self._drawing.step(self._all.index(self.pictures[0]))
+        return self._drawing.step() if event is None else event
 
     def seen(self, event: ScaleEvent) -> Iterator[tuple[Picture, ScaleTrace]]:
         """Pictures of an event with their traces; notes how far they are."""

@@ -45,6 +45,11 @@ class Limits:
             raise ConfigError(f"times must be positive, got {self.timeout_s:g} and {self.promote_s:g}", hint="seconds")
 
 
+def needed_memory(manifest: Manifest, max_batch: int, in_flight: int) -> int:
+    """Bytes that a pipeline needs which draws so many pictures at once, each in a slot of its own."""
+    return estimate_memory(manifest, max_batch, in_flight).total
+
+
 def most_in_flight(
     manifest: Manifest, device: torch.device, max_batch: int, asked: int | None, memory_limit: int | None = None
 ) -> int:
@@ -55,9 +60,9 @@ def most_in_flight(
     """
     limit = available_memory(device) if memory_limit is None else memory_limit
     wanted = _BATCHES_IN_FLIGHT * max_batch if asked is None else asked
-    fitting = next((n for n in range(wanted, 0, -1) if estimate_memory(manifest, n).total <= limit), 0)
+    fitting = next((n for n in range(wanted, 0, -1) if needed_memory(manifest, max_batch, n) <= limit), 0)
     if asked is not None and fitting < asked:
-        needed = estimate_memory(manifest, asked)
+        needed = estimate_memory(manifest, max_batch, asked)
         raise CapacityError(
             f"{asked} pictures in flight need up to {needed}; {limit / 2**30:.2f} GiB is allowed",
             hint=f"--max-in-flight {fitting} fits" if fitting else "use a larger machine or a smaller model",

@@ -102,7 +102,7 @@ class _State:
 
 
 def _gauges(model: ServedModel) -> dict[str, float]:
-    from ldp_runtime.pipeline.memory import estimate_memory
+    from ldp_serving.limits import needed_memory
 
     scheduler, graphs = model.scheduler, model.pipeline.cuda_graphs
     return {
@@ -110,7 +110,9 @@ def _gauges(model: ServedModel) -> dict[str, float]:
         "ldp_queue_oldest_seconds": scheduler.oldest_s,
         "ldp_in_flight_pictures": scheduler.in_flight,
         "ldp_picture_seconds": scheduler.rates.picture_s,
-        "ldp_memory_predicted_bytes": estimate_memory(model.pipeline.manifest, scheduler.limits.max_in_flight).total,
+        "ldp_memory_predicted_bytes": needed_memory(
+            model.pipeline.manifest, scheduler.limits.max_batch, scheduler.limits.max_in_flight
+        ),
         "ldp_cuda_graphs_captured": 0 if graphs is None else graphs.captures,
         "ldp_cuda_graphs_replayed": 0 if graphs is None else graphs.replays,
     }

@@ -204,25 +204,34 @@ class Scheduler:
         """One turn: schedule, step, publish. False if there was nothing to do."""
         started = time.perf_counter()
         self._leave()
-        flight = self._schedule()
-        if flight is None:
+        flights = self._schedule()
+        if not flights:
             return False
-        try:
-            event = flight.step()
-            self._publish(flight, event)
-        except Exception as error:
-            self._came_down(flight, error)
+        for flight in flights:
+            if self._step(flight):
+                break
         self._flights = [flight for flight in self._flights if flight.pictures]
         spent = time.perf_counter() - started
         self._busy_s += spent
         self._watch.busy(spent)
         return True
 
-    def _schedule(self) -> Flight | None:
-        """The flight whose turn it is: early scales go first, then the flights in the order of their start."""
+    def _step(self, flight: Flight) -> bool:
+        """One step of a flight, and what it published; False if its pictures wait for memory that others hold."""
+        try:
+            event = flight.step()
+            if event is None:
+                return False
+            self._publish(flight, event)
+        except Exception as error:
+            self._came_down(flight, error)
+        return True
+
+    def _schedule(self) -> list[Flight]:
+        """Flights as their turn comes: those at early scales first, then in the order of their start."""
         if not self._flights or (self.limits.interleave == "early" and not any(f.is_early for f in self._flights)):
             self._begin()
-        return min(self._flights, key=lambda flight: not flight.is_early, default=None)
+        return sorted(self._flights, key=lambda flight: not flight.is_early)
 
     def _begin(self) -> None:
         """Starts waiting pictures that share a schedule, as many as fit."""

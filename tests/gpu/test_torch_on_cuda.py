@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.goldens import RAW_LOGITS, Golden
-from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape, PromptRows
+from ldp_runtime.engines.blocks import Blocks, BlocksChunk, PromptRows
+from ldp_runtime.engines.cache_plan import ModelShape
 from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.tensorrt.addresses import Addresses
 from ldp_runtime.engines.tensorrt.bindings import Binding
@@ -36,7 +37,8 @@ def two_scales(golden: Golden, device: str) -> list[torch.Tensor]:
     for i in range(config.depth):
         inputs |= {f"text_k_{i}": draw(R, H, T, c), f"text_v_{i}": draw(R, H, T, c)}
     prompt = PromptRows(draw(R, config.width), inputs)
-    cache, table = blocks.new_cache(schedule.offsets[3], R, 0), rope_table(schedule, c)
+    cache = DynamicKVCache(config.depth, schedule.offsets[3], R, H, c, device)
+    table = rope_table(schedule, c)
     logits = []
     for k in range(3):
         places = {"cos": table[k][0].to(device), "sin": table[k][1].to(device)}

@@ -18,7 +18,7 @@ from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.schedule import ScaleSchedule
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 #: Schema that builds write; `older_manifest.py` reads the one before.
 SCHEMA_VERSION = 4
@@ -43,8 +43,9 @@ Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 QuantizedPrecision = Literal["int8", "float8"]
 
 
-#: Source of a request's noise. "generator": the originals' CPU generator, one per image and in their order.
-NoiseMode = Literal["generator"]
+#: Source of a request's noise, see `noise.py`. "generator": the originals' CPU generator, one per image and in their
+#: order. "counter": a function of seed, scale and position, drawn on the device.
+NoiseMode = Literal["generator", "counter"]
 
 
 class _Entry(BaseModel):
@@ -198,16 +199,9 @@ class Manifest(_Entry):
         return sorted(found, key=lambda graph: graph.first)
 
     @property
-    def cache_dtype(self) -> torch.dtype:
-        """Element type of keys and values."""
-        import torch
-
-        return getattr(torch, self._keys.dtype)
-
-    @property
-    def cache_element_size(self) -> int:
-        """Bytes of an element of keys and values."""
-        return {"float32": 4, "bfloat16": 2, "float16": 2}[self._keys.dtype]
+    def cache_type(self) -> str:
+        """Name of the element type of keys and values."""
+        return self._keys.dtype
 
     @property
     def cache_tokens(self) -> int | None:

@@ -10,34 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from ldp_runtime.engines.base import Engine
+from ldp_runtime.engines.cache_plan import ModelShape
 from ldp_runtime.engines.kv_cache import DynamicKVCache, StaticKVCache
 from ldp_runtime.numerics import FiniteWatch
 
 Cache = DynamicKVCache | StaticKVCache
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Sizes of the transformer that the runtime needs: see the bundle's manifest.
-
-    Attributes:
-        logits: number of logits of a token.
-        cache: element type of keys and values.
-        cache_tokens: positions of a static KV cache, which engines write in place; None for a dynamic one.
-        writes_all: True if engines also write keys and values of the last scale, which nobody reads.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    logits: int
-    cache: torch.dtype = torch.float32
-    cache_tokens: int | None = None
-    writes_all: bool = False
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -129,19 +106,6 @@ class Blocks:
         self._chunks, self._quantized = tuple(chunks), dict(quantized or {})
         self.shape = shape
         self.device = self._chunks[0].engine.device
-
-    def new_cache(self, capacity: int, rows: int, last: int) -> Cache:
-        """Creates a cache for `capacity` tokens.
-
-        A dynamic cache also has room for the `last` tokens of the last scale, if engines write them. A static cache has
-        the size that the engines were built for.
-        """
-        shape = self.shape
-        if shape.cache_tokens is not None:
-            sizes = (shape.depth, shape.cache_tokens, rows, shape.heads, shape.head_dim)
-            return StaticKVCache(*sizes, self.device, shape.cache)
-        sizes = (shape.depth, capacity, rows, shape.heads, shape.head_dim)
-        return DynamicKVCache(*sizes, self.device, shape.cache, spare=last if shape.writes_all else 0)
 
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
         """The same chunks with every engine in a wrapper, which watches its calls."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
 
 from ldp_runtime.errors import InternalError
 
-if TYPE_CHECKING:
-    import torch
+#: Keys ("k") and values ("v") of one layer of a static cache [rows, heads, capacity, head_dim].
+LayerMemory = dict[str, torch.Tensor]
 
 
 class DynamicKVCache:
@@ -31,15 +32,16 @@ class DynamicKVCache:
         heads: int,
         head_dim: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
         spare: int = 0,
+        memory: torch.Tensor | None = None,
     ) -> None:
-        import torch
-
         self.layers, self.capacity, self.spare, self.length = layers, capacity, spare, 0
         # One position in front: PyTorch's compiler treats a tensor at the start of its memory as a special case.
         shape = (2, 1 + layers * capacity + spare, rows, heads, head_dim)
-        self._arena = torch.empty(shape, device=device, dtype=dtype or torch.float32)
+        if memory is None:
+            memory = torch.empty(math.prod(shape), device=device, dtype=dtype)
+        self._memory, self._arena = memory, memory[: math.prod(shape)].view(shape)
 
     @property
     def rows(self) -> int:
@@ -69,7 +71,7 @@ class DynamicKVCache:
         views = self._arena.as_strided(
             (2, self.layers, end - first, *self._arena.shape[2:]),
             (kind, self.capacity * position, position, *inner),
-            (1 + first) * position,
+            self._arena.storage_offset() + (1 + first) * position,
         )
         keys, values = (kind.unbind(0)[::-1] for kind in views.unbind(0))
         return list(zip(keys, values, strict=True))
@@ -96,31 +98,43 @@ class DynamicKVCache:
         """Counts the positions that an engine has just written."""
         self.length += tokens
 
-    def with_rows(self, rows: Sequence[int]) -> DynamicKVCache:
-        """New cache that holds only these rows, in this order; the caller drops the old one."""
-        import torch
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Moves these rows, in ascending order, together in place: the cache is then as one made for them alone.
 
-        _, _, _, heads, head_dim = self._arena.shape
-        sizes = (self.layers, self.capacity, len(rows), heads, head_dim)
-        subset = DynamicKVCache(*sizes, self._arena.device, self._arena.dtype, self.spare)
-        subset.length = self.length
-        mine, other = self._by_layer()[:, :, : self.length], subset._by_layer()[:, :, : self.length]
-        if list(rows) == list(range(len(rows))):  # the first rows, as when an unconditional branch stops: one copy
+        A row's new place is never behind its old one, and never where a later layer still lies. So layers are moved one
+        by one, and one layer of them is all the memory that moving takes.
+        """
+        if list(rows) == list(range(self.rows)):
+            return
+        mine = self._by_layer()[:, :, : self.length]
+        shape = (*self._arena.shape[:2], len(rows), *self._arena.shape[3:])
+        self._arena = self._memory[: math.prod(shape)].view(shape)
+        other = self._by_layer()[:, :, : self.length]
+        for kind in range(2):
+            for layer in range(self.layers):
+                other[kind, layer] = _rows(mine[kind, layer], rows).clone()
+
+    def copy_rows(self, rows: Sequence[int], into: DynamicKVCache) -> None:
+        """Copies the positions so far of these rows, in ascending order, into a new cache of as many rows."""
+        into.length = self.length
+        mine, other = self._by_layer()[:, :, : self.length], into._by_layer()[:, :, : self.length]
+        if list(rows) == list(range(len(rows))):  # the first rows: one copy
             other.copy_(mine[:, :, :, : len(rows)])
-            return subset
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self._arena.device)
+            return
         for kind in range(2):
             for layer in range(self.layers):  # layer by layer: the copy's temporary stays small
-                torch.index_select(mine[kind, layer], 1, index, out=other[kind, layer])
-        return subset
+                other[kind, layer] = _rows(mine[kind, layer], rows)
 
     def _by_layer(self) -> torch.Tensor:
         """Memory without the spare positions [2, layers, capacity, rows, heads, head_dim], layers as they lie."""
         return self._arena[:, 1 : 1 + self.layers * self.capacity].unflatten(1, (self.layers, self.capacity))
 
-    @staticmethod
-    def size_in_bytes(layers: int, capacity: int, rows: int, width: int, element_size: int = 4, spare: int = 0) -> int:
-        return 2 * (1 + layers * capacity + spare) * rows * width * element_size
+
+def _rows(positions: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Rows of one layer's positions [length, R, heads, head_dim]: a view if they are the first ones."""
+    if list(rows) == list(range(len(rows))):
+        return positions[:, : len(rows)]
+    return positions.index_select(1, torch.as_tensor(rows, dtype=torch.int64, device=positions.device))
 
 
 class StaticKVCache:
@@ -129,34 +143,34 @@ class StaticKVCache:
     An engine reads a tensor and returns it changed, at the same address. New positions are written behind the `length`
     existing ones, and attention reads up to their end. Memory behind the end is zero at first, since a product with a
     weight of 0 is NaN where memory holds NaN. Pruned tokens are never written.
+
+    Args:
+        memory: see `allocate`; the cache takes its first rows. Those of an empty cache are set to zero.
     """
 
-    def __init__(
-        self,
+    def __init__(self, memory: Sequence[LayerMemory], rows: int, length: int = 0) -> None:
+        self._memory, self.rows, self.length = memory, rows, length
+        for layer in self._tensors() if length == 0 else ():
+            for tensor in layer.values():
+                tensor.zero_()
+
+    @staticmethod
+    def allocate(
         layers: int,
         capacity: int,
         rows: int,
         heads: int,
         head_dim: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        import torch
-
+        dtype: torch.dtype = torch.float32,
+    ) -> list[LayerMemory]:
+        """Memory of each layer: one allocation each, since an engine wants aligned addresses."""
         shape = (rows, heads, capacity, head_dim)
-        self._tensors = [  # one allocation each: an engine wants aligned addresses
-            {kind: torch.zeros(shape, device=device, dtype=dtype or torch.float32) for kind in "kv"}
-            for _ in range(layers)
-        ]
-        self.length = 0
+        return [{kind: torch.empty(shape, device=device, dtype=dtype) for kind in "kv"} for _ in range(layers)]
 
     @property
     def capacity(self) -> int:
-        return self._tensors[0]["k"].shape[2]
-
-    @property
-    def rows(self) -> int:
-        return self._tensors[0]["k"].shape[0]
+        return self._memory[0]["k"].shape[2]
 
     def counters(self, tokens: int) -> dict[str, torch.Tensor]:
         """Cache inputs that all layers of a call of `tokens` share: for each row, where to write and how far to attend.
@@ -164,12 +178,10 @@ class StaticKVCache:
         Raises:
             ConfigError: the cache has no room for the tokens.
         """
-        import torch
-
         end = self.length + tokens
         if end > self.capacity:
             raise InternalError(f"the KV cache holds {self.capacity} tokens, {end} were asked for")
-        device = self._tensors[0]["k"].device
+        device = self._memory[0]["k"].device
         return {
             "written": torch.full((self.rows,), self.length, dtype=torch.int64, device=device),
             "lengths": torch.full((self.rows,), end, dtype=torch.int64, device=device),
@@ -185,24 +197,31 @@ class StaticKVCache:
 
     def _named(self, prefix: str) -> list[dict[str, torch.Tensor]]:
         return [
-            {f"{prefix}_{kind}_{i}": tensor for kind, tensor in layer.items()} for i, layer in enumerate(self._tensors)
+            {f"{prefix}_{kind}_{i}": tensor for kind, tensor in layer.items()}
+            for i, layer in enumerate(self._tensors())
         ]
+
+    def _tensors(self) -> list[LayerMemory]:
+        return [{kind: tensor[: self.rows] for kind, tensor in layer.items()} for layer in self._memory]
 
     def advance(self, tokens: int) -> None:
         """Counts the positions that an engine has just written."""
         self.length += tokens
 
-    def with_rows(self, rows: Sequence[int]) -> StaticKVCache:
-        """New cache of only these rows, in this order; the caller drops the old one.
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Moves these rows, in ascending order, together in place; the first rows stay where they are."""
+        self.rows = len(rows)
+        for layer in self._memory:
+            for tensor in layer.values():
+                for place, row in enumerate(rows):
+                    if place != row:
+                        tensor[place] = tensor[row]
 
-        The first rows are a view: stopping the unconditional branches, whose rows are the last, copies nothing.
-        """
-        import torch
-
-        subset = copy.copy(self)
-        if list(rows) == list(range(len(rows))):
-            subset._tensors = [{kind: t[: len(rows)] for kind, t in layer.items()} for layer in self._tensors]
-        else:
-            index = torch.as_tensor(rows, dtype=torch.int64, device=self._tensors[0]["k"].device)
-            subset._tensors = [{kind: t[index] for kind, t in layer.items()} for layer in self._tensors]
-        return subset
+    def apart(self, parts: Sequence[Sequence[int]], memories: Sequence[Sequence[LayerMemory]]) -> list[StaticKVCache]:
+        """Caches of these rows, each at the start of one of the memories, which lie in this cache's own."""
+        for i, layer in enumerate(self._tensors()):
+            for kind, tensor in layer.items():
+                before = tensor.clone()  # one layer at a time
+                for rows, memory in zip(parts, memories, strict=True):
+                    memory[i][kind][: len(rows)] = before[list(rows)]
+        return [StaticKVCache(memory, len(rows), self.length) for rows, memory in zip(parts, memories, strict=True)]

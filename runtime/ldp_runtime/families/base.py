@@ -55,6 +55,15 @@ class Codec(Protocol):
         """Variates of the next scale [tokens, ...], from the image's generator, as `noise` gives them."""
         ...
 
+    @property
+    def variates(self) -> int:
+        """Number of variates of a token."""
+        ...
+
+    def of_uniforms(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Noise of tokens [L, variates] as of `noise`, from float64 uniform variates in (0, 1); see `CounterNoise`."""
+        ...
+
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores [R, L, n] from the logits of all branches [R, L, V]; guidance and temperature apply to scores."""
         ...

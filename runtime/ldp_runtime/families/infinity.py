@@ -19,7 +19,7 @@ from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.engines.blocks import Placement
 from ldp_runtime.families.base import Constants
 from ldp_runtime.guidance import gap_per_token, per_scale
-from ldp_runtime.noise import draw_noise, position_noise
+from ldp_runtime.noise import draw_noise, logistics, position_noise
 from ldp_runtime.numerics import scalar
 from ldp_runtime.sampling import SamplingFilter, logit_difference, sample_bits
 from ldp_runtime.schedule import Grid, ScaleSchedule, rope_table
@@ -88,6 +88,13 @@ class BitCodec:
 
     def mixing(self) -> BitCodec:
         return self
+
+    @property
+    def variates(self) -> int:
+        return self.layout.bits
+
+    def of_uniforms(self, uniform: torch.Tensor) -> torch.Tensor:
+        return logistics(uniform)
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logit_difference(logits)

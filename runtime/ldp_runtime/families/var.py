@@ -17,6 +17,7 @@ from ldp_runtime.arguments import is_list, number
 from ldp_runtime.engines.blocks import Placement
 from ldp_runtime.families.base import Constants
 from ldp_runtime.guidance import per_scale, ramp
+from ldp_runtime.noise import exponentials
 from ldp_runtime.numerics import exact_convolutions
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import Grid, ScaleSchedule
@@ -66,6 +67,13 @@ class CodebookCodec:
 
     def mixing(self) -> CodebookCodec:
         return replace(self, more_smooth=True)
+
+    @property
+    def variates(self) -> int:
+        return self.codebook.shape[0]
+
+    def of_uniforms(self, uniform: torch.Tensor) -> torch.Tensor:
+        return exponentials(uniform)
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits

@@ -3,6 +3,9 @@
 Images run in one call while each of them has the same tokens. From its first pruned scale on, an image runs by itself
 with its own rows. So masks are never ragged, and a pruned image does not depend on its neighbours. The same holds from
 its quantized scales on, where an engine may take ranges from all rows of a call.
+
+Early scales lie in a small arena. Where the first images split, all go on in slots of memory; those that find none free
+wait at that scale, until others are done.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ from functools import cached_property
 
 import torch
 
-from ldp_runtime.engines.blocks import Cache, Placement, PromptRows
+from ldp_runtime.engines.blocks import Placement, PromptRows
+from ldp_runtime.engines.cache_memory import CacheMemory, HeldCache
+from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.families.base import Codec
 from ldp_runtime.guidance import last_guided_scale
+from ldp_runtime.noise import CounterNoise
 from ldp_runtime.numerics import scalar
 from ldp_runtime.pipeline.trace import ScaleTrace
 from ldp_runtime.pruning.policy import Policy, ScaleView, TokenRule
@@ -63,7 +69,7 @@ class ImageState:
 
     Attributes:
         seed: seed of the image.
-        noise: noise of the full grid of every scale, [h*w, ...] each; see `Codec.noise`.
+        noise: noise of the full grid of every scale, [h*w, ...] each (see `Codec.noise`), or the means to draw it.
         latent: F_k [d, H, W].
         unconditional: the unconditional branch is alive.
         residual: R_k on the token grid [channels, h, w].
@@ -78,7 +84,7 @@ class ImageState:
     settings: ImageSettings
     schedule: ScaleSchedule
     seed: int
-    noise: Sequence[torch.Tensor]
+    noise: Sequence[torch.Tensor] | CounterNoise
     latent: torch.Tensor
     unconditional: bool
     residual: torch.Tensor = field(default_factory=lambda: scalar(0.0))
@@ -94,7 +100,7 @@ class ImageState:
         settings: ImageSettings,
         schedule: ScaleSchedule,
         seed: int,
-        noise: Sequence[torch.Tensor],
+        noise: Sequence[torch.Tensor] | CounterNoise,
         device: torch.device,
     ) -> ImageState:
         """An image before its first scale."""
@@ -117,6 +123,10 @@ class ImageState:
         assert self.settings.policy.tokens is not None
         return self.settings.policy.tokens
 
+    def first_alone(self, quantized: Collection[int]) -> int | None:
+        """The first scale at which the image runs by itself, if there is one."""
+        return min((k for k in {*self.pruned, *quantized} if k < self.scales), default=None)
+
     def stops_after(self, scale: int) -> bool:
         """True if the policy stops the unconditional branch after this scale, which another one follows."""
         rule = self.settings.policy.guidance
@@ -136,6 +146,8 @@ class ImageState:
 
     def noise_at(self, scale: int, kept: torch.Tensor | None) -> torch.Tensor:
         """Noise of the computed tokens [L, ...]."""
+        if isinstance(self.noise, CounterNoise):
+            return self.noise.at(scale, kept)
         noise = self.noise[scale]
         return noise if kept is None else noise.index_select(0, kept)
 
@@ -166,12 +178,15 @@ class Group:
 
     Attributes:
         scale: the scale that is drawn next.
+        held: the cache, once the group has memory for its first scale.
+        moves_at: the scale before which the images move into slots; None: they lie there.
     """
 
     images: list[ImageState]
     prompt: PromptRows
-    cache: Cache
     scale: int = 0
+    held: HeldCache | None = None
+    moves_at: int | None = None
 
     def alive(self) -> list[int]:
         """Indices of the images whose unconditional branch is alive."""
@@ -231,31 +246,82 @@ class Group:
             self.images[i].unconditional = i in staying
 
     def leave(self, leaving: Collection[ImageState]) -> None:
-        """Removes images, with their rows; the others keep theirs."""
+        """Removes images, with their rows and memory; the others keep theirs."""
         staying = [i for i, image in enumerate(self.images) if image not in leaving]
         if len(staying) == len(self.images):
             return
-        if staying:
-            self._keep_rows(sorted(row for i in staying for row in self.rows_of(i)))
+        rows = sorted(row for i in staying for row in self.rows_of(i))
         self.images = [self.images[i] for i in staying]
+        if staying:
+            self._keep_rows(rows)
+        elif self.held is not None:
+            self.held.release()
 
-    def split(self, quantized: Collection[int]) -> list[Group]:
-        """Groups that run the next scale: images that are pruned or quantized there by themselves, the others together.
+    def begin(self, memory: CacheMemory, quantized: Collection[int]) -> bool:
+        """Takes memory for the first scales; False: there is none now."""
+        images, schedule = self.images, self.images[0].schedule
+        alone = (image.first_alone(quantized) for image in images if len(images) > 1)
+        split, last = min((k for k in alone if k is not None), default=None), max(image.scales for image in images) - 1
+        for shared in (True, False):
+            self.moves_at, positions = memory.plan.boundary(schedule, last, split, shared)
+            if self.moves_at == 0:
+                return True
+            self.held = memory.arena(positions, self.prompt.rows)
+            if self.held is not None:
+                return True
+        return False
+
+    def parts(self, memory: CacheMemory, quantized: Collection[int]) -> list[Group]:
+        """Groups that this one goes on as: those that have memory for their next scale, then those that wait for it.
 
         Args:
             quantized: scales whose blocks are quantized.
         """
-        if len(self.images) == 1:
+        if self.moves_at == self.scale:
+            return self._moved(memory, quantized)
+        if memory.plan.shape.cache_tokens is None or len(self.images) == 1:
             return [self]
+        return self._apart(memory, quantized)
+
+    def _moved(self, memory: CacheMemory, quantized: Collection[int]) -> list[Group]:
+        """Groups in slots: images that ever split by themselves, the others together; and those left without a slot."""
+        static = memory.plan.shape.cache_tokens is not None  # a static cache splits in its slots
+        several = len(self.images) > 1 and not static
+        single = [image for image in self.images if several and image.first_alone(quantized) is not None]
+        together = [image for image in self.images if image not in single]
+        moved: list[Group] = []
+        for wanted in (*([image] for image in single), *([together] if together else [])):
+            lease = memory.slots(len(wanted))
+            if lease is None:
+                break
+            images = wanted[: lease.count]
+            places = [self.images.index(image) for image in images]
+            rows = sorted(row for place in places for row in self.rows_of(place))
+            held = memory.cache_in(lease, len(rows))
+            if self.held is not None:
+                assert isinstance(self.held.cache, DynamicKVCache)
+                assert isinstance(held.cache, DynamicKVCache)
+                self.held.cache.copy_rows(rows, held.cache)
+            moved.append(Group(images, self.prompt.take(rows), self.scale, held))
+        self.leave([image for group in moved for image in group.images])
+        return [*moved, self] if self.images else moved
+
+    def _apart(self, memory: CacheMemory, quantized: Collection[int]) -> list[Group]:
+        """Groups of a static cache: images that are pruned or quantized at this scale alone, the others together."""
         k = self.scale
-        alone = [i for i, image in enumerate(self.images) if k in quantized or k in image.pruned]
-        singles = [
-            Group([self.images[i]], self.prompt.take(self.rows_of(i)), self.cache.with_rows(self.rows_of(i)), k)
-            for i in alone
-        ]
-        self.leave([self.images[i] for i in alone])
-        return [*singles, self] if self.images else singles
+        single = [image for image in self.images if k in quantized or k in image.pruned]
+        if not single:
+            return [self]
+        together = [image for image in self.images if image not in single]
+        sets = [*([image] for image in single), *([together] if together else [])]
+        parts = [sorted(row for i in images for row in self.rows_of(self.images.index(i))) for images in sets]
+        assert self.held is not None
+        held = memory.apart(self.held, parts, [len(images) for images in sets])
+        return [Group(i, self.prompt.take(rows), k, h) for i, rows, h in zip(sets, parts, held, strict=True)]
 
     def _keep_rows(self, rows: list[int]) -> None:
-        if rows != list(range(self.prompt.rows)):
-            self.prompt, self.cache = self.prompt.take(rows), self.cache.with_rows(rows)
+        if rows == list(range(self.prompt.rows)):
+            return
+        self.prompt = self.prompt.take(rows)
+        if self.held is not None:
+            self.held.keep_rows(rows, len(self.images))

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from ldp_runtime.engines.blocks import Placement
+from ldp_runtime.engines.cache_memory import CacheMemory
 from ldp_runtime.families.base import Codec
+from ldp_runtime.noise import CounterNoise
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.open_engines import Engines
 from ldp_runtime.pipeline.request import ImageRequest
@@ -67,7 +69,7 @@ class ImageEvent:
 
 
 #: Noise of an image for every scale, from its seed.
-Noise = Callable[[int, Codec, ScaleSchedule], Sequence[torch.Tensor]]
+Noise = Callable[[int, Codec, ScaleSchedule], Sequence[torch.Tensor] | CounterNoise]
 
 
 class Drawing:
@@ -105,8 +107,11 @@ class Drawing:
         """True once every image is drawn, cancelled, or given up."""
         return self._run is None or self._run.is_done
 
-    def step(self, index: int | None = None) -> ScaleEvent:
+    def step(self, index: int | None = None) -> ScaleEvent | None:
         """Draws one scale of one group of images, and says which.
+
+        Images share early calls, and go on in slots of memory, as many at a time as are free. None: nothing was drawn,
+        since all that is left waits for memory that other drawings hold. It is there again when they are stepped on.
 
         Args:
             index: in the request, of an image that is not drawn yet; its group is taken. None: that furthest behind.
@@ -119,6 +124,8 @@ class Drawing:
         try:
             with self._entered():
                 drawn = self._run.step(image)
+                if not drawn:
+                    return None
                 if self._run.is_done:
                     self._run.finish()
         except BaseException:
@@ -148,12 +155,15 @@ class Drawing:
 
     def close(self) -> None:
         """Gives the memory of the run back, whether it is done or not."""
-        self._run = None
+        run, self._run = self._run, None
+        if run is not None:
+            run.close()
 
     def _fail(self) -> None:
         """Ends a run that failed; NaN can make later work fail in many ways, none of which would name the cause."""
         run, self._run = self._run, None
         if run is not None:
+            run.close()
             run.check()
 
     def _trace(self, state: ImageState) -> Trace:
@@ -186,11 +196,13 @@ def start_run(
     noise: Noise,
     placement: Placement,
     quantized: Mapping[int, str],
+    memory: CacheMemory | None,
 ) -> tuple[Run, list[ImageState]]:
     """Run of these requests, and its images in their order.
 
     Args:
         rows: the prompt's rows of the images; see `condition_rows`.
+        memory: memory of the caches, which drawings of a pipeline share; None: the run has its own.
     """
     device = engines.blocks.device
     states = []
@@ -198,7 +210,7 @@ def start_run(
         settings = ImageSettings(_codec(engines, image), image.guidance, image.temperature, image.filter, image.policy)
         drawn = noise(image.seed, settings.codec, image.schedule)
         states.append(ImageState.new(settings, image.schedule, image.seed, drawn, device))
-    return Run(engines.blocks, placement, states, rows(images), quantized), states
+    return Run(engines.blocks, placement, states, rows(images), quantized, memory), states
 
 
 def _codec(engines: Engines, image: ImageRequest) -> Codec:

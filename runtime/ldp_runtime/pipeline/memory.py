@@ -12,7 +12,7 @@ import psutil
 from ldp_runtime.arguments import number, shown
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.control_groups import memory_left
-from ldp_runtime.engines.kv_cache import DynamicKVCache
+from ldp_runtime.engines.cache_plan import CachePlan, ModelShape
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
 
@@ -41,11 +41,16 @@ class MemoryEstimate:
         return f"{_gib(self.total)} ({', '.join(parts)})"
 
 
-def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
+def cache_plan(manifest: Manifest, shape: ModelShape, max_batch: int, slots: int | None = None) -> CachePlan:
+    """Memory of the KV caches for batches of so many images; see `Pipeline.load` for the slots."""
+    return CachePlan.of(shape, manifest.schedules(), manifest.quantized_scales, max_batch, slots or max_batch)
+
+
+def estimate_memory(manifest: Manifest, max_batch: int, slots: int | None = None) -> MemoryEstimate:
     """Upper bound for `max_batch` images with guidance, over all aspect ratios of the bundle's size.
 
-    Weights count twice, since runtimes pack matrices into a layout of their own. The KV cache counts twice for batches,
-    since images move into caches of their own at the first pruned scale.
+    Weights count twice, since runtimes pack matrices into a layout of their own. The KV caches are what a pipeline has
+    allocated once every slot and arena has been used.
 
     Activations are the greater of two: the widest layer of the largest scale with its attention scores, or the
     decoder's widest feature maps. The noise and the tensors of sampling come on top.
@@ -55,26 +60,32 @@ def estimate_memory(manifest: Manifest, max_batch: int) -> MemoryEstimate:
     past = max(s.offsets[-2] for s in schedules)
     tokens = max(max(s.tokens) for s in schedules)
     rows = 2 * max_batch
-    held = manifest.cache_tokens or past
-    spare = tokens if manifest.has_fused_blocks else 0
-    arena = DynamicKVCache.size_in_bytes(model.depth, held, rows, model.width, manifest.cache_element_size, spare)
+    plan = cache_plan(manifest, ModelShape.of(manifest, manifest.has_fused_blocks), max_batch, slots)
     widest = tokens * rows * (model.ffn + 4 * model.width) * 4
     scores = rows * model.heads * tokens * (past + tokens) * 4
     pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
     decoder = pixels * _DECODER_WIDTH * 4 * 3
-    # Noise of every scale, and the tensors that sampling makes from the logits of the largest scale.
-    sampling = (max_batch * max(s.total_tokens for s in schedules) + 4 * rows * tokens) * model.logits * 4
+    # The tensors that sampling makes from the logits of the largest scale, and the noise: of every scale, or as drawn.
+    sampling = 4 * rows * tokens * model.logits * 4
+    if manifest.noise == "generator":
+        sampling += max_batch * max(s.total_tokens for s in schedules) * model.logits * 4
+    else:
+        from ldp_runtime.noise import COUNTER_NOISE_BYTES
+
+        sampling += COUNTER_NOISE_BYTES + tokens * model.logits * 4
+
+    def keys_and_values(positions: int) -> int:
+        return 2 * model.depth * positions * rows * model.width * plan.shape.element_size
+
     if manifest.backend.startswith("tensorrt") and manifest.kv_cache == "dynamic":
         # The engines also write the keys and values of the last scale, which are never read, to a buffer.
-        sampling += DynamicKVCache.size_in_bytes(model.depth, tokens, rows, model.width, manifest.cache_element_size)
+        sampling += keys_and_values(tokens)
     if manifest.has_fused_blocks:  # CUDA graphs read the text from a fixed buffer; quantized scales have another one
         buffers, length = 1 + len(manifest.quantized), padded(manifest.limits.text_tokens)
-        sampling += buffers * DynamicKVCache.size_in_bytes(
-            model.depth, length, rows, model.width, manifest.cache_element_size
-        )
+        sampling += buffers * keys_and_values(length)
     return MemoryEstimate(
         weights=2 * manifest.weight_bytes(),
-        kv_cache=arena * (2 if max_batch > 1 else 1),
+        kv_cache=plan.size,
         activations=max(widest + scores, decoder) + sampling,
     )
 
@@ -115,24 +126,35 @@ def check_rows(manifest: Manifest, max_batch: int) -> None:
 
 
 def check_capacity(
-    manifest: Manifest, max_batch: int, device: torch.device, memory_limit: int | None
+    manifest: Manifest, max_batch: int, device: torch.device, memory_limit: int | None, slots: int | None = None
 ) -> MemoryEstimate:
     """The memory estimate.
 
     Raises:
         CapacityError: the estimate exceeds `memory_limit` (bytes; None: the memory that is available now).
     """
-    estimate = estimate_memory(manifest, max_batch)
+    estimate = estimate_memory(manifest, max_batch, slots)
     limit = available_memory(device) if memory_limit is None else memory_limit
     if estimate.total > limit:
-        fitting = next((b for b in range(max_batch, 0, -1) if estimate_memory(manifest, b).total <= limit), 0)
-        hint = f"max_batch={fitting} fits" if fitting else "no batch size fits; use a larger machine or a smaller model"
+        hint = _fitting(manifest, max_batch, slots or max_batch, limit)
         raise CapacityError(
             f"{manifest.model.name} with max_batch={max_batch} needs up to {estimate} on {device}; "
             f"{_gib(limit)} is allowed",
             hint=hint,
         )
     return estimate
+
+
+def _fitting(manifest: Manifest, max_batch: int, slots: int, limit: float) -> str:
+    """Hint at the most that fits: the same batch with fewer slots, or a smaller batch."""
+
+    def fits(batch: int, count: int) -> bool:
+        return estimate_memory(manifest, batch, count).total <= limit
+
+    fewer = next((count for count in range(slots - 1, 0, -1) if fits(max_batch, count)), 0)
+    smaller = next((batch for batch in range(max_batch - 1, 0, -1) if fits(batch, min(batch, slots))), 0)
+    found = [*([f"slots={fewer}"] if fewer else []), *([f"max_batch={smaller}"] if smaller else [])]
+    return f"{' or '.join(found)} fits" if found else "no batch size fits; use a larger machine or a smaller model"
 
 
 def _gib(size: float) -> str:

@@ -14,7 +14,8 @@ from ldp_runtime.arguments import shown, whole_number
 from ldp_runtime.bundle.files import CONSTANTS, Bundle
 from ldp_runtime.bundle.manifest import FUSED_WEIGHTS, GraphEntry, Manifest, ModelEntry
 from ldp_runtime.engines.base import Engine
-from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape
+from ldp_runtime.engines.blocks import Blocks, BlocksChunk
+from ldp_runtime.engines.cache_plan import ModelShape
 from ldp_runtime.engines.forks import left_alone_in_children
 from ldp_runtime.engines.prompt import chained
 from ldp_runtime.errors import ConfigError, IntegrityError
@@ -142,22 +143,13 @@ def open_engines(
         ]
 
     constants = _load_constants(bundle, device)
-    model = manifest.model
     encoder = opened("text_encoder")
     engines = Engines(
         text_encoder=encoder[0][1] if encoder else None,
         prompt=chained(opened("prompt")),
         blocks=Blocks(
             blocks_of(""),
-            ModelShape(
-                model.depth,
-                model.width,
-                model.heads,
-                model.logits,
-                manifest.cache_dtype,
-                manifest.cache_tokens,
-                writes_all=opener is None and manifest.has_fused_blocks,
-            ),
+            ModelShape.of(manifest, writes_all=opener is None and manifest.has_fused_blocks),
             {entry.name: blocks_of(entry.name) for entry in manifest.quantized},
         ),
         decoder=opened("decoder")[0][1],
@@ -240,7 +232,7 @@ def _opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[
 
 def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> tuple[OpenGraph, GraphCounters | None]:
     """Opener of the torch backend: packages compiled ahead, fused blocks compiled now, an 8-bit decoder in ONNX."""
-    from ldp_runtime.engines.graph_cache import GraphCounters
+    from ldp_runtime.engines.graph_cache import GraphCounters, full_scales
     from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
     from ldp_runtime.engines.torch_compiled.engine import TorchCompiledEngine
     from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
@@ -249,6 +241,7 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
     counters = GraphCounters() if captures else None
     limits = bundle.manifest.limits
     sizes = {"tokens": limits.tokens, "text_tokens": limits.text_tokens}
+    full = full_scales(bundle.manifest.schedules())
 
     def open_there(name: str, graph: GraphEntry) -> Engine:
         path = bundle.path(graph.file)
@@ -259,6 +252,6 @@ def _torch_opener(bundle: Bundle, device: torch.device, threads: int | None) -> 
         if path.name != FUSED_WEIGHTS:
             return TorchCompiledEngine(name, path, graph, device, threads)
         graphs = None if counters is None else CudaGraphs(counters)
-        return FusedEngine.load(name, path, graph, device, **sizes, threads=threads, graphs=graphs)
+        return FusedEngine.load(name, path, graph, device, **sizes, threads=threads, graphs=graphs, full_scales=full)
 
     return open_there, counters

@@ -21,15 +21,17 @@ from ldp_runtime.arguments import check_callable, listed, shown, truth, whole_nu
 from ldp_runtime.bundle.files import TOKENIZER, Bundle, Integrity, open_bundle, require_digest
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import resolve_policy
+from ldp_runtime.engines.cache_memory import CacheMemory
 from ldp_runtime.engines.out_of_memory import capacity_errors
-from ldp_runtime.errors import Cancelled, ClosedError, ConfigError, ForkedError, IncompatibleBundleError
+from ldp_runtime.errors import Cancelled, CapacityError, ClosedError, ConfigError, ForkedError, IncompatibleBundleError
 from ldp_runtime.families.base import Codec
 from ldp_runtime.families.choose import placement
+from ldp_runtime.noise import CounterNoise
 from ldp_runtime.numerics import check_finite
 from ldp_runtime.pipeline.batch import ImageState
 from ldp_runtime.pipeline.conditions import condition_rows
 from ldp_runtime.pipeline.drawing import Drawing, ImageEvent, ScaleEvent, start_run
-from ldp_runtime.pipeline.memory import check_capacity, check_rows, checked_memory
+from ldp_runtime.pipeline.memory import cache_plan, check_capacity, check_rows, checked_memory
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
 from ldp_runtime.pipeline.open_engines import Engines, check_runnable, checked_threads, device_of, open_engines
 from ldp_runtime.pipeline.request import MAX_IMAGES, ImageRequest, Request, check_output_type, make_request
@@ -98,6 +100,7 @@ class Pipeline:
         max_batch: int,
         root: Path | None = None,
         max_images: int = MAX_IMAGES,
+        slots: int | None = None,
     ) -> None:
         self.manifest = manifest
         self.root = root  # where the bundle's saved policies lie
@@ -106,8 +109,11 @@ class Pipeline:
         self._engines: Engines | None = engines
         self._process = os.getpid()
         self._tokenizer = tokenizer
+        plan = cache_plan(manifest, engines.blocks.shape, max_batch, slots)
+        self._memory = CacheMemory(plan, engines.blocks.device)
         self._placement = lru_cache(maxsize=4)(partial(placement, manifest.model, engines.constants))  # by schedule
         self._calls = threading.RLock()  # whole calls queue; reentrant: a callback may draw too
+        self._in_call = False
         self._lock = threading.RLock()  # of the engines, for one step
         on_gpu = engines.blocks.device.type == "cuda"
         self._drawer = ThreadPoolExecutor(1, "ldp-noise") if on_gpu else None
@@ -120,6 +126,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
         threads: int | None = None,
         max_batch: int = 4,
+        slots: int | None = None,
         memory_limit: int | None = None,
         integrity: Integrity = "full",
         expected_digest: str | None = None,
@@ -133,6 +140,8 @@ class Pipeline:
                 ONNX Runtime has its CUDA provider. PyTorch compiles blocks now, and keeps them for the next process.
             threads: number of threads of a CPU engine; None leaves it to ONNX Runtime, or takes PyTorch's own setting.
             max_batch: number of images drawn together; longer requests are drawn in several batches.
+            slots: number of images that may have passed the early scales at one time, which bounds memory; None: as
+                `max_batch`. A batch of more images shares its early scales, and then draws so many at a time.
             memory_limit: bytes that the pipeline may need; None: the free memory of the device, or of the container.
             integrity: "full" hashes every file of the bundle, "sizes" compares sizes only.
             expected_digest: digest of the only bundle to load, or its first 16 digits or more; `inspect` prints it.
@@ -147,6 +156,8 @@ class Pipeline:
         max_batch = whole_number("max_batch", max_batch, 1, _MOST_IMAGES)
         max_images = whole_number("max_images", max_images, 1, _MOST_IMAGES)
         allow_rejected = truth("allow_rejected", allow_rejected)
+        if slots is not None:
+            slots = whole_number("slots", slots, 1, _MOST_IMAGES, hint="leave it out for one per image of max_batch")
         threads = checked_threads(threads)
         memory_limit = checked_memory(memory_limit)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, integrity, expected_digest)
@@ -155,14 +166,14 @@ class Pipeline:
         _check_state(opened, allow_rejected)
         target = device_of(device)
         check_runnable(opened.manifest, target)
-        estimate = check_capacity(opened.manifest, max_batch, target, memory_limit)
+        estimate = check_capacity(opened.manifest, max_batch, target, memory_limit, slots)
         logger.info("loading %s, needs up to %s", opened.manifest.model.name, estimate)
         with capacity_errors("loading the engines"):
             engines = open_engines(opened, target, threads)
         manifest, tokenizer = opened.manifest, None
         if manifest.has_text_encoder:
             tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
-        return cls(manifest, engines, tokenizer, max_batch, opened.root, max_images)
+        return cls(manifest, engines, tokenizer, max_batch, opened.root, max_images, slots)
 
     def __call__(
         self,
@@ -251,7 +262,12 @@ class Pipeline:
             max_images=self.max_images,
         )
         with self._calls:  # calls of other threads wait; between the steps of this one, they may decode
-            drawn = self._draw(request, callback_on_scale, callback_on_image)
+            # A call within a callback cannot wait for the images of the call around it: it brings memory of its own.
+            outer, self._in_call = self._in_call, True
+            try:
+                drawn = self._draw(request, callback_on_scale, callback_on_image, None if outer else self._memory)
+            finally:
+                self._in_call = outer
             return self._result(request, drawn)
 
     def _policy(self, policy: Policy | str | None) -> Policy | None:
@@ -284,11 +300,20 @@ class Pipeline:
             indices = [whole_number("index of an image", i, 0, 2**63) for i in listed("indices", indices, len(images))]
             if len(set(indices)) != len(images):
                 raise ConfigError(f"{len(images)} images have the indices {indices}", hint="give one each, or none")
-        doing = f"drawing {len(images)} images"
-        return Drawing(images, self._start, lambda: self._running(doing), self._preview, indices)
+        return self._begin(images, indices, self._memory)
+
+    def _begin(
+        self, images: Sequence[ImageRequest], indices: Sequence[int] | None, memory: CacheMemory | None
+    ) -> Drawing:
+        start, doing = partial(self._start, memory=memory), f"drawing {len(images)} images"
+        return Drawing(images, start, lambda: self._running(doing), self._preview, indices)
 
     def _draw(
-        self, request: Request, on_scale: ScaleCallback | None, on_image: ImageCallback | None
+        self,
+        request: Request,
+        on_scale: ScaleCallback | None,
+        on_image: ImageCallback | None,
+        memory: CacheMemory | None,
     ) -> list[tuple[Any, Trace]]:
         """Output and trace of each image; images of one size are drawn together, `max_batch` at a time."""
         images, drawn = request.images, {}
@@ -296,19 +321,23 @@ class Pipeline:
             same = [i for i, image in enumerate(images) if image.schedule == schedule]
             for first in range(0, len(same), self.max_batch):
                 part = same[first : first + self.max_batch]
-                for i, latent, trace in self._latents([images[i] for i in part], part, on_scale):
+                for i, latent, trace in self._latents([images[i] for i in part], part, on_scale, memory):
                     drawn[i] = self._finished(latent, trace, request)
                     _tell_image(on_image, i, *drawn[i])
         return [drawn[i] for i in range(len(images))]
 
     def _latents(
-        self, images: Sequence[ImageRequest], indices: Sequence[int], on_scale: ScaleCallback | None
+        self,
+        images: Sequence[ImageRequest],
+        indices: Sequence[int],
+        on_scale: ScaleCallback | None,
+        memory: CacheMemory | None,
     ) -> list[tuple[int, torch.Tensor, Trace]]:
         """Index, latent [d, h, w] and trace of each image of one drawing."""
-        drawing = self.start(images, indices)
+        drawing = self._begin(images, indices, memory)
         try:
             while not drawing.is_done:
-                _tell(on_scale, drawing.step())
+                _tell(on_scale, _drawn(drawing.step()))
             return [(i, *result) for i, result in zip(indices, drawing.results(), strict=True)]
         finally:
             drawing.close()
@@ -415,6 +444,7 @@ class Pipeline:
             if self._drawer is not None:
                 self._drawer.shutdown(cancel_futures=True)
             self._placement.cache_clear()
+            self._memory.clear()
             if engines is not None:
                 engines.close()
 
@@ -456,15 +486,21 @@ class Pipeline:
             with lasting[0], lasting[1], exact, _one_torch_thread(device), capacity_errors(doing):
                 yield engines
 
-    def _start(self, engines: Engines, images: Sequence[ImageRequest]) -> tuple[Run, list[ImageState]]:
+    def _start(
+        self, engines: Engines, images: Sequence[ImageRequest], memory: CacheMemory | None
+    ) -> tuple[Run, list[ImageState]]:
         rows = partial(condition_rows, engines, self.manifest, self._tokenizer)
         schedule = images[0].schedule
         quantized = self.manifest.scale_sets(schedule)
         noise = partial(self._noise, engines.blocks.device)
-        return start_run(engines, images, rows, noise, self._placement(schedule), quantized)
+        return start_run(engines, images, rows, noise, self._placement(schedule), quantized, memory)
 
-    def _noise(self, device: torch.device, seed: int, codec: Codec, schedule: ScaleSchedule) -> Sequence[torch.Tensor]:
-        """Noise of an image; if a GPU computes, another thread draws it meanwhile."""
+    def _noise(
+        self, device: torch.device, seed: int, codec: Codec, schedule: ScaleSchedule
+    ) -> Sequence[torch.Tensor] | CounterNoise:
+        """Noise of an image; if a GPU computes, another thread draws that of a generator meanwhile."""
+        if self.manifest.noise == "counter":
+            return CounterNoise(seed, schedule.tokens, device, codec.variates, codec.of_uniforms)
         if self._drawer is None:
             return codec.noise(seed, schedule)
         return NoiseAhead(seed, codec, schedule, device, self._drawer)
@@ -484,6 +520,16 @@ class Pipeline:
             images.append(image)
             seconds.append(time.perf_counter() - started)
         return images, seconds
+
+
+def _drawn(event: ScaleEvent | None) -> ScaleEvent:
+    """Raises CapacityError if a step of a call drew nothing: only drawings that the caller holds can change that."""
+    if event is None:
+        raise CapacityError(
+            "all memory for images is held by drawings that were begun with `start`",
+            hint="step them to their end or close them first, or load with more slots",
+        )
+    return event
 
 
 def _tell(callback: ScaleCallback | None, event: ScaleEvent) -> None:

@@ -9,11 +9,13 @@ resolves both as done here.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from ldp_runtime.engines.blocks import Blocks, Placement, PromptRows
+from ldp_runtime.engines.cache_memory import CacheMemory, CachePlan
+from ldp_runtime.errors import LdpError
 from ldp_runtime.guidance import guide
 from ldp_runtime.numerics import FiniteWatch, scalar
 from ldp_runtime.pipeline.batch import Group, ImageState
@@ -30,6 +32,7 @@ class Run:
         images: at least one, all of the schedule that `placement` was made for.
         prompt: rows [conditional of each image, unconditional of each image whose branch is alive].
         quantized: name of the set of each quantized scale; see `Manifest.quantized_scales`.
+        memory: memory of the caches, which other runs may share; None: the run has its own.
     """
 
     def __init__(
@@ -39,11 +42,11 @@ class Run:
         images: Sequence[ImageState],
         prompt: PromptRows,
         quantized: Mapping[int, str] | None = None,
+        memory: CacheMemory | None = None,
     ) -> None:
         self.blocks, self.placement, self.quantized = blocks, placement, quantized or {}
-        schedule, last = images[0].schedule, max(image.scales for image in images) - 1
-        capacity = max(1, schedule.offsets[last])  # no scale reads the last scale's keys and values
-        self.groups = [Group(list(images), prompt, blocks.new_cache(capacity, prompt.rows, schedule.tokens[last]))]
+        self._memory = memory or _own_memory(blocks, images, self.quantized)
+        self.groups = [Group(list(images), prompt)]
         self._watch, self._recorder = FiniteWatch(), Recorder(blocks.device)
 
     @property
@@ -54,21 +57,37 @@ class Run:
     def step(self, image: ImageState | None = None) -> list[ImageState]:
         """Draws the next scale of an image, and of those that share its call; returns the images drawn.
 
+        No images: all that may be drawn wait for memory that other runs hold.
+
         Args:
-            image: one that is not drawn yet; None: of the group that is furthest behind.
+            image: one that is not drawn yet; None: of the group that is furthest behind and has memory.
 
         Raises:
             NonFiniteError: the logits hold NaN or infinity; on a GPU, `check` says so.
         """
-        if image is None:
-            group = min(self.groups, key=lambda group: group.scale)
-        else:
-            group = next(group for group in self.groups if image in group.images)
-        group.stop_branches()
-        parts = group.split(self.quantized)
-        at = self.groups.index(group)
-        self.groups[at : at + 1] = parts
-        return self._draw(parts[0] if image is None else next(part for part in parts if image in part.images))
+        group = self._next(image)
+        return [] if group is None else self._draw(group)
+
+    def _next(self, image: ImageState | None) -> Group | None:
+        """Group whose scale is drawn next, in memory that it holds; None if all that may be drawn wait for some."""
+        for group in sorted(self.groups, key=lambda group: group.scale):
+            if image is not None and image not in group.images:
+                continue
+            if group.held is None and not group.begin(self._memory, self.quantized):
+                continue
+            group.stop_branches()
+            parts, at = group.parts(self._memory, self.quantized), self.groups.index(group)
+            self.groups[at : at + 1] = parts
+            chosen = parts[0] if image is None else next(part for part in parts if image in part.images)
+            if chosen.moves_at != chosen.scale:
+                return chosen
+        return None
+
+    def close(self) -> None:
+        """Gives all memory back, whether the run is done or not."""
+        for group in self.groups:
+            group.leave(group.images)
+        self.groups = []
 
     def cancel(self, image: ImageState) -> None:
         """Takes an image out; the others are drawn as if it had not been there."""
@@ -88,7 +107,8 @@ class Run:
         """
         try:
             while not self.is_done:
-                self.step()
+                if not self.step():
+                    raise LdpError("other runs hold all memory of the KV caches", hint="step them to their end first")
         finally:
             self.check()  # NaN can make later work fail in many ways, none of which would name the cause
         self.finish()
@@ -124,17 +144,24 @@ class Run:
         self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None
     ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """The engine call: scores of both branches of each image [L, n]."""
+        assert group.held is not None
         given = (group.rows(inputs), group.offset(self.placement), self.placement.at(group.scale, kept))
         logits = self.blocks.run(
             *given,
             group.prompt,
-            group.cache,
+            group.held.cache,
             scale=group.scale,
             watch=self._watch,
             remember=group.remembers,
             quantized=self.quantized.get(group.scale),
         )
         return group.by_image(logits)
+
+
+def _own_memory(blocks: Blocks, images: Sequence[ImageState], quantized: Collection[int]) -> CacheMemory:
+    """Memory of a run that shares it with no other."""
+    count, schedules = len(images), [images[0].schedule]
+    return CacheMemory(CachePlan.of(blocks.shape, schedules, lambda _: quantized, count, count), blocks.device)
 
 
 def _choose(image: ImageState, k: int, inputs: torch.Tensor) -> tuple[ScaleView | None, Selection | None]:

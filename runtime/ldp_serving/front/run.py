@@ -138,7 +138,7 @@ def load_model(service: Service, options: ServeOptions, bundle: Path | Bundle) -
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     device: torch.device = device_of(options.device)
     flying = most_in_flight(opened.manifest, device, options.max_batch, options.max_in_flight)
-    pipeline = Pipeline.load(opened, device=device, threads=options.threads, max_batch=options.max_batch)
+    pipeline = Pipeline.load(opened, device=device, threads=options.threads, max_batch=options.max_batch, slots=flying)
     name = pipeline.manifest.model.name
     limits = Limits(options.max_batch, flying, options.max_queue, options.timeout_s, options.interleave)
     counts = ShadowMetrics(service.metrics, name, options.shadow_rate)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldp_runtime.engines.blocks import Blocks, BlocksChunk, ModelShape
+from ldp_runtime.engines.blocks import Blocks, BlocksChunk
+from ldp_runtime.engines.cache_plan import ModelShape
 from ldp_runtime.engines.torch_compiled.fused.products import Matrix
 from ldp_runtime.pruning.policy import Policy
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.engine_runs import engines_of
+from helpers.requests import image
 from helpers.samples import random_texts, spec
 from helpers.shared import build_shared
 from helpers.var_samples import VarGolden
@@ -15,6 +17,7 @@ from ldp_runtime import LHEP, SATS, Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.kv_cache import StaticKVCache
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.pipeline.memory import estimate_memory
 
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
 from ldp_export.building.build import BuildOptions, plan_build
@@ -54,6 +57,24 @@ def test_the_same_pictures(policy: Policy | None, in_place: Pipeline, small_pipe
     assert drawn[0].traces[0].scales[-1].images_in_call == (1 if policy is PRUNED else 2)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_batches_in_slots(in_place: Pipeline, small_pipe: Pipeline, slots: int) -> None:
+    """Images begin in their slots and move apart within them; with fewer slots, some begin later."""
+    texts, policies = random_texts([5, 9, 4]), (PRUNED, Policy(), Policy(skip_last=2))
+    few = Pipeline(in_place.manifest, engines_of(in_place), None, 3, None, slots)
+    requests = [image(few, prompt_embeds=t, policy=p, seed=3) for t, p in zip(texts, policies, strict=True)]
+    drawing = few.start(requests)
+    while not drawing.is_done:
+        assert drawing.step() is not None
+        assert few._memory.slots_taken <= slots
+    assert few._memory.slots_taken == 0
+    for request, (latent, _) in zip(requests, drawing.results(), strict=True):
+        single = small_pipe(prompt_embeds=request.condition, policy=request.policy, seed=3, output_type="latent")  # pyright: ignore
+        assert torch.equal(single.images[0], latent)
+    expected = estimate_memory(few.manifest, 3, slots).kv_cache
+    assert few._memory.size == few._memory.plan.size == expected
+
+
 def test_the_form_is_in_the_manifest(in_place_bundle: Bundle, small_bundle: Bundle) -> None:
     manifest = in_place_bundle.manifest
     largest = max(manifest.schedule(ratio).total_tokens for ratio in manifest.model.aspect_ratios)
@@ -83,7 +104,11 @@ class TestRefusals:
 class TestCache:
     @staticmethod
     def cache() -> StaticKVCache:
-        cache = StaticKVCache(layers=2, capacity=8, rows=3, heads=2, head_dim=4)
+        memory = StaticKVCache.allocate(layers=2, capacity=8, rows=4, heads=2, head_dim=4)
+        for layer in memory:
+            for tensor in layer.values():
+                tensor.fill_(torch.nan)  # what an earlier image left
+        cache = StaticKVCache(memory, 3)
         for tensors in cache.reads():
             for tensor in tensors.values():
                 assert not tensor.any()  # memory with NaN would pass through weights of zero
@@ -104,13 +129,26 @@ class TestCache:
         with pytest.raises(ConfigError, match="holds 8 tokens, 9 were asked for"):
             self.cache().counters(4)
 
-    @pytest.mark.parametrize("rows", [[0], [0, 1], [2], [2, 0]])
-    def test_chosen_rows(self, rows: list[int]) -> None:
+    @pytest.mark.parametrize("rows", [[0], [0, 1], [2], [0, 2], [1, 2]])
+    def test_kept_rows(self, rows: list[int]) -> None:
         cache = self.cache()
-        chosen = cache.with_rows(rows)
-        assert (chosen.rows, chosen.length, chosen.capacity) == (len(rows), 5, 8)
-        for name, tensor in chosen.reads()[1].items():
-            original = cache.reads()[1][name]
-            assert torch.equal(tensor, original[rows])
-            assert tensor.is_contiguous()
-            assert (tensor.data_ptr() == original.data_ptr()) == (rows[0] == 0)  # the first rows are not copied
+        before = [{name: tensor.clone() for name, tensor in layer.items()} for layer in cache.reads()]
+        places = [tensor.data_ptr() for tensor in cache.reads()[1].values()]
+        cache.keep_rows(rows)
+        assert (cache.rows, cache.length, cache.capacity) == (len(rows), 5, 8)
+        for layer, old in zip(cache.reads(), before, strict=True):
+            for name, tensor in layer.items():
+                assert torch.equal(tensor, old[name][rows])
+                assert tensor.is_contiguous()
+        assert [tensor.data_ptr() for tensor in cache.reads()[1].values()] == places
+
+    def test_images_move_apart_in_place(self) -> None:
+        cache = self.cache()
+        before = [{name: tensor.clone() for name, tensor in layer.items()} for layer in cache.reads()]
+        memory = cache._memory
+        halves = [[{k: t[half : half + 2] for k, t in layer.items()} for layer in memory] for half in (0, 2)]
+        for part, rows in zip(cache.apart([[1], [0, 2]], halves), ([1], [0, 2]), strict=True):
+            assert (part.rows, part.length) == (len(rows), 5)
+            for layer, old in zip(part.reads(), before, strict=True):
+                for name, tensor in layer.items():
+                    assert torch.equal(tensor, old[name][rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ldp_runtime.engines.cache_plan import dynamic_elements
 from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.errors import InternalError
 
@@ -40,22 +41,41 @@ def test_what_was_written_is_the_past() -> None:
     assert [t.unique().tolist() for t in cache.past()[0]] == [[1.0], [2.0]]
 
 
-@pytest.mark.parametrize("rows", [[0], [2], [0, 2], [2, 0], [1, 1]])
-def test_chosen_rows_keep_their_contents(rows: list[int]) -> None:
-    cache = filled()
-    chosen = cache.with_rows(rows)
-    assert (chosen.rows, chosen.length, chosen.capacity) == (len(rows), 5, 8)
+ROWS = [[0], [2], [0, 2], [1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_kept_rows_move_together_in_place(rows: list[int]) -> None:
+    cache, copies = filled(), filled()
+    cache.keep_rows(rows)
+    assert (cache.rows, cache.length, cache.capacity) == (len(rows), 5, 8)
+    assert cache._memory.data_ptr() == cache._arena.data_ptr()
     for layer in range(2):
-        for new, old in zip(chosen.past()[layer], cache.past()[layer], strict=True):
+        for new, old in zip(cache.past()[layer], copies.past()[layer], strict=True):
             assert torch.equal(new, old[:, rows])
             assert new.is_contiguous()
+        assert [slot.shape for slot in cache.slots(3)[layer]] == [(3, len(rows), 2, 4)] * 2
 
 
-def test_chosen_rows_are_copies() -> None:
-    cache = filled()
-    before = cache.past()[0][0].clone()
-    cache.with_rows([0]).past()[0][0].zero_()
-    assert torch.equal(cache.past()[0][0], before)
+@pytest.mark.parametrize("first", [0, 40])
+@pytest.mark.parametrize("rows", ROWS)
+def test_copied_rows_lie_in_other_memory(rows: list[int], first: int) -> None:
+    """Also in memory that others lie before, and with more positions."""
+    cache, before = filled(), filled()
+    size = dynamic_elements(2, 11, len(rows), 8)
+    whole = torch.full((first + size + 7,), -1.0)
+    other = DynamicKVCache(2, 11, len(rows), 2, 4, memory=whole[first : first + size])
+    cache.copy_rows(rows, other)
+    for layer in range(2):
+        for new, old in zip(other.past()[layer], before.past()[layer], strict=True):
+            assert torch.equal(new, old[:, rows])
+        for slot in other.slots(6)[layer]:
+            slot.zero_()
+    for layer in range(2):
+        for mine, old in zip(cache.past()[layer], before.past()[layer], strict=True):
+            assert torch.equal(mine, old)
+    assert (whole[:first] == -1).all()
+    assert (whole[first + size :] == -1).all()
 
 
 def test_capacity() -> None:
@@ -65,6 +85,6 @@ def test_capacity() -> None:
         cache.slots(4)
 
 
-def test_size_in_bytes() -> None:
+def test_elements() -> None:
     cache = filled()
-    assert DynamicKVCache.size_in_bytes(2, 8, 3, 2 * 4) == cache._arena.numel() * 4
+    assert dynamic_elements(2, 8, 3, 2 * 4) == cache._arena.numel() == cache._memory.numel()

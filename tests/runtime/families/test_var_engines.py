@@ -268,3 +268,17 @@ class TestRequests:
     def test_square_sizes_are_served(self, pipe: Pipeline) -> None:
         for options in ({"aspect_ratio": 1.0}, {"height": 128, "width": 128}):
             assert torch.equal(draw(pipe, **options).images, draw(pipe).images)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_counter_noise(pipe: Pipeline, smooth: bool) -> None:
+    """Draws from the codebook, and mixtures of it, by place: whatever the batch and the policy."""
+    counting = Pipeline(pipe.manifest.model_copy(update={"noise": "counter"}), engines_of(pipe), None, 4)
+    together = draw(counting, class_labels=[3, 5, 3], more_smooth=smooth, policy="ld").images
+    for i, label in enumerate((3, 5, 3)):
+        single = draw(counting, class_labels=label, seed=7 + i, more_smooth=smooth, policy="ld").images
+        assert torch.equal(single[0], together[i])
+    assert not torch.equal(together[0], together[2])
+    assert not torch.equal(together[0], draw(pipe, more_smooth=smooth, policy="ld").images[0])
+    everything = draw(counting, more_smooth=smooth, policy=Policy(TopK(1.0, scales=(1, 2)))).images
+    assert torch.equal(everything, draw(counting, more_smooth=smooth).images)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from helpers.engine_runs import engines_of
+from helpers.requests import image as checked_image
 from helpers.samples import random_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ldp_runtime import Pipeline
-from ldp_runtime.engines.kv_cache import DynamicKVCache
-from ldp_runtime.errors import Cancelled, ConfigError, NonFiniteError
+from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, NonFiniteError
 from ldp_runtime.pipeline.drawing import Drawing, ScaleEvent
-from ldp_runtime.pipeline.request import ImageRequest, make_request
-from ldp_runtime.pruning.parse import parse_policy
+from ldp_runtime.pipeline.memory import estimate_memory
+from ldp_runtime.pipeline.request import ImageRequest
 
 TEXTS = random_texts([5, 3, 8])
 POLICIES = (
@@ -32,15 +31,9 @@ POLICIES = (
 )
 
 
-def image(pipe: Pipeline, *, text: int = 0, policy: str = "none", **options: Any) -> ImageRequest:
+def image(pipe: Pipeline, *, text: int = 0, **options: Any) -> ImageRequest:
     """One checked image."""
-    plain: dict[str, Any] = dict.fromkeys(
-        ("prompt", "class_labels", "negative_prompt", "negative_prompt_embeds", "guidance_scale", "temperature",
-         "top_k", "top_p", "seed", "aspect_ratio", "height", "width")
-    )  # fmt: skip
-    plain |= {"num_images_per_prompt": 1, "output_type": "pil", "cfg_insertion_layer": (0,), "more_smooth": False}
-    plain |= {"prompt_embeds": TEXTS[text], "policy": parse_policy(policy)} | options
-    return make_request(pipe.manifest, **plain).images[0]
+    return checked_image(pipe, **{"prompt_embeds": TEXTS[text]} | options)
 
 
 images = st.fixed_dictionaries(
@@ -65,26 +58,40 @@ def alone(pipe: Pipeline, request: ImageRequest) -> torch.Tensor:
     return drawing.results()[0][0]
 
 
-@settings(max_examples=40)
-@given(begun=st.lists(drawings, min_size=1, max_size=3), data=st.data())
+def with_slots(pipe: Pipeline, slots: int, max_batch: int = 4) -> Pipeline:
+    """A pipeline of the same engines with memory of its own."""
+    return Pipeline(pipe.manifest, engines_of(pipe), pipe._tokenizer, max_batch, pipe.root, slots)
+
+
+def in_use(pipe: Pipeline) -> tuple[int, int]:
+    return pipe._memory.slots_taken, pipe._memory.arenas_taken
+
+
+@settings(max_examples=25)
+@given(begun=st.lists(drawings, min_size=1, max_size=4), slots=st.integers(1, 5), data=st.data())
 def test_interleaved_equals_alone(
-    small_pipe: Pipeline, begun: list[tuple[list[dict[str, Any]], float]], data: st.DataObject
+    small_pipe: Pipeline, begun: list[tuple[list[dict[str, Any]], float]], slots: int, data: st.DataObject
 ) -> None:
-    """Random schedules of steps and cancels, with mixed settings and sizes."""
+    """Random schedules of steps and cancels, with mixed settings and sizes, and more images than slots."""
     requests = [[image(small_pipe, aspect_ratio=ratio, **one) for one in listed] for listed, ratio in begun]
-    running = {i: small_pipe.start(part) for i, part in enumerate(requests)}
+    pipe = with_slots(small_pipe, slots)
+    running = {i: pipe.start(part) for i, part in enumerate(requests)}
     cancelled: set[tuple[int, int]] = set()
     finished: dict[int, Drawing] = {}
+    waiting: set[int] = set()
     while running:
+        assert waiting != set(running), "all wait for each other"
         i = data.draw(st.sampled_from(sorted(running)))
         if data.draw(st.integers(0, 9)) == 0:
             place = data.draw(st.integers(0, len(requests[i]) - 1))
             running[i].cancel(place)
             cancelled.add((i, place))
-        if not running[i].is_done:
-            running[i].step()
+        waiting = waiting | {i} if not running[i].is_done and running[i].step() is None else set()
+        assert pipe._memory.slots_taken <= slots
         if running[i].is_done:
             finished[i] = running.pop(i)
+    assert in_use(pipe) == (0, 0)
+    assert pipe._memory.size <= pipe._memory.plan.size
     for i, drawing in finished.items():
         for place, (latent, trace) in enumerate(drawing.results()):
             if (i, place) not in cancelled:
@@ -97,6 +104,7 @@ def test_strangers_share_early_calls(small_pipe: Pipeline) -> None:
     requests = [image(small_pipe, policy="ld", seed=1), image(small_pipe, text=1, guidance_scale=1.0, seed=2)]
     drawing = small_pipe.start(requests)
     first = drawing.step()
+    assert first is not None
     assert first.images == (0, 1)
     assert [trace.images_in_call for trace in first.traces] == [2, 2]
     assert [trace.rows for trace in first.traces] == [2, 1]
@@ -139,26 +147,117 @@ def fail(event: ScaleEvent) -> None:
 
 
 @pytest.mark.parametrize(("callback", "error"), [(stop, Cancelled), (fail, RuntimeError)])
+@pytest.mark.parametrize("at", [0, 5])
 def test_a_run_that_ends_early_gives_its_memory_back(
-    small_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, callback: Callable[[ScaleEvent], Any], error: type[Exception]
+    small_pipe: Pipeline, callback: Callable[[ScaleEvent], Any], error: type[Exception], at: int
 ) -> None:
-    arenas: list[weakref.ref[DynamicKVCache]] = []
-    original = DynamicKVCache.__init__
+    held: list[tuple[int, int]] = []
 
-    def record(self: DynamicKVCache, *args: Any, **options: Any) -> None:
-        original(self, *args, **options)
-        arenas.append(weakref.ref(self))
+    def end(event: ScaleEvent) -> Any:
+        held.append(in_use(small_pipe))
+        return callback(event) if event.scale == at else None
 
-    monkeypatch.setattr(DynamicKVCache, "__init__", record)
-    try:
-        small_pipe(prompt_embeds=list(TEXTS), seed=1, policy="ld", callback_on_scale=callback)
-    except error:
+    with pytest.raises(error):
+        small_pipe(prompt_embeds=list(TEXTS), seed=1, policy="ld", callback_on_scale=end)
+    assert sum(held[-1]) > 0
+    assert in_use(small_pipe) == (0, 0)
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_drawing_that_is_closed_or_forgotten_gives_its_memory_back(small_pipe: Pipeline, steps: int) -> None:
+    for close in (True, False):
+        drawing = small_pipe.start([image(small_pipe, policy="ld", seed=i) for i in range(3)])
+        for _ in range(steps):
+            drawing.step()
+        assert in_use(small_pipe) != (0, 0)
+        if close:
+            drawing.close()
+        del drawing
+        assert in_use(small_pipe) == (0, 0)
+
+
+def test_a_cancelled_image_gives_its_slot_back(small_pipe: Pipeline) -> None:
+    drawing = small_pipe.start([image(small_pipe, policy="ld", seed=i) for i in range(3)])
+    while in_use(small_pipe)[0] < 3:
+        drawing.step()
+    drawing.cancel(1)
+    assert in_use(small_pipe) == (2, 0)
+    drawing.close()
+
+
+def test_a_batch_takes_as_many_slots_as_are_free(small_pipe: Pipeline) -> None:
+    """Its images share early scales, then go on one after another; the pictures are those of any other memory."""
+    requests = [image(small_pipe, text=i % 3, policy="ld", seed=i) for i in range(4)]
+    pipe = with_slots(small_pipe, 1)
+    drawing, order = pipe.start(requests), []
+    while not drawing.is_done:
+        event = drawing.step()
+        assert event is not None
+        order.append((event.scale, event.images))
+        assert pipe._memory.slots_taken <= 1
+    split = min(requests[0].policy.prunes(requests[0].schedule))
+    together = [(k, (0, 1, 2, 3)) for k in range(split)]
+    assert order == together + [(k, (i,)) for i in range(4) for k in range(split, len(requests[0].schedule))]
+    for request, (latent, _) in zip(requests, drawing.results(), strict=True):
+        assert torch.equal(latent, alone(small_pipe, request))
+    assert pipe._memory.size < small_pipe._memory.plan.size / 2
+
+
+def test_an_unpruned_batch_goes_on_together(small_pipe: Pipeline) -> None:
+    requests = [image(small_pipe, text=i % 3, seed=i) for i in range(3)]
+    for slots, groups in ((3, [(0, 1, 2)]), (2, [(0, 1), (2,)])):
+        pipe = with_slots(small_pipe, slots)
+        drawing = pipe.start(requests)
+        seen: dict[tuple[int, ...], int] = {}
+        while not drawing.is_done:
+            event = drawing.step()
+            assert event is not None
+            seen[event.images] = event.scale
+        assert [images for images in seen if seen[images] == 6] == groups
+        for request, (latent, _) in zip(requests, drawing.results(), strict=True):
+            assert torch.equal(latent, alone(small_pipe, request))
+
+
+def test_a_drawing_waits_for_what_another_holds(small_pipe: Pipeline) -> None:
+    pipe = with_slots(small_pipe, 1)
+    first, second = (pipe.start([image(pipe, policy="ld", seed=seed)]) for seed in (1, 2))
+    while not pipe._memory.slots_taken:
+        first.step()
+    while second.step() is not None:
         pass
-    else:
-        pytest.fail("it went on")
-    gc.collect()
-    assert arenas
-    assert not any(ref() is not None for ref in arenas)
+    assert not second.is_done
+    with pytest.raises(CapacityError, match="held by drawings"):
+        pipe(prompt_embeds=TEXTS[0], seed=3, output_type="latent")
+    first.close()
+    while not second.is_done:
+        assert second.step() is not None
+    assert torch.equal(second.results()[0][0], alone(small_pipe, image(small_pipe, policy="ld", seed=2)))
+    assert torch.isfinite(pipe(prompt_embeds=TEXTS[0], seed=3, output_type="latent").images).all()
+
+
+def test_a_callback_may_draw_while_its_own_images_hold_every_slot(small_pipe: Pipeline) -> None:
+    pipe, inner = with_slots(small_pipe, 1), []
+
+    def draw(event: ScaleEvent) -> None:
+        if event.scale == 6:
+            inner.append(pipe(prompt_embeds=TEXTS[1], seed=9, output_type="latent").images)
+
+    pipe(prompt_embeds=TEXTS[0], seed=1, policy="ld", callback_on_scale=draw)
+    assert torch.equal(inner[0][0], alone(small_pipe, image(small_pipe, text=1, seed=9)))
+
+
+def test_memory_is_what_was_predicted(small_pipe: Pipeline) -> None:
+    """Bytes of every slot and arena, once all of them have been used."""
+    for slots, batch in ((1, 1), (1, 4), (2, 3), (4, 4)):
+        pipe = with_slots(small_pipe, slots, batch)
+        running = [pipe.start([image(pipe, seed=i, policy="ld") for i in range(batch)]) for _ in range(3)]
+        for _ in range(20):
+            for drawing in running:
+                if not drawing.is_done:
+                    drawing.step()
+        allocated = [*pipe._memory._slots._segments, *pipe._memory._early._segments, *pipe._memory._shared._segments]
+        bytes_ = sum(segment.memory.nbytes for segment in allocated)
+        assert bytes_ == pipe._memory.size == estimate_memory(pipe.manifest, batch, slots).kv_cache
 
 
 def test_a_failed_step_closes_its_drawing_only(small_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

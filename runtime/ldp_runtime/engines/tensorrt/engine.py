@@ -24,7 +24,7 @@ import torch
 from ldp_runtime.bundle.manifest import GraphEntry, Manifest, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import choose_profile
 from ldp_runtime.disk import write_durably
-from ldp_runtime.engines.graph_cache import GraphCache, GraphCounters
+from ldp_runtime.engines.graph_cache import GraphCache, GraphCounters, full_scales
 from ldp_runtime.engines.hardware import check_capability, require_gpu
 from ldp_runtime.engines.tensorrt.addresses import Addresses
 from ldp_runtime.engines.tensorrt.bindings import Binding, input_bindings, output_bindings
@@ -99,6 +99,7 @@ class TensorRtSession:
         self.stream = torch.cuda.Stream(device)
         self.runtime = self.library.new_runtime()
         self.graphs: GraphCache[_CapturedCall] = GraphCache(0 if self.library.captures_graphs else graph_bytes)
+        self.full_scales = full_scales(manifest.schedules())
         self._memory: dict[str, torch.Tensor] = {}
 
     def memory(self, purpose: str, size: int) -> torch.Tensor:
@@ -203,13 +204,19 @@ class TensorRtEngine:
         return context
 
     def _is_captured(self, sizes: Mapping[str, int]) -> bool:
-        """True if calls of these sizes are captured and replayed."""
-        return self._session.graphs.limit > 0 and sizes.get("tokens", _LAUNCH_BOUND + 1) <= _LAUNCH_BOUND
+        """True if calls of these sizes are captured and replayed: those of small scales without pruning."""
+        if self._session.graphs.limit == 0 or "tokens" not in sizes or sizes["tokens"] > _LAUNCH_BOUND:
+            return False
+        full = self._session.full_scales
+        if "past" in sizes:
+            return (sizes["past"], sizes["tokens"]) in full
+        return sizes["tokens"] in {tokens for _, tokens in full}  # a static cache: the past has no size
 
     def _execute(self, profile: int, bound: list[Binding], places: Addresses) -> None:
         graphs = self._session.graphs
         call: Hashable = (self.name, profile, tuple((b.shape, places.address(b)) for b in bound))
         captured = graphs.find(call) if places.captured else None
+        graphs.counters.plain += not places.captured
         if captured is not None:
             captured.graph.replay()
             return

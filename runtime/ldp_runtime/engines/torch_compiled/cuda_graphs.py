@@ -16,12 +16,11 @@ import torch
 
 from ldp_runtime.engines.graph_cache import GraphCache, GraphCounters
 
-#: Number of graphs that are kept; the least recently used is dropped first.
+#: Number of graphs that are kept; see `GraphCache` for what is dropped.
 _KEPT = 64
 
 
-#: Number of calls after which one that has not come back is forgotten. A capture takes a fraction of a second, too much
-#: for a call that comes back by chance, such as a pruned scale with as many tokens as one long ago.
+#: Number of calls after which one that has not come back is forgotten: a capture takes a fraction of a second.
 _SEEN = 64
 
 

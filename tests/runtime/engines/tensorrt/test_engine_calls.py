@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from ldp_runtime import Pipeline, open_bundle
 from ldp_runtime.bundle.files import CURRENT, MANIFEST, Bundle
 from ldp_runtime.bundle.manifest import Manifest, TargetEntry, TensorEntry
-from ldp_runtime.engines.graph_cache import GraphCache
+from ldp_runtime.engines.graph_cache import PATIENCE, GraphCache, full_scales
 from ldp_runtime.engines.hardware import check_capability, require_gpu
 from ldp_runtime.engines.tensorrt.addresses import Addresses
 from ldp_runtime.engines.tensorrt.bindings import Binding, input_bindings, output_bindings, spare_offsets
@@ -23,6 +25,7 @@ from ldp_runtime.engines.tensorrt.engine import check_aliases, check_size, check
 from ldp_runtime.engines.tensorrt.library import ALIGNMENT, capability, load_library
 from ldp_runtime.engines.tensors import axis_sizes
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError, InternalError
+from ldp_runtime.schedule import ScaleSchedule
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -218,6 +221,48 @@ class TestGraphCache:
             assert cache.size <= limit
         assert cache.counters.captures == len(cache) + cache.counters.evictions
         assert cache.counters.plain + cache.counters.replays == len(calls)
+
+    def test_a_graph_in_use_is_not_dropped_for_another(self) -> None:
+        """A newcomer is captured once a graph has been idle for long."""
+        cache: GraphCache[str] = GraphCache(2)
+        for call in "ab":
+            cache.keep(call, call, 1)
+        for _ in range(2 * PATIENCE - 1):
+            cache.find("a")
+            assert not cache.is_worth_capturing("c")
+        assert cache.counters.refusals == 2 * PATIENCE - 2  # all but the first time that it was seen
+        cache.find("a")
+        assert cache.is_worth_capturing("c")
+        assert cache.keep("c", "c", 1) == ["b"]
+
+    @pytest.mark.parametrize(("kinds", "limit"), [(3, 4), (30, 4), (300, 16)])
+    def test_few_calls_are_captures(self, kinds: int, limit: int) -> None:
+        """Whatever calls come back, once the bound is reached."""
+        chance, cache = random.Random(kinds), GraphCache[int](limit)
+        while cache.size < min(kinds, limit):
+            self.call(cache, chance.randrange(kinds))
+        before = replace(cache.counters)
+        for i in range(20_000):
+            self.call(cache, chance.randrange(kinds) + kinds * (i // 5000))  # other calls from time to time
+        calls, captures = (getattr(cache.counters, n) - getattr(before, n) for n in ("calls", "captures"))
+        assert calls == 20_000
+        assert captures <= calls / PATIENCE + limit
+        assert captures < calls / 100
+
+    @staticmethod
+    def call(cache: GraphCache[int], call: int) -> None:
+        if cache.find(call) is None and cache.is_worth_capturing(call):
+            cache.keep(call, call, 1)
+
+    def test_a_graph_that_is_too_large_is_captured_once(self) -> None:
+        cache: GraphCache[str] = GraphCache(100)
+        for _ in range(5):
+            if cache.find("a") is None and cache.is_worth_capturing("a"):
+                cache.keep("a", "A", 101)
+        assert (cache.counters.captures, cache.counters.evictions, len(cache)) == (1, 1, 0)
+
+    def test_full_scales(self) -> None:
+        assert full_scales([ScaleSchedule.of_squares((1, 2, 4))]) == {(0, 1), (1, 4), (5, 16)}
 
     def test_no_bytes_no_graphs(self) -> None:
         cache: GraphCache[str] = GraphCache(0)

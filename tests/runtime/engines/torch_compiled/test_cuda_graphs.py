@@ -113,7 +113,7 @@ def test_one_graph_a_shape_and_address(pools: Captures) -> None:
 
 
 def test_calls_that_seldom_come_back_are_not_captured(pools: Captures) -> None:
-    """As those of pruned scales, whose counts differ from image to image."""
+    """Which only say that much where no schedule tells full scales from pruned ones."""
     graphs = CudaGraphs()
     for _ in range(2):
         for size in range(1, 100):

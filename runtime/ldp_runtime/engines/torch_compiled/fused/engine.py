@@ -55,6 +55,7 @@ class FusedEngine:
         threads: threads of a CPU engine's calls; None: see `default_torch_threads`.
         compiled: False runs the pieces without compiling them.
         graphs: CUDA graphs that replay small calls on a GPU; None launches such calls kernel by kernel.
+        full_scales: numbers of past and new tokens of calls that graphs are for; None: of any. See `graph_cache.py`.
 
     `run` raises ConfigError when a tensor does not fit the signature, and CapacityError when memory runs out.
     """
@@ -71,9 +72,10 @@ class FusedEngine:
         threads: int | None = None,
         compiled: bool = True,
         graphs: CudaGraphs | None = None,
+        full_scales: frozenset[tuple[int, int]] | None = None,
     ) -> None:
         self.name, self.device = name, torch.device(device)
-        self._graph, self._graphs, self._weights = graph, graphs, weights
+        self._graph, self._graphs, self._weights, self._full_scales = graph, graphs, weights, full_scales
         self._threads = (threads or default_torch_threads()) if self.device.type == "cpu" else None
         self._result = graph.outputs[0].name
         self._kept = [entry.name for entry in graph.outputs[1:]]
@@ -119,18 +121,26 @@ class FusedEngine:
         text, mask = self._reader.read(given), given["text_mask"]
         small = {name: tensor for name, tensor in given.items() if not name.startswith(("text_", "past_"))}
         rows, tokens = len(mask), len(given["cos"])
-        if self._graphs is None or rows * tokens > GRAPHED_ROW_TOKENS:
+        past = len(next(iter(places.values())).seen) - tokens
+        if self._graphs is None or not self._is_graphed(rows, past, tokens):
             return self._compute(places, self._reader.masked(text, mask), small)
         text = self._room.place(text, mask)
         seen = tuple(place.seen.data_ptr() for place in places.values())
-        length = len(next(iter(places.values())).seen)
 
         # The last scale's keys and values overwrite the past of layers that have run: such a call cannot be run again.
         def call(*own: torch.Tensor) -> torch.Tensor:
             return self._compute(places, text, dict(zip(small, own, strict=True)))
 
-        where = (seen, length, self._room.moved, text.keys[0].shape[2])
+        where = (seen, past + tokens, self._room.moved, text.keys[0].shape[2])
         return self._graphs.run(call, list(small.values()), where)
+
+    def _is_graphed(self, rows: int, past: int, tokens: int) -> bool:
+        """True for small calls that come back; the others are counted."""
+        assert self._graphs is not None
+        small = rows * tokens <= GRAPHED_ROW_TOKENS
+        graphed = small and (self._full_scales is None or (past, tokens) in self._full_scales)
+        self._graphs.counters.plain += not graphed
+        return graphed
 
     def _compute(self, places: Mapping[str, CacheView], text: Text, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits, or the input of the next chunk: [R, L, ...]."""
