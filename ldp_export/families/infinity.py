@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,8 @@ import torch
 from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import CheckpointError, ConfigError
-from ldp_runtime.schedule import SCALES_OF_SIZE
+from ldp_runtime.families.choose import codec_of
+from ldp_runtime.schedule import SCALES_OF_SIZE, ScaleSchedule
 
 from ldp_export.checkpoints.infinity import (
     check_files,
@@ -40,6 +41,7 @@ from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.registry import InfinitySpec
 from ldp_export.reference.quantized import products_in_8_bits
 from ldp_export.reference.streamed import streamed_weights
+from ldp_export.verification.bounds import Outputs, with_bounds
 from ldp_export.verification.cases import Case, ReferenceCases
 from ldp_export.verification.record_infinity import (
     forced_infinity_logits,
@@ -49,7 +51,8 @@ from ldp_export.verification.record_infinity import (
     recording_memory,
     scales_to_record,
 )
-from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
+from ldp_export.verification.record_lengths import with_text_lengths
+from ldp_export.verification.rounding import measure_quantized, measure_rounding
 
 
 @dataclass(frozen=True)
@@ -202,18 +205,34 @@ class InfinityFamily:
             transformer = self._mapped.transformer
             cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
 
+        cases = with_text_lengths(cases, transformer, encoder, self.entry, self.spec.defaults)
+
         def logits(case: Case) -> list[torch.Tensor]:
             return forced_infinity_logits(transformer, cases, case, self.entry)
 
-        rounding: dict[str, float] = {}
-        say(f"rounding of {precision}")
+        say("rounding")
+        cases = with_bounds(cases, self._outputs(vae, encoder, logits))
+        rounding = dict(cases.rounding)
         with streamed_weights(transformer, precision):
             if precision != "float32":
-                rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-            elif scales is None:  # first scales are recorded from one call, so no second way is left to compare with
-                rounding = measure_float32(cases, logits)
+                say(f"rounding of {precision}")
+                rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
             if quantized is not None:
                 say(f"rounding of {quantized}")
                 with products_in_8_bits(transformer.blocks, quantized):
                     rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)
+
+    def _outputs(
+        self, vae: InfinityVae, encoder: TextEncoder | None, logits: Callable[[Case], Sequence[torch.Tensor]]
+    ) -> Outputs:
+        """Functions that compute the recorded outputs again."""
+        parameters = sum(p.numel() for p in self._shapes.transformer.parameters())
+        return Outputs(
+            logits=logits,
+            image=vae.decode,
+            features=encoder.features if encoder is not None else None,
+            codec=codec_of(self.entry, {}),
+            schedule=lambda case: case.of(ScaleSchedule.of_size(self.entry.size, case.aspect_ratio)),
+            operations=2.0 * parameters,
+        )

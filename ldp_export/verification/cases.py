@@ -70,9 +70,9 @@ class ReferenceCases:
     Attributes:
         cases: the runs.
         tensors: tensors of all runs by name; see `Case`.
-        rounding: largest errors that the precision alone causes, by kind of output ("logits", "image", "features").
-            They compare the reference model, computed by PyTorch in the precision, with itself in float32. For float32
-            they compare "logits" computed in another order. Quantized scales add "late_logits_{k}" for each scale.
+        rounding: largest errors that rounding alone causes in the bundle's precision, by output: "logits_{k}" of each
+            scale, "latent", "image", "features_{text}". Quantized scales add "late_logits_{k}". Older bundles have at
+            most "logits", "image" and "features", over all scales and texts.
     """
 
     cases: tuple[Case, ...]
@@ -95,6 +95,11 @@ class ReferenceCases:
             raise IntegrityError(
                 f"the recorded runs in {folder} cannot be read: {error}", hint="rebuild the bundle"
             ) from error
+
+    @property
+    def texts(self) -> list[str]:
+        """Names of the encoded texts, whose tensors are `{name}.ids` and `{name}.features`."""
+        return [name.removesuffix(".ids") for name in self.tensors if name.endswith(".ids")]
 
     def tokens(self, case: Case, scales: int) -> list[torch.Tensor]:
         """Drawn tokens of every scale: bits as bool, or indices into the codebook."""

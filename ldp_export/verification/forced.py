@@ -5,12 +5,14 @@ Production knows nothing of it: recorded tokens come from a codec, masks from a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ldp_runtime.engines.blocks import Blocks
+from ldp_runtime.engines.blocks import Blocks, Cache
+from ldp_runtime.engines.kv_cache import StaticKVCache
 from ldp_runtime.families.base import Codec
 from ldp_runtime.pruning.policy import ScaleView, Selection, TokenRule
 from ldp_runtime.sampling import SamplingFilter
@@ -84,13 +86,47 @@ class GivenMasks(TokenRule):
 
 
 class OverheardBlocks(Blocks):
-    """Blocks that show the logits [R, L, V] of each call, with its scale."""
+    """Blocks that show the logits [R, L, V] of each call, with its scale.
 
-    def __init__(self, blocks: Blocks, on_logits: Callable[[int, torch.Tensor], None]) -> None:
+    Args:
+        on_logits: called with the scale and the logits of each call.
+        positions: most positions that a cache gets room for; None for as many as are asked for.
+        poison: value that fills the memory of new caches; None leaves it as it is. A static cache must hold finite
+            numbers, so NaN leaves it as it is, and other values are limited to `_STATIC_POISON`.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        on_logits: Callable[[int, torch.Tensor], Any],
+        positions: int | None = None,
+        poison: float | None = None,
+    ) -> None:
         self.__dict__.update(blocks.__dict__)
-        self._on_logits = on_logits
+        self._on_logits, self._positions, self._poison = on_logits, positions, poison
+
+    def new_cache(self, capacity: int, rows: int, last: int) -> Cache:
+        cache = super().new_cache(min(capacity, self._positions or capacity), rows, last)
+        if self._poison is not None:
+            _fill(cache, self._poison)
+        return cache
 
     def run(self, *tensors: Any, scale: int, **options: Any) -> torch.Tensor:
         logits = super().run(*tensors, scale=scale, **options)
         self._on_logits(scale, logits)
         return logits
+
+
+#: Largest number that fills a static cache: its products with queries are finite in every precision.
+_STATIC_POISON = 1e3
+
+
+def _fill(cache: Cache, value: float) -> None:
+    """Fills all positions of a new cache, or leaves a static one that would hold NaN."""
+    if isinstance(cache, StaticKVCache):
+        tensors = [] if math.isnan(value) else [tensor for layer in cache.reads() for tensor in layer.values()]
+        value = min(value, _STATIC_POISON)
+    else:
+        tensors = [tensor for pair in cache.slots(cache.capacity) for tensor in pair]
+    for tensor in tensors:
+        tensor.fill_(value)
