@@ -63,7 +63,7 @@ def export_graph(
     if unused:
         raise ExportError(f"the graph {graph.signature.name!r} does not use its inputs {sorted(unused)}")
     transposed = _take_out_transposes(model)
-    _store_weights(model, graph, weights, transposed, folder, say)
+    store_weights(model, graph, weights, transposed, folder, say)
     say("writing the graph")
     _write(model, folder / MODEL_FILE)
 
@@ -148,7 +148,7 @@ def _take_out_transposes(model: Any) -> set[str]:
     return names
 
 
-def _store_weights(
+def store_weights(
     model: Any,
     graph: Graph,
     weights: Mapping[str, torch.Tensor],
