@@ -210,9 +210,11 @@ def planted(exported: Exported, bundle: Bundle, family: Family, kind: str, seed:
         error = KINDS[kind](exported, family, rng)
         if error is None:
             break
-        wrong = exported.with_weights(family, folder, error.weights)
-        shutil.rmtree(wrong.folder / REFERENCE)
-        shutil.copytree(bundle.folder / REFERENCE, wrong.folder / REFERENCE)
+        wrong = bundle
+        if error.inputs is None:
+            wrong = exported.with_weights(family, folder, error.weights)
+            shutil.rmtree(wrong.folder / REFERENCE)
+            shutil.copytree(bundle.folder / REFERENCE, wrong.folder / REFERENCE)
         with _with_inputs(error):
             moved = moves(wrong)
             tries.append([error.where, moved])
@@ -289,8 +291,7 @@ TRAINED = {"infinity-shapes": EMBEDDED / "infinity_shapes"}
 
 
 def models(count: int, work: Path) -> Iterator[tuple[str, int, Callable[[], dict[str, Any]]]]:
-    """Name, seed and study of each model: the trained one, then random ones, size by size."""
-    yield "infinity-shapes", 0, lambda: _trained(work)
+    """Name, seed and study of each model: random ones, size by size, and the trained one."""
     sizes = list(SIZES)
     for at, name in enumerate(sizes):
         known: list[Exported] = []

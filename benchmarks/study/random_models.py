@@ -23,7 +23,6 @@ from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
-from ldp_export.checkpoints.original import levels
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
@@ -126,7 +125,10 @@ def _original(model: InfinityTransformer | InfinityVae | VarTransformer | VarVae
         return original_infinity_state(model)
     if isinstance(model, InfinityVae):
         return original_infinity_vae_state(model)
-    return model.state_dict() | ({"lvl_1L": levels(model.config)} if isinstance(model, VarTransformer) else {})
+    if isinstance(model, VarVae):
+        return model.state_dict()
+    tokens = torch.tensor(model.config.schedule.tokens)
+    return model.state_dict() | {"lvl_1L": torch.repeat_interleave(torch.arange(len(tokens)), tokens)[None]}
 
 
 @dataclass

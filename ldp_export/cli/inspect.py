@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,14 @@ def command(bundle: Path, as_json: bool) -> None:
 
     opened = open_bundle(bundle, integrity="sizes")
     if as_json:
+        from ldp_export.verification.coverage import coverage
+
         print_json(
             {
                 "state": opened.state,
                 "digest": opened.manifest.digest,
                 "folder": str(opened.folder),
+                "coverage": asdict(coverage(opened)),
                 "manifest": opened.manifest.model_dump(mode="json"),
             }
         )
@@ -49,6 +53,8 @@ def _print(bundle: Bundle) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from ldp_export.verification.coverage import coverage
+
     manifest, console = bundle.manifest, Console()
     model, schedule = manifest.model, manifest.schedule()
     console.print(
@@ -59,6 +65,7 @@ def _print(bundle: Bundle) -> None:
         f"{model.depth} blocks, width {model.width}, {model.heads} heads, {model.token}; "
         f"{manifest.precision} on {manifest.backend}"
     )
+    console.print(f"{'verified' if bundle.state == 'verified' else 'to verify'}: {coverage(bundle)}")
     console.print(f"keys and values: {_cache(manifest)}")
     console.print("draws (height x width): " + ", ".join(f"{h}x{w}" for h, w in sizes(manifest)))
     console.print(f"memory, batch 1: up to {estimate_memory(manifest, 1)}")

@@ -51,7 +51,8 @@ from ldp_export.verification.record_infinity import (
     recording_memory,
     scales_to_record,
 )
-from ldp_export.verification.record_lengths import with_text_lengths
+from ldp_export.verification.recording.lengths import with_text_lengths
+from ldp_export.verification.recording.shapes import with_shapes
 from ldp_export.verification.rounding import measure_quantized, measure_rounding
 
 
@@ -212,6 +213,9 @@ class InfinityFamily:
 
         say("rounding")
         cases = with_bounds(cases, self._outputs(vae, encoder, logits))
+        if scales is not None:
+            say("late scales, block by block")
+            cases = with_shapes(cases, transformer, self.entry, precision)
         rounding = dict(cases.rounding)
         with streamed_weights(transformer, precision):
             if precision != "float32":

@@ -114,8 +114,8 @@ class _Bounds:
 
     def note(self, key: str, name: str, exact: torch.Tensor, rough: torch.Tensor, replaces: bool = True) -> None:
         """Replaces a recorded output (or checks it only), and widens the rounding that `key` names."""
-        recorded, error = self.tensors[name], _distance(rough, exact)
-        allowed, found = limit(error, exact), _distance(recorded, exact)
+        recorded, error = self.tensors[name], distance(rough, exact)
+        allowed, found = limit(error, exact), distance(recorded, exact)
         if not (math.isfinite(error) and found <= allowed):
             raise VerificationError(
                 f"the reference model's {name}, in float32 and in float64, differ by {found:.3g}; "
@@ -159,7 +159,7 @@ def with_neighbours(rounding: dict[str, float]) -> dict[str, float]:
     return near
 
 
-def _distance(got: torch.Tensor, exact: torch.Tensor) -> float:
+def distance(got: torch.Tensor, exact: torch.Tensor) -> float:
     """Largest absolute difference; infinite if either is not finite."""
     if not exact.numel():
         return 0.0

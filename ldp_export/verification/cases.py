@@ -8,11 +8,13 @@ a single token, to the largest.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.errors import IntegrityError
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.small_files import read_json
@@ -20,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 CASES_FILE, TENSORS_FILE, ROUNDING_FILE = "cases.json", "tensors.safetensors", "rounding.json"
+SHAPES_FILE = "shapes.json"
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,37 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A call of the blocks alone, block by block; see `recording/shapes.py`. Its tensors are named `{name}.{tensor}`.
+
+    Tensors:
+        kinds, past_kinds: kind of each token [tokens], and of each token of the past [past].
+        latents, positions: input of each kind [kinds, bits], and its index among the scale's tokens [kinds].
+        hidden_i: hidden states before block i, from the second on [rows, kinds, C].
+        logits: [rows, kinds, V].
+
+    The keys and values of each kind of the past are `shapes.past_k_i`, `shapes.past_v_i` [rows, kinds, H, c].
+
+    Attributes:
+        name: name of the shape.
+        scale: scale whose tokens are computed.
+        tokens: number of tokens that are computed.
+        past: number of tokens before them.
+    """
+
+    name: str
+    scale: int
+    tokens: int
+    past: int
+
+
+@dataclass(frozen=True)
 class ReferenceCases:
     """Recorded runs.
 
     Attributes:
         cases: the runs.
+        shapes: calls of the blocks at shapes that the runs do not reach.
         tensors: tensors of all runs by name; see `Case`.
         rounding: largest errors that rounding alone causes in the bundle's precision, by output: "logits_{k}" of each
             scale, "latent", "image", "features_{text}". Quantized scales add "late_logits_{k}". Older bundles have at
@@ -78,23 +107,22 @@ class ReferenceCases:
     cases: tuple[Case, ...]
     tensors: dict[str, torch.Tensor]
     rounding: dict[str, float] = field(default_factory=dict)
+    shapes: tuple[Shape, ...] = ()
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CASES_FILE).write_text(json.dumps([asdict(case) for case in self.cases], indent=1))
         (folder / ROUNDING_FILE).write_text(json.dumps(self.rounding, indent=1))
+        if self.shapes:
+            (folder / SHAPES_FILE).write_text(json.dumps([asdict(shape) for shape in self.shapes], indent=1))
         save_file({k: v.contiguous().clone() for k, v in self.tensors.items()}, folder / TENSORS_FILE)
 
     @staticmethod
     def load(folder: Path) -> ReferenceCases:
         """Reads what `save` wrote; raises IntegrityError if it cannot be read."""
-        try:
-            cases = tuple(Case(**entry) for entry in read_json(folder / CASES_FILE))
-            return ReferenceCases(cases, load_file(folder / TENSORS_FILE), read_json(folder / ROUNDING_FILE))
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
-            raise IntegrityError(
-                f"the recorded runs in {folder} cannot be read: {error}", hint="rebuild the bundle"
-            ) from error
+        cases, shapes = read_runs(folder)
+        with _damage_is_typed(folder):
+            return ReferenceCases(cases, load_file(folder / TENSORS_FILE), read_json(folder / ROUNDING_FILE), shapes)
 
     @property
     def texts(self) -> list[str]:
@@ -112,6 +140,28 @@ class ReferenceCases:
         return [self.tensors.get(f"{case.name}.keep_{k}") for k in range(scales)]
 
 
+def read_runs(folder: Path) -> tuple[tuple[Case, ...], tuple[Shape, ...]]:
+    """Recorded runs and shapes without their tensors; older bundles have no shapes.
+
+    Raises:
+        IntegrityError: they cannot be read.
+    """
+    shapes = folder / SHAPES_FILE
+    with _damage_is_typed(folder):
+        cases = tuple(Case(**entry) for entry in read_json(folder / CASES_FILE))
+        return cases, tuple(Shape(**entry) for entry in read_json(shapes)) if shapes.is_file() else ()
+
+
+@contextmanager
+def _damage_is_typed(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise IntegrityError(
+            f"the recorded runs in {folder} cannot be read: {error}", hint="rebuild the bundle"
+        ) from error
+
+
 def fixed_masks(schedule: ScaleSchedule) -> Sequence[torch.Tensor | None]:
     """Keep masks of the detail scales, as indices from a fixed seed, for verification only; None at other scales."""
     generator = torch.Generator().manual_seed(1)
@@ -121,3 +171,12 @@ def fixed_masks(schedule: ScaleSchedule) -> Sequence[torch.Tensor | None]:
         count = max(1, round(share * schedule.tokens[k]))
         keep[k] = torch.randperm(schedule.tokens[k], generator=generator)[:count].sort().values
     return keep
+
+
+#: Kinds of tokens of a `Shape`, and of its past.
+KINDS = 8
+
+
+def recorded_shape_bytes(model: InfinityEntry, shapes: int) -> int:
+    """Bytes of so many recorded shapes: hidden states before every block, and the past that they share."""
+    return (shapes + 2) * model.depth * 2 * KINDS * model.width * 4 + shapes * 16 * max(model.schedule().offsets)

@@ -19,7 +19,7 @@ from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
 from ldp_export.reference.oracle import pruned_infinity_logits
 from ldp_export.reference.streamed import streamed_weights
-from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
+from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks, recorded_shape_bytes
 
 PROMPTS = ("a red circle", "a small blue square to the left of a large yellow star on a plain background")
 
@@ -180,7 +180,8 @@ def recorded_infinity_bytes(model: InfinityEntry, scales: int | None) -> int:
     if scales is not None:
         first = ScaleSchedule.of_size(model.size)
         pixels = first.tokens[scales - 1] * model.pixels_per_token**2
-        return 2 * first.offsets[scales] * model.logits * 4 + 12 * pixels + _TEXT_TOKENS * model.text_channels * 4
+        runs = 2 * first.offsets[scales] * model.logits * 4 + 12 * pixels + _TEXT_TOKENS * model.text_channels * 4
+        return runs + recorded_shape_bytes(model, len(first) - scales + 1)
     schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in _RATIOS]
     tokens = max(schedule.total_tokens for schedule in schedules)
     logits = (_ROWS + _PRUNED_ROWS) * tokens * model.logits * 4

@@ -77,6 +77,10 @@ class Limits:
             return self._former(expected, _FORMER_FEATURES, "features")
         return self._own(text_rounding(text), expected)
 
+    def shape(self, key: str, expected: torch.Tensor) -> float:
+        """Limit of an output of the blocks alone; `key` names it, see `Shape`."""
+        return self._own(key, expected)
+
     def margin(self, case: Case, scales: int) -> float:
         """Closest decision of a case above which no engine within these limits flips one."""
         amplified = (2 * abs(case.guidance) + 1) / self.temperature

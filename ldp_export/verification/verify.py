@@ -19,6 +19,7 @@ from ldp_export.verification.case_runs import case_rows, quantized_scales, run_c
 from ldp_export.verification.cases import Case, ReferenceCases
 from ldp_export.verification.checks import Add, Check, bad_numbers_fail, compare, compare_rms
 from ldp_export.verification.rows import ROW_CHECKS
+from ldp_export.verification.shapes import check_shapes
 from ldp_export.verification.tolerances import QUANTIZED_IMAGE, Limits, allowed_in_8_bits
 from ldp_export.versions import installed
 
@@ -72,6 +73,7 @@ def verify_bundle(
                 _check_case(bundle, engines, limits, case, target, add)
         with bad_numbers_fail("quantized blocks", add):
             _check_quantized_blocks(bundle, engines, reference, target, add)
+        check_shapes(bundle, engines, limits, add)
         for name, check in ROW_CHECKS.items():
             with bad_numbers_fail(name, add):
                 check(bundle, engines, limits, add)

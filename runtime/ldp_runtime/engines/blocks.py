@@ -130,6 +130,11 @@ class Blocks:
         self.shape = shape
         self.device = self._chunks[0].engine.device
 
+    @property
+    def chunks(self) -> tuple[BlocksChunk, ...]:
+        """Chunks that are not quantized, in order."""
+        return self._chunks
+
     def new_cache(self, capacity: int, rows: int, last: int) -> Cache:
         """Creates a cache for `capacity` tokens.
 

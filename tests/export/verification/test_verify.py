@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from helpers.samples import plan
 from ldp_runtime import open_bundle
 from ldp_runtime.bundle.files import CURRENT, VERSIONS, Bundle
+from ldp_runtime.engines.blocks import Blocks, Cache
 from ldp_runtime.engines.kv_cache import DynamicKVCache
 from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ldp_runtime.errors import VerificationError
@@ -169,20 +171,21 @@ def test_engines_that_read_beyond_the_past_are_found(small_bundle: Bundle, monke
         if "logits" in outputs:
             outputs["logits"] += 1e-6 * before.mean()
 
-    monkeypatch.setattr(DynamicKVCache, "__init__", zeroed(DynamicKVCache.__init__))
+    monkeypatch.setattr(Blocks, "new_cache", zeroed)
     monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
     failed = names(verify_bundle(small_bundle, threads=1), failed=True)
     assert failed == {"poisoned caches", "cache filled with large numbers"}
 
 
-def zeroed(create):
-    """Creation of a cache whose memory is zero, as fresh memory is."""
-
-    def init(self: DynamicKVCache, *sizes: object, **options: object) -> None:
-        create(self, *sizes, **options)
-        self._arena.zero_()
-
-    return init
+def zeroed(
+    blocks: Blocks, capacity: int, rows: int, last: int, create: Callable[..., Cache] = Blocks.new_cache
+) -> Cache:
+    """A cache whose memory is zero, as fresh memory is."""
+    cache = create(blocks, capacity, rows, last)
+    assert isinstance(cache, DynamicKVCache)
+    for tensor in (tensor for pair in cache.slots(capacity) for tensor in pair):
+        tensor.zero_()
+    return cache
 
 
 def test_bundles_without_bounds_are_held_to_the_former_limits(small_bundle: Bundle, tmp_path: Path) -> None:
