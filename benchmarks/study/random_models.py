@@ -203,5 +203,6 @@ def _noted() -> Generator[dict[str, dict[str, bool]]]:
         stored[graph.signature.name] = {name: name in transposed for name in names}
         original(model, graph, weights, transposed, folder, say)
 
-    with mock.patch.object(exporting, "store_weights", store):
+    # Folded weights would be part of the graph, which all models of a size share.
+    with mock.patch.object(exporting, "store_weights", store), mock.patch.object(exporting, "_FOLD_LIMIT", 1):
         yield stored

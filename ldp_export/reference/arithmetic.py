@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from ldp_runtime.numerics import scalar
+from ldp_runtime.schedule import rope_table
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -32,6 +34,15 @@ class ComputedIn(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
+
+    def __enter__(self) -> ComputedIn:
+        _forget()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        _forget()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -55,6 +66,12 @@ class ComputedIn(TorchFunctionMode):
         if isinstance(value, tuple | list):
             return type(value)([self._converted(item) for item in value])
         return value
+
+
+def _forget() -> None:
+    """Clears the caches of tensors that a scope would fill with values of its type."""
+    rope_table.cache_clear()
+    scalar.cache_clear()
 
 
 def _keeps_types(func: Callable[..., Any]) -> bool:

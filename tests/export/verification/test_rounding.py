@@ -10,7 +10,8 @@ import torch
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.errors import VerificationError
 from ldp_runtime.families.infinity import BitCodec
-from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.numerics import scalar
+from ldp_runtime.schedule import ScaleSchedule, rope_table
 from ldp_runtime.token_layout import LatentLayout
 from torch import nn
 from torch.nn import functional as F
@@ -51,6 +52,15 @@ def test_float64_is_exact_and_the_unfavourable_order_is_not() -> None:
         assert (exact.dtype, rough.dtype) == (torch.float64, torch.float32)
         torch.testing.assert_close(plain.double(), exact, atol=1e-4, rtol=1e-4)
         assert 0 < float((rough - exact).abs().max()) < 1e-3
+
+
+def test_scopes_leave_no_tensors_behind() -> None:
+    """Tables and numbers that the runtime caches are float32 before, and after."""
+    with ComputedIn(torch.float64):
+        assert rope_table(SCHEDULE, 8)[1][0].dtype == torch.float64
+        assert scalar(0.1).dtype == torch.float64
+    assert rope_table(SCHEDULE, 8)[1][0].dtype == torch.float32
+    assert scalar(0.1).dtype == torch.float32
 
 
 def test_one_pass_variances_show_a_large_mean() -> None:
