@@ -299,7 +299,7 @@ def models(count: int, work: Path) -> Iterator[tuple[str, int, Callable[[], dict
             yield (
                 f"{name}, draw {seed}",
                 seed,
-                lambda name=name, seed=seed, known=known: _random(name, seed, known, work),
+                lambda name=name, seed=seed, known=known: random_model(name, seed, known, work),
             )
 
 
@@ -311,7 +311,12 @@ def _trained(work: Path) -> dict[str, Any]:
     return study(exported, exported.bundle, choose_family(spec, sources), 0, work / "wrong")
 
 
-def _random(name: str, seed: int, known: list[Exported], work: Path) -> dict[str, Any]:
+def random_model(name: str, seed: int, known: list[Exported], work: Path) -> dict[str, Any]:
+    """Study of one random model.
+
+    Args:
+        known: the exported graphs of its size, if there are any; the first model of a size adds them.
+    """
     size, draw = SIZES[name], Draw.of(seed)
     sources = write_weights(size, draw, work / f"sources {seed}")
     if not known:  # the first one of a size is built, and its graphs serve the others
