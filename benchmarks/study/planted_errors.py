@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -286,25 +287,17 @@ def study(exported: Exported, bundle: Bundle, family: Family, seed: int, folder:
     return {"correct": correct(bundle), "planted": found}
 
 
-#: Trained model, and where its files are.
-TRAINED = {"infinity-shapes": EMBEDDED / "infinity_shapes"}
-
-
-def models(count: int, work: Path) -> Iterator[tuple[str, int, Callable[[], dict[str, Any]]]]:
-    """Name, seed and study of each model: random ones, size by size, and the trained one."""
-    sizes = list(SIZES)
-    for at, name in enumerate(sizes):
+def models(count: int, work: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Name and study of each model: random ones, size by size, and the trained one."""
+    for at, name in reversed(list(enumerate(SIZES))):
         known: list[Exported] = []
-        for seed in range(at, count, len(sizes)):
-            yield (
-                f"{name}, draw {seed}",
-                seed,
-                lambda name=name, seed=seed, known=known: random_model(name, seed, known, work),
-            )
+        for seed in range(at, count, len(SIZES)):
+            yield f"{name}, draw {seed}", partial(random_model, name, seed, known, work)
+    yield "infinity-shapes", partial(_trained, work)
 
 
 def _trained(work: Path) -> dict[str, Any]:
-    folder = TRAINED["infinity-shapes"]
+    folder = EMBEDDED / "infinity_shapes"
     sources = Sources(folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
     spec = find_model("infinity-shapes")
     exported = build_exported(spec, sources, None, work / "trained")
@@ -335,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {"machine": {"hardware": hardware(), "software": software()}, "counts": COUNTS}
     result["models"] = json.loads(options.output.read_text())["models"] if options.output.is_file() else {}
     with tempfile.TemporaryDirectory() as work:
-        for name, _, run in models(options.models, Path(work)):
+        for name, run in models(options.models, Path(work)):
             if name in result["models"]:
                 continue
             result["models"][name] = run()

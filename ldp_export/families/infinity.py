@@ -189,9 +189,18 @@ class InfinityFamily:
     def reference_memory(self) -> int:
         if self._recorded_scales is None:
             stored = sum(p.numel() * p.itemsize for p in self._mapped.transformer.parameters() if p.itemsize < 4)
-            return recording_memory(self.entry) + 2 * stored
+            return recording_memory(self.entry) + 2 * stored + self._in_float64
         block = sum(p.numel() for p in self._shapes.transformer.layers[0].parameters())
-        return 4 * block + 4 * sum(p.numel() for p in self._shapes.vae.parameters())
+        return 4 * block + 4 * sum(p.numel() for p in self._shapes.vae.parameters()) + self._in_float64
+
+    @property
+    def _in_float64(self) -> int:
+        """Bytes of the largest weight and of an image's activations in float64."""
+        shapes = self._shapes
+        parts = (shapes.transformer, shapes.vae, shapes.text_encoder)
+        largest = max(p.numel() for part in parts if part is not None for p in part.parameters())
+        tokens = self.entry.schedule().tokens[(self._recorded_scales or 0) - 1]
+        return 8 * largest + 8 * 6 * self.spec.vae.base_channels * tokens * self.entry.pixels_per_token**2
 
     def record(
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]

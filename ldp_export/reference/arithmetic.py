@@ -21,6 +21,9 @@ _CASTS = (torch.Tensor.float, torch.Tensor.double, torch.Tensor.half, torch.Tens
 #: Positions of queries whose attention is computed at once, to bound the memory of the scores.
 _QUERIES = 256
 
+#: Numbers that a convolution's copies of its input may hold.
+_COPIES = 2**25
+
 #: Numbers of rows and of weights up to which a product adds one term after another; above, that would take too long.
 _FEW_ROWS, _FEW_WEIGHTS = 64, 2**20
 
@@ -55,7 +58,7 @@ class ComputedIn(TorchFunctionMode):
         return self._compute(func, *converted, **{name: self._converted(v) for name, v in (kwargs or {}).items()})
 
     def _compute(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return (_attention if func is F.scaled_dot_product_attention else func)(*args, **kwargs)
+        return _FRUGAL.get(func, func)(*args, **kwargs)
 
     def _converted(self, value: Any) -> Any:
         """Tensors, and element types themselves, in the scope's type; everything else unchanged."""
@@ -224,6 +227,25 @@ def _in_strips(
     return torch.cat(strips, dim=-2)
 
 
+def _convolution(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Sequence[int] | int = 1,
+    padding: Sequence[int] | int = 0,
+    *sizes: Any,
+) -> torch.Tensor:
+    """PyTorch's convolution, a few rows at a time: in float64 it copies its input once for every tap."""
+    if tuple(weight.shape[2:]) != (3, 3) or stride not in (1, (1, 1)) or padding not in (1, (1, 1)):
+        return F.conv2d(x, weight, bias, stride, padding, *sizes)
+    rows = max(1, _COPIES // (9 * x.shape[1] * x.shape[3]))
+    padded = F.pad(x, (1, 1, 1, 1))
+    strips = [
+        F.conv2d(padded[:, :, at : at + rows + 2], weight, bias, 1, 0, *sizes) for at in range(0, x.shape[2], rows)
+    ]
+    return torch.cat(strips, dim=2)
+
+
 def _gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     if approximate == "none":
         return 0.5 * x * (1 + _approximate(torch.erf(x * 0.5**0.5)))
@@ -234,7 +256,7 @@ def _silu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     return x * _approximate(torch.sigmoid(x))
 
 
-def _convolution(
+def _rough_convolution(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *sizes: Any, **named: Any
 ) -> torch.Tensor:
     half = x.shape[1] // 2
@@ -250,6 +272,12 @@ def _tensor_mean(x: torch.Tensor, dim: Any = None, keepdim: bool = False, **_: A
     return _mean(x) if keepdim else _mean(x)[..., 0]
 
 
+#: Calls that are computed in pieces, to bound their memory.
+_FRUGAL: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.scaled_dot_product_attention: _attention,
+    F.conv2d: _convolution,
+}
+
 #: Calls whose sums an engine may take in another order.
 _UNFAVOURABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: _linear,
@@ -261,7 +289,7 @@ _UNFAVOURABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: _rough_attention,
     F.gelu: _gelu,
     F.silu: _silu,
-    F.conv2d: _convolution,
+    F.conv2d: _rough_convolution,
     torch.matmul: _product,
     torch.Tensor.matmul: _product,
     torch.Tensor.mean: _tensor_mean,

@@ -195,7 +195,8 @@ def recording_memory(model: InfinityEntry) -> int:
     tokens, total = max(schedule.tokens), schedule.total_tokens
     cache = 4 * 2 * 2 * model.depth * total * model.width
     scores = 4 * 2 * model.heads * total * total  # the masked oracle sees all scales at once
-    return cache + scores + 4 * 2 * tokens * (model.ffn + 4 * model.width)
+    exact = 8 * 2 * total * (model.ffn + 6 * model.width)  # all scales at once, in float64
+    return cache + scores + max(exact, 4 * 2 * tokens * (model.ffn + 4 * model.width))
 
 
 #: Arithmetic operations that recording may take, for whole runs and for one call: minutes on two cores.

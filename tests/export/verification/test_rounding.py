@@ -16,6 +16,7 @@ from ldp_runtime.token_layout import LatentLayout
 from torch import nn
 from torch.nn import functional as F
 
+from ldp_export.reference import arithmetic
 from ldp_export.reference.arithmetic import ComputedIn, Unfavourable
 from ldp_export.verification.bounds import FACTOR, Outputs, limit, with_bounds
 from ldp_export.verification.cases import ROUNDING_FILE, Case, ReferenceCases
@@ -52,6 +53,15 @@ def test_float64_is_exact_and_the_unfavourable_order_is_not() -> None:
         assert (exact.dtype, rough.dtype) == (torch.float64, torch.float32)
         torch.testing.assert_close(plain.double(), exact, atol=1e-4, rtol=1e-4)
         assert 0 < float((rough - exact).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("copies", [1, 9 * 32 * 6 * 2, 2**25])
+def test_convolutions_in_pieces(monkeypatch: pytest.MonkeyPatch, copies: int) -> None:
+    monkeypatch.setattr(arithmetic, "_COPIES", copies)
+    layer, x = nn.Conv2d(32, 4, 3, padding=1).requires_grad_(False), X.view(1, 32, 12, 6)
+    with ComputedIn(torch.float64):
+        pieces = layer(x)
+    torch.testing.assert_close(pieces, layer.double()(x.double()), atol=1e-12, rtol=0)
 
 
 def test_scopes_leave_no_tensors_behind() -> None:
