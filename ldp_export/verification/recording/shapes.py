@@ -1,7 +1,7 @@
 """Reference calls of Infinity at the shapes that cost most, block by block, for models whose late scales are not run.
 
-A call computes thousands of tokens after thousands of others, but few of them are distinct: a handful of *kinds*, in
-random order, each with its own input and position. So every row of an engine's output is compared, while the reference
+A call computes thousands of tokens after thousands of others, but few of them are distinct. A handful of *kinds*, each
+with its own input and position, occur in random order. So every row of an engine's output is compared. The reference
 computes one token of each kind, which attends to each kind as often as it occurs. The past is that of real inputs.
 """
 
@@ -81,7 +81,7 @@ Attended = Callable[["_Layer"], tuple[KeyValue, torch.Tensor | None]]
 
 @dataclass(frozen=True)
 class _Layer:
-    """What one block attends to beside the kinds of the call themselves.
+    """Memory of one block, which the kinds of a call attend to beside themselves.
 
     Attributes:
         past: keys and values of the kinds of the past [R, kinds, H, c].
