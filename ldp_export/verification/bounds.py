@@ -23,7 +23,7 @@ from ldp_export.verification.cases import Case, ReferenceCases
 _T = TypeVar("_T")
 
 #: Engines in float32 may err by this many times the rounding of the reference model. Correct engines of 41 models erred
-#: by at most 2.3 times as much (`benchmarks/study/planted_errors.py`); at scales of few logits it is a matter of chance.
+#: by at most 2.3 times as much (`benchmarks/study/planted_errors.py`); where logits are few, chance decides.
 FACTOR = 8.0
 
 #: Operations in float64 after which no further case is computed: seconds on two cores. The first case always is.
