@@ -33,6 +33,10 @@ class TextEncoder:
         config: Any = self.module.config
         return config.d_model
 
+    def features(self, ids: torch.Tensor) -> torch.Tensor:
+        """Text features [T, Ct] of the token ids [T] of one prompt."""
+        return self.module(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).last_hidden_state[0]
+
 
 def load_text_encoder(folder: Path | str) -> TextEncoder:
     """Loads, in float32, a folder in the layout of `transformers`: config.json, safetensors, tokenizer.json.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,14 @@ def command(bundle: Path, as_json: bool) -> None:
 
     opened = open_bundle(bundle, integrity="sizes")
     if as_json:
+        from ldp_export.verification.coverage import coverage
+
         print_json(
             {
                 "state": opened.state,
                 "digest": opened.manifest.digest,
                 "folder": str(opened.folder),
+                "coverage": asdict(coverage(opened)),
                 "manifest": opened.manifest.model_dump(mode="json"),
             }
         )
@@ -56,6 +60,8 @@ def _print(bundle: Bundle) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from ldp_export.verification.coverage import coverage
+
     manifest, console = bundle.manifest, Console()
     model, schedule = manifest.model, manifest.schedule()
     console.print(
@@ -66,6 +72,7 @@ def _print(bundle: Bundle) -> None:
         f"{model.depth} blocks, width {model.width}, {model.heads} heads, {model.token}; "
         f"{manifest.precision} on {manifest.backend}"
     )
+    console.print(f"{'verified' if bundle.state == 'verified' else 'to verify'}: {coverage(bundle)}")
     console.print(f"keys and values: {_cache(manifest)}")
     console.print(f"noise: {_NOISE[manifest.noise]}")
     console.print("draws (height x width): " + ", ".join(f"{h}x{w}" for h, w in sizes(manifest)))

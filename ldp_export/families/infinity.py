@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import CheckpointError, ConfigError
-from ldp_runtime.schedule import SCALES_OF_SIZE
+from ldp_runtime.schedule import SCALES_OF_SIZE, ScaleSchedule
 
 from ldp_export.checkpoints.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ldp_export.graphs.signature import GraphSignature
     from ldp_export.models.infinity import InfinityTransformer
     from ldp_export.models.infinity_vae import InfinityVae
+    from ldp_export.verification.bounds import Outputs
     from ldp_export.verification.cases import Case, ReferenceCases
 
 
@@ -207,9 +208,17 @@ class InfinityFamily:
     @property
     def reference_memory(self) -> int:
         if self._recorded_scales is None:
-            return recording_memory(self.entry) + 2 * halved_bytes(self.sources.transformer)
+            return recording_memory(self.entry) + 2 * halved_bytes(self.sources.transformer) + self._in_float64
         _, block, vae = self._counted
-        return 4 * (block + vae)
+        return 4 * (block + vae) + self._in_float64
+
+    @property
+    def _in_float64(self) -> int:
+        """Bytes of the widest layer's weights, and of an image's activations, in float64."""
+        t = self.spec.transformer
+        largest = max(t.width * max(t.ffn, 6 * t.width), 32_128 * t.text_channels)  # T5 has so many tokens
+        tokens = self.entry.schedule().tokens[(self._recorded_scales or 0) - 1]
+        return 8 * largest + 8 * 6 * self.spec.vae.base_channels * tokens * self.entry.pixels_per_token**2
 
     def record(
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
@@ -218,12 +227,15 @@ class InfinityFamily:
         from ldp_export.checkpoints.t5 import load_text_encoder
         from ldp_export.reference.quantized import products_in_8_bits
         from ldp_export.reference.streamed import streamed_weights
+        from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.record_infinity import (
             forced_infinity_logits,
             record_first_scales,
             record_infinity_cases,
         )
-        from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
+        from ldp_export.verification.recording.lengths import with_text_lengths
+        from ldp_export.verification.recording.shapes import with_shapes
+        from ldp_export.verification.rounding import measure_quantized, measure_rounding
 
         scales, folder = self._recorded_scales, self.sources.text_encoder
         vae = load_infinity_vae(self.sources.vae, self.spec.vae)
@@ -235,18 +247,40 @@ class InfinityFamily:
             transformer = self._mapped.transformer
             cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
 
+        cases = with_text_lengths(cases, transformer, encoder, self.entry, self.spec.defaults)
+
         def logits(case: Case) -> list[torch.Tensor]:
             return forced_infinity_logits(transformer, cases, case, self.entry)
 
-        rounding: dict[str, float] = {}
-        say(f"rounding of {precision}")
+        say("rounding")
+        cases = with_bounds(cases, self._outputs(vae, encoder, logits))
+        if scales is not None:
+            say("late scales, block by block")
+            cases = with_shapes(cases, transformer, self.entry, precision)
+        rounding = dict(cases.rounding)
         with streamed_weights(transformer, precision):
             if precision != "float32":
-                rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-            elif scales is None:  # first scales are recorded from one call, so no second way is left to compare with
-                rounding = measure_float32(cases, logits)
+                say(f"rounding of {precision}")
+                rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
             if quantized is not None:
                 say(f"rounding of {quantized}")
                 with products_in_8_bits(transformer.blocks, quantized):
                     rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)
+
+    def _outputs(
+        self, vae: InfinityVae, encoder: TextEncoder | None, logits: Callable[[Case], Sequence[torch.Tensor]]
+    ) -> Outputs:
+        """Functions that compute the recorded outputs again."""
+        from ldp_runtime.families.choose import codec_of
+
+        from ldp_export.verification.bounds import Outputs
+
+        return Outputs(
+            logits=logits,
+            image=vae.decode,
+            features=encoder.features if encoder is not None else None,
+            codec=codec_of(self.entry, {}),
+            schedule=lambda case: case.of(ScaleSchedule.of_size(self.entry.size, case.aspect_ratio)),
+            operations=2.0 * self._counted[0],
+        )

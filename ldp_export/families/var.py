@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ldp_export.graphs.signature import GraphSignature
     from ldp_export.models.var import VarTransformer
     from ldp_export.models.var_vae import VarVae
+    from ldp_export.verification.bounds import Outputs
     from ldp_export.verification.cases import Case, ReferenceCases
 
 
@@ -152,26 +153,38 @@ class VarFamily:
         from ldp_export.checkpoints.var import load_var, load_var_vae
         from ldp_export.models.var import FLOAT32_ISLANDS
         from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.record_var import forced_var_logits, record_var_cases
-        from ldp_export.verification.rounding import measure_float32, measure_quantized, measure_rounding
+        from ldp_export.verification.rounding import measure_quantized, measure_rounding
 
         transformer = load_var(self.sources.transformer, self.spec.transformer)
         vae = load_var_vae(self.sources.vae, self.spec.vae)
         cases = record_var_cases(transformer, vae, self.spec.defaults, say)
-        say(f"rounding of {precision}")
 
         def logits(case: Case) -> list[torch.Tensor]:
             return forced_var_logits(transformer, vae, cases, case)
 
-        if precision == "float32":
-            rounding = measure_float32(cases, logits)
-        else:
+        say("rounding")
+        cases = with_bounds(cases, self._outputs(vae, logits))
+        rounding = dict(cases.rounding)
+        if precision != "float32":
+            say(f"rounding of {precision}")
             for name, parameter in transformer.named_parameters():
                 stays = FLOAT32_ISLANDS.match(name) is not None
                 parameter.data = parameter.data.to(torch.float32 if stays else getattr(torch, precision))
-            rounding = measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
+            rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
         if quantized is not None:
             say(f"rounding of {quantized}")
             with products_in_8_bits(transformer.blocks, quantized):
                 rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)
+
+    def _outputs(self, vae: VarVae, logits: Callable[[Case], Sequence[torch.Tensor]]) -> Outputs:
+        """Functions that compute the recorded outputs again."""
+        from ldp_runtime.families.choose import codec_of
+
+        from ldp_export.verification.bounds import Outputs
+
+        parameters = sum(p.numel() for p in self._shapes[0].parameters())
+        codec = codec_of(self.entry, self.constants())
+        return Outputs(logits, vae.decode, None, codec, lambda case: self.entry.schedule(), 2.0 * parameters)

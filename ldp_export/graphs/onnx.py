@@ -73,7 +73,7 @@ def export_graph(
         say("comparing with the float32 graph")
         check_twin(graph, model, twin)
     transposed = _take_out_transposes(model)
-    _store_weights(model, graph, weights, transposed, folder, say)
+    store_weights(model, graph, weights, transposed, folder, say)
     say("writing the graph")
     _write(model, folder / MODEL_FILE)
 
@@ -179,7 +179,7 @@ def _take_out_transposes(model: Any) -> set[str]:
     return names
 
 
-def _store_weights(
+def store_weights(
     model: Any,
     graph: Graph,
     weights: Mapping[str, torch.Tensor],

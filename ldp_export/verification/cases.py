@@ -8,7 +8,8 @@ a single token, to the largest.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 CASES_FILE, TENSORS_FILE, ROUNDING_FILE = "cases.json", "tensors.safetensors", "rounding.json"
+SHAPES_FILE = "shapes.json"
 
 
 @dataclass(frozen=True)
@@ -64,37 +66,67 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A call of the blocks alone, block by block; see `recording/shapes.py`. Its tensors are named `{name}.{tensor}`.
+
+    Tensors:
+        kinds, past_kinds: kind of each token [tokens], and of each token of the past [past].
+        latents, positions: input of each kind [kinds, bits], and its index among the scale's tokens [kinds].
+        hidden_i: hidden states before block i, from the second on [rows, kinds, C].
+        logits: [rows, kinds, V].
+
+    The keys and values of each kind of the past are `shapes.past_k_i`, `shapes.past_v_i` [rows, kinds, H, c].
+
+    Attributes:
+        name: name of the shape.
+        scale: scale whose tokens are computed.
+        tokens: number of tokens that are computed.
+        past: number of tokens before them.
+    """
+
+    name: str
+    scale: int
+    tokens: int
+    past: int
+
+
+@dataclass(frozen=True)
 class ReferenceCases:
     """Recorded runs.
 
     Attributes:
         cases: the runs.
+        shapes: calls of the blocks at shapes that the runs do not reach.
         tensors: tensors of all runs by name; see `Case`.
-        rounding: largest errors that the precision alone causes, by kind of output ("logits", "image", "features").
-            They compare the reference model, computed by PyTorch in the precision, with itself in float32. For float32
-            they compare "logits" computed in another order. Quantized scales add "late_logits_{k}" for each scale.
+        rounding: largest errors that rounding alone causes in the bundle's precision, by output: "logits_{k}" of each
+            scale, "latent", "image", "features_{text}". Quantized scales add "late_logits_{k}". Older bundles have at
+            most "logits", "image" and "features", over all scales and texts.
     """
 
     cases: tuple[Case, ...]
     tensors: dict[str, torch.Tensor]
     rounding: dict[str, float] = field(default_factory=dict)
+    shapes: tuple[Shape, ...] = ()
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CASES_FILE).write_text(json.dumps([asdict(case) for case in self.cases], indent=1))
         (folder / ROUNDING_FILE).write_text(json.dumps(self.rounding, indent=1))
+        if self.shapes:
+            (folder / SHAPES_FILE).write_text(json.dumps([asdict(shape) for shape in self.shapes], indent=1))
         save_file({k: v.contiguous().clone() for k, v in self.tensors.items()}, folder / TENSORS_FILE)
 
     @staticmethod
     def load(folder: Path) -> ReferenceCases:
         """Reads what `save` wrote; raises IntegrityError if it cannot be read."""
-        try:
-            cases = tuple(Case(**entry) for entry in read_json(folder / CASES_FILE))
-            return ReferenceCases(cases, load_file(folder / TENSORS_FILE), read_json(folder / ROUNDING_FILE))
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
-            raise IntegrityError(
-                f"the recorded runs in {folder} cannot be read: {error}", hint="rebuild the bundle"
-            ) from error
+        cases, shapes = read_runs(folder)
+        with _damage_is_typed(folder):
+            return ReferenceCases(cases, load_file(folder / TENSORS_FILE), read_json(folder / ROUNDING_FILE), shapes)
+
+    @property
+    def texts(self) -> list[str]:
+        """Names of the encoded texts, whose tensors are `{name}.ids` and `{name}.features`."""
+        return [name.removesuffix(".ids") for name in self.tensors if name.endswith(".ids")]
 
     def tokens(self, case: Case, scales: int) -> list[torch.Tensor]:
         """Drawn tokens of every scale: bits as bool, or indices into the codebook."""
@@ -105,6 +137,28 @@ class ReferenceCases:
     def keep(self, case: Case, scales: int) -> list[torch.Tensor | None]:
         """Indices of the kept tokens of every scale; None at scales that are not pruned."""
         return [self.tensors.get(f"{case.name}.keep_{k}") for k in range(scales)]
+
+
+def read_runs(folder: Path) -> tuple[tuple[Case, ...], tuple[Shape, ...]]:
+    """Recorded runs and shapes without their tensors; older bundles have no shapes.
+
+    Raises:
+        IntegrityError: they cannot be read.
+    """
+    shapes = folder / SHAPES_FILE
+    with _damage_is_typed(folder):
+        cases = tuple(Case(**entry) for entry in read_json(folder / CASES_FILE))
+        return cases, tuple(Shape(**entry) for entry in read_json(shapes)) if shapes.is_file() else ()
+
+
+@contextmanager
+def _damage_is_typed(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise IntegrityError(
+            f"the recorded runs in {folder} cannot be read: {error}", hint="rebuild the bundle"
+        ) from error
 
 
 def fixed_masks(schedule: ScaleSchedule) -> Sequence[torch.Tensor | None]:

@@ -5,12 +5,17 @@ Production knows nothing of it: recorded tokens come from a codec, masks from a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from ldp_runtime.engines.blocks import Blocks
+from ldp_runtime.engines.cache_memory import CacheMemory, HeldCache
+from ldp_runtime.engines.cache_plan import CachePlan
+from ldp_runtime.engines.kv_cache import StaticKVCache
+from ldp_runtime.engines.slots import Lease
 from ldp_runtime.families.base import Codec
 from ldp_runtime.pruning.policy import ScaleView, Selection, TokenRule
 from ldp_runtime.sampling import SamplingFilter
@@ -91,9 +96,13 @@ class GivenMasks(TokenRule):
 
 
 class OverheardBlocks(Blocks):
-    """Blocks that show the logits [R, L, V] of each call, with its scale."""
+    """Blocks that show the logits [R, L, V] of each call, with its scale.
 
-    def __init__(self, blocks: Blocks, on_logits: Callable[[int, torch.Tensor], None]) -> None:
+    Args:
+        on_logits: called with the scale and the logits of each call.
+    """
+
+    def __init__(self, blocks: Blocks, on_logits: Callable[[int, torch.Tensor], Any]) -> None:
         self.__dict__.update(blocks.__dict__)
         self._on_logits = on_logits
 
@@ -101,3 +110,33 @@ class OverheardBlocks(Blocks):
         logits = super().run(*tensors, scale=scale, **options)
         self._on_logits(scale, logits)
         return logits
+
+
+#: Largest number that fills a static cache: its products with queries are finite in every precision.
+_STATIC_POISON = 1e3
+
+
+class FilledMemory(CacheMemory):
+    """Memory of caches that holds a value wherever nothing was written yet.
+
+    A static cache must hold finite numbers: NaN leaves it as it is, and other values are limited to `_STATIC_POISON`.
+    """
+
+    def __init__(self, plan: CachePlan, device: torch.device, value: float) -> None:
+        super().__init__(plan, device)
+        self._value = value
+
+    @classmethod
+    def of(cls, blocks: Blocks, schedule: ScaleSchedule, images: int, value: float) -> FilledMemory:
+        """Memory of one run of so many images that are not quantized."""
+        return cls(CachePlan.of(blocks.shape, [schedule], lambda _: (), images, images), blocks.device, value)
+
+    def cache_in(self, lease: Lease[Any], rows: int) -> HeldCache:
+        held = super().cache_in(lease, rows)
+        if isinstance(held.cache, StaticKVCache) and not math.isnan(self._value):
+            for tensor in (tensor for layer in held.cache.reads() for tensor in layer.values()):
+                tensor.fill_(min(self._value, _STATIC_POISON))
+        return held
+
+    def _empty(self, elements: int) -> torch.Tensor:
+        return super()._empty(elements).fill_(self._value)

@@ -46,7 +46,7 @@ def record_infinity_cases(
 
     for i, ratio in enumerate(RATIOS):
         schedule = ScaleSchedule.of_size(model.size, ratio)
-        for guidance in (defaults.guidance, 1.0) if i == 0 else (defaults.guidance,):
+        for guidance in dict.fromkeys((defaults.guidance, 1.0) if i == 0 else (defaults.guidance,)):
             name = f"ratio{ratio:g}_guidance{guidance:g}"
             on_case(name)
             run, seed, margin = _clearest(transformer, texts[i], schedule, model.layout, defaults, guidance)
@@ -56,7 +56,7 @@ def record_infinity_cases(
                 tensors[f"{name}.image"] = vae.decode(run.latent)[0]
             if (ratio, guidance) == (RATIOS[0], defaults.guidance):
                 pruned = Case(f"{name}_pruned", ratio, guidance, pruned=True)
-                _store_pruned(pruned.name, transformer, texts[i], run, schedule, model.layout, tensors)
+                _store_pruned(pruned.name, guidance, transformer, texts[i], run, schedule, model.layout, tensors)
                 add(pruned, None)
     return ReferenceCases(tuple(cases), tensors)
 
@@ -77,9 +77,8 @@ def reference_texts(
     texts = []
     for i, prompt in enumerate(PROMPTS):
         ids = tokenizer(prompt)
-        features = encoder.module(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).last_hidden_state[0]
-        tensors[f"text{i}.ids"], tensors[f"text{i}.features"] = ids, features
-        texts.append(features)
+        texts.append(encoder.features(ids))
+        tensors[f"text{i}.ids"], tensors[f"text{i}.features"] = ids, texts[i]
     return texts
 
 
@@ -124,8 +123,15 @@ def _store(name: str, run: InfinityRun, tensors: dict[str, torch.Tensor]) -> Non
     tensors[f"{name}.latent"] = run.latent[0]
 
 
+def _rows(transformer: InfinityTransformer, text: torch.Tensor, guidance: float) -> torch.Tensor:
+    """Text features [R, T, Ct] of the conditional branch and, with guidance, of the unconditional one."""
+    rows = [text] if guidance == 1 else [text, transformer.unconditional_text(len(text))]
+    return torch.stack(rows)
+
+
 def _store_pruned(
     name: str,
+    guidance: float,
     transformer: InfinityTransformer,
     text: torch.Tensor,
     run: InfinityRun,
@@ -134,7 +140,7 @@ def _store_pruned(
     tensors: dict[str, torch.Tensor],
 ) -> None:
     """Adds a pruned run to `tensors`: the oracle's logits under `fixed_masks`."""
-    rows = torch.stack((text, transformer.unconditional_text(len(text))))
+    rows = _rows(transformer, text, guidance)
     keep = fixed_masks(schedule)
     logits = pruned_infinity_logits(transformer, rows, [bits[0] for bits in run.bits], keep, schedule, layout)
     tensors[f"{name}.features"] = text
@@ -153,9 +159,9 @@ def forced_infinity_logits(
     """Logits of all scales of a recorded case, teacher-forced with its bits, in one call."""
     schedule = case.of(ScaleSchedule.of_size(model.size, case.aspect_ratio))
     text = cases.tensors[f"{case.name}.features"]
-    rows = [text] if case.guidance == 1 else [text, transformer.unconditional_text(len(text))]
-    bits = cases.tokens(case, len(schedule))
-    return pruned_infinity_logits(transformer, torch.stack(rows), bits, [None] * len(schedule), schedule, model.layout)
+    rows = _rows(transformer, text, case.guidance)
+    bits, keep = cases.tokens(case, len(schedule)), cases.keep(case, len(schedule))
+    return pruned_infinity_logits(transformer, rows, bits, keep, schedule, model.layout)
 
 
 @torch.no_grad()

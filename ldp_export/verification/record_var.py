@@ -121,4 +121,4 @@ def forced_var_logits(
     config = transformer.config
     labels = torch.tensor([case.label, config.classes] if _guided(case.guidance, transformer) else [case.label])
     count = len(config.grids)
-    return pruned_var_logits(transformer, vae, labels, cases.tokens(case, count), [None] * count)
+    return pruned_var_logits(transformer, vae, labels, cases.tokens(case, count), cases.keep(case, count))

@@ -18,12 +18,22 @@ TEXT_TOKENS = 12
 _ROWS, _PRUNED_ROWS = 5, 1
 
 
+#: Kinds of tokens of a recorded shape, and of its past; see `recording/shapes.py`.
+KINDS = 8
+
+
+def recorded_shape_bytes(model: InfinityEntry, shapes: int) -> int:
+    """Bytes of so many recorded shapes: hidden states before every block, and the past that they share."""
+    return (shapes + 2) * model.depth * 2 * KINDS * model.width * 4 + shapes * 16 * max(model.schedule().offsets)
+
+
 def recorded_infinity_bytes(model: InfinityEntry, scales: int | None) -> int:
     """Bytes of the saved runs: logits of four runs (six rows in all), bits, latents, images; or of the first scales."""
     if scales is not None:
         first = ScaleSchedule.of_size(model.size)
         pixels = first.tokens[scales - 1] * model.pixels_per_token**2
-        return 2 * first.offsets[scales] * model.logits * 4 + 12 * pixels + TEXT_TOKENS * model.text_channels * 4
+        runs = 2 * first.offsets[scales] * model.logits * 4 + 12 * pixels + TEXT_TOKENS * model.text_channels * 4
+        return runs + recorded_shape_bytes(model, len(first) - scales + 1)
     schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in RATIOS]
     tokens = max(schedule.total_tokens for schedule in schedules)
     logits = (_ROWS + _PRUNED_ROWS) * tokens * model.logits * 4
@@ -37,7 +47,8 @@ def recording_memory(model: InfinityEntry) -> int:
     tokens, total = max(schedule.tokens), schedule.total_tokens
     cache = 4 * 2 * 2 * model.depth * total * model.width
     scores = 4 * 2 * model.heads * total * total  # the masked oracle sees all scales at once
-    return cache + scores + 4 * 2 * tokens * (model.ffn + 4 * model.width)
+    exact = 8 * 2 * total * (model.ffn + 6 * model.width)  # all scales at once, in float64
+    return cache + scores + max(exact, 4 * 2 * tokens * (model.ffn + 4 * model.width))
 
 
 #: Arithmetic operations that recording may take, for whole runs and for one call: minutes on two cores.

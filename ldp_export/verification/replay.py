@@ -17,8 +17,10 @@ from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.pipeline.open_engines import Engines, open_engines
 
+from ldp_export.verification.case_runs import case_rows, run_case
 from ldp_export.verification.cases import Case, ReferenceCases
-from ldp_export.verification.verify import Check, Report, case_rows, run_case
+from ldp_export.verification.checks import Check
+from ldp_export.verification.verify import Report
 
 _AT_A_SCALE = re.compile(r"(?P<case>.+), scale (?P<scale>\d+), logits")
 INPUTS, EXPECTED = "inputs.json", "expected.json"

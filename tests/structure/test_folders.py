@@ -33,6 +33,7 @@ FLOORS = (
     "ldp_export.graphs",
     "ldp_export.reference",
     "ldp_export.verification",
+    "ldp_export.verification.recording",
     "ldp_export.builders",
     "ldp_export.builders.tensorrt",
     "ldp_export.builders.torch_compiled",

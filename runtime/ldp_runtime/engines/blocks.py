@@ -107,6 +107,11 @@ class Blocks:
         self.shape = shape
         self.device = self._chunks[0].engine.device
 
+    @property
+    def chunks(self) -> tuple[BlocksChunk, ...]:
+        """Chunks that are not quantized, in order."""
+        return self._chunks
+
     def wrapped(self, wrap: Callable[[Engine], Engine]) -> Blocks:
         """The same chunks with every engine in a wrapper, which watches its calls."""
 

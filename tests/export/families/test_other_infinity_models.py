@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.engine_runs import engines_of, run_loop
+from helpers.goldens import LATENT
+from helpers.goldens import RAW_LOGITS as LOGITS
 from helpers.samples import build_bundle, random_texts, write_sources
 from ldp_runtime import Pipeline
 from ldp_runtime.sampling import SamplingFilter
@@ -21,7 +23,6 @@ from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig
 from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
 from ldp_export.reference.oracle import pruned_infinity_logits
-from ldp_export.verification.tolerances import LATENT, LOGITS
 
 #: Three blocks in as many chunks, one head, patchify with an odd number of bits, few text tokens.
 PATCHED = (
