@@ -25,7 +25,7 @@ ENVIRONMENTS ?= python3.11,torch==2.11.0 python3.11,torch==2.13.0 python3.12,tor
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo bench bench-policies bench-random results ablation test test-all fuzz soak gpu-test soak-serve load-serve lint release clean
+.PHONY: setup demo bench bench-policies bench-random results ablation docs site test test-all fuzz soak gpu-test soak-serve load-serve lint release clean
 
 setup: $(READY)
 
@@ -73,7 +73,7 @@ bench-policies: $(RUNS)
 		--overwrite --output benchmarks/results/infinity-shapes-policies-vnni-cpu.json
 	$(BIN)/python -m benchmarks.report.page
 
-# Every table and chart of docs/benchmarks.md and docs/ablation.md again, from the raw files alone.
+# Every table and chart under docs/results again, from the raw files alone.
 results: $(RUNS)
 	$(BIN)/python -m benchmarks.report.page
 	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE) --draw
@@ -103,6 +103,15 @@ soak-serve: setup
 load-serve: setup
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/python -m benchmarks.serving.load $(BUNDLE) --output benchmarks/results/serving-load-cpu.json
+
+# The reference pages again, from the commands' help and the public docstrings.
+docs: setup
+	$(BIN)/python -m docs_tools
+
+# The pages as a site, in site/.
+site: setup
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/zensical build --clean
 
 lint: setup
 	$(BIN)/ruff check .
@@ -137,4 +146,4 @@ release: setup
 	$(BIN)/python -m release $(foreach pair,$(ENVIRONMENTS),--environment $(subst $(comma),$(space),$(pair)))
 
 clean:
-	rm -rf $(VENV) $(OUT) bundles build dist
+	rm -rf $(VENV) $(OUT) site .cache bundles build dist

@@ -7,7 +7,9 @@ from pathlib import Path
 
 BENCHMARKS = Path(__file__).parent
 RESULTS, PROMPTS = BENCHMARKS / "results", BENCHMARKS / "prompts.txt"
-DOCS = BENCHMARKS.parent / "docs"
+#: Pages on results: written by hand, with tables between markers; and those written as a whole from raw files.
+REPORTS = BENCHMARKS.parent / "docs" / "results"
+MEASURED = REPORTS / "measured"
 
 
 def result_file(text: str) -> Path:

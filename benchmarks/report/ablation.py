@@ -12,6 +12,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.report.read import read_result
+
 _STYLE = {"paper": ("tab:orange", "s"), "ours": ("tab:blue", "o"), "controls": ("black", "x")}
 _LABEL = {
     "paper": "the paper's setting and its switches",
@@ -102,18 +104,27 @@ def draw_kept(result: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def write_tables(result: dict[str, Any], page: Path) -> None:
-    """Puts the tables between the page's markers; everything else is left as it is."""
-    text = page.read_text()
+#: Results on non-inferiority, by the name that the table gives to their prompts and engines.
+NON_INFERIOR = {"choose": "choose", "confirm": "confirm", "confirm-int8": "confirm, in 8 bits"}
+
+
+def page_with_tables(page: str, result: dict[str, Any], results: Path) -> str:
+    """Text of the page with the tables between its markers; everything else is left as it is.
+
+    Args:
+        result: the ablation.
+        results: folder of the raw results, those on non-inferiority among them.
+    """
     for group in result["groups"]:
-        text = _between(text, group, _table(result, group))
-    text = _between(text, "setting", _setting(result))
-    text = _between(text, "margins", _margins(result))
-    page.write_text(text)
+        page = _between(page, group, _table(result, group))
+    page = _between(page, "setting", _setting(result))
+    page = _between(page, "margins", _margins(result))
+    sets = {name: read_result(results / f"non-inferior-{file}.json") for file, name in NON_INFERIOR.items()}
+    return _between(page, "non-inferior", _non_inferior(sets))
 
 
-def write_non_inferior(sets: Mapping[str, dict[str, Any]], page: Path) -> None:
-    """Puts the table of non-inferiority between its markers: rows of every set, by the set's name."""
+def _non_inferior(sets: Mapping[str, dict[str, Any]]) -> str:
+    """Rows of every set of prompts, by the set's name."""
     lines = [
         "| prompts | policy | accepted | difference, exact | resampled | non-inferior | tokens | operations | dB |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -127,7 +138,7 @@ def write_non_inferior(sets: Mapping[str, dict[str, Any]], page: Path) -> None:
                 f"| {name} | `{policy}` | {s['accepted_percent']:.1f}% | {' | '.join(known)} | {s['tokens']:.0f} "
                 f"| {s['operations']:.2f} | {psnr} |"
             )
-    page.write_text(_between(page.read_text(), "non-inferior", "\n".join(lines)))
+    return "\n".join(lines)
 
 
 def _points(interval: Sequence[float]) -> str:

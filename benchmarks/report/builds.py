@@ -1,4 +1,4 @@
-"""The section on builds of true size: what `large_build.py` measured beside what had been predicted."""
+"""The page on builds of true size: what `large_build.py` measured beside what had been predicted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_TEXT = """## Building models of true size
+_TEXT = """# Building models of true size
 
 `large_build.py`: a synthetic checkpoint in the released layout (random weights, float32, sharded), built as
 `ldp-export build` does. Memory is the peak of anonymous memory of all processes, disk the peak under the output
@@ -17,11 +17,11 @@ path; in brackets what `build --dry-run` had predicted. Other work ran on the ma
 """
 
 
-def section(results: Path) -> str:
+def page(results: Path) -> str:
     """The table of every `large-build-*.json`; a sentence where there is none."""
     files = sorted(results.glob("large-build-*.json"))
     if not files:
-        return "## Building models of true size\n\nNot measured yet: `python -m benchmarks.study.large_build --help`."
+        return "# Building models of true size\n\nNot measured yet: `python -m benchmarks.study.large_build --help`."
     return _TEXT + "\n".join(_row(json.loads(path.read_text())) for path in files)
 
 

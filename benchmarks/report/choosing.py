@@ -1,4 +1,4 @@
-"""The results page's section on what choosing costs, from the raw file of `choosing_overhead.py`."""
+"""The page on what choosing costs, from the raw file of `choosing_overhead.py`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SHARE = 0.01
 FILE = "choosing-overhead-cpu.json"
 
 
-def section(results: Path) -> str | None:
+def page(results: Path) -> str | None:
     """As Markdown; None without a measurement."""
     path = results / FILE
-    return _section(read_result(path)) if path.is_file() else None
+    return _page(read_result(path)) if path.is_file() else None
 
 
-def _section(result: dict[str, Any]) -> str:
+def _page(result: dict[str, Any]) -> str:
     machine = result["hardware"]
     rows = [
         (f"`{name}`", _scales(entry), f"{entry['run_milliseconds']:.0f}", f"{entry['share']:.2%}", _verdict(entry))
@@ -27,7 +27,7 @@ def _section(result: dict[str, Any]) -> str:
     heads = ("policy", "ms of a scale", "run ms", "share", f"under {SHARE:.0%}")
     return "\n".join(
         (
-            "## What choosing costs",
+            "# What choosing costs",
             "",
             f"`choosing_overhead.py`: what a policy's own questions take, at the {result['size']} schedule with the "
             f"blocks of\n{result['model']} on a CPU. {machine['cpu']}, {machine['cores_usable']} cores, load "

@@ -1,4 +1,4 @@
-"""The GPU section of the results page, from the JSON of `gpu.py`."""
+"""The page on GPUs, from the JSON of `gpu.py`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ before samples are taken: a policy whose counts differ from prompt to prompt mee
 large bfloat16 matrix product on the same card."""
 
 
-def section(
+def page(
     result: dict[str, Any] | None,
     pictures: Sequence[str] = (),
     loss: dict[str, Any] | None = None,
@@ -39,14 +39,14 @@ def section(
         kernels: what `gpu.py --profile` found.
     """
     if result is None:
-        title = "## The 2B and 8B architectures on a GPU"
+        title = "# The 2B and 8B architectures on a GPU"
         return "\n\n".join([title, "Not measured yet: `python -m benchmarks.gpu` on a machine with one.", *_loss(loss)])
     machine = result["hardware"] | {"peak_bfloat16_tflops": f"{result['hardware']['peak_bfloat16_tflops']:.0f}"}
     hardware = ", ".join(f"{name} {value}" for name, value in machine.items() if name != "clocks")
     clocks = [result["hardware"].get("clocks"), result.get("clocks_after")]
     lines = [_row(result, entry) for entry in result["results"]]
     parts = [
-        "## The 2B and 8B architectures on a GPU, random weights: speed only",
+        "# The 2B and 8B architectures on a GPU, random weights: speed only",
         f"`gpu.json`, {result['created'][:10]}: {hardware}. Keep shares {result['keep']}, branch stopped after scale "
         f"{result.get('stop_scale')}: {result.get('keep_from', 'assumed, not calibrated')} (as it stood then).",
         _METHOD,

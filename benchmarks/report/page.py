@@ -1,10 +1,10 @@
-"""Writes the results page, tables and charts, from the raw files alone; measures nothing.
+"""Writes the pages of measured results, tables and charts, from the raw files alone; measures nothing.
 
-    python -m benchmarks.report.page                                  # benchmarks/results -> docs/benchmarks.md
-    python -m benchmarks.report.page --results FOLDER --page PAGE.md  # charts: in a folder beside the page
+    python -m benchmarks.report.page                                   # benchmarks/results -> docs/results/measured
+    python -m benchmarks.report.page --results FOLDER --pages FOLDER   # charts: beside the pages
 
 Reads every result of `ldp-export bench` (`*.json` of its schema), and those of `gpu.py`, `choosing_overhead.py`,
-`large_build.py`, `quantized_scales.py` and `precision_verdicts.py`.
+`large_build.py`, `quantized_scales.py` and `precision_verdicts.py`. A page is written for each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import kernels as gpu_kernels
-from benchmarks.paths import DOCS, RESULTS
+from benchmarks.paths import MEASURED, RESULTS
 from benchmarks.report import builds as build_results
 from benchmarks.report import chart, gpu_chart
 from benchmarks.report import choosing as choosing_results
@@ -27,11 +27,10 @@ from benchmarks.report.read import read_result
 from benchmarks.report.targets import Verdict, cpu_verdicts
 
 _BENCH = "ldp-export/bench/"
-_INTRODUCTION = """# Benchmarks
+_INTRODUCTION = """# Measured: every table and chart
 
-Written by `make results` from the raw files in `benchmarks/results/`, pictures and tables alike; edit the scripts, not
-this page. What is compared, and how to read it: `benchmarks/README.md`. Policies, and better controls than the ones
-here: `docs/ablation.md`.
+Written by `make results` from the raw files in `benchmarks/results/`, tables and pictures alike; edit the scripts, not
+these pages. What is compared, and how to measure anew: `benchmarks/README.md`.
 
 Speed-ups are paired ratios (same prompt, same repetition, candidates in turn) with 95 % intervals; milliseconds are
 medians of warm calls unless they are called means. PSNR is against the unpruned picture of the same seed and engines:
@@ -47,45 +46,53 @@ _EARLIER = (
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=DOCS / "benchmarks.md")
+    parser.add_argument("--pages", type=Path, default=MEASURED)
     options = parser.parse_args(arguments)
-    write_page(options.results, options.page)
-    print(options.page)
+    write_pages(options.results, options.pages)
+    print(options.pages)
 
 
-def write_page(results: Path, page: Path) -> None:
-    """The page, and its charts in a folder of the page's name beside it; charts of results that are gone go too."""
-    folder = page.with_suffix("")
-    folder.mkdir(exist_ok=True)
+def write_pages(results: Path, folder: Path) -> None:
+    """The pages, and their charts beside them; pages and charts of results that are gone go too."""
+    folder.mkdir(parents=True, exist_ok=True)
     kept: list[str] = []
     for path, result in bench_results(results):
         kept += chart.draw_all(result, folder, path.stem, fingerprint(path))
     gpu = results / "gpu.json"
     if gpu.is_file():
         kept += gpu_chart.draw(json.loads(gpu.read_text()), folder, fingerprint(gpu))
-    for picture in folder.glob("*.png"):
-        if picture.name not in kept:
-            picture.unlink()
-    page.write_text(page_text(results, folder), encoding="utf-8")
+    pages = page_texts(results, folder)
+    for old in (*folder.glob("*.png"), *folder.glob("*.md")):
+        if old.name not in kept and old.name not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
-def page_text(results: Path, folder: Path) -> str:
-    """The page as Markdown; `folder` holds its charts."""
-    sections = [_INTRODUCTION]
+def page_texts(results: Path, folder: Path) -> dict[str, str]:
+    """Pages as Markdown by file name, `index.md` first; `folder` holds their charts."""
+    pages: dict[str, str | None] = {}
     for path, result in bench_results(results):
-        pictures = [f"{folder.name}/{p.name}" for p in sorted(folder.glob(f"{path.stem}-*.png"))]
-        sections.append(_section(path.name, result, pictures))
-    choosing = choosing_results.section(results)
-    verdicts = precision_results.section(results)
-    sections += [part for part in (verdicts, choosing) if part is not None]
+        pictures = [p.name for p in sorted(folder.glob(f"{path.stem}-*.png"))]
+        pages[f"{path.stem}.md"] = _page(path.name, result, pictures)
+    pages["precision.md"] = precision_results.page(results)
+    pages["choosing.md"] = choosing_results.page(results)
     gpu, loss = (
         json.loads(path.read_text()) if path.is_file() else None
         for path in (results / "gpu.json", results / "late-precision-cpu.json")
     )
-    pictures = [f"{folder.name}/{p.name}" for p in sorted(folder.glob("gpu-*.png"))]
-    sections.append(gpu_results.section(gpu, pictures, loss, gpu_kernels.read_tables(results)))
-    sections.append(build_results.section(results))
-    return "\n\n".join(sections) + "\n"
+    pictures = [p.name for p in sorted(folder.glob("gpu-*.png"))]
+    pages["gpu.md"] = gpu_results.page(gpu, pictures, loss, gpu_kernels.read_tables(results))
+    pages["builds.md"] = build_results.page(results)
+    written = {name: text + "\n" for name, text in pages.items() if text is not None}
+    rows = [(f"[{text.splitlines()[0][2:]}]({name})", f"`{_source(name)}`") for name, text in written.items()]
+    return {"index.md": f"{_INTRODUCTION}\n\n{table(('page', 'raw results'), rows)}\n", **written}
+
+
+def _source(page: str) -> str:
+    """File of raw results that a page is written from."""
+    others = {"precision.md": precision_results.FILE, "choosing.md": choosing_results.FILE}
+    return {**others, "builds.md": "large-build-*.json"}.get(page, f"{page.removesuffix('.md')}.json")
 
 
 def bench_results(results: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -100,16 +107,16 @@ def fingerprint(path: Path) -> str:
     return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
-def _section(name: str, result: dict[str, Any], pictures: Sequence[str]) -> str:
+def _page(name: str, result: dict[str, Any], pictures: Sequence[str]) -> str:
     model, (height, width) = result["model"], result["model"]["image"]
     weights = ", random weights: speed only" if model["random_weights"] else ""
     instructions = result["hardware"].get("instructions")
     processor = f"; a processor with {instructions}" if instructions else ""
-    parts = [f"## {model['name']}, {height}x{width}{weights}{processor}", _method(name, result)]
+    parts = [f"# {model['name']}, {height}x{width}{weights}{processor}", _method(name, result)]
     parts += [f"- {note}" for note in result["notes"] + ([_EARLIER] if instructions is None else [])]
     if not model["random_weights"]:
-        parts += ["### Targets", _verdicts(cpu_verdicts(result))]
-    parts += ["### Latency and quality", _latency(result), "### Where the time goes", _phases(result)]
+        parts += ["## Targets", _verdicts(cpu_verdicts(result))]
+    parts += ["## Latency and quality", _latency(result), "## Where the time goes", _phases(result)]
     parts += [f"![{_caption(picture)}]({picture})" for picture in pictures]
     return "\n\n".join(parts)
 

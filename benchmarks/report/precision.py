@@ -1,4 +1,4 @@
-"""The results page's section on what precision costs in pictures, from the raw file of `precision_verdicts.py`."""
+"""The page on what precision costs in pictures, from the raw file of `precision_verdicts.py`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ FILE = "precision-verdicts-cpu.json"
 _HEADS = "| engines | policy | accepted | PSNR dB | objects dB |\n|---|---|---|---|---|"
 
 
-def section(results: Path) -> str | None:
+def page(results: Path) -> str | None:
     """As Markdown; None without a measurement."""
     path = results / FILE
-    return _section(read_result(path)) if path.is_file() else None
+    return _page(read_result(path)) if path.is_file() else None
 
 
-def _section(result: dict[str, Any]) -> str:
+def _page(result: dict[str, Any]) -> str:
     words = (
         f"`{FILE}`: {result['prompts']} held-out prompts of `infinity-shapes`, one seed each; how many pictures the "
         "evaluator accepts, with 95 % Wilson intervals, and PSNR against the unpruned pictures of the first engines."
     )
-    return "\n\n".join(["## What precision costs in pictures", words, "\n".join([_HEADS, *map(_row, result["rows"])])])
+    return "\n\n".join(["# What precision costs in pictures", words, "\n".join([_HEADS, *map(_row, result["rows"])])])
 
 
 def _row(row: dict[str, Any]) -> str:

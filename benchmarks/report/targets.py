@@ -73,7 +73,10 @@ def _front(candidates: list[Candidate], measure: str, where: str) -> Verdict | N
         return Verdict(target, "no control is as fast", True, "")
     margin = ld[measure] - float(np.interp(speed, speeds, qualities))
     return Verdict(
-        target, f"{margin:+.1f} dB", margin > 0, "" if margin > 0 else "which tokens count: see docs/ablation.md"
+        target,
+        f"{margin:+.1f} dB",
+        margin > 0,
+        "" if margin > 0 else "which tokens count: see docs/results/ablation.md",
     )
 
 

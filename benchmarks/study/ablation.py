@@ -3,7 +3,7 @@
     python -m benchmarks.study.ablation bundles/infinity-shapes          # measure (resumes), draw, write the page
     python -m benchmarks.study.ablation bundles/infinity-shapes --draw   # from the committed result alone
 
-Writes benchmarks/results/infinity-shapes-ablation.json, docs/ablation-*.png and the tables of docs/ablation.md.
+Writes benchmarks/results/infinity-shapes-ablation.json; of docs/results/ablation.md the charts and tables.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ldp_runtime.bundle.files import open_bundle
 from ldp_runtime.bundle.saved_policies import FITTED, saved_folder
 from ldp_runtime.pipeline.pipeline import Pipeline
 
-from benchmarks.paths import DOCS, RESULTS, result_file
-from benchmarks.report.ablation import draw_front, draw_kept, draw_switches, write_non_inferior, write_tables
+from benchmarks.paths import REPORTS, RESULTS, result_file
+from benchmarks.report.ablation import draw_front, draw_kept, draw_switches, page_with_tables
 from benchmarks.report.read import GRAMMAR, read_result
 from benchmarks.study.losers import LOSERS
 from benchmarks.study.rows import Row, Setting, study, time_policies
@@ -101,19 +101,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--result", type=result_file, default=RESULT)
-    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--pages", type=Path, default=REPORTS)
     parser.add_argument("--draw", action="store_true", help="Measure nothing.")
     options = parser.parse_args()
     if not options.draw:
         options.result.write_text(json.dumps(measure(options), indent=None, separators=(",", ":")))
     result = read_result(options.result)
-    draw_front(result, options.docs / "ablation-front.png")
-    draw_switches(result, options.docs / "ablation-switches.png")
-    draw_kept(result, options.docs / "ablation-kept.png")
-    write_tables(result, options.docs / "ablation.md")
-    sets = {name: RESULTS / f"non-inferior-{name}.json" for name in ("choose", "confirm")}
-    write_non_inferior({name: read_result(path) for name, path in sets.items()}, options.docs / "ablation.md")
-    print(options.result, options.docs / "ablation.md")
+    draw_front(result, options.pages / "ablation-front.png")
+    draw_switches(result, options.pages / "ablation-switches.png")
+    draw_kept(result, options.pages / "ablation-kept.png")
+    page = options.pages / "ablation.md"
+    page.write_text(page_with_tables(page.read_text(), result, RESULTS))
+    print(options.result, page)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

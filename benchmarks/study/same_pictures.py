@@ -22,7 +22,7 @@ import torch
 from ldp_runtime import Pipeline, parse_policy
 from ldp_runtime.pruning.parse import policy_text
 
-#: Every policy that the study of `docs/ablation.md` compares, and the full model. None needs fitted numbers.
+#: Every policy that the study of `docs/results/ablation.md` compares, and the full model. None needs fitted numbers.
 POLICIES = (
     "none",
     "ld",

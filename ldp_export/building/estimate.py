@@ -2,7 +2,7 @@
 
 Host memory is anonymous memory: mapped files are not counted, since the system drops their pages when it needs the
 room. The predictions were checked on whole builds of Infinity-2B and 8B: bfloat16, TensorRT-RTX, eight blocks per
-graph. Memory stayed within 6 % of the prediction, disk within 3 %. `docs/benchmarks.md` has the figures;
+graph. Memory stayed within 6 % of the prediction, disk within 3 %. `docs/results/measured/builds.md` has the figures;
 `benchmarks/study/large_build.py` measures anew.
 """
 

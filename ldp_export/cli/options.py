@@ -29,7 +29,7 @@ POLICY_HELP = """\b
 Policies are NAME or NAME:option=value,...  (none: no value; lists as 5+6)
   none            the full model
   ld              recommended: LHEP scores, no loss of accepted pictures shown
-  ld-fast         faster, at a measured loss; see docs/ablation.md
+  ld-fast         faster, at a measured loss; see docs/results/method.md
   ld-paper        LD-Pruning with the paper's thresholds, nothing skipped
   ld-skip-2       the paper's headline mode: the last two scales are not run
   lhep, top-p, top-k   a token rule alone
@@ -163,7 +163,7 @@ backend_options = grouped(
         default="dynamic",
         show_default=True,
         help="Keys and values joined to a past of any length, or written into a cache of a fixed size "
-        "(Infinity; not with --backend torch; docs/tensorrt.md).",
+        "(Infinity; not with --backend torch; docs/backends/kv-cache.md).",
     ),
 )
 

@@ -31,9 +31,9 @@ ANY = "NAME"
 
 def sources() -> list[Path]:
     """Python files, and pages of prose; the changelog speaks of files that were."""
-    folders = ("ldp_export", "runtime", "calibration", "tests", "benchmarks", "training")
+    folders = ("ldp_export", "runtime", "calibration", "tests", "benchmarks", "docs_tools", "training")
     code = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    return sorted([*code, *(ROOT / "docs").glob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))])
+    return sorted([*code, *(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))])
 
 
 @cache

@@ -29,7 +29,7 @@ def settings_options(function: Any) -> Any:
         expose_value=False,
         callback=_read_file,
         metavar="FILE.toml",
-        help="Settings, in a table of the verb's name; docs/settings.md.",
+        help="Settings, in a table of the verb's name; docs/guide/settings.md.",
     )
     shown = click.option(PRINT, is_flag=True, help="Print the settings that would hold, as TOML, and stop.")
     return verb(shown(function))

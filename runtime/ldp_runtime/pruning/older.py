@@ -32,7 +32,7 @@ def respelled(options: dict[str, str]) -> dict[str, str]:
     for key in options:
         if key in _GONE:
             raise ConfigError(
-                f"policies have no option {key!r}: {_GONE[key]} lost in the study", hint="see docs/ablation.md"
+                f"policies have no option {key!r}: {_GONE[key]} lost in the study", hint="see docs/results/ablation.md"
             )
     return {_OPTIONS.get(key, key): value for key, value in options.items()}
 

@@ -51,7 +51,7 @@ def test_tiny_model_to_the_end(tmp_path: Path) -> None:
     assert {"eager", "control: stop guidance"} <= {name.removeprefix("compiled, ") for name in by_name}
     assert max(full["disagreement"]) < 0.02
     assert "study" in result["keep_from"]
-    assert "| tiny | 1 | eager |" in gpu_results.section(result)
+    assert "| tiny | 1 | eager |" in gpu_results.page(result)
 
 
 def test_nothing_new_begins_when_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

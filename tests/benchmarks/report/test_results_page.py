@@ -1,4 +1,4 @@
-"""The results page: a tiny measurement to tables and charts; the committed page is what the raw files give."""
+"""Pages of results: a tiny measurement to tables and charts; the committed pages are what the raw files give."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from click.testing import CliRunner
 from ldp_runtime.bundle.files import Bundle
 from PIL import Image
 
+from benchmarks.paths import MEASURED, REPORTS, RESULTS
 from benchmarks.report import choosing as choosing_results
 from benchmarks.report import gpu as gpu_results
 from benchmarks.report import page as results_page
 from benchmarks.report import targets
+from benchmarks.report.ablation import page_with_tables
+from benchmarks.report.read import read_result
 from ldp_export.cli.bench import command
-
-ROOT = Path(__file__).parents[3]
-COMMITTED = ROOT / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -30,41 +30,47 @@ def results(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_page_of_a_run(results: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    (tmp_path / "page").mkdir()
-    (tmp_path / "page" / "of-a-file-that-is-gone-front.png").write_bytes(b"")
-    results_page.main(["--results", str(results), "--page", str(page)])
-    text, result = page.read_text(), json.loads((results / "tiny.json").read_text())
+def test_pages_of_a_run(results: Path, tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for gone in ("of-a-file-that-is-gone-front.png", "of-a-file-that-is-gone.md"):
+        (pages / gone).write_bytes(b"")
+    results_page.main(["--results", str(results), "--pages", str(pages)])
+    text, result = (pages / "tiny.md").read_text(), json.loads((results / "tiny.json").read_text())
     for c in result["candidates"]:
         assert f"| {c['name']} | 1 | {c['p50_ms']:.1f} |" in text
     assert result["hardware"]["cpu"] in text
     assert result["software"]["torch"] in text
     assert all(note in text for note in result["notes"])
-    pictures = sorted((tmp_path / "page").iterdir())
-    assert [p.name for p in pictures] == [f"tiny-{n}.png" for n in ("front", "phases", "scales", "waterfall")]
-    assert all(f"](page/{p.name})" in text for p in pictures)
-    before = [p.read_bytes() for p in pictures]
-    results_page.write_page(results, page)
-    assert page.read_text() == text
-    assert [p.read_bytes() for p in pictures] == before
+    pictures = [f"tiny-{n}.png" for n in ("front", "phases", "scales", "waterfall")]
+    assert sorted(p.name for p in pages.iterdir()) == sorted([*pictures, "builds.md", "gpu.md", "index.md", "tiny.md"])
+    assert all(f"]({picture})" in text for picture in pictures)
+    assert "](tiny.md) | `tiny.json` |" in (pages / "index.md").read_text()
+    before = {path: path.read_bytes() for path in pages.iterdir()}
+    results_page.write_pages(results, pages)
+    assert {path: path.read_bytes() for path in pages.iterdir()} == before
 
 
-def test_committed_page_is_what_the_raw_files_give() -> None:
-    """`make results` mends it."""
-    page = ROOT / "docs" / "benchmarks.md"
-    assert page.read_text() == results_page.page_text(COMMITTED, page.with_suffix(""))
-    for path, _ in results_page.bench_results(COMMITTED):
-        pictures = list(page.with_suffix("").glob(f"{path.stem}-*.png"))
+def test_committed_pages_are_what_the_raw_files_give() -> None:
+    """`make results` mends them."""
+    assert {p.name: p.read_text() for p in MEASURED.glob("*.md")} == results_page.page_texts(RESULTS, MEASURED)
+    for path, _ in results_page.bench_results(RESULTS):
+        pictures = list(MEASURED.glob(f"{path.stem}-*.png"))
         assert pictures
         for picture in pictures:
             with Image.open(picture) as image:
                 assert image.info["Source"] == results_page.fingerprint(path), picture
 
 
+def test_committed_tables_of_the_ablation_are_what_the_raw_files_give() -> None:
+    """`make results` mends them."""
+    page = (REPORTS / "ablation.md").read_text()
+    assert page == page_with_tables(page, read_result(RESULTS / "infinity-shapes-ablation.json"), RESULTS)
+
+
 def test_choosing(tmp_path: Path) -> None:
     """Shares of a run, beside the target; nothing without a measurement."""
-    assert choosing_results.section(tmp_path) is None
+    assert choosing_results.page(tmp_path) is None
     entries = {
         name: {"milliseconds_per_scale": {"8": 1.0, "9": 2.0}, "run_milliseconds": 3 / share, "share": share}
         for name, share in (("ld", 0.005), ("ld-paper", 0.012))
@@ -72,11 +78,11 @@ def test_choosing(tmp_path: Path) -> None:
     machine = {"cpu": "a processor", "cores_usable": 2, "load_average": 0.5}
     result = {"model": "tiny", "size": "0.25M", "hardware": machine, "policies": entries}
     (tmp_path / choosing_results.FILE).write_text(json.dumps(result))
-    text = choosing_results.section(tmp_path)
+    text = choosing_results.page(tmp_path)
     assert text is not None
     assert "| `ld-fast` | 8: 1.00, 9: 2.00 | 600 | 0.50% | reached |" in text  # what it was when it was measured
     (tmp_path / choosing_results.FILE).write_text(json.dumps({"grammar": 2, **result}))
-    today = choosing_results.section(tmp_path)
+    today = choosing_results.page(tmp_path)
     assert today is not None
     assert "| `ld` | 8: 1.00, 9: 2.00 | 600 | 0.50% | reached |" in today
     assert "| `ld-paper` | 8: 1.00, 9: 2.00 | 250 | 1.20% | **missed** by 0.20% |" in text
@@ -120,8 +126,8 @@ def test_no_target_is_read_into_a_run_without_pruning() -> None:
     assert loop.reached
 
 
-def test_gpu_section() -> None:
-    assert "Not measured yet" in gpu_results.section(None)
+def test_gpu_page() -> None:
+    assert "Not measured yet" in gpu_results.page(None)
     times = {"eager": 100.0, "compiled, unpruned": 40.0, "compiled, LD, no scale skipped": 30.0}
     entries = [
         {"model": "infinity-8b", "batch": 1, "candidate": name, "first_s": 1.0, "peak_device_mb": None}
@@ -131,7 +137,7 @@ def test_gpu_section() -> None:
     failed = {"model": "infinity-8b", "batch": 4, "candidate": "eager", "error": "OutOfMemoryError: no"}
     hardware = {"gpu": "G", "peak_bfloat16_tflops": 800.0}
     result = {"created": "2026-01-01", "hardware": hardware, "keep": [0.4], "results": [*entries, failed]}
-    text = gpu_results.section(result)
+    text = gpu_results.page(result)
     assert "| compiled, unpruned | 40.0 | 2.50 | 16.0 | 50% |" in text
     assert "| 4 | eager | failed: OutOfMemoryError: no |" in text
     assert "reached: compiled, unpruned is 2.50" in text

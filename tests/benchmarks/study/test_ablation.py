@@ -118,5 +118,5 @@ def test_verdicts_of_two_precisions(small_bundle: Bundle, tmp_path: Path) -> Non
     assert again["psnr_db"] == PSNR_CAP
     assert pruned["psnr_db"] < PSNR_CAP
     assert 0 <= own["accepted_ci95"][0] <= own["accepted"] <= own["accepted_ci95"][1] <= 1
-    assert "| onnxruntime | `skip:count=1` |" in (precision_results.section(tmp_path) or "")
-    assert precision_results.section(tmp_path / "nowhere") is None
+    assert "| onnxruntime | `skip:count=1` |" in (precision_results.page(tmp_path) or "")
+    assert precision_results.page(tmp_path / "nowhere") is None

@@ -1,0 +1,1 @@
+"""Reference pages from the code itself; not installed."""
