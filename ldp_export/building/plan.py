@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldp_runtime.bundle.files import CURRENT, PREVIOUS, REPORTS, VERSION_NAME, VERSIONS
+from ldp_runtime.bundle.files import CURRENT, PREVIOUS, REPORTS, SAVED, VERSION_NAME, VERSIONS
 from ldp_runtime.bundle.manifest import KvCacheKind, NoiseMode, Precision
-from ldp_runtime.bundle.saved_policies import SAVED
 from ldp_runtime.disk import existing_parent, is_scratch
 from ldp_runtime.errors import ConfigError
 

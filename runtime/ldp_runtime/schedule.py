@@ -155,6 +155,8 @@ class ScaleSchedule:
 
 def _counted(count: int) -> torch.Tensor:
     """0, 1, 2, ... as float32 on the CPU [count]."""
+    import torch
+
     return torch.arange(count, dtype=torch.float32, device="cpu")
 
 

@@ -31,6 +31,8 @@ from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityEr
 from ldp_runtime.small_files import is_plain_file, read_json, read_small, stays_inside
 
 MANIFEST, CURRENT, PREVIOUS, VERSIONS, REPORTS = "manifest.json", "CURRENT", "PREVIOUS", "versions", "reports"
+#: Folder of the policies that calibration saved, by version.
+SAVED = "profiles"
 #: Name of a version's folder: the first digits of its digest.
 VERSION_NAME = re.compile("[0-9a-f]{16}")
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ldp_runtime.arguments import shown
+from ldp_runtime.bundle.files import SAVED
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError, suggestion
@@ -23,9 +24,6 @@ from ldp_runtime.pruning.older import LD
 from ldp_runtime.pruning.parse import NAMED, POLICY_NAMES, parse_policy, read_policy
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.small_files import read_json
-
-SAVED = "profiles"
-
 
 #: File of the numbers that were fitted to a version; policies given as text use them.
 FITTED = "fitted.json"
