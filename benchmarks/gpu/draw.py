@@ -17,7 +17,7 @@ from ldp_runtime.families.infinity import BitCodec
 from ldp_runtime.noise import logistic_noise
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
-from ldp_runtime.pipeline.scale_loop import Run
+from ldp_runtime.pipeline.run import Run
 from ldp_runtime.pipeline.trace import ScaleTrace
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter

@@ -15,7 +15,7 @@ from ldp_runtime.guidance import per_scale
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.conditions import class_rows, text_rows
 from ldp_runtime.pipeline.open_engines import Engines
-from ldp_runtime.pipeline.scale_loop import Run
+from ldp_runtime.pipeline.run import Run
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule

@@ -17,7 +17,7 @@ from ldp_runtime.noise import CounterNoise
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.open_engines import Engines
 from ldp_runtime.pipeline.request import ImageRequest
-from ldp_runtime.pipeline.scale_loop import Run
+from ldp_runtime.pipeline.run import Run
 from ldp_runtime.pipeline.trace import ScaleTrace, Trace
 from ldp_runtime.pruning.parse import policy_text
 from ldp_runtime.schedule import ScaleSchedule

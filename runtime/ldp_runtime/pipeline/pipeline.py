@@ -35,7 +35,7 @@ from ldp_runtime.pipeline.memory import cache_plan, check_capacity, check_rows, 
 from ldp_runtime.pipeline.noise_ahead import NoiseAhead
 from ldp_runtime.pipeline.open_engines import Engines, check_runnable, checked_threads, device_of, open_engines
 from ldp_runtime.pipeline.request import MAX_IMAGES, ImageRequest, Request, check_output_type, make_request
-from ldp_runtime.pipeline.scale_loop import Run
+from ldp_runtime.pipeline.run import Run
 from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.pixels import to_output
 from ldp_runtime.pruning.policy import Policy

@@ -18,7 +18,7 @@ from ldp_runtime.families.var import CodebookCodec
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.conditions import condition_rows
 from ldp_runtime.pipeline.request import ImageRequest
-from ldp_runtime.pipeline.scale_loop import Run
+from ldp_runtime.pipeline.run import Run
 from ldp_runtime.sampling import SamplingFilter
 
 from ldp_export.reference.oracle import pruned_var_logits

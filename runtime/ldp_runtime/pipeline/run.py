@@ -1,0 +1,139 @@
+"""Run: images of one schedule on their way through the scales, in memory that they share with other runs.
+
+Whoever holds the run decides when a step is taken; `scale_loop.py` is what a step does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from ldp_runtime.engines.blocks import Blocks, Placement, PromptRows
+from ldp_runtime.engines.cache_memory import CacheMemory
+from ldp_runtime.engines.cache_plan import CachePlan
+from ldp_runtime.errors import LdpError
+from ldp_runtime.numerics import FiniteWatch
+from ldp_runtime.pipeline.batch import Group, ImageState
+from ldp_runtime.pipeline.recorder import Recorder
+from ldp_runtime.pipeline.scale_loop import Scores, draw_scale
+
+
+class Run:
+    """Images of one schedule, drawn step by step; afterwards their `latent` can be decoded.
+
+    Args:
+        images: at least one, all of the schedule that `placement` was made for.
+        prompt: rows [conditional of each image, unconditional of each image whose branch is alive].
+        quantized: name of the set of each quantized scale; see `Manifest.quantized_scales`.
+        memory: memory of the caches, which other runs may share; None: the run has its own.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        placement: Placement,
+        images: Sequence[ImageState],
+        prompt: PromptRows,
+        quantized: Mapping[int, str] | None = None,
+        memory: CacheMemory | None = None,
+    ) -> None:
+        self.blocks, self.placement, self.quantized = blocks, placement, quantized or {}
+        self._memory = memory or _own_memory(blocks, images, self.quantized)
+        self.groups = [Group(list(images), prompt)]
+        self._watch, self._recorder = FiniteWatch(), Recorder(blocks.device)
+
+    @property
+    def is_done(self) -> bool:
+        return not self.groups
+
+    @torch.no_grad()
+    def step(self, image: ImageState | None = None) -> list[ImageState]:
+        """Draws the next scale of an image, and of those that share its call; returns the images drawn.
+
+        No images: all that may be drawn wait for memory that other runs hold.
+
+        Args:
+            image: one that is not drawn yet; None: of the group that is furthest behind and has memory.
+
+        Raises:
+            NonFiniteError: the logits hold NaN or infinity; on a GPU, `check` says so.
+        """
+        group = self._next(image)
+        if group is None:
+            return []
+        drawn = list(group.images)
+        draw_scale(group, self._scores, self._watch, self._recorder.begin())
+        self.groups = [group for group in self.groups if group.images]
+        return drawn
+
+    def _next(self, image: ImageState | None) -> Group | None:
+        """Group whose scale is drawn next, in memory that it holds; None if all that may be drawn wait for some."""
+        for group in sorted(self.groups, key=lambda group: group.scale):
+            if image is not None and image not in group.images:
+                continue
+            if group.held is None and not group.begin(self._memory, self.quantized):
+                continue
+            group.stop_branches()
+            parts, at = group.parts(self._memory, self.quantized), self.groups.index(group)
+            self.groups[at : at + 1] = parts
+            chosen = parts[0] if image is None else next(part for part in parts if image in part.images)
+            if chosen.moves_at != chosen.scale:
+                return chosen
+        return None
+
+    def close(self) -> None:
+        """Gives all memory back, whether the run is done or not."""
+        for group in self.groups:
+            group.leave(group.images)
+        self.groups = []
+
+    def cancel(self, image: ImageState) -> None:
+        """Takes an image out; the others are drawn as if it had not been there."""
+        for group in self.groups:
+            group.leave([image])
+        self.groups = [group for group in self.groups if group.images]
+
+    def check(self) -> None:
+        """Raises NonFiniteError for the first step so far whose logits were not finite."""
+        self._watch.check()
+
+    def complete(self) -> None:
+        """Takes all steps that are left.
+
+        Raises:
+            NonFiniteError: the logits hold NaN or infinity.
+        """
+        try:
+            while not self.is_done:
+                if not self.step():
+                    raise LdpError("other runs hold all memory of the KV caches", hint="step them to their end first")
+        finally:
+            self.check()  # NaN can make later work fail in many ways, none of which would name the cause
+        self.finish()
+
+    def finish(self) -> None:
+        """Ends a run whose images are drawn: checks it, and puts a GPU's own times into the traces."""
+        self.check()
+        self._recorder.settle()
+
+    def _scores(self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None) -> Scores:
+        """Scores of both branches of each image [L, n], from the blocks."""
+        assert group.held is not None
+        given = (group.rows(inputs), group.offset(self.placement), self.placement.at(group.scale, kept))
+        logits = self.blocks.run(
+            *given,
+            group.prompt,
+            group.held.cache,
+            scale=group.scale,
+            watch=self._watch,
+            remember=group.remembers,
+            quantized=self.quantized.get(group.scale),
+        )
+        return group.by_image(logits)
+
+
+def _own_memory(blocks: Blocks, images: Sequence[ImageState], quantized: Collection[int]) -> CacheMemory:
+    """Memory of a run that shares it with no other."""
+    count, schedules = len(images), [images[0].schedule]
+    return CacheMemory(CachePlan.of(blocks.shape, schedules, lambda _: quantized, count, count), blocks.device)
