@@ -62,6 +62,13 @@ Examples:
 @click.option("--guidance", type=float, help="Default guidance of the bundle.  [default: the model's]")
 @click.option("--temperature", type=float, help="Default temperature of the bundle.  [default: the model's]")
 @click.option("--policy", help="Default policy of the bundle, such as ld.  [default: none]")
+@click.option(
+    "--noise",
+    type=click.Choice(["generator", "counter"]),
+    default="generator",
+    show_default=True,
+    help="Sampling noise: the originals' CPU generator, or numbers by seed, scale and position, drawn on the device.",
+)
 @click.option("--force", is_flag=True, help="Redo stages that are already done.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and needed, and stop.")
 @as_json

@@ -102,7 +102,7 @@ classes_option = click.option(
     "--class", "classes", type=int, multiple=True, help="Of class-conditional models, instead of a prompt; repeatable."
 )
 threads_option = click.option(
-    "--threads", type=int, help="Threads of a CPU engine.  [default: its library's own choice]"
+    "--threads", type=int, help="Threads of a CPU engine.  [default: the physical cores that this process may use]"
 )
 
 

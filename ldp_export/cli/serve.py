@@ -73,12 +73,12 @@ Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config;
     type=click.Choice(["never", "early"]),
     default="never",
     show_default=True,
-    help="early: newcomers' early scales go between others' late ones; see docs/serve.md.",
+    help="early: newcomers' early scales go between others' late ones; see docs/guide/operating.md.",
 )
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="NAME KEY [priority= rate= concurrency=] a line.")
 @click.option("--insecure", is_flag=True, help="Allow other hosts than loopback without keys.")
 @click.option("--cors-origin", multiple=True, help="Web origin that may call the server; repeatable.")
-@click.option("--hooks", help="module:object that checks prompts and pictures; see docs/serve.md.")
+@click.option("--hooks", help="module:object that checks prompts and pictures; see docs/guide/operating.md.")
 @click.option("--shadow-rate", type=float, default=0.0, show_default=True, help="Share of pictures compared unpruned.")
 @click.option(
     "--previews", type=int, default=40, show_default=True, help="Pictures that previews are fitted to; 0: none."

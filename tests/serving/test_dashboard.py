@@ -18,7 +18,7 @@ from ldp_serving.model import open_model
 from prometheus_client.parser import text_string_to_metric_families
 
 DASHBOARD = ROOT / "deploy/grafana/ldp-export.json"
-DOCS = ROOT / "docs/serve.md"
+DOCS = ROOT / "docs/guide/operating.md"
 NAME = re.compile(r"\b(ldp_\w+)(\{[^}]*\})?")
 LABELS = re.compile(r"(?:by|label_values)\s*\(([^)]*)\)")
 

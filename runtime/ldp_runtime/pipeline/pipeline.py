@@ -138,7 +138,7 @@ class Pipeline:
         Args:
             device: "cpu" or "cuda". A GPU runs TensorRT bundles, those that PyTorch built on a GPU, and ONNX ones if
                 ONNX Runtime has its CUDA provider. PyTorch compiles blocks now, and keeps them for the next process.
-            threads: number of threads of a CPU engine; None leaves it to ONNX Runtime, or takes PyTorch's own setting.
+            threads: number of threads of a CPU engine; None: the physical cores that this process may use.
             max_batch: number of images drawn together; longer requests are drawn in several batches.
             slots: number of images that may have passed the early scales at one time, which bounds memory; None: as
                 `max_batch`. A batch of more images shares its early scales, and then draws so many at a time.
