@@ -49,7 +49,7 @@ def explain(
         previews.append(event.preview())
 
     pruned = pipe.draw(prompt, policy=policy, seed=seed, guidance_scale=guidance, callback_on_scale=keep)
-    full = pipe.draw(prompt, seed=pruned.seeds[0], guidance_scale=guidance)
+    full = pipe.draw(prompt, policy="none", seed=pruned.seeds[0], guidance_scale=guidance)
     return Explanation(prompt, tuple(previews), pruned.images[0], full.images[0], pruned.traces[0])
 
 
