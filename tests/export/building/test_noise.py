@@ -37,3 +37,9 @@ def test_built_verified_and_drawn(small_bundle: Bundle, small_sources: Sources, 
     assert bundle.manifest.version != small_bundle.manifest.version
     same = ("graphs", "limits", "model", "precision")
     assert [getattr(bundle.manifest, n) for n in same] == [getattr(small_bundle.manifest, n) for n in same]
+
+
+def test_the_command_line_chooses_it(tmp_path: Path) -> None:
+    for noise in ("generator", "counter"):
+        command = ["build", "--noise", noise, "--output", str(tmp_path / "bundle"), "--dry-run", "--json"]
+        assert json.loads(CliRunner().invoke(main, command).output)["noise"] == noise

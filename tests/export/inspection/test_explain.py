@@ -1,14 +1,17 @@
-"""Titles of explained pictures."""
+"""Explained pictures: their titles, and the full model beside them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from ldp_runtime import parse_policy
+from ldp_runtime import Pipeline, parse_policy
+from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.pruning.parse import policy_text
 
-from ldp_export.inspection.explain import Explanation, title
+from ldp_export.inspection.explain import Explanation, explain, title
 
 
 @pytest.mark.parametrize(
@@ -24,6 +27,16 @@ def test_long_policies_are_broken_into_lines() -> None:
     lines = title(explained(policy)).splitlines()
     assert len(lines) > 2
     assert max(map(len, lines)) < 45  # as wide as a picture
+
+
+def test_the_full_model_is_beside_a_bundles_default_policy(small_bundle: Bundle) -> None:
+    manifest = small_bundle.manifest
+    defaults = manifest.defaults.model_copy(update={"policy": policy_text(parse_policy("none:skip_last=2"))})
+    with Pipeline.load(replace(small_bundle, manifest=manifest.model_copy(update={"defaults": defaults}))) as pipe:
+        explanation = explain(pipe, "a red circle", None, seed=1)
+        full = pipe("a red circle", seed=1, policy="none").images[0]
+    assert len(explanation.trace.scales) == explanation.trace.scales_full - 2
+    assert np.array_equal(explanation.full, full)
 
 
 def explained(policy: str) -> Explanation:
