@@ -44,7 +44,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     epilog="""\b
 Examples:
   ldp-export serve bundles/infinity-shapes
-  ldp-export serve bundles/infinity-2b --device cuda --host 0.0.0.0 --api-key-file keys.txt
+  ldp-export serve bundles/2b --device cuda --api-key-file keys.txt
   LDP_PORT=9000 ldp-export serve --config serve.toml
 
 Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config; what is nearer to the command wins.
