@@ -101,13 +101,15 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
         raise ConfigError("there is nothing to serve", hint="name a bundle, or `bundles` in --config")
     for name, full in (("timeout", "timeout_s"), ("drain", "drain_s"), ("cors_origin", "cors_origins")):
         options[full] = options.pop(name)
-    _log_requests()
+    _log_requests(bool(options.get("log_prompts")))
     checked = ServeOptions([Path(bundle) for bundle in bundles], **options)
     serve(checked, lambda port: click.echo(f"ready on http://{checked.host}:{port}", err=True))
 
 
-def _log_requests() -> None:
+def _log_requests(with_prompts: bool) -> None:
     """Sends the server's own log to stderr, a line a request."""
+    if not with_prompts:
+        logging.getLogger("ldp_runtime.tokenizer").setLevel(logging.ERROR)  # its warnings quote prompts
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter('{"time":"%(asctime)s","level":"%(levelname)s","log":%(log)s}'))
     handler.addFilter(_as_json)

@@ -66,7 +66,7 @@ def test_a_server_from_its_file_to_its_end(small_bundle: Bundle, tmp_path: Path)
     config.write_text("\n".join([*lines, 'policy = "none"', 'allow_policy = ["ld"]', "port = 1"]))
     with serving("--config", config, "--port", "0", LDP_MAX_IMAGES="2", LDP_THREADS="1") as (process, url):
         assert ask(f"{url}/ready")[0] == 200
-        status, raw = ask(f"{url}/v1/images/generations", {"prompt": "blue", "n": 2, "return_trace": True})
+        status, raw = ask(f"{url}/v1/images/generations", {"prompt": "blue xyzzy", "n": 2, "return_trace": True})
         assert status == 200
         answer = json.loads(raw)
         assert [entry["trace"]["policy"] for entry in answer["data"]] == ["none", "none"]
@@ -74,6 +74,10 @@ def test_a_server_from_its_file_to_its_end(small_bundle: Bundle, tmp_path: Path)
         assert (status, json.loads(raw)["error"]["param"]) == (400, "n")
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        assert (
+            "xyzzy" not in process.stderr.read()
+        )  # a prompt is in no log, also where the model does not know its words
 
 
 def test_sigterm_while_loading(small_bundle: Bundle) -> None:
