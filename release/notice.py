@@ -33,12 +33,12 @@ _CLASSIFIER = "License :: OSI Approved :: "
 
 
 def requirements(pyproject: Path) -> list[str]:
-    """Names of the packages that the distribution and its extras require, sorted; those of `dev` are left out."""
+    """Names of the packages that the distribution and its extras require, sorted, but those of developers' tools."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     texts = [
         *project["dependencies"],
-        *(text for name in extras if name not in ("dev", "release") for text in extras[name]),
+        *(text for name in extras if name not in ("dev", "docs", "release") for text in extras[name]),
     ]
     names = {re.split(r"[\s\[<>=!~;]", text, maxsplit=1)[0].lower() for text in texts}
     return sorted(names - {project["name"]})

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.disk import put_in_place, scratch_path, write_durably
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.bench.given_shares import Shares
-from ldp_export.building.plan import CHECKPOINT
+from ldp_export.building.plan import CHECKPOINT, SHARES
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.models.registry import InfinitySpec, VarSpec
 
-#: File beside a checkpoint of random weights: what stands in for a policy's choices.
-_SHARES = "shares.json"
 #: The VAE's group norms take multiples of this many channels.
 _VAE_STEP = 32
 
@@ -97,10 +96,22 @@ def write_random(spec: InfinitySpec | VarSpec, shares: Shares, output: Path) -> 
     note = {"model": spec.name, "shares": asdict(shares)}
     written = _read_note(folder)
     if written is None or written["model"] != spec.name:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_checkpoint(spec, folder)
-    (folder / _SHARES).write_text(json.dumps(note))
+        _write_whole(spec, note, folder)
+    else:
+        write_durably(folder / SHARES, json.dumps(note).encode())
     return _sources(folder)
+
+
+def _write_whole(spec: InfinitySpec | VarSpec, note: dict[str, Any], folder: Path) -> None:
+    """Writes the checkpoint and its note aside, so that no half of them is ever in place."""
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch = scratch_path(folder.parent)
+    try:
+        write_checkpoint(spec, scratch)
+        (scratch / SHARES).write_text(json.dumps(note))
+        put_in_place(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def read_random(bundle: Bundle) -> RandomWeights | None:
@@ -124,7 +135,7 @@ def read_random(bundle: Bundle) -> RandomWeights | None:
 
 def _read_note(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / _SHARES).read_text(encoding="utf-8"))
+        return json.loads((folder / SHARES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Folder beside a bundle of random weights that holds their checkpoint.
 CHECKPOINT = "checkpoint"
+#: File in it, written last: what stands in for a policy's choices.
+SHARES = "shares.json"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 
 
@@ -190,6 +192,8 @@ def _foreign(output: Path) -> Iterator[str]:
     """Things under an output path that no build put there. Links, such as one to the latest version, are welcome."""
     folders = {VERSIONS: VERSION_NAME, "stages": STAGE_NAME}
     known = {*folders, REPORTS, SAVED, CURRENT, PREVIOUS, ".lock"}
+    if (output / CHECKPOINT / SHARES).is_file():  # else it is somebody's own checkpoint
+        known.add(CHECKPOINT)
     for path in output.iterdir() if output.is_dir() else ():
         if path.name not in known and not is_scratch(path) and not path.is_symlink():
             yield path.name

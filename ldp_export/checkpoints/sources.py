@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldp_runtime.bundle.files import describe_files
@@ -24,12 +24,18 @@ class Sources:
 
     Attributes:
         published: names of the parts that are files of the registry's model, not one's own.
+        here: False before the files are there: paths are then names for a plan, and nothing is read.
     """
 
     transformer: Path
     vae: Path
     text_encoder: Path | None = None
     published: tuple[str, ...] = ()
+    here: bool = True
+
+    def all_published(self) -> Sources:
+        """The same parts, each a file of the registry's model."""
+        return replace(self, published=tuple(part for part, _ in self.items()))
 
     def check(self) -> None:
         """Raises CheckpointError if a part does not exist, or is neither a file nor a folder."""
@@ -63,7 +69,9 @@ class Sources:
         return SourcePart(sha256=digest, files=files, repository=repository, revision=revision, licence=licence)
 
     def size(self) -> int:
-        """Bytes of all files that are read."""
+        """Bytes of all files that are read; 0 before they are there."""
+        if not self.here:
+            return 0
         return sum(file.stat().st_size for _, path in self.items() for file in _files(path))
 
 

@@ -183,7 +183,7 @@ def _plan(chosen: _Chosen, dry_run: bool, as_json: bool) -> BuildPlan | None:
         hub = pending.hub
         encoder = text_encoder or (None if hub.text_encoder is None else Path(hub.text_encoder))
         unfetched = BuildPlan(
-            named, Sources(Path(hub.transformer), Path(hub.vae), encoder), chosen.build_options(named)
+            named, Sources(Path(hub.transformer), Path(hub.vae), encoder, here=False), chosen.build_options(named)
         )
         check_options(unfetched)
         if text_encoder is not None:
@@ -236,7 +236,7 @@ def _random_plan(chosen: _Chosen, dry_run: bool) -> BuildPlan:
     spec = random_spec(named, given["depth"], given["width"])
     spec = with_defaults(spec, given["guidance"], given["temperature"], given["policy"])
     options = chosen.build_options(spec)
-    unwritten = BuildPlan(spec, Sources(Path("transformer"), Path("vae")), options)
+    unwritten = BuildPlan(spec, Sources(Path("transformer"), Path("vae"), here=False), options)
     check_options(unwritten)
     schedule = ScaleSchedule.of_size(options.size) if options.size else spec.schedules[0]
     shares = told(None, None) if given["keep_from"] is None else calibrated(given["keep_from"], schedule)

@@ -165,7 +165,7 @@ def _parents(path: str) -> list[str]:
 
 def endpoint() -> str:
     """Address of the hub: HF_ENDPOINT, or the public one."""
-    return (os.environ.get("HF_ENDPOINT") or hub_module().constants.ENDPOINT).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or _client_defaults().ENDPOINT).rstrip("/")
 
 
 def cache_folder() -> Path:
@@ -176,7 +176,14 @@ def cache_folder() -> Path:
     for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if name in os.environ:
             return Path(os.path.expandvars(Path(os.environ[name]).expanduser()), below)
-    return Path(hub_module().constants.HF_HUB_CACHE)
+    return Path(_client_defaults().HF_HUB_CACHE)
+
+
+def _client_defaults() -> Any:
+    hub_module()
+    from huggingface_hub import constants  # the package does not offer it as an attribute
+
+    return constants
 
 
 def hub_module() -> Any:

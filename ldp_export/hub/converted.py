@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def convert_model(
         write_durably(folder / RECORD, record.encode())
     for index, plan in enumerate(plans):
         run_conversion(plan, progress, index, len(plans))
-    return Sources(targets["transformer"], targets["vae"], targets["text_encoder"] if sources.text_encoder else None)
+    return replace(sources, **{part: targets[part] for part, _ in sources.items()})
 
 
 def _targets(folder: Path) -> dict[str, Path]:

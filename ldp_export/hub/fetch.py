@@ -249,11 +249,12 @@ def fetch(plan: FetchPlan, progress: Progress = silent) -> Sources:
         paths[wanted.file.repository, wanted.file.path] = _fetch_one(wanted, plan.local_dir, meter)
     hub = plan.hub
     if plan.local_dir is not None:
-        return raw_sources(hub, plan.local_dir, any(w.file.repository == hub.text_encoder for w in plan.files))
+        encoder = any(wanted.file.repository == hub.text_encoder for wanted in plan.files)
+        return raw_sources(hub, plan.local_dir, encoder).all_published()
     vae = paths[hub.repository, hub.vae]
     root = _root(vae, hub.vae)
     encoder = next((path for (name, _), path in paths.items() if name == hub.text_encoder), None)
-    return Sources(root / hub.transformer, vae, encoder.parent if encoder else None)
+    return Sources(root / hub.transformer, vae, encoder.parent if encoder else None).all_published()
 
 
 def fetched_sources(spec: NamedModel, local_dir: Path | None, text_encoder: Path | None) -> Sources:
@@ -267,7 +268,9 @@ def fetched_sources(spec: NamedModel, local_dir: Path | None, text_encoder: Path
         sources = _from_folder(spec, hub, local_dir, own_encoder)
     else:
         sources = _from_cache(spec, hub, own_encoder)
-    return sources if own_encoder else replace(sources, text_encoder=text_encoder)
+    if own_encoder:
+        return sources.all_published()
+    return replace(replace(sources, text_encoder=None).all_published(), text_encoder=text_encoder)
 
 
 def _from_folder(spec: NamedModel, hub: HubFiles, folder: Path, text_encoder: bool) -> Sources:

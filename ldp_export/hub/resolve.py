@@ -131,14 +131,12 @@ def find_sources(
                 hint="leave --text-encoder and --local-dir out, or name another --model, or --weights and --vae",
             )
         folder = EMBEDDED / spec.name.replace("-", "_")
-        sources = Sources(folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
-        sources = replace(sources, published=("transformer", "vae", "text_encoder"))
+        parts = (folder / "transformer.safetensors", folder / "vae.safetensors", folder / "text_encoder")
+        sources = Sources(*parts).all_published()
     elif spec.hub is not None:
         from ldp_export.hub.fetch import fetched_sources
 
         sources = fetched_sources(spec, local_dir, text_encoder)
-        own = ("text_encoder",) if text_encoder is None else ()
-        sources = replace(sources, published=("transformer", "vae", *own))
     else:
         raise ConfigError(
             f"no weights of {spec.name} were ever released", hint="give your own with --weights and --vae"

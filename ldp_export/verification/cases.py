@@ -12,13 +12,15 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from ldp_runtime.errors import IntegrityError
 from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.small_files import read_json
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    import torch
 
 CASES_FILE, TENSORS_FILE, ROUNDING_FILE = "cases.json", "tensors.safetensors", "rounding.json"
 SHAPES_FILE = "shapes.json"
@@ -109,6 +111,8 @@ class ReferenceCases:
     shapes: tuple[Shape, ...] = ()
 
     def save(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CASES_FILE).write_text(json.dumps([asdict(case) for case in self.cases], indent=1))
         (folder / ROUNDING_FILE).write_text(json.dumps(self.rounding, indent=1))
@@ -119,6 +123,8 @@ class ReferenceCases:
     @staticmethod
     def load(folder: Path) -> ReferenceCases:
         """Reads what `save` wrote; raises IntegrityError if it cannot be read."""
+        from safetensors.torch import load_file
+
         cases, shapes = read_runs(folder)
         with _damage_is_typed(folder):
             return ReferenceCases(cases, load_file(folder / TENSORS_FILE), read_json(folder / ROUNDING_FILE), shapes)
@@ -163,6 +169,8 @@ def _damage_is_typed(folder: Path) -> Generator[None]:
 
 def fixed_masks(schedule: ScaleSchedule) -> Sequence[torch.Tensor | None]:
     """Keep masks of the detail scales, as indices from a fixed seed, for verification only; None at other scales."""
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     keep: list[torch.Tensor | None] = [None] * len(schedule)
     for k in schedule.detail_scales():

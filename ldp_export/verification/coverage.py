@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldp_runtime.bundle.files import REFERENCE, Bundle
 
-from ldp_export.verification.cases import read_runs
-from ldp_export.verification.shapes import shapes_to_check
+from ldp_export.verification.cases import Shape, read_runs
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,18 @@ class Coverage:
             f"{self.tokens} of {self.all_tokens} tokens ({share:.0%}) end to end, the shapes of {self.scales} of "
             f"{self.all_scales} scales, {self.pruned} pruned"
         )
+
+
+def shapes_to_check(bundle: Bundle, shapes: Sequence[Shape]) -> list[Shape]:
+    """Shapes that a bundle's engines are checked at.
+
+    Engines with optimization profiles have kernels for each, so all shapes count. Others have one way to compute any
+    size, and the last scale, whole and pruned, stands for all.
+    """
+    if any(graph.profiles for graph in bundle.manifest.graphs.values()):
+        return list(shapes)
+    last = max((shape.scale for shape in shapes), default=0)
+    return [shape for shape in shapes if shape.scale == last]
 
 
 def coverage(bundle: Bundle) -> Coverage:

@@ -5,8 +5,6 @@ Each chunk gets the recorded hidden states of its first block, so that memory ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.blocks import BlocksChunk, PromptRows
@@ -16,19 +14,8 @@ from ldp_runtime.pipeline.open_engines import Engines
 from ldp_export.verification.case_runs import case_rows
 from ldp_export.verification.cases import Shape
 from ldp_export.verification.checks import Add, bad_numbers_fail, compare
+from ldp_export.verification.coverage import shapes_to_check
 from ldp_export.verification.tolerances import Limits
-
-
-def shapes_to_check(bundle: Bundle, shapes: Sequence[Shape]) -> list[Shape]:
-    """Shapes that a bundle's engines are checked at.
-
-    Engines with optimization profiles have kernels for each, so all shapes count. Others have one way to compute any
-    size, and the last scale, whole and pruned, stands for all.
-    """
-    if any(graph.profiles for graph in bundle.manifest.graphs.values()):
-        return list(shapes)
-    last = max((shape.scale for shape in shapes), default=0)
-    return [shape for shape in shapes if shape.scale == last]
 
 
 def check_shapes(bundle: Bundle, engines: Engines, limits: Limits, add: Add) -> None:

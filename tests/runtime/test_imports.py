@@ -23,5 +23,5 @@ def test_light_imports(module: str, forbidden: tuple[str, ...]) -> None:
 def test_public_names() -> None:
     import ldp_runtime
 
-    assert len(ldp_runtime.__all__) <= 12
+    assert len(ldp_runtime.__all__) <= 13
     assert all(hasattr(ldp_runtime, name) for name in ldp_runtime.__all__)

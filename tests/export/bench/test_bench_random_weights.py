@@ -15,8 +15,9 @@ from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.bench.given_shares import calibrated, told
 from ldp_export.bench.plan import plan_bench
-from ldp_export.bench.random_weights import given_policies, smaller
+from ldp_export.bench.random_weights import given_policies, random_spec, smaller, write_random
 from ldp_export.bench.worker.options import BenchOptions
+from ldp_export.building.plan import CHECKPOINT, check_output
 from ldp_export.cli import main
 from ldp_export.cli.bench import command
 from ldp_export.models.registry import InfinitySpec, find_model
@@ -189,6 +190,33 @@ def test_a_built_checkpoint_is_not_written_again(random_bundles: list[str], monk
     done = CliRunner().invoke(main, ["build", *shape, "--output", random_bundles[1], "--quantize", "int8", "--json"])
     assert done.exit_code == 0, done.output
     assert "reused" in done.output
+
+
+def test_a_folder_of_ones_own_is_not_taken_for_the_checkpoint(tmp_path: Path):
+    kept = tmp_path / "b" / CHECKPOINT / "mine.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    shape = ["--random-weights", "--model", "infinity-125m", "--depth", "1", "--width", "96"]
+    refused = CliRunner().invoke(main, ["build", *shape, "--output", str(tmp_path / "b")])
+    assert refused.exit_code == ConfigError.exit_code
+    assert f"holds other things: {CHECKPOINT}" in refused.output
+    assert kept.read_text() == "mine"
+
+
+def test_a_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = random_spec(find_model("infinity-125m"), 1, 96)
+    with monkeypatch.context() as patched:
+        patched.setattr("ldp_export.checkpoints.synthetic.write_shards", _interrupted)
+        patched.setattr("ldp_export.checkpoints.synthetic.write_tensors", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_random(spec, told(None, None), tmp_path)
+    assert not list(tmp_path.iterdir())
+    write_random(spec, told(None, None), tmp_path).check()
+    check_output(tmp_path)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_older_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

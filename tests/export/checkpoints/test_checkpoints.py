@@ -195,7 +195,7 @@ class TestFiles:
             read_state(tmp_path / name)
 
     def test_nothing_there(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="there is no file or folder"):
+        with pytest.raises(CheckpointError, match="no checkpoint at"):
             read_state(tmp_path / "absent.safetensors")
         with pytest.raises(CheckpointError, match="0 safetensors files"):
             read_state(tmp_path)

@@ -180,7 +180,7 @@ def test_build_from_files_with_progress_as_json(small_sources: Sources, tmp_path
         (["build", "--weights", "x.st", "--vae", "y.st"], CheckpointError.exit_code, "does not exist"),
         (["build", "--size", "3M"], ConfigError.exit_code, "unknown size"),
         (["build", "--model", "infinity-layer16"], ConfigError.exit_code, "ever released"),
-        (["generate", "nowhere", "a cat"], ConfigError.exit_code, "no bundle at nowhere"),
+        (["generate", "nowhere", "a cat"], ConfigError.exit_code, "there is no bundle at"),
         (["calibrate", "nowhere"], ConfigError.exit_code, "neither --budget nor --fit-only"),
         (["verify", "nowhere"], ConfigError.exit_code, "no bundle"),
         (["bench", "nowhere"], ConfigError.exit_code, "no bundle"),

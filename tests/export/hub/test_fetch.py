@@ -99,6 +99,10 @@ class TestDownloads:
         hub.requests.clear()
         assert find_sources(tiny()) == first
         assert not hub.requests, "what is complete is found without the network"
+        assert first.published == ("transformer", "vae", "text_encoder")
+        assert first.text_encoder is not None
+        own = find_sources(tiny(), text_encoder=first.text_encoder)
+        assert own == replace(first, published=("transformer", "vae"))
 
     def test_what_another_process_has_fetched_meanwhile_is_kept(self, hub: Hub) -> None:
         plan = plan_fetch(tiny())
