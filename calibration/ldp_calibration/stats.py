@@ -51,7 +51,7 @@ def bound(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES, up
     """Mean with its lower (or upper) 95 % bound.
 
     Raises:
-        ConfigError: no values.
+        InternalError: no values.
     """
     if not values:
         raise InternalError("no values to take a mean of")

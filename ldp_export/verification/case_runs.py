@@ -88,11 +88,13 @@ def run_of(
     quantized: Mapping[int, str] | None = None,
     memory: CacheMemory | None = None,
 ) -> Run:
-    """The runtime's loop over images of one case, before its first step."""
-    placed = placement(bundle.manifest.model, engines.constants, images[0].schedule)
+    """The runtime's loop over images of one case, before its first step; their schedule may be its first scales."""
+    schedule = images[0].schedule
+    placed = placement(bundle.manifest.model, engines.constants, schedule)
     if quantized is None:
         quantized = bundle.manifest.scale_sets(bundle.manifest.schedule(case.aspect_ratio))
-    return Run(blocks, placed, images, prompt, quantized, memory)
+    of_schedule = {k: name for k, name in quantized.items() if k < len(schedule)}
+    return Run(blocks, placed, images, prompt, of_schedule, memory)
 
 
 def quantized_scales(bundle: Bundle, case: Case) -> dict[int, QuantizedScales]:

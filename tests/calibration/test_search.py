@@ -21,7 +21,7 @@ from ldp_calibration.search import Calibration, _prove, calibrate, pareto, remem
 from ldp_calibration.stats import bound
 from ldp_runtime import LHEP, SATS, Pipeline, Policy, TopP, parse_policy
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.bundle.saved_policies import SavedPolicy, list_saved, resolve_policy, saved_folder
+from ldp_runtime.bundle.saved_policies import SavedPolicy, list_saved, policy_of_command, resolve_policy, saved_folder
 from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.parse import describe
@@ -217,17 +217,19 @@ def test_a_profile_serves_its_own_bundle_only(
     manifest = small_bundle.manifest
     path = save_policy(tmp_path, manifest, make_saved("careful", manifest, calibration))
     assert list_saved(tmp_path, manifest) == ["careful"]
-    for text, root in (("careful", tmp_path), (str(path), None)):
-        policy = resolve_policy(text, root, manifest)
+    for text, root, resolve in (("careful", tmp_path, resolve_policy), (str(path), None, policy_of_command)):
+        policy = resolve(text, root, manifest)
         assert policy is not None
         assert describe(policy) == describe(parse_policy(calibration.chosen.policy))
-        assert resolve_policy(text, root, manifest) is policy  # read once
+        assert resolve(text, root, manifest) is policy  # read once
         policy.check(manifest.schedule())  # with the numbers it needs
     assert resolve_policy("ld-paper:rho=0.4", tmp_path, manifest) == Policy(LHEP(0.4), SATS())
     older = SavedPolicy.model_validate({"name": "o", "policy": "ld", "digest": "0", "budget": "", "evidence": {}})
     assert older.to_policy() == Policy(TopP(0.8), SATS(9.0, then="reuse"))  # what `ld` was when it was written
     with pytest.raises(IncompatibleBundleError, match="was made for the bundle"):
-        resolve_policy(str(path), None, tiny_bundle.manifest)
+        policy_of_command(str(path), None, tiny_bundle.manifest)
+    with pytest.raises(ConfigError, match="nor a profile of this bundle"):
+        resolve_policy(str(path), tmp_path, manifest)  # a request names no files
     with pytest.raises(ConfigError, match="nor a profile of this bundle"):
         resolve_policy("bold", tmp_path, manifest)
     path.write_text("{}")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ldp_calibration import stats
 from ldp_calibration.fidelity import PSNR_CAP, psnr_db
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import InternalError
 
 from ldp_export.bench.quality import mean_psnr_db
 
@@ -43,7 +43,7 @@ def test_one_pair_has_no_interval():
 
 
 def test_unpaired_times_are_refused():
-    with pytest.raises(ConfigError, match="one shape"):
+    with pytest.raises(InternalError, match="one shape"):
         stats.paired_ratio(np.ones((2, 3)), np.ones((2, 2)))
 
 

@@ -368,7 +368,7 @@ def test_a_forked_process_says_so(small_pipe: Pipeline) -> None:
 
 def test_memory_bounds_what_is_in_flight(small_pipe: Pipeline) -> None:
     manifest, cpu = small_pipe.manifest, torch.device("cpu")
-    fits = estimate_memory(manifest, 3).total
+    fits = estimate_memory(manifest, 4, 3).total  # batches of four, in three slots
     assert most_in_flight(manifest, cpu, 4, None, memory_limit=fits) == 3
     assert most_in_flight(manifest, cpu, 4, 2, memory_limit=fits) == 2
     assert most_in_flight(manifest, cpu, 2, None) == 4

@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,7 +111,8 @@ def _given(path: object) -> Path:
     """
     try:
         given = Path(path)  # pyright: ignore[reportArgumentType]
-        given.resolve()  # tells of a zero byte, and of a name too long
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            given.lstat()  # tells of a zero byte, and of a name too long
         return given
     except (TypeError, ValueError, OSError) as error:
         raise ConfigError(
@@ -220,15 +222,17 @@ def _unlisted(manifest: Manifest, folder: Path) -> list[str]:
 
 def is_bundle(path: Path) -> bool:
     """True if a path looks like a bundle, or like one version of it."""
-    return (path / CURRENT).is_file() or (path / MANIFEST).is_file()
+    return is_plain_file(path / CURRENT) or is_plain_file(path / MANIFEST)
 
 
 def _advice(path: Path) -> str:
     """Words for what to do where there is no bundle: it may be in this folder, or around it."""
-    around = next((parent for parent in path.parents if (parent / CURRENT).is_file()), None)
+    around = next((parent for parent in path.parents if is_plain_file(parent / CURRENT)), None)
     if around is not None:
         return f"name the bundle itself: {shlex.quote(str(around))}"
-    inside = [child for child in islice(path.iterdir(), _LOOKED_AT) if is_bundle(child)] if path.is_dir() else []
+    inside: list[Path] = []
+    with suppress(OSError):  # no folder, or one that may not be read
+        inside = [child for child in islice(path.iterdir(), _LOOKED_AT) if is_bundle(child)]
     if inside:
         return f"name a bundle in it: {', '.join(shlex.quote(str(child)) for child in sorted(inside))}"
     return f"build one: ldp-export build --output {shlex.quote(str(path))}"

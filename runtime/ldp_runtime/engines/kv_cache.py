@@ -55,7 +55,7 @@ class DynamicKVCache:
         """Memory of the next `tokens` positions: two views [tokens, rows, heads, head_dim] for each layer.
 
         Raises:
-            ConfigError: the cache has no room for them.
+            InternalError: the cache has no room for them.
         """
         return self._next(tokens, self.capacity)
 
@@ -176,7 +176,7 @@ class StaticKVCache:
         """Cache inputs that all layers of a call of `tokens` share: for each row, where to write and how far to attend.
 
         Raises:
-            ConfigError: the cache has no room for the tokens.
+            InternalError: the cache has no room for the tokens.
         """
         end = self.length + tokens
         if end > self.capacity:

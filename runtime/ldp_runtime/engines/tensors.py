@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from ldp_runtime.bundle.manifest import TensorEntry
-from ldp_runtime.errors import ConfigError, InternalError
+from ldp_runtime.errors import InternalError
 
 #: Size of each dynamic axis, by name.
 Sizes = Mapping[str, int]
@@ -17,8 +17,8 @@ def axis_sizes(entries: Iterable[TensorEntry], tensors: Mapping[str, torch.Tenso
     """Sizes of all dynamic axes in a call, from its inputs.
 
     Raises:
-        ConfigError: an input is missing, unknown or not contiguous, or has another type, rank or size of a fixed side.
-            Two inputs that disagree about an axis raise it too.
+        InternalError: an input is missing, unknown or not contiguous, or has another type, rank or size of a fixed
+            side. Two inputs that disagree about an axis raise it too.
     """
     entries = list(entries)
     check_names(entries, tensors, graph)
@@ -33,7 +33,7 @@ def axis_sizes(entries: Iterable[TensorEntry], tensors: Mapping[str, torch.Tenso
 
 
 def check_names(entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor], graph: str) -> None:
-    """Raises ConfigError when the inputs are not those of the graph."""
+    """Raises InternalError when the inputs are not those of the graph."""
     expected = {entry.name for entry in entries}
     if expected != set(tensors):
         missing, foreign = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
@@ -44,7 +44,7 @@ def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.
     """Checks a tensor and returns it: engines read memory as their signature says, whatever they are given.
 
     Raises:
-        ConfigError: the tensor has another type, rank, or size of a fixed side.
+        InternalError: the tensor has another type, rank, or size of a fixed side.
     """
     kind = _kind(tensor)
     if kind != entry.dtype or tensor.dim() != len(entry.shape):
@@ -58,8 +58,8 @@ def check_tensor(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> torch.
     return tensor
 
 
-def _wrong_side(tensor: torch.Tensor, entry: TensorEntry, graph: str, expected: int, side: int | str) -> ConfigError:
-    return ConfigError(
+def _wrong_side(tensor: torch.Tensor, entry: TensorEntry, graph: str, expected: int, side: int | str) -> InternalError:
+    return InternalError(
         f"{entry.name!r} of {graph!r} is {_kind(tensor)} {list(tensor.shape)}, expected {expected} for {side}"
     )
 
@@ -69,7 +69,7 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 def check_contiguous(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> None:
-    """Raises ConfigError for memory with gaps or in another order."""
+    """Raises InternalError for memory with gaps or in another order."""
     if not tensor.is_contiguous():
         raise InternalError(f"{entry.name!r} of {graph!r} is not contiguous: engines bind memory as it lies")
 

@@ -24,7 +24,6 @@ from ldp_runtime.engines.torch_compiled.fused.weights import in_8_bits, named_te
 from ldp_runtime.errors import ConfigError, VerificationError
 
 from ldp_export.bench.plan import label
-from ldp_export.builders import onnxruntime as int8
 from ldp_export.builders import quantize as int8_blocks
 from ldp_export.builders.base import ExportedGraph
 from ldp_export.builders.onnxruntime import Int8Builder, OnnxRuntimeBuilder
@@ -128,15 +127,17 @@ def test_an_image_does_not_depend_on_the_others_of_its_call(bundle: Bundle, poli
 def test_wrong_ones_are_rejected(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are a third too large: the exact blocks are right, and the bundle is no good."""
 
+    quantize = int8_blocks.quantize_products
+
     def too_large(source: Path, target: Path) -> None:
-        int8_blocks.quantize_products(source, target)
+        quantize(source, target)
         model = onnx.load(target)
         for tensor in model.graph.initializer:
             if tensor.name.startswith("blocks.") and tensor.name.endswith("_scale"):
                 tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 4 / 3, tensor.name))
         onnx.save(model, target)
 
-    monkeypatch.setattr(int8, "quantize_products", too_large)
+    monkeypatch.setattr(int8_blocks, "quantize_products", too_large)
     with pytest.raises(VerificationError, match="scale 4, logits in 8 bits, RMS"):
         build(plan_build(spec(), sources, BuildOptions(tmp_path / "bundle", builder=Int8Builder(quantized=QUANTIZED))))
 

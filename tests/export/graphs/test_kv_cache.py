@@ -16,7 +16,7 @@ from helpers.var_samples import VarGolden
 from ldp_runtime import LHEP, SATS, Pipeline, Policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.kv_cache import StaticKVCache
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import ConfigError, InternalError
 from ldp_runtime.pipeline.memory import estimate_memory
 
 from ldp_export.builders.torch_compiled.builder import TorchBuilder
@@ -61,7 +61,7 @@ def test_the_same_pictures(policy: Policy | None, in_place: Pipeline, small_pipe
 def test_batches_in_slots(in_place: Pipeline, small_pipe: Pipeline, slots: int) -> None:
     """Images begin in their slots and move apart within them; with fewer slots, some begin later."""
     texts, policies = random_texts([5, 9, 4]), (PRUNED, Policy(), Policy(skip_last=2))
-    few = Pipeline(in_place.manifest, engines_of(in_place), None, 3, None, slots)
+    few = Pipeline(in_place.manifest, engines_of(in_place), None, 3, slots=slots)
     requests = [image(few, prompt_embeds=t, policy=p, seed=3) for t, p in zip(texts, policies, strict=True)]
     drawing = few.start(requests)
     while not drawing.is_done:
@@ -126,7 +126,7 @@ class TestCache:
     def test_counters(self) -> None:
         counters = {name: tensor.tolist() for name, tensor in self.cache().counters(3).items()}
         assert counters == {"written": [5, 5, 5], "lengths": [8, 8, 8]}
-        with pytest.raises(ConfigError, match="holds 8 tokens, 9 were asked for"):
+        with pytest.raises(InternalError, match="holds 8 tokens, 9 were asked for"):
             self.cache().counters(4)
 
     @pytest.mark.parametrize("rows", [[0], [0, 1], [2], [0, 2], [1, 2]])

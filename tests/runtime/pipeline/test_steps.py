@@ -60,7 +60,7 @@ def alone(pipe: Pipeline, request: ImageRequest) -> torch.Tensor:
 
 def with_slots(pipe: Pipeline, slots: int, max_batch: int = 4) -> Pipeline:
     """A pipeline of the same engines with memory of its own."""
-    return Pipeline(pipe.manifest, engines_of(pipe), pipe._tokenizer, max_batch, pipe.root, slots)
+    return Pipeline(pipe.manifest, engines_of(pipe), pipe._tokenizer, max_batch, pipe.root, slots=slots)
 
 
 def in_use(pipe: Pipeline) -> tuple[int, int]:

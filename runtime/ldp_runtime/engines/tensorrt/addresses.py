@@ -75,7 +75,7 @@ def _shared(bound: Sequence[Binding]) -> set[int]:
     """Addresses that more than one tensor of a call has.
 
     Raises:
-        ConfigError: one is not aligned. In a copy, what one tensor writes would not reach the other.
+        InternalError: one is not aligned. In a copy, what one tensor writes would not reach the other.
     """
     shared = {a for a, count in Counter(b.address for b in bound if b.address).items() if count > 1}
     for binding in bound:

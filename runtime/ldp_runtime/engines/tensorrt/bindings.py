@@ -53,7 +53,7 @@ def output_bindings(
     """Bindings of all outputs; those missing in `tensors` are computed all the same, into spare memory.
 
     Raises:
-        ConfigError: an output is unknown, or its tensor does not fit.
+        InternalError: an output is unknown, or its tensor does not fit.
     """
     foreign = sorted(set(tensors) - {entry.name for entry in entries})
     if foreign:

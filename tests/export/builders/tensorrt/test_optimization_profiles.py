@@ -7,7 +7,7 @@ from helpers.schedules import all_schedules
 from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime.bundle.optimization_profiles import AxisRange, OptimizationProfile, choose_profile
-from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.errors import CapacityError, ConfigError, InternalError
 from ldp_runtime.schedule import SCALES_OF_SIZE, TEMPLATES, ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
 
@@ -99,7 +99,7 @@ class TestChoice:
 
     @pytest.mark.parametrize("sides", [(2, 1, 3), (1, 4, 3), (-1, 0, 3)])
     def test_senseless_ranges(self, sides: tuple[int, int, int]) -> None:
-        with pytest.raises(ConfigError, match="smallest <= typical <= largest"):
+        with pytest.raises(InternalError, match="smallest <= typical <= largest"):
             AxisRange(*sides)
 
 
