@@ -21,7 +21,13 @@ from ldp_runtime.engines.torch_compiled.cuda_graphs import CudaGraphs
 from ldp_runtime.engines.torch_compiled.fused.engine import FusedEngine
 from ldp_runtime.engines.torch_compiled.fused.products import FLOAT8, INT8, Matrix, product, rounded, rounded_rows
 from ldp_runtime.engines.torch_compiled.fused.text import padded
-from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError, IntegrityError, LdpError
+from ldp_runtime.errors import (
+    EngineBuildError,
+    IncompatibleBundleError,
+    IntegrityError,
+    InternalError,
+    LdpError,
+)
 from ldp_runtime.pipeline.memory import estimate_memory
 
 from ldp_export.bench.worker.eager import EagerEngine
@@ -290,7 +296,7 @@ def test_only_blocks_that_read_a_text_are_fused(tmp_path: Path) -> None:
 
 def test_wrong_inputs_and_closed_engine(blocks: InfinityBlocksGraph) -> None:
     engine, (inputs, outputs) = fused(blocks), call_of(blocks)
-    with pytest.raises(ConfigError, match=r"'cos' of 'blocks' is float32 \[6, 3\]"):
+    with pytest.raises(InternalError, match=r"'cos' of 'blocks' is float32 \[6, 3\]"):
         engine.run({**inputs, "cos": torch.zeros(6, 3)}, outputs)
     engine.close()
     with pytest.raises(LdpError, match="closed"):

@@ -13,7 +13,13 @@ from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import TargetEntry
 from ldp_runtime.engines.torch_compiled.engine import TorchCompiledEngine
 from ldp_runtime.engines.torch_compiled.target import check_target, local_target
-from ldp_runtime.errors import ConfigError, EngineBuildError, IncompatibleBundleError, IntegrityError, LdpError
+from ldp_runtime.errors import (
+    EngineBuildError,
+    IncompatibleBundleError,
+    IntegrityError,
+    InternalError,
+    LdpError,
+)
 from torch import nn
 
 from ldp_export.builders.base import Compiler, ExportedGraph
@@ -95,7 +101,7 @@ def test_package_that_is_none(compiled: Bundle, tmp_path: Path):
 def test_closed_engine_and_wrong_shapes(compiled: Bundle):
     graph = compiled.manifest.graphs["decoder"]
     engine = TorchCompiledEngine("decoder", compiled.path(graph.file), graph, threads=1)
-    with pytest.raises(ConfigError, match=r"'latent' of 'decoder' is float32 \[1, 3, 2, 2\]"):
+    with pytest.raises(InternalError, match=r"'latent' of 'decoder' is float32 \[1, 3, 2, 2\]"):
         engine.run({"latent": torch.zeros(1, 3, 2, 2)}, {"image": torch.empty(1, 3, 8, 8)})
     engine.close()
     with pytest.raises(LdpError, match="closed"):
