@@ -57,6 +57,7 @@ class Command(click.Command):
 
     def __init__(self, *arguments: Any, renamed: Mapping[str, Renamed] | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.context_settings.setdefault("help_option_names", ["-h", "--help"])  # also where it is run by itself
         self.renamed = renamed or {}
         settings.name_variables(self)
 
