@@ -58,9 +58,3 @@ def check_folder(path: Path) -> None:
         raise ConfigError(
             f"cannot write into {place}: {error.strerror}", hint="name another place, or mend its permissions"
         ) from error
-
-
-def folder_of(path: Path) -> Path:
-    """Path of the file, after its folder has been made if it was missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

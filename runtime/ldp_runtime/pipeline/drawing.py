@@ -12,6 +12,7 @@ import torch
 
 from ldp_runtime.engines.blocks import Placement
 from ldp_runtime.engines.cache_memory import CacheMemory
+from ldp_runtime.errors import ClosedError, ConfigError
 from ldp_runtime.families.base import Codec
 from ldp_runtime.noise import CounterNoise
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
@@ -118,28 +119,45 @@ class Drawing:
 
         Raises:
             NonFiniteError, CapacityError: the step failed; the drawing is closed.
+            ClosedError: nothing is left to draw.
+            ConfigError: the drawing has no such image, or it is drawn or cancelled already.
         """
-        assert self._run is not None
-        image = None if index is None else self._states[self.indices.index(index)]
+        run = self._run
+        if run is None or run.is_done:
+            raise ClosedError("nothing of this drawing is left to draw", hint="start another: Pipeline.start(...)")
+        image = None if index is None else self._state(index)
+        if image is not None and not run.holds(image):
+            raise ConfigError(f"image {index} is drawn or cancelled already", hint="step those that are left")
         try:
             with self._entered():
-                drawn = self._run.step(image)
+                drawn = run.step(image)
                 if not drawn:
                     return None
-                if self._run.is_done:
-                    self._run.finish()
+                if run.is_done:
+                    run.finish()
         except BaseException:
             self._fail()
             raise
         return self._event(drawn)
 
     def cancel(self, index: int) -> None:
-        """Takes out the image of this index in the request; the others do not change."""
+        """Takes out the image of this index in the request; the others do not change.
+
+        Raises:
+            ConfigError: the drawing has no such image.
+        """
+        image = self._state(index)
         if self._run is not None:
-            self._run.cancel(self._states[self.indices.index(index)])
+            self._run.cancel(image)
 
     def results(self) -> list[tuple[torch.Tensor, Trace]]:
-        """Latent [d, H, W] and trace of each image, once all are drawn."""
+        """Latent [d, H, W] and trace of each image, once all are drawn.
+
+        Raises:
+            ConfigError: images are still on their way.
+        """
+        if not self.is_done:
+            raise ConfigError("images of this drawing are still on their way", hint="step it until `is_done`")
         return [(state.latent, self._trace(state)) for state in self._states]
 
     def result(self, index: int) -> tuple[torch.Tensor, Trace]:
@@ -147,10 +165,11 @@ class Drawing:
 
         Raises:
             NonFiniteError: a call so far gave NaN or infinity.
+            ConfigError: the drawing has no such image.
         """
+        state = self._state(index)
         if self._run is not None:
             self._run.check()
-        state = self._states[self.indices.index(index)]
         return state.latent, self._trace(state)
 
     def close(self) -> None:
@@ -158,6 +177,11 @@ class Drawing:
         run, self._run = self._run, None
         if run is not None:
             run.close()
+
+    def _state(self, index: int) -> ImageState:
+        if index not in self.indices:
+            raise ConfigError(f"the drawing has no image {index!r}", hint=f"its images are {list(self.indices)}")
+        return self._states[self.indices.index(index)]
 
     def _fail(self) -> None:
         """Ends a run that failed; NaN can make later work fail in many ways, none of which would name the cause."""

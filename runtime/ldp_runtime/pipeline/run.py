@@ -47,6 +47,10 @@ class Run:
     def is_done(self) -> bool:
         return not self.groups
 
+    def holds(self, image: ImageState) -> bool:
+        """True while an image is neither drawn nor cancelled."""
+        return any(image in group.images for group in self.groups)
+
     @torch.no_grad()
     def step(self, image: ImageState | None = None) -> list[ImageState]:
         """Draws the next scale of an image, and of those that share its call; returns the images drawn.

@@ -14,7 +14,7 @@ from helpers.samples import random_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ldp_runtime import Pipeline
-from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, NonFiniteError
+from ldp_runtime.errors import Cancelled, CapacityError, ClosedError, ConfigError, NonFiniteError
 from ldp_runtime.pipeline.drawing import Drawing, ScaleEvent
 from ldp_runtime.pipeline.memory import estimate_memory
 from ldp_runtime.pipeline.request import ImageRequest
@@ -272,6 +272,27 @@ def test_a_failed_step_closes_its_drawing_only(small_pipe: Pipeline, monkeypatch
     while not good.is_done:
         good.step()
     assert torch.equal(good.results()[0][0], alone(small_pipe, image(small_pipe, seed=1)))
+
+
+def test_steps_that_make_no_sense_are_typed(small_pipe: Pipeline) -> None:
+    """A caller that waits for `None` to pass would wait for ever for what is drawn already."""
+    drawing = small_pipe.start([image(small_pipe), image(small_pipe, text=1, policy="ld-skip-2")], [4, 7])
+    with pytest.raises(ConfigError, match="still on their way"):
+        drawing.results()
+    for ask in (drawing.step, drawing.cancel, drawing.result):
+        with pytest.raises(ConfigError, match=r"no image 0\n.*\[4, 7\]"):
+            ask(0)
+    drawing.cancel(4)
+    with pytest.raises(ConfigError, match="image 4 is drawn or cancelled"):
+        drawing.step(4)
+    while not drawing.is_done:
+        drawing.step(7)
+    for index in (None, 7):
+        with pytest.raises(ClosedError, match="left to draw"):
+            drawing.step(index)
+    drawing.close()
+    with pytest.raises(ClosedError, match="left to draw"):
+        drawing.step()
 
 
 def test_requests_are_values(small_pipe: Pipeline) -> None:
