@@ -7,7 +7,14 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-_IN_THE_WHEEL = ("ldp_export/cli/", "ldp_runtime/pipeline/", "ldp_calibration/", "ldp_export/checkpoints/embedded/")
+_IN_THE_WHEEL = (
+    "ldp_export/cli/",
+    "ldp_runtime/pipeline/",
+    "ldp_calibration/",
+    "ldp_export/checkpoints/embedded/",
+    "ldp_serving/front/static/index.html",
+    "ldp_serving/front/static/page.js",
+)
 _IN_THE_SDIST = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "NOTICE", "CITATION.cff", "tests/", "docs/")
 #: Bytes of the largest archive: the embedded model's weights, and less than as much again.
 _LARGEST = 40 * 2**20

@@ -84,6 +84,7 @@ Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config;
     "--previews", type=int, default=40, show_default=True, help="Pictures that previews are fitted to; 0: none."
 )
 @click.option("--log-prompts", is_flag=True, help="Write prompts into the log.")
+@click.option("--page/--no-page", default=True, show_default=True, help="A page at / that draws in a browser.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),

@@ -76,5 +76,12 @@ def test_archives_that_hold_too_much_or_too_little(tmp_path: Path) -> None:
         for name in ("a-1/pyproject.toml", "a-1/tests/golden/x.npz"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     found = "\n".join(archives.faults(wheel, sdist))
-    for words in ("lacks ldp_runtime/", "embedded", "lacks NOTICE", "installs 'runtime'", "holds tests/golden/x.npz"):
+    for words in (
+        "lacks ldp_runtime/",
+        "embedded",
+        "static/index.html",
+        "lacks NOTICE",
+        "installs 'runtime'",
+        "holds tests/golden/x.npz",
+    ):
         assert words in found

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ldp_serving.errors import Refused
 from ldp_serving.front.body import BadRequest
 from ldp_serving.front.generation import Generation, error_response
+from ldp_serving.front.page import add_page
 from ldp_serving.front.service import Service
 from ldp_serving.model import ServedModel
 
@@ -22,6 +23,8 @@ def create_app(service: Service) -> FastAPI:
     """Application of a service."""
     app = FastAPI(title="ldp-export", docs_url=None, redoc_url=None, openapi_url=None)
     _add_questions(app, service)
+    if service.has_page:
+        add_page(app, service, _version())
 
     @app.post("/v1/images/generations")
     async def generate(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -95,4 +98,4 @@ def _model_entry(model: ServedModel) -> dict[str, Any]:
     offered = [f"{w}x{h}" for h, w in sizes(model.pipeline.manifest)]
     policies = list(dict.fromkeys((model.policy, *model.allowed)))
     entry = {"id": model.name, "object": "model", "created": model.created, "owned_by": "ldp-export"}
-    return entry | {"sizes": offered, "policies": policies}
+    return entry | {"sizes": offered, "policies": policies, "classes": model.classes}

@@ -65,6 +65,7 @@ class ServeOptions:
     shadow_rate: float = 0.0
     previews: int = 40
     log_prompts: bool = False
+    page: bool = True
     limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +126,12 @@ def serve(options: ServeOptions, ready: Callable[[int], None] = lambda port: Non
 
 def new_service(options: ServeOptions) -> Service:
     """Service of these options, with no model yet."""
-    service = Service(most_images=options.max_images, cors=options.cors_origins, log_prompts=options.log_prompts)
+    service = Service(
+        most_images=options.max_images,
+        cors=options.cors_origins,
+        log_prompts=options.log_prompts,
+        has_page=options.page,
+    )
     if options.api_key_file is not None:
         service.keys = read_keys(options.api_key_file)
     if options.hooks is not None:

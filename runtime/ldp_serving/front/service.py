@@ -20,6 +20,7 @@ class Service:
 
     Attributes:
         models: by name, the first is the default; filled once they are warm.
+        has_page: people who open the server's address in a browser can draw there.
         send_s: seconds in which a client must read an event.
         failure: why the models could not be loaded, if so.
     """
@@ -31,6 +32,7 @@ class Service:
     most_images: int = 10
     cors: Sequence[str] = ()
     log_prompts: bool = False
+    has_page: bool = True
     send_s: float = 60.0
     is_loaded: bool = False
     is_draining: bool = False

@@ -63,9 +63,10 @@ def test_a_server_from_its_file_to_its_end(small_bundle: Bundle, tmp_path: Path)
     """The command line wins over the environment, which wins over the file; SIGTERM ends with status 0."""
     config = tmp_path / "serve.toml"
     lines = [f"bundles = [{json.dumps(str(root(small_bundle)))}]", "max-images = 3", "max_queue = 5", "previews = 6"]
-    config.write_text("\n".join([*lines, 'policy = "none"', 'allow_policy = ["ld"]', "port = 1"]))
+    config.write_text("\n".join([*lines, 'policy = "none"', 'allow_policy = ["ld"]', "port = 1", "page = false"]))
     with serving("--config", config, "--port", "0", LDP_MAX_IMAGES="2", LDP_THREADS="1") as (process, url):
         assert ask(f"{url}/ready")[0] == 200
+        assert ask(f"{url}/")[0] == 404
         status, raw = ask(f"{url}/v1/images/generations", {"prompt": "blue xyzzy", "n": 2, "return_trace": True})
         assert status == 200
         answer = json.loads(raw)
