@@ -26,7 +26,7 @@ from ldp_export.cli.serve import command as serve
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILES = sorted((DEPLOY / "docker").glob("*.Dockerfile"))
-TRY = runpy.run_path(str(DEPLOY / "docker/try_in_chroot.py"))
+TRY = runpy.run_path(str(DEPLOY / "docker" / "try_in_chroot.py"))
 UNIT = DEPLOY / "systemd/ldp-export.service"
 #: Versions of Kubernetes, the oldest and the newest that the example is checked for.
 KUBERNETES = ("1.30", "1.34")

@@ -80,7 +80,11 @@ def test_options_in_prose_exist(page: Path) -> None:
     """Options in backticks belong to some verb; with the verb before them, to that one."""
     root = click.Context(main, info_name=PROGRAM)
     options = {
-        verb: {word for parameter in main.get_command(root, verb).params for word in parameter.opts}  # pyright: ignore[reportOptionalMemberAccess]
+        verb: {
+            word
+            for parameter in main.get_command(root, verb).params
+            for word in (*parameter.opts, *parameter.secondary_opts)
+        }  # pyright: ignore[reportOptionalMemberAccess]
         for verb in main.list_commands(root)
     }
     anywhere = set().union(*options.values())

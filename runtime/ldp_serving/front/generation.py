@@ -22,7 +22,7 @@ from ldp_serving.errors import Abandoned, Refused, Rejected
 from ldp_serving.events import Drawn, Partial, ScaleDrawn
 from ldp_serving.front import answers
 from ldp_serving.front.body import BadRequest, GenerationBody, parse_body
-from ldp_serving.front.job import Job
+from ldp_serving.front.job import Job, gone
 from ldp_serving.front.keys import Key
 from ldp_serving.front.requests import to_requests
 from ldp_serving.front.service import Service
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 #: Most bytes of a request's body, and the seconds in which it must have arrived.
 MOST_BODY = 64 * 1024
 BODY_S = 20.0
+
+#: Seconds in which a client may read why its stream breaks.
+_READ_S = 1.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -191,6 +194,8 @@ class _EventStream(Response):
             if not isinstance(error, Abandoned | TimeoutError):
                 with contextlib.suppress(TimeoutError):
                     await self._part(send, answers.error_event(error))
+                    async with asyncio.timeout(_READ_S):  # browsers drop what they have not read when a stream breaks
+                        await gone(receive)
             return  # the connection is closed: its last chunk is missing
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

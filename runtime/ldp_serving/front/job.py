@@ -66,19 +66,19 @@ class Job:
             Abandoned: the client went away.
             Exception: that of the first picture that failed.
         """
-        gone = asyncio.ensure_future(_gone(receive))
+        left = asyncio.ensure_future(gone(receive))
         try:
             while len(self.drawn) < len(self.asked.images):
-                event = await self._next(gone)
+                event = await self._next(left)
                 if isinstance(event, Failed):
                     raise event.error
                 if isinstance(event, Drawn):
                     self.drawn.append(event)
                 yield event
         finally:
-            gone.cancel()
+            left.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await gone
+                await left
 
     async def file(self, image: Any) -> bytes:
         """File of a picture, once the hook has let it pass.
@@ -97,9 +97,9 @@ class Job:
         self.model.metrics.encoded(self.body.format, spent)
         return file
 
-    async def _next(self, gone: asyncio.Future[None]) -> Event:
+    async def _next(self, left: asyncio.Future[None]) -> Event:
         following = asyncio.ensure_future(self._events.get())
-        done, _ = await asyncio.wait((following, gone), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((following, left), return_when=asyncio.FIRST_COMPLETED)
         if following in done:
             return following.result()
         following.cancel()
@@ -110,7 +110,7 @@ class Job:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
     """Returns when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass

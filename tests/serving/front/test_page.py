@@ -134,10 +134,13 @@ def masked(page: Page, grid: tuple[int, int]) -> list[bool]:
     """Darkened cells of the mask over the picture, row by row, read from its pixels."""
     return page.evaluate(
         """([rows, columns]) => {
-            const canvas = document.querySelector('.mask');
-            const [width, height] = [canvas.width / columns, canvas.height / rows];
+            const mask = document.querySelector('.mask');
+            const [width, height] = [mask.width / columns, mask.height / rows];
+            const copy = Object.assign(document.createElement('canvas'), { width: mask.width, height: mask.height });
+            const context = copy.getContext('2d', { willReadFrequently: true });
+            context.drawImage(mask, 0, 0);
             const at = (i) => [(i % columns + .5) * width, (Math.floor(i / columns) + .5) * height];
-            const alpha = ([x, y]) => canvas.getContext('2d').getImageData(x, y, 1, 1).data[3];
+            const alpha = ([x, y]) => context.getImageData(x, y, 1, 1).data[3];
             return Array.from({ length: rows * columns }, (_, i) => alpha(at(i)) > 128);
         }""",
         list(grid),
@@ -302,13 +305,13 @@ class TestPeople:
         assert page.locator("#status").get_attribute("role") == "status"
         assert page.locator("#error").get_attribute("role") == "alert"
 
-    def test_a_hostile_prompt_is_text(self, page: Page) -> None:
-        hostile = "<img src=x onerror='window.hit = 1'><script>window.hit = 2</script>&amp; \"'"
+    @pytest.mark.parametrize("hostile", ["<img src=x onerror='hit=1'>", "<script>hit=1</script>&amp;", "\"><b>x</b>'"])
+    def test_a_hostile_prompt_is_text(self, page: Page, hostile: str) -> None:
         ask(page, prompt=hostile)
         await_drawn(page)
-        expect(card(page).get_by_role("img")).to_have_attribute("alt", f"“{hostile}”, drawn with ld, seed 3")
+        expect(card(page).locator("img")).to_have_attribute("alt", f"“{hostile}”, drawn with ld, seed 3")
         assert page.evaluate("window.hit") is None
-        assert page.locator("img").count() == 1
+        assert page.locator("img, b, article script").count() == 1
 
 
 class TestErrors:

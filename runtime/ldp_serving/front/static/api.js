@@ -28,24 +28,28 @@ export async function* draw(request, key, signal) {
     body: JSON.stringify(body),
     signal,
   });
-  for await (const data of events(answer.body)) {
-    if (data === '[DONE]') return;
-    const event = JSON.parse(data);
-    if (event.error) throw told(event.error);
-    yield event;
+  try {
+    for await (const data of events(answer.body)) {
+      if (data === '[DONE]') return;
+      const event = JSON.parse(data);
+      if (event.error) throw told(event.error);
+      yield event;
+    }
+  } catch (error) {
+    if (error instanceof ApiError || signal.aborted) throw error;
   }
-  throw new ApiError('the stream ended before the picture was complete');
+  throw new ApiError('the connection broke before the picture was complete');
 }
 
 /** Data of server-sent events, one after the other. */
 async function* events(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  const [reader, decoder] = [stream.getReader(), new TextDecoder()];
   let text = '';
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      const parts = (text + value).split('\n\n');
+      const parts = (text + decoder.decode(value, { stream: true })).split('\n\n');
       text = parts.pop();
       for (const part of parts) {
         const lines = part.split('\n').filter((line) => line.startsWith('data: '));
@@ -58,6 +62,7 @@ async function* events(stream) {
 }
 
 async function ask(address, key = '', options = {}) {
+  if (/[^ -~]/.test(key)) throw new ApiError('incorrect API key: it holds letters that no header can');
   const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
   let answer;
   try {

@@ -93,8 +93,8 @@ export class Card {
 
   /** The figures in one sentence. */
   get sentence() {
-    const [time, tokens] = ['.time', '.tokens'].map((name) => this.#find(name).textContent);
-    return `${this.policy}: drawn in ${time}, ${tokens} tokens.`;
+    const [time, tokens, psnr] = ['.time', '.tokens', '.psnr'].map((name) => this.#find(name).textContent);
+    return `${this.policy}: drawn in ${time}, ${tokens} tokens${psnr.endsWith('dB') ? `, ${psnr}` : ''}.`;
   }
 
   remove() {
