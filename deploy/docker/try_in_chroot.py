@@ -160,7 +160,9 @@ def tried(stage: Stage, server: subprocess.Popen[bytes]) -> None:
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
     with urllib.request.urlopen(urllib.request.Request(f"{address}/v1/images/generations", body, headers)) as answer:
         picture = base64.b64decode(json.load(answer)["data"][0]["b64_json"])
-    print(f"drew a picture of {len(picture)} bytes")
+    place = stage.tree.parent / "picture.png"
+    place.write_bytes(picture)
+    print(f"drew {place}")
     server.send_signal(signal.SIGTERM)
     print(f"ended with status {server.wait(timeout=60)} after SIGTERM")
     assert server.returncode == 0

@@ -71,6 +71,7 @@ class Gate:
         if self._left == 0:
             self._held.set()
             assert self._open.wait(HANGS)
+            self._open.clear()
         else:
             self._left -= 1
 
@@ -79,6 +80,12 @@ class Gate:
         self._held.clear()
         self._open.clear()
         self._left = scales
+
+    def advance(self, scales: int) -> None:
+        """Lets the scale that is held up pass, and so many more."""
+        self._held.clear()
+        self._left = scales
+        self._open.set()
 
     def reached(self) -> None:
         assert self._held.wait(HANGS)
@@ -217,10 +224,32 @@ class TestDrawing:
             expect(card(page).locator(".scale")).to_have_count(1 + 6)
             expect(page.get_by_role("progressbar")).to_have_attribute("max", "7")
             expect(card(page).locator(".mask")).to_be_visible()
+            expect(card(page).locator("img")).to_have_attribute("alt", re.compile("drawn with ld, after scale [4-6]$"))
             expect(card(page).get_by_role("link", name="Download")).to_be_hidden()
+            card(page).get_by_label("scale 1, 1x1").check()
+            expect(card(page).locator("img")).to_be_hidden()
             gate.release()
             await_drawn(page)
+            expect(card(page).get_by_label("scale 1, 1x1")).to_be_checked()
+            card(page).get_by_label("scale 7").check()
+            expect(card(page).locator("img")).to_have_attribute("alt", re.compile("seed 3$"))
             assert found.complaints == []
+
+    def test_progress_of_a_slow_picture_is_announced(self, chromium: Browser, small_pipe: Pipeline) -> None:
+        """Not each scale of a fast one: nobody could listen to that."""
+        with held(small_pipe) as (server, gate), opened(chromium, server.url) as found:
+            gate.hold(scales=2)
+            ask(found.page)
+            gate.reached()
+            status = found.page.get_by_role("status")
+            expect(status).to_have_text("Drawing with ld.")
+            found.page.wait_for_timeout(2100)
+            gate.advance(1)
+            gate.reached()
+            expect(card(found.page).locator(".scale")).to_have_count(1 + 4)
+            expect(status).to_have_text("Drawing with ld: scale 3 of 7.")
+            gate.release()
+            expect(status).to_contain_text("ld: drawn in")
 
 
 class TestPeople:
