@@ -20,6 +20,8 @@ from helpers.var_samples import VAR_MODELS, build_var_bundle
 from helpers.waiting import HANGS
 from ldp_runtime import Pipeline
 from ldp_runtime.pipeline.trace import Trace
+from ldp_serving.limits import Limits
+from ldp_serving.model import open_model
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -421,6 +423,22 @@ class TestErrors:
             assert found.complaints == []
 
 
+def test_what_is_asked_anew_takes_the_place_of_what_is_drawn(chromium: Browser, small_pipe: Pipeline) -> None:
+    with held(small_pipe) as (server, gate), opened(chromium, server.url) as found:
+        gate.hold(scales=2)
+        ask(found.page, policies=("ld", "none"))
+        gate.reached()
+        ask(found.page, prompt="a blue star")
+        await_cancelled(server)
+        gate.release()
+        await_drawn(found.page)
+        expect(found.page.locator("article")).to_have_count(1)
+        expect(found.page.get_by_role("img", name="“a blue star”, drawn with ld, seed 3")).to_be_visible()
+        expect(found.page.get_by_role("status")).to_contain_text("ld: drawn in")
+        expect(found.page.get_by_role("alert")).to_be_empty()
+        assert found.complaints == []
+
+
 def await_cancelled(server: Running) -> None:
     """Waits until the server knows that the client is gone."""
     for _ in range(int(HANGS / 0.01)):
@@ -456,25 +474,30 @@ class TestServers:
     def test_no_key_field_without_keys(self, page: Page) -> None:
         expect(page.get_by_label("API key")).to_be_hidden()
 
-    def test_a_model_of_classes(self, chromium: Browser, tmp_path: Path) -> None:
+    def test_a_model_of_texts_and_one_of_classes(self, chromium: Browser, small_pipe: Pipeline, tmp_path: Path) -> None:
         bundle = build_var_bundle(VAR_MODELS["one AdaLN for all blocks"].write(tmp_path / "var"), tmp_path / "bundle")
-        with (
-            Pipeline.load(bundle, threads=1) as pipe,
-            running(pipe, allow_policy=("none",)) as server,
-            opened(chromium, server.url) as found,
-        ):
-            page, field = found.page, found.page.get_by_label("Class")
-            expect(field).to_be_visible()
-            expect(page.get_by_label("Prompt")).to_be_hidden()
-            expect(page.locator("#class-note")).to_have_text("0 to 4")
-            field.fill("5")
-            page.get_by_role("button", name="Draw").click()
-            expect(page.locator("article")).to_have_count(0)
-            field.fill("4")
-            page.get_by_role("button", name="Draw").click()
-            await_drawn(page)
-            expect(card(page).get_by_role("img", name=re.compile("^Class 4, drawn with ld"))).to_be_visible()
-            assert found.complaints == []
+        with Pipeline.load(bundle, threads=1) as pipe, running(small_pipe) as server:
+            counts = server.service.metrics.of_model("classes")
+            server.service.add(open_model(pipe, "classes", Limits(), counts, previews=0))
+            with opened(chromium, server.url) as found:
+                page, field = found.page, found.page.get_by_label("Class")
+                expect(page.get_by_label("Prompt")).to_be_enabled()
+                expect(field).to_be_hidden()
+                page.get_by_label("Model").select_option("classes")
+                expect(page.get_by_label("Prompt")).to_be_hidden()
+                expect(page.locator("#class-note")).to_have_text("0 to 4")
+                field.fill("5")
+                page.get_by_role("button", name="Draw").click()
+                expect(page.locator("article")).to_have_count(0)
+                field.fill("4")
+                page.get_by_role("button", name="Draw").click()
+                await_drawn(page)
+                expect(card(page).get_by_role("img", name=re.compile("^Class 4, drawn with ld"))).to_be_visible()
+                page.get_by_label("Model").select_option("small")
+                expect(field).to_be_hidden()
+                ask(page)
+                expect(card(page).get_by_role("img", name="“a red circle”, drawn with ld, seed 3")).to_be_visible()
+                assert found.complaints == []
 
     def test_a_server_that_is_loading(self, chromium: Browser, small_pipe: Pipeline) -> None:
         with running(small_pipe) as server:
