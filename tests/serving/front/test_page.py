@@ -508,12 +508,26 @@ class TestServers:
                 expect(found.page.get_by_label("Prompt")).to_be_enabled()
                 assert found.complaints == []
 
+    def test_a_proxy_may_put_it_under_a_prefix(self, chromium: Browser, server: Running) -> None:
+        with opened(chromium, "about:blank") as found:
+            page, beyond = found.page, server.url + "/"
+            page.route("**/*", lambda route: route.abort())
+            page.route(f"{beyond}pictures/**", lambda route: route.continue_(url=stripped(route.request.url)))
+            page.goto(f"{beyond}pictures/")
+            ask(page)
+            await_drawn(page)
+            assert found.complaints == []
+
     def test_it_can_be_switched_off(self, chromium: Browser, small_pipe: Pipeline) -> None:
         with running(small_pipe, page=False) as server, opened(chromium, "about:blank") as found:
             for path in ("/", "/page/page.js", "/page/server.json"):
                 answer = found.page.request.get(server.url + path)
                 assert answer.status == 404
                 assert answer.json()["error"]["code"] == "not_found"
+
+
+def stripped(url: str) -> str:
+    return url.replace("/pictures/", "/", 1)
 
 
 class TestFiles:
