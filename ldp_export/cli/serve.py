@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ldp_export.cli.options import device_option, threads_option
+from ldp_export.cli.arguments.options import device_option, threads_option
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
