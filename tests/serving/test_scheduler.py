@@ -67,12 +67,14 @@ requests = st.fixed_dictionaries(
 )
 
 
-INTERLEAVE = st.sampled_from(["never", "early"])
+INTERLEAVE = st.sampled_from(["never", "previews", "early"])
 
 
 @settings(max_examples=25)
 @given(
-    listed=st.lists(requests, min_size=1, max_size=5), interleave=st.sampled_from(["never", "early"]), data=st.data()
+    listed=st.lists(requests, min_size=1, max_size=5),
+    interleave=st.sampled_from(["never", "previews", "early"]),
+    data=st.data(),
 )
 def test_pictures_are_what_they_are_alone(
     small_pipe: Pipeline, listed: list[dict[str, Any]], interleave: str, data: st.DataObject
@@ -126,20 +128,26 @@ def test_pictures_of_a_batch_are_finished_one_after_another(small_pipe: Pipeline
 
 def test_early_scales_go_between_late_ones_if_asked(small_pipe: Pipeline) -> None:
     orders = {}
-    for interleave in ("never", "early"):
+    for interleave, partials in (("never", 1), ("early", 0), ("previews", 0), ("previews", 1)):
         log = Log()
         schedule = scheduler(small_pipe, watch=log, interleave=interleave)
         schedule.submit([image(small_pipe, seed=1, policy="ld")], Inbox())
         late = min(small_pipe.manifest.schedule().detail_scales())
         for _ in range(late + 1):
             schedule.turn()
-        schedule.submit([image(small_pipe, seed=2, policy="ld")], Inbox())
+        schedule.submit([image(small_pipe, seed=2, policy="ld")], Inbox(), partials=partials)
         run_dry(schedule)
         assert log.ended == [1, 2]
-        orders[interleave] = [scale for scale, _ in log.calls]
+        orders[interleave, partials] = [scale for scale, _ in log.calls]
     scales = list(range(7))
-    assert orders["never"] == scales + scales
-    assert orders["early"] == scales[: late + 1] + scales[:late] + scales[late + 1 :] + scales[late:]
+    one_after_another = scales + scales
+    between = scales[: late + 1] + scales[:late] + scales[late + 1 :] + scales[late:]
+    assert orders == {
+        ("never", 1): one_after_another,
+        ("early", 0): between,
+        ("previews", 0): one_after_another,
+        ("previews", 1): between,
+    }
 
 
 def test_pictures_in_flight_are_bounded(small_pipe: Pipeline) -> None:

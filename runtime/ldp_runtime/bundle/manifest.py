@@ -246,9 +246,10 @@ class Manifest(_Entry):
         """Schedules of all aspect ratios that the bundle draws."""
         return [self.model.schedule(ratio) for ratio in self.model.aspect_ratios]
 
-    def weight_bytes(self) -> int:
-        """Total bytes of all graphs and their weights."""
-        folders = {str(Path(graph.file).parent) for graph in self.graphs.values()}
+    def weight_bytes(self, kind: str | None = None) -> int:
+        """Total bytes of all graphs and their weights, or of those of one kind."""
+        graphs = (graph for graph in self.graphs.values() if kind in (None, graph.kind))
+        folders = {str(Path(graph.file).parent) for graph in graphs}
         return sum(entry.size for name, entry in self.files.items() if str(Path(name).parent) in folders)
 
 

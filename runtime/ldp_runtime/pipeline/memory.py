@@ -26,19 +26,33 @@ _DECODER_WIDTH = 160
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Upper bounds of the bytes that a pipeline needs on the device of its engines."""
+    """Upper bounds of the bytes that a pipeline needs on the device of its engines.
+
+    Attributes:
+        weights: of the engines that stay in memory.
+        text_encoder: of the text encoder; 0 if there is none.
+        kv_cache: of all slots and arenas.
+        activations: of the widest engine call.
+        keeps_text_encoder: False if the text encoder is opened for each text, and leaves memory before the first scale.
+    """
 
     weights: int
+    text_encoder: int
     kv_cache: int
     activations: int
+    keeps_text_encoder: bool = True
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.activations
+        if self.keeps_text_encoder:
+            return self.weights + self.text_encoder + self.kv_cache + self.activations
+        return self.weights + self.kv_cache + max(self.text_encoder, self.activations)
 
     def __str__(self) -> str:
-        parts = (f"{name} {_gib(getattr(self, name))}" for name in ("weights", "kv_cache", "activations"))
-        return f"{_gib(self.total)} ({', '.join(parts)})"
+        names = ("weights", "text_encoder", "kv_cache", "activations")
+        parts = [f"{name} {_gib(getattr(self, name))}" for name in names if getattr(self, name)]
+        released = "" if self.keeps_text_encoder else "; the text encoder leaves memory once texts are encoded"
+        return f"{_gib(self.total)} ({', '.join(parts)}{released})"
 
 
 def cache_plan(manifest: Manifest, shape: ModelShape, max_batch: int, slots: int | None = None) -> CachePlan:
@@ -46,7 +60,9 @@ def cache_plan(manifest: Manifest, shape: ModelShape, max_batch: int, slots: int
     return CachePlan.of(shape, manifest.schedules(), manifest.quantized_scales, max_batch, slots or max_batch)
 
 
-def estimate_memory(manifest: Manifest, max_batch: int, slots: int | None = None) -> MemoryEstimate:
+def estimate_memory(
+    manifest: Manifest, max_batch: int, slots: int | None = None, keeps_text_encoder: bool = True
+) -> MemoryEstimate:
     """Upper bound for `max_batch` images with guidance, over all aspect ratios of the bundle's size.
 
     Weights count twice, since runtimes pack matrices into a layout of their own. The KV caches are what a pipeline has
@@ -83,10 +99,13 @@ def estimate_memory(manifest: Manifest, max_batch: int, slots: int | None = None
     if manifest.has_fused_blocks:  # CUDA graphs read the text from a fixed buffer; quantized scales have another one
         buffers, length = 1 + len(manifest.quantized), padded(manifest.limits.text_tokens)
         sampling += buffers * keys_and_values(length)
+    encoder = manifest.weight_bytes("text_encoder")
     return MemoryEstimate(
-        weights=2 * manifest.weight_bytes(),
+        weights=2 * (manifest.weight_bytes() - encoder),
+        text_encoder=2 * encoder,
         kv_cache=plan.size,
         activations=max(widest + scores, decoder) + sampling,
+        keeps_text_encoder=keeps_text_encoder,
     )
 
 
@@ -128,28 +147,29 @@ def check_rows(manifest: Manifest, max_batch: int) -> None:
 def check_capacity(
     manifest: Manifest, max_batch: int, device: torch.device, memory_limit: int | None, slots: int | None = None
 ) -> MemoryEstimate:
-    """The memory estimate.
+    """The memory estimate of the first plan that fits: all engines in memory, or the text encoder only for its calls.
 
     Raises:
-        CapacityError: the estimate exceeds `memory_limit` (bytes; None: the memory that is available now).
+        CapacityError: both exceed `memory_limit` (bytes; None: the memory that is available now).
     """
-    estimate = estimate_memory(manifest, max_batch, slots)
     limit = available_memory(device) if memory_limit is None else memory_limit
-    if estimate.total > limit:
-        hint = _fitting(manifest, max_batch, slots or max_batch, limit)
-        raise CapacityError(
-            f"{manifest.model.name} with max_batch={max_batch} needs up to {estimate} on {device}; "
-            f"{_gib(limit)} is allowed",
-            hint=hint,
-        )
-    return estimate
+    plans = [estimate_memory(manifest, max_batch, slots, keeps) for keeps in (True, False)]
+    for plan in plans:
+        if plan.total <= limit:
+            return plan
+    hint = _fitting(manifest, max_batch, slots or max_batch, limit)
+    raise CapacityError(
+        f"{manifest.model.name} with max_batch={max_batch} needs up to {plans[-1]} on {device}; "
+        f"{_gib(limit)} is allowed",
+        hint=hint,
+    )
 
 
 def _fitting(manifest: Manifest, max_batch: int, slots: int, limit: float) -> str:
     """Hint at the most that fits: the same batch with fewer slots, or a smaller batch."""
 
     def fits(batch: int, count: int) -> bool:
-        return estimate_memory(manifest, batch, count).total <= limit
+        return estimate_memory(manifest, batch, count, keeps_text_encoder=False).total <= limit
 
     fewer = next((count for count in range(slots - 1, 0, -1) if fits(max_batch, count)), 0)
     smaller = next((batch for batch in range(max_batch - 1, 0, -1) if fits(batch, min(batch, slots))), 0)
