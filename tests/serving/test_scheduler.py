@@ -347,11 +347,11 @@ def test_partial_images_are_spread_over_the_run(small_pipe: Pipeline, count: int
     run_dry(schedule)
     (drawn,) = first.ends()
     assert isinstance(drawn, Drawn)
-    schedule.rates = Rates()  # not this machine's: every scale takes a second, as do the text and the decoder
-    scales = tuple(replace(scale, select_s=0.0, blocks_s=1.0, residual_s=0.0) for scale in drawn.trace.scales)
-    schedule.rates.run(request, replace(drawn.trace, text_s=1.0, scales=scales, decode_s=1.0))
+    schedule.rates = Rates()  # not this machine's: scale k takes k + 1 seconds, the text and the decoder one
+    times = [replace(scale, select_s=0.0, blocks_s=scale.scale + 1.0, residual_s=0.0) for scale in drawn.trace.scales]
+    schedule.rates.run(request, replace(drawn.trace, text_s=1.0, scales=tuple(times), decode_s=1.0))
     shares = schedule.rates.shares(request)
-    assert shares == pytest.approx([(k + 2) / (len(scales) + 2) for k in range(len(scales))])
+    assert shares == pytest.approx([(1 + (k + 1) * (k + 2) / 2) / 30 for k in range(7)])
     schedule.submit([request], inbox, partials=count)
     run_dry(schedule)
     inbox.ends()
