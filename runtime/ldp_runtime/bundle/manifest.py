@@ -165,6 +165,7 @@ class Manifest(_Entry):
 
     Attributes:
         noise: source of the noise of its images.
+        fused_attention: True if self-attention keeps no scores in memory.
         quantized: sets of quantized scales; empty: all blocks compute in `precision`.
         sources: origin of each part of the model.
         digest: SHA-256 of all other fields; empty until `sealed` computes it.
@@ -178,6 +179,7 @@ class Manifest(_Entry):
     target: TargetEntry | None = None
     precision: Precision
     noise: NoiseMode = "generator"
+    fused_attention: bool = False
     quantized: tuple[QuantizedScales, ...] = ()
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]
@@ -188,7 +190,8 @@ class Manifest(_Entry):
 
     def computed_digest(self) -> str:
         """SHA-256 of the manifest without its digest field, in canonical JSON."""
-        return content_digest(self.model_dump(mode="json", exclude={"digest"}))
+        absent = set() if self.fused_attention else {"fused_attention"}  # as in bundles from before it was a field
+        return content_digest(self.model_dump(mode="json", exclude={"digest"} | absent))
 
     def sealed(self) -> Manifest:
         return self.model_copy(update={"digest": self.computed_digest()})

@@ -15,13 +15,16 @@ from ldp_runtime.control_groups import memory_left
 from ldp_runtime.engines.cache_plan import CachePlan, ModelShape
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.pipeline.activations import decoder_bytes, layer_bytes, sampling_bytes
 
 if TYPE_CHECKING:
     import torch
 
 
-#: Most channels of a decoder at full resolution (128 and 160 in the released models).
-_DECODER_WIDTH = 160
+#: Copies of weights that a backend holds: ONNX Runtime packs matrices once, and reads the rest from mapped files.
+_WEIGHT_COPIES = {"onnxruntime": 1.0}
+#: Of the others, which pack matrices into a layout of their own.
+_OTHER_COPIES = 2.0
 
 
 @dataclass(frozen=True)
@@ -65,46 +68,33 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Upper bound for `max_batch` images with guidance, over all aspect ratios of the bundle's size.
 
-    Weights count twice, since runtimes pack matrices into a layout of their own. The KV caches are what a pipeline has
-    allocated once every slot and arena has been used.
-
-    Activations are the greater of two: the widest layer of the largest scale with its attention scores, or the
-    decoder's widest feature maps. The noise and the tensors of sampling come on top.
+    The KV caches are what a pipeline has allocated once every slot and arena has been used. Activations are the greater
+    of two: the widest layer of the largest scale with its attention, or the decoder's widest feature maps. The noise
+    and the tensors of sampling come on top.
     """
-    model = manifest.model
-    schedules = manifest.schedules()
-    past = max(s.offsets[-2] for s in schedules)
-    tokens = max(max(s.tokens) for s in schedules)
-    rows = 2 * max_batch
+    model, schedules = manifest.model, manifest.schedules()
+    tokens, rows = max(max(s.tokens) for s in schedules), 2 * max_batch
     plan = cache_plan(manifest, ModelShape.of(manifest, manifest.has_fused_blocks), max_batch, slots)
-    widest = tokens * rows * (model.ffn + 4 * model.width) * 4
-    scores = rows * model.heads * tokens * (past + tokens) * 4
-    pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
-    decoder = pixels * _DECODER_WIDTH * 4 * 3
-    # The tensors that sampling makes from the logits of the largest scale, and the noise: of every scale, or as drawn.
-    sampling = 4 * rows * tokens * model.logits * 4
-    if manifest.noise == "generator":
-        sampling += max_batch * max(s.total_tokens for s in schedules) * model.logits * 4
-    else:
-        from ldp_runtime.noise import COUNTER_NOISE_BYTES
-
-        sampling += COUNTER_NOISE_BYTES + tokens * model.logits * 4
+    activations = max(
+        layer_bytes(model, schedules, rows, manifest.fused_attention), decoder_bytes(model, schedules)
+    ) + sampling_bytes(model, schedules, max_batch, manifest.noise)
 
     def keys_and_values(positions: int) -> int:
         return 2 * model.depth * positions * rows * model.width * plan.shape.element_size
 
     if manifest.backend.startswith("tensorrt") and manifest.kv_cache == "dynamic":
         # The engines also write the keys and values of the last scale, which are never read, to a buffer.
-        sampling += keys_and_values(tokens)
+        activations += keys_and_values(tokens)
     if manifest.has_fused_blocks:  # CUDA graphs read the text from a fixed buffer; quantized scales have another one
         buffers, length = 1 + len(manifest.quantized), padded(manifest.limits.text_tokens)
-        sampling += buffers * keys_and_values(length)
+        activations += buffers * keys_and_values(length)
+    copies = _WEIGHT_COPIES.get(manifest.backend, _OTHER_COPIES)
     encoder = manifest.weight_bytes("text_encoder")
     return MemoryEstimate(
-        weights=2 * (manifest.weight_bytes() - encoder),
-        text_encoder=2 * encoder,
+        weights=int(copies * (manifest.weight_bytes() - encoder)),
+        text_encoder=int(copies * encoder),
         kv_cache=plan.size,
-        activations=max(widest + scores, decoder) + sampling,
+        activations=activations,
         keeps_text_encoder=keeps_text_encoder,
     )
 
