@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +48,15 @@ QuantizedPrecision = Literal["int8", "float8"]
 NoiseMode = Literal["generator", "counter"]
 
 
+#: Axes of tensors whose size differs from call to call, and a size that does not.
+AxisName = Literal["rows", "tokens", "past", "text", "images", "height", "width", "image_height", "image_width"]
+Side = Annotated[int, Field(gt=0, lt=2**31)]
+
+
+#: Element types of tensors that engines read and write.
+ElementType = Literal["float32", "bfloat16", "float16", "int64", "bool"]
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,9 +67,11 @@ class FileEntry(_Entry):
 
 
 class TensorEntry(_Entry):
+    """A tensor of a graph: its name, its fixed sides and named axes, and its element type."""
+
     name: str
-    shape: tuple[int | str, ...]
-    dtype: str
+    shape: tuple[Side | AxisName, ...]
+    dtype: ElementType
 
 
 class GraphEntry(_Entry):
