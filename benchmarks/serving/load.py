@@ -1,8 +1,10 @@
 """Load: open-loop arrivals against a server, at shares of the capacity that bisection finds.
 
 Server and client are pinned to processors of their own. Arrivals do not wait for answers (Poisson, from a seed). Each
-request asks for one partial image, and has the deadline of the SLO: completion within 4 times, first preview within
-1 time the idle median. The same arrivals are sent to a server that draws one picture at a time.
+request asks for three partial images, and has the deadline of the SLO: completion within 4 times, first preview within
+1 time the idle median. The same arrivals are sent to a server that draws one picture at a time, and to one that puts
+newcomers' early scales between others' late ones. Goodput counts completions within the SLO; strict goodput asks for
+the first preview too.
 
     python -m benchmarks.serving.load BUNDLE --output benchmarks/results/serving-load-cpu.json
 """
@@ -28,10 +30,13 @@ from typing import Any
 import psutil
 
 from benchmarks.serving.soak import PATH, await_ready, footprint
+from ldp_export.bench.hardware import hardware
 
 #: Completion and first preview, in idle medians.
 SLO = (4.0, 1.0)
 SHARES = (0.5, 0.9, 1.5)
+GOODPUTS = ("goodput_per_s", "strict_goodput_per_s")
+PARTIAL_IMAGES = 3
 PROMPTS = ("a red circle", "two blue stars", "a yellow ring above a green square", "an orange triangle")
 
 
@@ -52,7 +57,7 @@ def ask(port: int, number: int, deadline_s: float | None) -> Answer:
         "prompt": PROMPTS[number % len(PROMPTS)],
         "seed": number,
         "stream": True,
-        "partial_images": 1,
+        "partial_images": PARTIAL_IMAGES,
     }
     if deadline_s is not None:
         body["deadline_ms"] = int(1e3 * deadline_s)
@@ -118,6 +123,7 @@ def summary(answers: Sequence[Answer], times: Sequence[float], seconds: float, i
         "duplicated": sum(answer.events > 1 for answer in answers),
         "completed_per_s": len(done) / seconds,
         "goodput_per_s": len(good) / seconds,
+        "strict_goodput_per_s": len({a.number for a in good} & {a.number for a in early}) / seconds,
         "preview_in_slo_share": len(early) / len(done) if done else None,
         "total_s": quantiles(totals),
         "preview_s": quantiles(previews),
@@ -191,27 +197,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--probes", type=int, default=6)
     parser.add_argument("--port", type=int, default=8456)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--interleave", choices=["never", "early"], default="never")
+    parser.add_argument("--rate", type=float, help="capacity that is known already, a second: no bisection")
     options = parser.parse_args(arguments)
     cores = sorted(psutil.Process().cpu_affinity() or range(os.cpu_count() or 1))
     mine, servers = cores[-1:], cores[:-1] or cores
     psutil.Process().cpu_affinity(mine)
     result: dict[str, Any] = {"bundle": options.bundle.name, "server_cores": servers, "client_cores": mine, "slo": SLO}
-    with Served(options.bundle, options.port, servers, ["--interleave", options.interleave]) as server:
+    result |= {"hardware": hardware(), "seconds": options.seconds, "probes": options.probes}
+
+    def measured(name: str, arguments: Sequence[str]) -> None:
+        with Served(options.bundle, options.port, servers, arguments) as server:
+            server.idle(3)
+            result[name] = {}
+            for i, share in enumerate(SHARES):
+                result[name][str(share)] = server.at(share * rate, options.seconds, idle_s, seed=i)
+                print(name, share, json.dumps(result[name][str(share)]), flush=True)
+        good = {kind: [result[name][share][kind] for share in ("1.5", "0.9")] for kind in GOODPUTS}
+        result[name]["150_over_90"] = {kind: most / max(some, 1e-9) for kind, (most, some) in good.items()}
+
+    with Served(options.bundle, options.port, servers, []) as server:
         idle_s = result["idle_p50_s"] = server.idle(12)
-        rate = result["capacity_per_s"] = capacity(server, idle_s, options.probe_seconds, options.probes)
-        result["batched"] = {
-            str(share): server.at(share * rate, options.seconds, idle_s, seed=i) for i, share in enumerate(SHARES)
-        }
-    single = ["--max-batch", "1", "--max-in-flight", "1"]
-    with Served(options.bundle, options.port, servers, single) as server:
-        server.idle(3)
-        result["one_at_a_time"] = {
-            str(share): server.at(share * rate, options.seconds, idle_s, seed=i) for i, share in enumerate(SHARES)
-        }
-    result["goodput_150_over_90"] = result["batched"]["1.5"]["goodput_per_s"] / max(
-        result["batched"]["0.9"]["goodput_per_s"], 1e-9
-    )
+        rate = options.rate or capacity(server, idle_s, options.probe_seconds, options.probes)
+        result["capacity_per_s"] = rate
+    measured("batched", [])
+    measured("interleaved", ["--interleave", "early"])
+    measured("one_at_a_time", ["--max-batch", "1", "--max-in-flight", "1"])
     print(json.dumps(result, indent=1))
     if options.output:
         options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ldp_runtime.disk import existing_parent, gigabytes
 from ldp_runtime.errors import CapacityError
+from ldp_runtime.pipeline.activations import decoder_bytes, layer_bytes
 from ldp_runtime.pipeline.memory import available_memory
 
 from ldp_export.builders.base import Compiler, is_quantized, quantized_scales
@@ -39,8 +40,8 @@ _COMPILER_BASE, _COMPILER_FACTOR = 600 * _MB, 1.25
 _QUANTIZER_FACTOR = 3.0
 
 
-#: Memory of ONNX Runtime per byte of weights: its own copy, and repacked matrices.
-_SESSION_FACTOR = 1.6
+#: Rows of the largest call that verifies: an image and its unconditional branch.
+_ROWS = 2
 
 
 #: Bytes of a graph's files besides its weights; bytes of an engine's code per optimization profile.
@@ -154,8 +155,23 @@ def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
         named = zip(plan.graph_names, sizes.graphs, strict=True)
         stages.append(int(_QUANTIZER_FACTOR * max(size for name, size in named if len(plan.engine_names(name)) > 1)))
     if plan.options.builder.verified_on == "cpu":
-        stages.append(int(_SESSION_FACTOR * sum(sizes.engines or sizes.graphs)))
+        stages.append(_verification_memory(plan, sizes))
     return _BASE + max(stages)
+
+
+def _verification_memory(plan: BuildPlan, sizes: _Sizes) -> int:
+    """Bytes of the engines that verify on a CPU, as one copy of their weights, and of what they compute.
+
+    The text encoder leaves memory before the others run.
+    """
+    model = plan.family.entry
+    schedules = [model.schedule(ratio) for ratio in model.aspect_ratios]
+    named = plan.graph_names if not sizes.engines else [e for g in plan.graph_names for e in plan.engine_names(g)]
+    by_name = dict(zip(named, sizes.engines or sizes.graphs, strict=True))
+    encoder = by_name.pop("text_encoder", 0)
+    keys_and_values = 2 * model.depth * max(s.offsets[-2] for s in schedules) * _ROWS * model.width * 4
+    computed = max(layer_bytes(model, schedules, _ROWS, plan.fused_attention), decoder_bytes(model, schedules))
+    return sum(by_name.values()) + max(encoder, keys_and_values + computed + sizes.reference)
 
 
 def require_capacity(plan: BuildPlan) -> BuildEstimate:

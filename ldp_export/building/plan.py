@@ -12,6 +12,7 @@ from ldp_runtime.bundle.files import CURRENT, PREVIOUS, REPORTS, SAVED, VERSION_
 from ldp_runtime.bundle.manifest import KvCacheKind, NoiseMode, Precision
 from ldp_runtime.disk import existing_parent, is_scratch
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.pipeline.activations import score_bytes
 
 from ldp_export.builders.base import Builder, is_quantized, quantized_scales
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint"
 #: File in it, written last: what stands in for a policy's choices.
 SHARES = "shares.json"
+#: Bytes of a guided image's attention scores from which attention is fused; of fewer, plain attention is as fast.
+_MOST_SCORES = 512 * 2**20
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 
 
@@ -88,6 +91,16 @@ class BuildPlan:
         model = self.family.entry
         return max(model.schedule(ratio).total_tokens for ratio in model.aspect_ratios)
 
+    @cached_property
+    def fused_attention(self) -> bool:
+        """True if self-attention keeps no scores, which ONNX Runtime's CPU provider would hold in memory at once."""
+        builder, options = self.options.builder, self.options
+        if builder.backend != "onnxruntime" or options.precision != "float32" or self.cache_tokens is not None:
+            return False
+        model = self.family.entry
+        schedules = [model.schedule(ratio) for ratio in model.aspect_ratios]
+        return model.reads_text and score_bytes(model, schedules, rows=2) > _MOST_SCORES
+
     def precision(self, name: str) -> Precision:
         """Precision in which a graph is exported: float32 for a decoder that is quantized afterwards."""
         return "float32" if is_quantized(self.options.builder, name) else self.options.precision
@@ -106,9 +119,11 @@ class BuildPlan:
         from ldp_export.graphs.infinity import InfinityBlocksGraph
 
         graph = self.family.graph(name, precision)
-        if self.cache_tokens is None or not isinstance(graph, InfinityBlocksGraph):
+        if not isinstance(graph, InfinityBlocksGraph):
             return graph
-        return graph.with_static_cache(self.cache_tokens)
+        if self.cache_tokens is not None:
+            return graph.with_static_cache(self.cache_tokens)
+        return graph.with_fused_attention() if self.fused_attention else graph
 
     def to_json(self) -> dict[str, object]:
         quantized = quantized_scales(self.options.builder)

@@ -57,6 +57,7 @@ def seal(plan: BuildPlan, sources: dict[str, SourcePart], folders: dict[str, Pat
         backend=builder.backend,
         target=builder.target(),
         noise=plan.options.noise,
+        fused_attention=plan.fused_attention,
         precision=plan.options.precision,
         quantized=() if quantized is None else (quantized,),
         graphs={name: _graph(plan, name) for graph in plan.graph_names for name in plan.engine_names(graph)},

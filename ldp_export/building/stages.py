@@ -106,6 +106,8 @@ class BuildStages:
 
         if graph_kind(name) == "blocks" and self.plan.cache_tokens is not None:
             inputs |= {"opset": STATIC_OPSET, "cache_tokens": self.plan.cache_tokens}
+        if graph_kind(name) == "blocks" and self.plan.fused_attention:
+            inputs |= {"attention": "fused"}
 
         def export(folder: Path, say: Callable[[str], None]) -> None:
             twin = None if precision == "float32" else self.plan.graph(name, "float32")

@@ -18,9 +18,7 @@ import click
 
 from ldp_export.bench.worker.options import BenchOptions
 from ldp_export.cli.arguments.command import Command, Renamed, grouped
-from ldp_export.cli.arguments.outputs import check_new
-from ldp_export.cli.arguments.settings import settings_options
-from ldp_export.cli.options import (
+from ldp_export.cli.arguments.options import (
     as_json,
     aspect_ratio_option,
     bundle_argument,
@@ -30,6 +28,8 @@ from ldp_export.cli.options import (
     prompt_lines,
     weights_options,
 )
+from ldp_export.cli.arguments.outputs import check_new
+from ldp_export.cli.arguments.settings import settings_options
 
 if TYPE_CHECKING:
     from ldp_export.progress import Progress, ProgressEvent

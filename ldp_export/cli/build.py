@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldp_export.cli.arguments.command import Command, Renamed, grouped
-from ldp_export.cli.arguments.settings import settings_options
-from ldp_export.cli.fetch import show_fetch
-from ldp_export.cli.options import (
+from ldp_export.cli.arguments.options import (
     as_json,
     backend_options,
     compiled_options,
@@ -20,6 +18,8 @@ from ldp_export.cli.options import (
     shown_progress,
     weights_options,
 )
+from ldp_export.cli.arguments.settings import settings_options
+from ldp_export.cli.fetch import show_fetch
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import Bundle

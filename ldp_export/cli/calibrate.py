@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldp_export.cli.arguments.command import Command, Renamed
-from ldp_export.cli.arguments.outputs import check_folder, check_new
-from ldp_export.cli.arguments.settings import settings_options
-from ldp_export.cli.options import (
+from ldp_export.cli.arguments.options import (
     as_json,
     bundle_argument,
     device_option,
@@ -20,6 +18,8 @@ from ldp_export.cli.options import (
     shown_progress,
     threads_option,
 )
+from ldp_export.cli.arguments.outputs import check_folder, check_new
+from ldp_export.cli.arguments.settings import settings_options
 
 if TYPE_CHECKING:
     from ldp_calibration.search import Calibration

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from ldp_export.cli.arguments.command import Command
+from ldp_export.cli.arguments.options import as_json, precision_option, print_json, shown_progress
 from ldp_export.cli.arguments.outputs import check_folder
-from ldp_export.cli.options import as_json, precision_option, print_json, shown_progress
 
 
 @click.command(

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from ldp_export.cli.arguments.command import Command
-from ldp_export.cli.arguments.outputs import check_new
-from ldp_export.cli.options import (
+from ldp_export.cli.arguments.options import (
     as_json,
     bundle_argument,
     check_order,
@@ -20,6 +19,7 @@ from ldp_export.cli.options import (
     print_json,
     threads_option,
 )
+from ldp_export.cli.arguments.outputs import check_new
 
 
 @click.command(

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldp_export.cli.arguments.command import Command, grouped
-from ldp_export.cli.arguments.outputs import check_distinct, check_folder, check_new
-from ldp_export.cli.arguments.settings import settings_options
-from ldp_export.cli.options import (
+from ldp_export.cli.arguments.options import (
     POLICY_HELP,
     as_json,
     aspect_ratio_option,
@@ -30,6 +28,8 @@ from ldp_export.cli.options import (
     shown_scales,
     threads_option,
 )
+from ldp_export.cli.arguments.outputs import check_distinct, check_folder, check_new
+from ldp_export.cli.arguments.settings import settings_options
 
 if TYPE_CHECKING:
     from ldp_runtime.pipeline.drawing import ImageEvent

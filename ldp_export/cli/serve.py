@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ldp_export.cli.options import device_option, threads_option
+from ldp_export.cli.arguments.options import device_option, threads_option
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
@@ -70,10 +70,11 @@ Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config;
 @click.option("--drain", type=float, default=30.0, show_default=True, help="Seconds that SIGTERM leaves to what runs.")
 @click.option(
     "--interleave",
-    type=click.Choice(["never", "early"]),
-    default="never",
+    type=click.Choice(["never", "previews", "early"]),
+    default="previews",
     show_default=True,
-    help="early: newcomers' early scales go between others' late ones; see docs/guide/operating.md.",
+    help="Whose early scales go between others' late ones: nobody's, those of clients that asked for partial images, "
+    "or everybody's; see docs/guide/operating.md.",
 )
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="NAME KEY [priority= rate= concurrency=] a line.")
 @click.option("--insecure", is_flag=True, help="Allow other hosts than loopback without keys.")

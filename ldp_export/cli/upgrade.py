@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ldp_export.cli.arguments.command import Command
-from ldp_export.cli.options import as_json, bundle_argument, print_json
+from ldp_export.cli.arguments.options import as_json, bundle_argument, print_json
 
 
 @click.command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldp_export.cli.arguments.command import Command
-from ldp_export.cli.options import as_json, bundle_argument, device_option, print_json, threads_option
+from ldp_export.cli.arguments.options import as_json, bundle_argument, device_option, print_json, threads_option
 
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import Bundle

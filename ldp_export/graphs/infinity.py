@@ -151,6 +151,11 @@ class InfinityBlocksGraph(Graph):
         self.signature = static_signature(self.signature, capacity)
         return self
 
+    def with_fused_attention(self) -> InfinityBlocksGraph:
+        """Switches the graph to self-attention that keeps no scores, and returns it; see `fused_attention`."""
+        self.memory = DynamicKeyValues(fused=True)
+        return self
+
     @property
     def opset(self) -> int:
         return self.memory.opset

@@ -46,15 +46,22 @@ class KeyValues(Protocol):
 
 @dataclass(frozen=True)
 class DynamicKeyValues:
-    """Dynamic KV cache: reads `past_k_I`, `past_v_I` [P, R, H, c]; returns `new_k_I`, `new_v_I` [L, R, H, c]."""
+    """Dynamic KV cache: reads `past_k_I`, `past_v_I` [P, R, H, c]; returns `new_k_I`, `new_v_I` [L, R, H, c].
+
+    Attributes:
+        fused: attention keeps no scores; see `fused_attention`.
+    """
 
     opset: int = OPSET
+    fused: bool = False
 
     def attend(
         self, given: Mapping[str, torch.Tensor], layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, KeyValue]:
         new = k.transpose(0, 1), v.transpose(0, 1)  # [L, R, H, c]
         all_k, all_v = (torch.cat((given[f"past_{kind}_{layer}"], n)) for kind, n in zip("kv", new, strict=True))
+        if self.fused:
+            return fused_attention(q, all_k.transpose(0, 1), all_v.transpose(0, 1), 1.0), new
         return attention(q, all_k.permute(1, 2, 0, 3), all_v.permute(1, 2, 0, 3), 1.0), new
 
 
@@ -116,6 +123,23 @@ def _scattered(cache: torch.Tensor, new: torch.Tensor, written: torch.Tensor) ->
         dtype=cache.dtype,
         shape=cache.shape,
         version=STATIC_OPSET,
+    )
+
+
+def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention [R, L, C] of q [R, L, H, c] to k, v [R, S, H, c] by ONNX Runtime's own operator.
+
+    It works through keys in tiles, so the scores [R, H, L, S] never exist. It has no PyTorch kernel: a graph with it
+    can be exported but not run.
+    """
+    R, L, H, c = q.shape
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (q.flatten(2), k.flatten(2), v.flatten(2)),
+        {"num_heads": H, "scale": scale},
+        dtype=q.dtype,
+        shape=(R, L, H * c),
+        version=1,
     )
 
 

@@ -105,6 +105,10 @@ class GraphSignature:
 def tensor_entries(specs: tuple[TensorSpec, ...]) -> tuple[TensorEntry, ...]:
     """Entries of the manifest that describe inputs or outputs."""
     return tuple(
-        TensorEntry(name=s.name, shape=tuple(d if isinstance(d, int) else str(d) for d in s.shape), dtype=s.dtype)
+        TensorEntry.model_validate({"name": s.name, "shape": tuple(map(_plain, s.shape)), "dtype": s.dtype})
         for s in specs
     )
+
+
+def _plain(side: Dim) -> int | str:
+    return str(side) if isinstance(side, Axis) else side

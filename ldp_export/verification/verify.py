@@ -57,7 +57,7 @@ def verify_bundle(
     """
     threads = checked_threads(threads)
     target = device_of(device)
-    engines = open_engines(bundle, target, threads)
+    engines = open_engines(bundle, target, threads, keeps_text_encoder=False)
     checks: list[Check] = []
 
     def add(check: Check) -> None:
@@ -68,6 +68,7 @@ def verify_bundle(
         reference = ReferenceCases.load(bundle.path(REFERENCE))
         limits = Limits.of(bundle, reference)
         _check_text(engines, limits, target, add)
+        engines.release_text_encoder()
         for case in reference.cases:
             with bad_numbers_fail(case.name, add):
                 _check_case(bundle, engines, limits, case, target, add)

@@ -11,7 +11,8 @@ from ldp_runtime.errors import CapacityError, ConfigError
 from ldp_runtime.pipeline.memory import available_memory, estimate_memory
 
 #: "never": newcomers start when what runs is finished. "early": their early scales go between others' late ones.
-Interleave = Literal["never", "early"]
+#: "previews": so do those of newcomers that asked for partial images; the others wait, which ends pictures sooner.
+Interleave = Literal["never", "previews", "early"]
 
 #: Batches in flight where nobody says how many pictures: one that draws, one whose early scales are drawn meanwhile.
 _BATCHES_IN_FLIGHT = 2
@@ -34,7 +35,7 @@ class Limits:
     max_in_flight: int = 8
     max_queue: int = 64
     timeout_s: float = 120.0
-    interleave: Interleave = "never"
+    interleave: Interleave = "previews"
     promote_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -60,7 +61,15 @@ def most_in_flight(
     """
     limit = available_memory(device) if memory_limit is None else memory_limit
     wanted = _BATCHES_IN_FLIGHT * max_batch if asked is None else asked
-    fitting = next((n for n in range(wanted, 0, -1) if needed_memory(manifest, max_batch, n) <= limit), 0)
+
+    def most(keeps_text_encoder: bool) -> int:
+        def fits(n: int) -> bool:
+            return estimate_memory(manifest, max_batch, n, keeps_text_encoder).total <= limit
+
+        return next((n for n in range(wanted, 0, -1) if fits(n)), 0)
+
+    # To open the text encoder for each request costs more than pictures in flight gain.
+    fitting = most(keeps_text_encoder=True) or most(keeps_text_encoder=False)
     if asked is not None and fitting < asked:
         needed = estimate_memory(manifest, max_batch, asked)
         raise CapacityError(

@@ -229,9 +229,16 @@ class Scheduler:
 
     def _schedule(self) -> list[Flight]:
         """Flights as their turn comes: those at early scales first, then in the order of their start."""
-        if not self._flights or (self.limits.interleave == "early" and not any(f.is_early for f in self._flights)):
+        if not self._flights or (not any(f.is_early for f in self._flights) and self._goes_between()):
             self._begin()
         return sorted(self._flights, key=lambda flight: not flight.is_early)
+
+    def _goes_between(self) -> bool:
+        """True if the early scales of what waits go between others' late ones."""
+        if self.limits.interleave != "previews":
+            return self.limits.interleave == "early"
+        with self._changed:
+            return self._waiting.wants_previews(self._clock())
 
     def _begin(self) -> None:
         """Starts waiting pictures that share a schedule, as many as fit."""

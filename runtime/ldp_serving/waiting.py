@@ -87,7 +87,7 @@ class Waiting:
         Args:
             beside: others are being drawn; a picture that is tried again by itself waits until they are done.
         """
-        ordered = sorted(self._pictures, key=lambda picture: self._place(picture, now))
+        ordered = self._ordered(now)
         if not ordered or most < 1:
             return []
         first = ordered[0]
@@ -99,12 +99,19 @@ class Waiting:
         self._pictures = [picture for picture in self._pictures if picture not in taken]
         return taken
 
+    def wants_previews(self, now: float) -> bool:
+        """True if the next picture is to show partial images."""
+        return any(picture.ticket.partials for picture in self._ordered(now)[:1])
+
     def leave(self, leaves: Callable[[Picture], bool]) -> list[Picture]:
         """Removes and returns pictures that leave."""
         left = [picture for picture in self._pictures if leaves(picture)]
         if left:
             self._pictures = [picture for picture in self._pictures if picture not in left]
         return left
+
+    def _ordered(self, now: float) -> list[Picture]:
+        return sorted(self._pictures, key=lambda picture: self._place(picture, now))
 
     def _place(self, picture: Picture, now: float) -> tuple[int, int, int]:
         waited = int((now - picture.ticket.arrived) / self._promote_s)

@@ -10,9 +10,13 @@ from ldp_runtime.bundle.files import CURRENT, MANIFEST, Bundle, open_bundle
 from ldp_runtime.bundle.manifest import content_digest
 
 
+#: Fields that schema 3 does not have, and the digest.
+NEW_FIELDS = ("noise", "fused_attention", "quantized", "digest")
+
+
 def schema_3_of(content: dict[str, Any]) -> dict[str, Any]:
     """Content of a manifest of today, in schema 3 and sealed."""
-    older = {key: value for key, value in content.items() if key not in ("noise", "quantized", "digest")}
+    older = {key: value for key, value in content.items() if key not in NEW_FIELDS}
     sets = content["quantized"]
     older["late"] = {name: sets[0][name] for name in ("precision", "share")} if sets else None
     older["graphs"] = dict(_graph(name, dict(graph)) for name, graph in content["graphs"].items())

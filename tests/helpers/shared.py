@@ -18,13 +18,14 @@ from ldp_export.building.cache import is_complete
 from ldp_export.building.stages import BuildStages
 from ldp_export.verification.verify import Report
 
-#: Folder of the session's stages, which `conftest.py` sets; None outside a session.
+#: Folder of the session's stages, which `conftest.py` sets; None outside a session: nothing is shared.
 folder: Path | None = None
 
 
 def build_shared(plan: BuildPlan) -> tuple[Bundle, Report | None]:
     """Builds a bundle like `build`, from the stages that the session has already."""
-    assert folder is not None
+    if folder is None:
+        return build(plan)
     places = [stage.place(plan.options.output / "stages") for stage in BuildStages(plan).stages()]
     name = hashlib.sha256(repr(sorted(plan.sources.hashes().items())).encode()).hexdigest()
     with FileLock(folder / f"{name}.lock"):  # another worker that builds from these files waits for its stages

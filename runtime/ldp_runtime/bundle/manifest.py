@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +48,15 @@ QuantizedPrecision = Literal["int8", "float8"]
 NoiseMode = Literal["generator", "counter"]
 
 
+#: Axes of tensors whose size differs from call to call, and a size that does not.
+AxisName = Literal["rows", "tokens", "past", "text", "images", "height", "width", "image_height", "image_width"]
+Side = Annotated[int, Field(gt=0, lt=2**31)]
+
+
+#: Element types of tensors that engines read and write.
+ElementType = Literal["float32", "bfloat16", "float16", "int64", "bool"]
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,9 +67,11 @@ class FileEntry(_Entry):
 
 
 class TensorEntry(_Entry):
+    """A tensor of a graph: its name, its fixed sides and named axes, and its element type."""
+
     name: str
-    shape: tuple[int | str, ...]
-    dtype: str
+    shape: tuple[Side | AxisName, ...]
+    dtype: ElementType
 
 
 class GraphEntry(_Entry):
@@ -165,6 +176,7 @@ class Manifest(_Entry):
 
     Attributes:
         noise: source of the noise of its images.
+        fused_attention: True if self-attention keeps no scores in memory.
         quantized: sets of quantized scales; empty: all blocks compute in `precision`.
         sources: origin of each part of the model.
         digest: SHA-256 of all other fields; empty until `sealed` computes it.
@@ -178,6 +190,7 @@ class Manifest(_Entry):
     target: TargetEntry | None = None
     precision: Precision
     noise: NoiseMode = "generator"
+    fused_attention: bool = False
     quantized: tuple[QuantizedScales, ...] = ()
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]
@@ -188,7 +201,8 @@ class Manifest(_Entry):
 
     def computed_digest(self) -> str:
         """SHA-256 of the manifest without its digest field, in canonical JSON."""
-        return content_digest(self.model_dump(mode="json", exclude={"digest"}))
+        absent = set() if self.fused_attention else {"fused_attention"}  # as in bundles from before it was a field
+        return content_digest(self.model_dump(mode="json", exclude={"digest"} | absent))
 
     def sealed(self) -> Manifest:
         return self.model_copy(update={"digest": self.computed_digest()})
@@ -246,9 +260,10 @@ class Manifest(_Entry):
         """Schedules of all aspect ratios that the bundle draws."""
         return [self.model.schedule(ratio) for ratio in self.model.aspect_ratios]
 
-    def weight_bytes(self) -> int:
-        """Total bytes of all graphs and their weights."""
-        folders = {str(Path(graph.file).parent) for graph in self.graphs.values()}
+    def weight_bytes(self, kind: str | None = None) -> int:
+        """Total bytes of all graphs and their weights, or of those of one kind."""
+        graphs = (graph for graph in self.graphs.values() if kind in (None, graph.kind))
+        folders = {str(Path(graph.file).parent) for graph in graphs}
         return sum(entry.size for name, entry in self.files.items() if str(Path(name).parent) in folders)
 
 

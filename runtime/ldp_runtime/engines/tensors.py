@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from ldp_runtime.bundle.manifest import TensorEntry
-from ldp_runtime.errors import InternalError
+from ldp_runtime.errors import IntegrityError, InternalError
 
 #: Size of each dynamic axis, by name.
 Sizes = Mapping[str, int]
@@ -75,7 +75,17 @@ def check_contiguous(tensor: torch.Tensor, entry: TensorEntry, graph: str) -> No
 
 
 def shape_at(entry: TensorEntry, sizes: Sizes) -> tuple[int, ...]:
-    """Shape of a tensor in a call with these axis sizes."""
+    """Shape of a tensor in a call with these axis sizes.
+
+    Raises:
+        IntegrityError: the manifest gives it an axis that no input of its graph has.
+    """
+    unknown = [side for side in entry.shape if isinstance(side, str) and side not in sizes]
+    if unknown:
+        raise IntegrityError(
+            f"the manifest gives {entry.name!r} the axis {unknown[0]!r}, which no input of its graph has",
+            hint="copy the bundle again from where it was built, or rebuild it",
+        )
     return tuple(side if isinstance(side, int) else sizes[side] for side in entry.shape)
 
 

@@ -29,6 +29,13 @@ def condition_rows(
 ) -> PromptRows:
     """Rows [conditional of each image, unconditional of each guided one]; a text shared by images is encoded once."""
     encode = cache(partial(_features, engines, manifest, tokenizer))  # tensors are hashed by identity, here and below
+    try:
+        for image in images:  # all of them before the first prompt: the text encoder may have to leave memory
+            for text in (image.condition, image.negative if image.is_guided else None):
+                if text is not None and not isinstance(text, int):
+                    encode(text)
+    finally:
+        engines.release_text_encoder()
     if len(images) == 1:
         return _image_rows(engines, manifest, encode, images[0])
     known: dict[tuple[Text | int, Text | None, bool], Branches] = {}

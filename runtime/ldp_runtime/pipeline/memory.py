@@ -15,30 +15,47 @@ from ldp_runtime.control_groups import memory_left
 from ldp_runtime.engines.cache_plan import CachePlan, ModelShape
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
+from ldp_runtime.pipeline.activations import decoder_bytes, layer_bytes, sampling_bytes
 
 if TYPE_CHECKING:
     import torch
 
 
-#: Most channels of a decoder at full resolution (128 and 160 in the released models).
-_DECODER_WIDTH = 160
+#: Copies of weights that a backend holds: ONNX Runtime packs matrices once, and reads the rest from mapped files.
+_WEIGHT_COPIES = {"onnxruntime": 1.0}
+#: Of the others, which pack matrices into a layout of their own.
+_OTHER_COPIES = 2.0
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Upper bounds of the bytes that a pipeline needs on the device of its engines."""
+    """Upper bounds of the bytes that a pipeline needs on the device of its engines.
+
+    Attributes:
+        weights: of the engines that stay in memory.
+        text_encoder: of the text encoder; 0 if there is none.
+        kv_cache: of all slots and arenas.
+        activations: of the widest engine call.
+        keeps_text_encoder: False if the text encoder is opened for each text, and leaves memory before the first scale.
+    """
 
     weights: int
+    text_encoder: int
     kv_cache: int
     activations: int
+    keeps_text_encoder: bool = True
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.activations
+        if self.keeps_text_encoder:
+            return self.weights + self.text_encoder + self.kv_cache + self.activations
+        return self.weights + self.kv_cache + max(self.text_encoder, self.activations)
 
     def __str__(self) -> str:
-        parts = (f"{name} {_gib(getattr(self, name))}" for name in ("weights", "kv_cache", "activations"))
-        return f"{_gib(self.total)} ({', '.join(parts)})"
+        names = ("weights", "text_encoder", "kv_cache", "activations")
+        parts = [f"{name} {_gib(getattr(self, name))}" for name in names if getattr(self, name)]
+        released = "" if self.keeps_text_encoder else "; the text encoder leaves memory once texts are encoded"
+        return f"{_gib(self.total)} ({', '.join(parts)}{released})"
 
 
 def cache_plan(manifest: Manifest, shape: ModelShape, max_batch: int, slots: int | None = None) -> CachePlan:
@@ -46,47 +63,39 @@ def cache_plan(manifest: Manifest, shape: ModelShape, max_batch: int, slots: int
     return CachePlan.of(shape, manifest.schedules(), manifest.quantized_scales, max_batch, slots or max_batch)
 
 
-def estimate_memory(manifest: Manifest, max_batch: int, slots: int | None = None) -> MemoryEstimate:
+def estimate_memory(
+    manifest: Manifest, max_batch: int, slots: int | None = None, keeps_text_encoder: bool = True
+) -> MemoryEstimate:
     """Upper bound for `max_batch` images with guidance, over all aspect ratios of the bundle's size.
 
-    Weights count twice, since runtimes pack matrices into a layout of their own. The KV caches are what a pipeline has
-    allocated once every slot and arena has been used.
-
-    Activations are the greater of two: the widest layer of the largest scale with its attention scores, or the
-    decoder's widest feature maps. The noise and the tensors of sampling come on top.
+    The KV caches are what a pipeline has allocated once every slot and arena has been used. Activations are the greater
+    of two: the widest layer of the largest scale with its attention, or the decoder's widest feature maps. The noise
+    and the tensors of sampling come on top.
     """
-    model = manifest.model
-    schedules = manifest.schedules()
-    past = max(s.offsets[-2] for s in schedules)
-    tokens = max(max(s.tokens) for s in schedules)
-    rows = 2 * max_batch
+    model, schedules = manifest.model, manifest.schedules()
+    tokens, rows = max(max(s.tokens) for s in schedules), 2 * max_batch
     plan = cache_plan(manifest, ModelShape.of(manifest, manifest.has_fused_blocks), max_batch, slots)
-    widest = tokens * rows * (model.ffn + 4 * model.width) * 4
-    scores = rows * model.heads * tokens * (past + tokens) * 4
-    pixels = max(s.tokens[-1] for s in schedules) * model.pixels_per_token**2
-    decoder = pixels * _DECODER_WIDTH * 4 * 3
-    # The tensors that sampling makes from the logits of the largest scale, and the noise: of every scale, or as drawn.
-    sampling = 4 * rows * tokens * model.logits * 4
-    if manifest.noise == "generator":
-        sampling += max_batch * max(s.total_tokens for s in schedules) * model.logits * 4
-    else:
-        from ldp_runtime.noise import COUNTER_NOISE_BYTES
-
-        sampling += COUNTER_NOISE_BYTES + tokens * model.logits * 4
+    activations = max(
+        layer_bytes(model, schedules, rows, manifest.fused_attention), decoder_bytes(model, schedules)
+    ) + sampling_bytes(model, schedules, max_batch, manifest.noise)
 
     def keys_and_values(positions: int) -> int:
         return 2 * model.depth * positions * rows * model.width * plan.shape.element_size
 
     if manifest.backend.startswith("tensorrt") and manifest.kv_cache == "dynamic":
         # The engines also write the keys and values of the last scale, which are never read, to a buffer.
-        sampling += keys_and_values(tokens)
+        activations += keys_and_values(tokens)
     if manifest.has_fused_blocks:  # CUDA graphs read the text from a fixed buffer; quantized scales have another one
         buffers, length = 1 + len(manifest.quantized), padded(manifest.limits.text_tokens)
-        sampling += buffers * keys_and_values(length)
+        activations += buffers * keys_and_values(length)
+    copies = _WEIGHT_COPIES.get(manifest.backend, _OTHER_COPIES)
+    encoder = manifest.weight_bytes("text_encoder")
     return MemoryEstimate(
-        weights=2 * manifest.weight_bytes(),
+        weights=int(copies * (manifest.weight_bytes() - encoder)),
+        text_encoder=int(copies * encoder),
         kv_cache=plan.size,
-        activations=max(widest + scores, decoder) + sampling,
+        activations=activations,
+        keeps_text_encoder=keeps_text_encoder,
     )
 
 
@@ -128,28 +137,29 @@ def check_rows(manifest: Manifest, max_batch: int) -> None:
 def check_capacity(
     manifest: Manifest, max_batch: int, device: torch.device, memory_limit: int | None, slots: int | None = None
 ) -> MemoryEstimate:
-    """The memory estimate.
+    """The memory estimate of the first plan that fits: all engines in memory, or the text encoder only for its calls.
 
     Raises:
-        CapacityError: the estimate exceeds `memory_limit` (bytes; None: the memory that is available now).
+        CapacityError: both exceed `memory_limit` (bytes; None: the memory that is available now).
     """
-    estimate = estimate_memory(manifest, max_batch, slots)
     limit = available_memory(device) if memory_limit is None else memory_limit
-    if estimate.total > limit:
-        hint = _fitting(manifest, max_batch, slots or max_batch, limit)
-        raise CapacityError(
-            f"{manifest.model.name} with max_batch={max_batch} needs up to {estimate} on {device}; "
-            f"{_gib(limit)} is allowed",
-            hint=hint,
-        )
-    return estimate
+    plans = [estimate_memory(manifest, max_batch, slots, keeps) for keeps in (True, False)]
+    for plan in plans:
+        if plan.total <= limit:
+            return plan
+    hint = _fitting(manifest, max_batch, slots or max_batch, limit)
+    raise CapacityError(
+        f"{manifest.model.name} with max_batch={max_batch} needs up to {plans[-1]} on {device}; "
+        f"{_gib(limit)} is allowed",
+        hint=hint,
+    )
 
 
 def _fitting(manifest: Manifest, max_batch: int, slots: int, limit: float) -> str:
     """Hint at the most that fits: the same batch with fewer slots, or a smaller batch."""
 
     def fits(batch: int, count: int) -> bool:
-        return estimate_memory(manifest, batch, count).total <= limit
+        return estimate_memory(manifest, batch, count, keeps_text_encoder=False).total <= limit
 
     fewer = next((count for count in range(slots - 1, 0, -1) if fits(max_batch, count)), 0)
     smaller = next((batch for batch in range(max_batch - 1, 0, -1) if fits(batch, min(batch, slots))), 0)

@@ -17,6 +17,7 @@ from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.blocks import Blocks, BlocksChunk
 from ldp_runtime.engines.cache_plan import ModelShape
 from ldp_runtime.engines.forks import left_alone_in_children
+from ldp_runtime.engines.on_demand import OnDemandEngine
 from ldp_runtime.engines.prompt import chained
 from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.families.base import Codec
@@ -56,6 +57,11 @@ class Engines:
     codec: Codec
     constants: Mapping[str, torch.Tensor]
     cuda_graphs: GraphCounters | None = None
+
+    def release_text_encoder(self) -> None:
+        """Gives the text encoder's memory back until the next text, if it was opened for this one only."""
+        if isinstance(self.text_encoder, OnDemandEngine):
+            self.text_encoder.release()
 
     def close(self) -> None:
         for engine in (self.text_encoder, self.prompt, self.decoder):
@@ -116,12 +122,17 @@ def check_runnable(manifest: Manifest, device: torch.device) -> None:
 
 
 def open_engines(
-    bundle: Bundle, device: torch.device, threads: int | None = None, opener: OpenGraph | None = None
+    bundle: Bundle,
+    device: torch.device,
+    threads: int | None = None,
+    opener: OpenGraph | None = None,
+    keeps_text_encoder: bool = True,
 ) -> Engines:
     """Opens all engines of a bundle on a device.
 
     Args:
         opener: opens other engines instead of the bundle's.
+        keeps_text_encoder: False opens the text encoder when a text comes; see `Engines.release_text_encoder`.
 
     Raises:
         IncompatibleBundleError: see `check_runnable`; or the library refuses an engine.
@@ -142,10 +153,16 @@ def open_engines(
             for graph, engine in opened("blocks", scales)
         ]
 
+    def text_encoder() -> Engine | None:
+        if not manifest.has_text_encoder:
+            return None
+        if keeps_text_encoder:
+            return opened("text_encoder")[0][1]
+        return OnDemandEngine("text_encoder", device, lambda: opened("text_encoder")[0][1])
+
     constants = _load_constants(bundle, device)
-    encoder = opened("text_encoder")
     engines = Engines(
-        text_encoder=encoder[0][1] if encoder else None,
+        text_encoder=text_encoder(),
         prompt=chained(opened("prompt")),
         blocks=Blocks(
             blocks_of(""),

@@ -143,6 +143,8 @@ class Pipeline:
             slots: number of images that may have passed the early scales at one time, which bounds memory; None: as
                 `max_batch`. A batch of more images shares its early scales, and then draws so many at a time.
             memory_limit: bytes that the pipeline may need; None: the free memory of the device, or of the container.
+                If not everything fits, the text encoder is opened for each call and leaves memory before the first
+                scale; the log says so.
             integrity: "full" hashes every file of the bundle, "sizes" compares sizes only.
             expected_digest: digest of the only bundle to load, or its first 16 digits or more; `inspect` prints it.
             allow_rejected: load the bundle even if its verification failed.
@@ -169,7 +171,7 @@ class Pipeline:
         estimate = check_capacity(opened.manifest, max_batch, target, memory_limit, slots)
         logger.info("loading %s, needs up to %s", opened.manifest.model.name, estimate)
         with capacity_errors("loading the engines"):
-            engines = open_engines(opened, target, threads)
+            engines = open_engines(opened, target, threads, keeps_text_encoder=estimate.keeps_text_encoder)
         manifest, tokenizer = opened.manifest, None
         if manifest.has_text_encoder:
             tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)

@@ -57,7 +57,7 @@ class ServeOptions:
     allow_policy: Sequence[str] = ()
     timeout_s: float = 120.0
     drain_s: float = 30.0
-    interleave: Interleave = "never"
+    interleave: Interleave = "previews"
     api_key_file: Path | None = None
     insecure: bool = False
     cors_origins: Sequence[str] = ()

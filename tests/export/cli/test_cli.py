@@ -321,7 +321,7 @@ def test_a_full_disk_is_typed(small_bundle: Bundle, tmp_path: Path) -> None:
 
 def test_progress_shows_whatever_libraries_say(capsys: pytest.CaptureFixture[str]) -> None:
     """TensorRT names layers by their paths in the graph, which look like closing tags."""
-    from ldp_export.cli.options import shown_progress
+    from ldp_export.cli.arguments.options import shown_progress
     from ldp_export.progress import ProgressEvent
 
     said = "Building {ForeignNode[/blocks.0/attn]}"

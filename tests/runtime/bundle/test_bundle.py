@@ -76,6 +76,10 @@ class TestManifest:
             lambda m: m["model"].update(depth="many"),
             lambda m: m.update(backend="magic"),
             lambda m: m.pop("schema_version"),
+            lambda m: m["graphs"]["blocks"]["inputs"][0].update(shape=["0", "tokens", 4]),
+            lambda m: m["graphs"]["prompt"]["outputs"][0].update(shape=["rows", 0]),
+            lambda m: m["graphs"]["prompt"]["outputs"][0].update(shape=["rows", 2**40]),
+            lambda m: m["graphs"]["decoder"]["outputs"][0].update(dtype="__name__"),
         ],
     )
     def test_what_is_no_manifest(self, copied: Bundle, change: Change) -> None:
@@ -325,6 +329,19 @@ class TestSealed:
         root = edit(copied, lambda m: m["graphs"]["blocks"].update(first=first, last=last), seal=True)
         with pytest.raises(IntegrityError, match="blocks does not cover"):
             open_bundle(root)
+
+    @pytest.mark.parametrize("axis", ["tokens", "height", "image_width"])
+    def test_an_axis_that_no_input_has(self, copied: Bundle, axis: str) -> None:
+        def change(content: dict[str, Any]) -> None:
+            tensor = content["graphs"]["prompt"]["outputs"][0]
+            tensor["shape"] = [axis, *tensor["shape"][1:]]
+
+        root = edit(copied, change, seal=True)
+        with (
+            Pipeline.load(root, threads=1, allow_rejected=True) as pipe,
+            pytest.raises(IntegrityError, match=f"the axis '{axis}', which no input of its graph has"),
+        ):
+            pipe("a red circle")
 
     def test_what_systems_leave_in_folders_is_harmless(self, copied: Bundle) -> None:
         for folder in (copied.folder, copied.path("blocks")):

@@ -14,7 +14,9 @@ from ldp_runtime import Pipeline, Policy, ScaleEvent
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.graph_cache import GraphCounters
-from ldp_runtime.errors import CapacityError, ConfigError, NonFiniteError
+from ldp_runtime.engines.on_demand import OnDemandEngine
+from ldp_runtime.errors import CapacityError, ClosedError, ConfigError, NonFiniteError
+from ldp_runtime.pipeline.memory import estimate_memory
 from ldp_runtime.pruning.policy import GuidanceRule
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -146,6 +148,62 @@ class TestEncoding:
         assert torch.equal(together.images[1], alone.images[0])
 
 
+class TestTextEncoderOnDemand:
+    """Where memory is short, the text encoder is there for its calls only."""
+
+    @pytest.fixture
+    def limit(self, small_bundle: Bundle) -> int:
+        return estimate_memory(small_bundle.manifest, 2, keeps_text_encoder=False).total
+
+    def test_the_plan_is_chosen_by_the_memory(self, small_bundle: Bundle, limit: int) -> None:
+        kept = estimate_memory(small_bundle.manifest, 2).total
+        assert limit < kept
+        with Pipeline.load(small_bundle, max_batch=2, memory_limit=kept, threads=1) as pipe:
+            assert not isinstance(engines_of(pipe).text_encoder, OnDemandEngine)
+        with pytest.raises(CapacityError, match="text encoder leaves memory"):
+            Pipeline.load(small_bundle, max_batch=2, memory_limit=limit - 1)
+
+    def test_same_pictures_and_nothing_left_in_memory(
+        self, small_bundle: Bundle, small_pipe: Pipeline, limit: int
+    ) -> None:
+        with Pipeline.load(small_bundle, max_batch=2, memory_limit=limit, threads=1) as pipe:
+            encoder = engines_of(pipe).text_encoder
+            assert isinstance(encoder, OnDemandEngine)
+            opened: list[bool] = []
+            for seed in (3, 4):
+                drawn = pipe(
+                    PROMPTS,
+                    negative_prompt="a large square",
+                    seed=seed,
+                    output_type="latent",
+                    callback_on_scale=lambda _: opened.append(encoder.is_open),
+                ).images
+                expected = small_pipe(PROMPTS, negative_prompt="a large square", seed=seed, output_type="latent").images
+                assert torch.equal(drawn, expected)
+            assert opened
+            assert not any(opened)
+
+    def test_a_failed_text_leaves_nothing_in_memory(self, small_bundle: Bundle, limit: int) -> None:
+        with Pipeline.load(small_bundle, max_batch=2, memory_limit=limit, threads=1) as pipe:
+            encoder = engines_of(pipe).text_encoder
+            assert isinstance(encoder, OnDemandEngine)
+            opener = encoder._opener
+            assert opener is not None
+            encoder._opener = lambda: WatchedEngine(opener(), _exhausted)
+            with pytest.raises(CapacityError):
+                pipe(PROMPTS[0], seed=3)
+            assert not encoder.is_open
+            encoder._opener = opener
+            assert pipe(PROMPTS[0], seed=3).images
+
+    def test_closed(self, small_bundle: Bundle, limit: int) -> None:
+        with Pipeline.load(small_bundle, max_batch=2, memory_limit=limit, threads=1) as pipe:
+            encoder = engines_of(pipe).text_encoder
+        assert encoder is not None
+        with pytest.raises(ClosedError):
+            encoder.run({}, {})
+
+
 def _exhausted(_: str) -> None:
     raise MemoryError
 
@@ -174,7 +232,7 @@ class TestMemory:
             watched(small_pipe, exhaust)(PROMPTS[0], seed=3)
 
     def test_out_of_memory_while_loading(self, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        def exhaust(*_: object) -> None:
+        def exhaust(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr("ldp_runtime.pipeline.pipeline.open_engines", exhaust)

@@ -15,7 +15,7 @@ from ldp_runtime import Pipeline
 from benchmarks.serving.soak import Soak, draw_alone, footprint
 
 
-@pytest.mark.parametrize("interleave", ["never", "early"])
+@pytest.mark.parametrize("interleave", ["never", "previews"])
 def test_soak(small_pipe: Pipeline, interleave: Any) -> None:
     expected = draw_alone(small_pipe)
     with running(small_pipe, interleave=interleave) as server:
