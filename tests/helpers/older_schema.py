@@ -9,7 +9,6 @@ from typing import Any
 from ldp_runtime.bundle.files import CURRENT, MANIFEST, Bundle, open_bundle
 from ldp_runtime.bundle.manifest import content_digest
 
-
 #: Fields that schema 3 does not have, and the digest.
 NEW_FIELDS = ("noise", "fused_attention", "quantized", "digest")
 
