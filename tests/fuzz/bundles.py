@@ -6,7 +6,6 @@ finite, and it may not fail without a type.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -109,7 +108,7 @@ def _seal(root: Path, version: Path, value: Any) -> None:
 def _sealed_manifest(rng: random.Random, case: Case, root: Path, version: Path) -> None:
     value = json.loads((version / MANIFEST).read_text())
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        before = copy.deepcopy(value)
+        before = copied(value)
         try:
             mutated(rng, value)
         except (KeyError, IndexError, TypeError, OverflowError):

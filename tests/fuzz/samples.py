@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -119,6 +120,11 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(each, (*path, key))
 
 
+def copied(value: Any) -> Any:
+    """A copy of a value of JSON."""
+    return json.loads(json.dumps(value))
+
+
 def mutated(rng: random.Random, value: Any) -> None:
     """Changes, deletes, moves or doubles something inside a value of JSON."""
     *outer, last = rng.choice(list(places(value)))
@@ -138,10 +144,10 @@ def mutated(rng: random.Random, value: Any) -> None:
         other = value
         for key in rng.choice(list(places(value))):
             other = other[key]
-        holder[last] = other
+        holder[last] = copied(other)  # it may hold the place
     elif what == 5:
         nest: Any = holder[last]
-        for _ in range(rng.choice((1, 100, 900))):
+        for _ in range(rng.choice((1, 100, 250))):  # three of the deepest can still be written
             nest = [nest]
         holder[last] = nest
     else:
