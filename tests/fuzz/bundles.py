@@ -20,7 +20,7 @@ from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.errors import ConfigError, LdpError
 
 from fuzz import Outcome
-from fuzz.samples import Family, bundle, copied, damaged, drawn, mutated, picture, rewrite
+from fuzz.samples import Family, bundle, copied, copy_of, damaged, drawn, mutated, picture, rewrite
 
 HOW = ("file", "kind of file", "manifest", "sealed manifest", "sealed file", "pointer", "report", "stray")
 
@@ -108,7 +108,7 @@ def _seal(root: Path, version: Path, value: Any) -> None:
 def _sealed_manifest(rng: random.Random, case: Case, root: Path, version: Path) -> None:
     value = json.loads((version / MANIFEST).read_text())
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        before = copied(value)
+        before = copy_of(value)
         try:
             mutated(rng, value)
         except (KeyError, IndexError, TypeError, OverflowError):

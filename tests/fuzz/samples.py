@@ -120,7 +120,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(each, (*path, key))
 
 
-def copied(value: Any) -> Any:
+def copy_of(value: Any) -> Any:
     """A copy of a value of JSON."""
     return json.loads(json.dumps(value))
 
@@ -144,7 +144,7 @@ def mutated(rng: random.Random, value: Any) -> None:
         other = value
         for key in rng.choice(list(places(value))):
             other = other[key]
-        holder[last] = copied(other)  # it may hold the place
+        holder[last] = copy_of(other)  # it may hold the place
     elif what == 5:
         nest: Any = holder[last]
         for _ in range(rng.choice((1, 100, 250))):  # three of the deepest can still be written
