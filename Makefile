@@ -20,12 +20,15 @@ PROMPTS ?= "a red circle" "a purple triangle to the left of an orange triangle" 
 # Another PyTorch or another engine library is another set-up.
 RUNS := $(VENV)/.runs-$(shell echo "$(TORCH)" | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -f1)
+# tritonserver comes in a wheel, of which only the binary is used. It and its client want older packages than the rest.
+TRITON_VENV ?= .venv-triton
+TRITON := $(TRITON_VENV)/.ready-$(shell echo "$(TORCH)" | cksum | cut -d' ' -f1)
 # Environments that `make release` tries the archives in.
 ENVIRONMENTS ?= python3.11,torch==2.11.0 python3.11,torch==2.13.0 python3.12,torch==2.13.0 python3.13,torch==2.13.0
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo bench bench-policies bench-random results ablation docs site test test-all fuzz soak gpu-test soak-serve load-serve lint release clean
+.PHONY: setup demo bench bench-policies bench-random results ablation docs site test test-all triton-test fuzz soak gpu-test soak-serve load-serve lint release clean
 
 setup: $(READY)
 
@@ -39,7 +42,7 @@ $(RUNS): pyproject.toml
 	touch $@
 
 $(READY): $(RUNS)
-	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,eval,dev,release,$(ENGINES)]" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,ray,eval,dev,release,$(ENGINES)]" "$(TORCH)"
 	rm -f $(VENV)/.ready*
 	touch $@
 
@@ -125,7 +128,20 @@ test: lint
 # Everything: also what is marked slow, and new examples at every run where `make test` takes the same ones.
 test-all: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --hypothesis-profile fuzz
-	$(MAKE) fuzz soak
+	$(MAKE) triton-test fuzz soak
+
+# A real tritonserver on the CPU. Its process of each Python needs that Python's shared library (libpython3.11, on Debian).
+triton-test: $(TRITON)
+	$(TRITON_VENV)/bin/python -m pytest tests/serving/triton -m triton
+
+$(TRITON): pyproject.toml
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(TRITON_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	$(TRITON_VENV)/bin/python -m pip install --quiet --editable ".[build,cpu,serve,dev]" "$(TORCH)" "numpy<2" "tritonclient[grpc]"
+	$(TRITON_VENV)/bin/python -m pip install --quiet --no-deps nvidia-pytriton
+	rm -f $(TRITON_VENV)/.ready*
+	touch $@
 
 # Cases of every fuzzer, added to those of earlier runs in fuzz.json; the whole suite tries a few of each.
 fuzz: setup
@@ -146,4 +162,4 @@ release: setup
 	$(BIN)/python -m release $(foreach pair,$(ENVIRONMENTS),--environment $(subst $(comma),$(space),$(pair)))
 
 clean:
-	rm -rf $(VENV) $(OUT) site .cache bundles build dist
+	rm -rf $(VENV) $(TRITON_VENV) $(OUT) site .cache bundles build dist

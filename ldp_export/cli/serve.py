@@ -45,6 +45,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 Examples:
   ldp-export serve bundles/infinity-shapes
   ldp-export serve bundles/2b --device cuda --api-key-file keys.txt
+  ldp-export serve bundles/2b --device cuda --ray --replicas 4
   LDP_PORT=9000 ldp-export serve --config serve.toml
 
 Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config; what is nearer to the command wins.
@@ -84,6 +85,9 @@ Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config;
 @click.option(
     "--previews", type=int, default=40, show_default=True, help="Pictures that previews are fitted to; 0: none."
 )
+@click.option("--ray", is_flag=True, help="Serve with replicas on Ray Serve; see docs/guide/fleet.md.")
+@click.option("--replicas", type=int, default=1, show_default=True, help="With --ray: replicas, a pipeline each.")
+@click.option("--max-replicas", type=int, help="With --ray: up to so many, while requests queue.  [default: no more]")
 @click.option("--log-prompts", is_flag=True, help="Write prompts into the log.")
 @click.option("--page/--no-page", default=True, show_default=True, help="A page at / that draws in a browser.")
 @click.option(
@@ -104,8 +108,20 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
     for name, full in (("timeout", "timeout_s"), ("drain", "drain_s"), ("cors_origin", "cors_origins")):
         options[full] = options.pop(name)
     _log_requests(bool(options.get("log_prompts")))
+    on_ray, fleet = options.pop("ray"), {name: options.pop(name) for name in ("replicas", "max_replicas")}
     checked = ServeOptions([Path(bundle) for bundle in bundles], **options)
-    serve(checked, lambda port: click.echo(f"ready on http://{checked.host}:{port}", err=True))
+    if not on_ray and fleet != {"replicas": 1, "max_replicas": None}:
+        raise ConfigError("--replicas and --max-replicas are for --ray", hint="add --ray, or leave them out")
+
+    def ready(port: int) -> None:
+        click.echo(f"ready on http://{checked.host}:{port}", err=True)
+
+    if on_ray:
+        from ldp_serving.ray_app.options import FleetOptions
+        from ldp_serving.ray_app.run import serve_on_ray
+
+        return serve_on_ray(checked, FleetOptions(**fleet), ready)
+    return serve(checked, ready)
 
 
 def _log_requests(with_prompts: bool) -> None:

@@ -62,6 +62,12 @@ class Draining(Refused):
     reason = "draining"
 
 
+class ReplicaLost(Refused):
+    """The processes that drew a request died."""
+
+    reason = "replica_lost"
+
+
 class TooMany(Refused):
     """A client that asks more often, or for more at a time, than its key allows."""
 

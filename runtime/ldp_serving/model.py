@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import resolve_policy
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.pipeline import Pipeline
@@ -13,7 +15,6 @@ from ldp_runtime.pipeline.request import ImageRequest, make_request
 
 from ldp_serving.events import Drawn, Event, Failed
 from ldp_serving.limits import Limits
-from ldp_serving.metrics import ModelMetrics
 from ldp_serving.preview import fit_previews
 from ldp_serving.scheduler import Scheduler
 from ldp_serving.watch import Watch
@@ -33,7 +34,7 @@ class ServedModel:
     name: str
     pipeline: Pipeline
     scheduler: Scheduler
-    metrics: ModelMetrics
+    metrics: Watch
     policy: str = "ld"
     allowed: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))
@@ -45,17 +46,19 @@ class ServedModel:
         return None if model.reads_text else getattr(model, "classes", None)
 
 
-def check_servable(pipeline: Pipeline, policies: tuple[str, ...]) -> None:
-    """Checks that requests over HTTP can be drawn.
+def check_servable(manifest: Manifest, root: Path | None, policies: Sequence[str]) -> None:
+    """Checks that requests of clients can be drawn.
+
+    Args:
+        root: of the bundle, for its saved policies.
 
     Raises:
         ConfigError: the bundle reads text features only, or a policy is unknown or does not fit it.
     """
-    manifest = pipeline.manifest
     if manifest.model.reads_text and not manifest.has_text_encoder:
         raise ConfigError(f"{manifest.model.name} has no text encoder", hint="build it with --text-encoder")
     for text in policies:
-        policy = resolve_policy(text, pipeline.root, manifest)
+        policy = resolve_policy(text, root, manifest)
         for schedule in manifest.schedules():
             if policy is not None:
                 policy.check(schedule)
@@ -65,12 +68,11 @@ def open_model(
     pipeline: Pipeline,
     name: str,
     limits: Limits,
-    metrics: ModelMetrics,
+    watch: Watch,
     *,
     policy: str = "ld",
     allowed: tuple[str, ...] = (),
     previews: int = 40,
-    watch: Watch | None = None,
     on_picture: Callable[[], None] = lambda: None,
 ) -> ServedModel:
     """Warms a pipeline up and starts its scheduler.
@@ -82,12 +84,12 @@ def open_model(
     Raises:
         ConfigError: see `check_servable`.
     """
-    check_servable(pipeline, (policy, *allowed))
+    check_servable(pipeline.manifest, pipeline.root, (policy, *allowed))
     on_picture()
     pipeline.warmup(limits.max_batch)
     fitted = fit_previews(pipeline, previews, on_picture=on_picture) if previews else None
-    scheduler = Scheduler(pipeline, limits, fitted, watch or metrics)
-    model = ServedModel(name, pipeline, scheduler, metrics, policy, allowed)
+    scheduler = Scheduler(pipeline, limits, fitted, watch)
+    model = ServedModel(name, pipeline, scheduler, watch, policy, allowed)
     _measure(model)
     scheduler.start()
     return model

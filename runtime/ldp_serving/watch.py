@@ -1,4 +1,4 @@
-"""Watch: whoever counts what a scheduler does; this one counts nothing."""
+"""Watch: whoever counts what a scheduler and its front do; this one counts nothing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from ldp_runtime.pipeline.drawing import ScaleEvent
 from ldp_runtime.pipeline.trace import Trace
 
+from ldp_serving.errors import Refused
 from ldp_serving.events import Times
 from ldp_serving.waiting import Picture
 
 
 class Watch:
-    """Base of what counts; each method is called on the engine thread."""
+    """Base of what counts. What the scheduler does is told on the engine thread, the rest on the front's."""
 
     def started(self, pictures: Sequence[Picture], waited_s: Sequence[float], text_s: float) -> None:
         """Pictures started together after waiting; encoding their texts took `text_s` seconds."""
@@ -32,3 +33,12 @@ class Watch:
 
     def busy(self, seconds: float) -> None:
         """The engine worked for `seconds`."""
+
+    def request(self, outcome: str, seconds: float) -> None:
+        """A request ended: completed, refused, invalid, failed or cancelled."""
+
+    def refused(self, error: Refused) -> None:
+        """A request was refused or given up."""
+
+    def encoded(self, kind: str, seconds: float) -> None:
+        """A picture's file of this format was written."""

@@ -24,6 +24,8 @@ FLOORS = (
     "ldp_runtime.pipeline",
     "ldp_serving",
     "ldp_serving.front",
+    "ldp_serving.triton",
+    "ldp_serving.ray_app",
     "ldp_calibration.shapes",
     "ldp_calibration",
     "ldp_export",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import math
@@ -11,7 +12,18 @@ from typing import Any
 
 from ldp_runtime.errors import CapacityError
 
-from ldp_serving.errors import DeadlineMissed, Draining, Loading, QueueFull, Refused, Rejected, TimedOut, TooMany
+from ldp_serving.errors import (
+    Abandoned,
+    DeadlineMissed,
+    Draining,
+    Loading,
+    QueueFull,
+    Refused,
+    Rejected,
+    ReplicaLost,
+    TimedOut,
+    TooMany,
+)
 from ldp_serving.events import Drawn, Partial, ScaleDrawn
 from ldp_serving.front.body import BadRequest, GenerationBody
 from ldp_serving.front.requests import Asked
@@ -27,7 +39,7 @@ def pictures(body: GenerationBody, asked: Asked, drawn: Sequence[Drawn], files: 
     """Answer with all pictures, in order."""
     data = []
     for picture, file in zip(drawn, files, strict=True):
-        entry: dict[str, Any] = {"b64_json": _base64(file), "seed": picture.trace.seed}
+        entry: dict[str, Any] = {"b64_json": base64_of(file), "seed": picture.trace.seed}
         if body.return_trace:
             entry["trace"] = picture.trace.to_json()
         data.append(entry)
@@ -49,46 +61,48 @@ def usage(asked: Asked, drawn: Sequence[Drawn]) -> dict[str, Any]:
     }
 
 
-def partial_event(body: GenerationBody, asked: Asked, partial: Partial, file: bytes) -> bytes:
-    """Event of a partial image."""
-    return _event(
-        "image_generation.partial_image",
-        _settings(body, asked, file) | {"partial_image_index": partial.number, "image_index": partial.index},
-    )
+def partial_fields(body: GenerationBody, asked: Asked, partial: Partial) -> dict[str, Any]:
+    """Fields that tell of a partial image, beside its file."""
+    places = {"partial_image_index": partial.number, "image_index": partial.index}
+    return {"type": "image_generation.partial_image"} | _settings(body, asked) | places
 
 
-def completed_event(body: GenerationBody, asked: Asked, drawn: Drawn, file: bytes) -> bytes:
-    """Event of a finished picture."""
+def completed_fields(body: GenerationBody, asked: Asked, drawn: Drawn) -> dict[str, Any]:
+    """Fields that tell of a finished picture, beside its file."""
     extra: dict[str, Any] = {"image_index": drawn.index, "seed": drawn.trace.seed, "usage": usage(asked, [drawn])}
     if body.return_trace:
         extra["trace"] = drawn.trace.to_json()
-    return _event("image_generation.completed", _settings(body, asked, file) | extra | _identifier(body))
+    return {"type": "image_generation.completed"} | _settings(body, asked) | extra | _identifier(body)
 
 
-def scale_event(event: ScaleDrawn) -> bytes:
-    """Event of one scale; ours, sent if asked for."""
+def scale_fields(event: ScaleDrawn) -> dict[str, Any]:
+    """Fields that tell of one scale, if asked for; ours."""
     trace = event.trace
     milliseconds = 1e3 * (trace.select_s + trace.blocks_s / trace.images_in_call + trace.residual_s)
-    return _event(
-        "ldp.scale",
-        {
-            "image_index": event.index,
-            "scale": trace.scale,
-            "scales": event.scales,
-            "grid": list(trace.grid),
-            "tokens": trace.tokens,
-            "tokens_full": trace.tokens_full,
-            "kept": None if trace.kept is None else trace.kept.tolist(),
-            "images_in_call": trace.images_in_call,
-            "milliseconds": round(milliseconds, 3),
-        },
-    )
+    return {
+        "type": "ldp.scale",
+        "image_index": event.index,
+        "scale": trace.scale,
+        "scales": event.scales,
+        "grid": list(trace.grid),
+        "tokens": trace.tokens,
+        "tokens_full": trace.tokens_full,
+        "kept": None if trace.kept is None else trace.kept.tolist(),
+        "images_in_call": trace.images_in_call,
+        "milliseconds": round(milliseconds, 3),
+    }
+
+
+def event(fields: Mapping[str, Any], file: bytes | None = None) -> bytes:
+    """Event of a stream, named by its type, with a picture's file."""
+    name = fields["type"]
+    return _event(name, {"type": name} | ({} if file is None else {"b64_json": base64_of(file)}) | dict(fields))
 
 
 def error_event(error: Exception) -> bytes:
     """Event that ends a stream which broke; the published client raises it."""
     _, body, _ = error_answer(error)
-    return _event("error", body, typed=False)
+    return _event("error", body)
 
 
 #: End of a stream that is complete.
@@ -118,10 +132,21 @@ def error_answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers
 
 
+def outcome(error: BaseException) -> str:
+    """Word for how a request ended that an error ended, for metrics and logs."""
+    if isinstance(error, Abandoned | asyncio.CancelledError | TimeoutError):
+        return "cancelled"
+    if isinstance(error, Refused):
+        return "refused"
+    if isinstance(error, BadRequest):
+        return "invalid"
+    return "rejected" if isinstance(error, Rejected) else "failed"
+
+
 def _refusal(error: Refused) -> tuple[int, str]:
     if isinstance(error, QueueFull | DeadlineMissed | TooMany):
         return 429, "rate_limit_error"
-    if isinstance(error, Draining | Loading):
+    if isinstance(error, Draining | Loading | ReplicaLost):
         return 503, "server_error"
     return (504 if isinstance(error, TimedOut) else 499), "server_error"
 
@@ -134,9 +159,8 @@ def _retry(seconds: float | None) -> dict[str, str]:
     return {"retry-after": str(math.ceil(wait)), "retry-after-ms": str(math.ceil(1000 * wait))}
 
 
-def _settings(body: GenerationBody, asked: Asked, file: bytes) -> dict[str, Any]:
+def _settings(body: GenerationBody, asked: Asked) -> dict[str, Any]:
     return {
-        "b64_json": _base64(file),
         "background": body.background or "auto",
         "created_at": int(time.time()),
         "output_format": body.format,
@@ -149,10 +173,10 @@ def _identifier(body: GenerationBody) -> dict[str, Any]:
     return {} if body.identifier is None else {"safety_identifier": body.identifier}
 
 
-def _base64(file: bytes) -> str:
+def base64_of(file: bytes) -> str:
+    """Base64 of a file, as text."""
     return base64.b64encode(file).decode()
 
 
-def _event(name: str, data: Mapping[str, Any], typed: bool = True) -> bytes:
-    fields = {"type": name, **data} if typed else data
-    return f"event: {name}\ndata: {json.dumps(fields, separators=(',', ':'))}\n\n".encode()
+def _event(name: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()

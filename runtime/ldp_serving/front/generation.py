@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ldp_serving import tracing
-from ldp_serving.errors import Abandoned, Refused, Rejected
+from ldp_serving.errors import Abandoned, Refused
 from ldp_serving.events import Drawn, Partial, ScaleDrawn
 from ldp_serving.front import answers
 from ldp_serving.front.body import BadRequest, GenerationBody, parse_body
@@ -70,7 +70,7 @@ class Generation:
         except Exception as error:
             return self._failed(error)
         except BaseException as error:  # the server is stopping
-            self._end(_outcome(error), error)
+            self._end(answers.outcome(error), error)
             raise
 
     async def _read(self) -> bytes:
@@ -78,16 +78,7 @@ class Generation:
         kind = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise BadRequest("the body must be sent as application/json", None, "unsupported_media_type", 415)
-        raw = bytearray()
-        try:
-            async with asyncio.timeout(BODY_S):
-                async for part in self._request.stream():
-                    raw += part
-                    if len(raw) > MOST_BODY:
-                        raise BadRequest(f"the body has more than {MOST_BODY} bytes", None, "body_too_large", 413)
-        except TimeoutError:
-            raise BadRequest(f"the body did not arrive in {BODY_S:g} s", None, "request_timeout", 408) from None
-        return bytes(raw)
+        return await read_body(self._request)
 
     async def _submit(self, body: GenerationBody, key: Key) -> Job:
         service = self._service
@@ -122,11 +113,13 @@ class Generation:
         async with contextlib.aclosing(events):
             async for event in events:
                 if isinstance(event, Partial):
-                    yield answers.partial_event(job.body, job.asked, event, await job.file(event.image))
+                    fields = answers.partial_fields(job.body, job.asked, event)
+                    yield answers.event(fields, await job.file(event.image))
                 elif isinstance(event, Drawn):
-                    yield answers.completed_event(job.body, job.asked, event, await job.file(event.image))
+                    fields = answers.completed_fields(job.body, job.asked, event)
+                    yield answers.event(fields, await job.file(event.image))
                 elif isinstance(event, ScaleDrawn) and job.body.stream_scales:
-                    yield answers.scale_event(event)
+                    yield answers.event(answers.scale_fields(event))
         yield answers.STREAM_END
         self._end("completed")
 
@@ -134,7 +127,7 @@ class Generation:
         """Ends the request with an error; what is left of it is cancelled."""
         if isinstance(error, Refused) and self._model is not None:
             self._model.metrics.refused(error)
-        outcome = _outcome(error)
+        outcome = answers.outcome(error)
         if outcome == "failed":
             logger.error("request %s failed", self._id, exc_info=error)
         self._end(outcome, error)
@@ -204,14 +197,23 @@ class _EventStream(Response):
             await send({"type": "http.response.body", "body": part, "more_body": True})
 
 
-def _outcome(error: BaseException) -> str:
-    if isinstance(error, Abandoned | asyncio.CancelledError | TimeoutError):
-        return "cancelled"
-    if isinstance(error, Refused):
-        return "refused"
-    if isinstance(error, BadRequest):
-        return "invalid"
-    return "rejected" if isinstance(error, Rejected) else "failed"
+async def read_body(request: Request) -> bytes:
+    """Body of a request.
+
+    Raises:
+        BadRequest: it is too large (status 413) or too slow (status 408).
+        ClientDisconnect: the client went away.
+    """
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                raw += part
+                if len(raw) > MOST_BODY:
+                    raise BadRequest(f"the body has more than {MOST_BODY} bytes", None, "body_too_large", 413)
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive in {BODY_S:g} s", None, "request_timeout", 408) from None
+    return bytes(raw)
 
 
 def error_response(error: Exception, headers: dict[str, str] | None = None) -> Response:

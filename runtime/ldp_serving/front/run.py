@@ -11,26 +11,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import torch
 import uvicorn
 from ldp_runtime.bundle.files import Bundle, open_bundle
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.pipeline.open_engines import device_of
-from ldp_runtime.pipeline.pipeline import Pipeline
 
 from ldp_serving.errors import Draining
 from ldp_serving.front.app import create_app
 from ldp_serving.front.keys import read_keys
+from ldp_serving.front.loading import ModelOptions, load_model
 from ldp_serving.front.protocol import MOST_HEAD, limited_protocol
 from ldp_serving.front.service import Service
 from ldp_serving.hooks import load_hooks
-from ldp_serving.limits import Interleave, Limits, most_in_flight
-from ldp_serving.model import ServedModel, open_model
+from ldp_serving.model import ServedModel
 from ldp_serving.shadow import ShadowMetrics
 
 logger = logging.getLogger(__name__)
@@ -40,45 +36,27 @@ _LAST_ANSWERS_S = 5
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(ModelOptions):
     """Options of a server; see `ldp-export serve --help`."""
 
     bundles: Sequence[Path]
     host: str = "127.0.0.1"
     port: int = 8000
-    device: str = "cpu"
-    threads: int | None = None
-    max_batch: int = 4
-    max_in_flight: int | None = None
-    max_queue: int = 64
-    max_images: int = 10
     max_connections: int = 512
-    policy: str = "ld"
-    allow_policy: Sequence[str] = ()
-    timeout_s: float = 120.0
     drain_s: float = 30.0
-    interleave: Interleave = "previews"
     api_key_file: Path | None = None
     insecure: bool = False
     cors_origins: Sequence[str] = ()
-    hooks: str | None = None
     shadow_rate: float = 0.0
-    previews: int = 40
     log_prompts: bool = False
     page: bool = True
-    limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "limits", Limits(self.max_batch, 1, self.max_queue, self.timeout_s, self.interleave))
-        if not 1 <= self.max_images <= self.max_queue:
-            raise ConfigError(
-                f"--max-images must lie between 1 and --max-queue ({self.max_queue}), got {self.max_images}",
-                hint="a request's pictures wait together",
-            )
+        super().__post_init__()
         if not 0 <= self.shadow_rate <= 1:
             raise ConfigError(f"--shadow-rate is a share, got {self.shadow_rate:g}", hint="0.01 draws one in a hundred")
-        if self.drain_s < 0 or self.max_connections < 1 or self.previews < 0:
-            raise ConfigError("--drain, --max-connections and --previews count up from nothing", hint="leave them out")
+        if self.drain_s < 0 or self.max_connections < 1:
+            raise ConfigError("--drain and --max-connections count up from nothing", hint="leave them out")
         if not is_loopback(self.host) and self.api_key_file is None and not self.insecure:
             raise ConfigError(
                 f"{self.host} can be reached from other machines, and there are no keys",
@@ -105,10 +83,7 @@ def serve(options: ServeOptions, ready: Callable[[int], None] = lambda port: Non
     Raises:
         ConfigError, LdpError: a bundle cannot be served, the address cannot be bound; see `Pipeline.load`.
     """
-    opened = [open_bundle(path, integrity="sizes") for path in options.bundles]
-    names = [bundle.manifest.model.name for bundle in opened]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two bundles are of the same model: {', '.join(names)}", hint="serve them on two ports")
+    open_bundles(options.bundles)
     service = new_service(options)
     listening = listen(options.host, options.port)
     server = Server(service, listening, options)
@@ -122,6 +97,19 @@ def serve(options: ServeOptions, ready: Callable[[int], None] = lambda port: Non
         service.close()
     if service.failure is not None:
         raise service.failure
+
+
+def open_bundles(bundles: Sequence[Path]) -> list[Bundle]:
+    """Bundles to be served, of which no engine is opened yet.
+
+    Raises:
+        ConfigError, IntegrityError, IncompatibleBundleError: see `open_bundle`; or two are of the same model.
+    """
+    opened = [open_bundle(path, integrity="sizes") for path in bundles]
+    names = [bundle.manifest.model.name for bundle in opened]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two bundles are of the same model: {', '.join(names)}", hint="serve them on two ports")
+    return opened
 
 
 def new_service(options: ServeOptions) -> Service:
@@ -139,28 +127,18 @@ def new_service(options: ServeOptions) -> Service:
     return service
 
 
-def load_model(service: Service, options: ServeOptions, bundle: Path | Bundle) -> ServedModel:
-    """Loads a bundle, warms it up and starts its scheduler."""
+def add_model(service: Service, options: ServeOptions, bundle: Path | Bundle) -> ServedModel:
+    """Loads a bundle, warms it up, starts its scheduler, and lets the service offer it."""
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    device: torch.device = device_of(options.device)
-    flying = most_in_flight(opened.manifest, device, options.max_batch, options.max_in_flight)
-    pipeline = Pipeline.load(opened, device=device, threads=options.threads, max_batch=options.max_batch, slots=flying)
-    name = pipeline.manifest.model.name
-    limits = Limits(options.max_batch, flying, options.max_queue, options.timeout_s, options.interleave)
-    counts = ShadowMetrics(service.metrics, name, options.shadow_rate)
-    policy, allowed = options.policy, tuple(options.allow_policy)
+    counts = ShadowMetrics(service.metrics, opened.manifest.model.name, options.shadow_rate)
 
     def go_on() -> None:
         if service.is_draining:
             raise Draining("the server stopped while it was loading")
 
-    more: dict[str, Any] = {"previews": options.previews, "on_picture": go_on}
-    try:
-        model = open_model(pipeline, name, limits, counts, policy=policy, allowed=allowed, **more)
-    except BaseException:
-        pipeline.close()
-        raise
+    model = load_model(opened, options, counts, on_picture=go_on)
     counts.scheduler = model.scheduler
+    service.add(model)
     return model
 
 
@@ -168,8 +146,7 @@ def _load(service: Service, options: ServeOptions, server: Server, ready: Callab
     try:
         for path in options.bundles:
             started = time.monotonic()
-            model = load_model(service, options, path)
-            service.add(model)
+            model = add_model(service, options, path)
             limits = model.scheduler.limits
             logger.info(
                 "%s is loaded and warm after %.1f s: %.3f s a picture, up to %d in flight",

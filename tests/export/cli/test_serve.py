@@ -105,6 +105,10 @@ def test_what_cannot_be_served(small_bundle: Bundle, tmp_path: Path) -> None:
     assert "two bundles are of the same model" in refused(root(small_bundle), root(small_bundle))
     assert "cannot read the keys" in refused(root(small_bundle), "--api-key-file", tmp_path / "none")
     assert "cannot load the hooks" in refused(root(small_bundle), "--hooks", "nowhere:x")
+    assert "are for --ray" in refused(root(small_bundle), "--replicas", "2")
+    assert "--replicas must be" in refused(root(small_bundle), "--ray", "--replicas", "0")
+    assert "--max-replicas must be" in refused(root(small_bundle), "--ray", "--replicas", "2", "--max-replicas", "1")
+    assert "unknown policy" in refused(root(small_bundle), "--ray", "--policy", "nowhere")
     config = tmp_path / "serve.toml"
     for text, message in (("prot = 1", "unknown options: prot"), ("= 1", "cannot read")):
         config.write_text(text)

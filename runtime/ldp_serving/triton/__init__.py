@@ -1,0 +1,1 @@
+"""Bundles behind Triton Inference Server: a model repository, and the model that its Python backend runs."""
