@@ -37,11 +37,12 @@ def wheel() -> Path:
     return Path(next(iter(found.submodule_search_locations or ())))
 
 
-def add_stub(model: Path) -> None:
-    """Puts the process of this Python's version beside a model; the backend's own is of another."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    (stub,) = wheel().rglob(f"{version}/triton_python_backend_stub")
-    shutil.copy(stub, model)
+def backends(folder: Path) -> Path:
+    """Copy of the wheel's Python backend with the process of this Python's version, which the wheel keeps apart."""
+    home, version = wheel() / "tritonserver", f"{sys.version_info.major}.{sys.version_info.minor}"
+    shutil.copytree(home / "backends", folder / "backends")
+    shutil.copy(home / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "backends" / "python")
+    return folder / "backends"
 
 
 class Triton:
@@ -53,6 +54,12 @@ class Triton:
     @property
     def http(self) -> str:
         return f"http://127.0.0.1:{self.ports['http']}"
+
+    def client(self) -> Any:
+        """A client that sends no requests for pictures."""
+        import tritonclient.grpc as grpc
+
+        return grpc.InferenceServerClient(f"127.0.0.1:{self.ports['grpc']}")
 
     def wait(self) -> None:
         ends = time.monotonic() + HANGS
@@ -85,16 +92,15 @@ def running(repository: Path, folder: Path) -> Generator[Triton]:
     """A server of a repository, which loads nothing by itself; its log lies in `folder`."""
     home = wheel() / "tritonserver"
     ports = {name: free_port() for name in ("http", "grpc", "metrics")}
-    libraries = [home / "lib", home / "external_libs", wheel().parent / "nvidia_pytriton.libs"]
-    libraries.append(Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib"))  # of this Python, for its stub
-    packages = [path for path in sys.path if path and not Path(path).parent.is_relative_to(sys.base_prefix)]
+    libraries = [wheel().parent / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")]
     environment = os.environ | {
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
-        "PYTHONPATH": os.pathsep.join(packages),
+        # Its packages are those of the first Python.
+        "PATH": os.pathsep.join((f"{sys.prefix}/bin", os.environ["PATH"])),
     }
     command = [
         home / "bin" / "tritonserver", f"--model-repository={repository}", "--model-control-mode=explicit",
-        f"--backend-directory={home / 'backends'}", "--allow-cpu-metrics=false", "--exit-timeout-secs=60",
+        f"--backend-directory={backends(folder)}", "--allow-cpu-metrics=false", "--exit-timeout-secs=60",
         *(f"--{name}-port={port}" for name, port in ports.items()),
     ]  # fmt: skip
     log = folder / "tritonserver.log"
@@ -106,7 +112,11 @@ def running(repository: Path, folder: Path) -> Generator[Triton]:
             yield triton
         finally:
             process.terminate()
-            process.wait(HANGS)
+            try:
+                process.wait(timeout=120)  # it waits for clients whose streams a failed test left open
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 class Stream:
@@ -115,8 +125,7 @@ class Stream:
     def __init__(self, triton: Triton, **headers: str) -> None:
         import tritonclient.grpc as grpc
 
-        self._grpc = grpc
-        self.client = grpc.InferenceServerClient(f"127.0.0.1:{triton.ports['grpc']}")
+        self._grpc, self.client = grpc, triton.client()
         self._responses: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.client.start_stream(lambda result, error: self._responses.put((result, error)), headers=headers or None)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,13 @@ class TritonPythonModel:
 
 
 class _Reply:
-    """Responses through the sender of one request."""
+    """Responses through the sender of one request.
+
+    Triton crashes if a sender is asked anything once its last response is on its way, so each waits for the other.
+    """
 
     def __init__(self, sender: Any) -> None:
-        self._sender = sender
+        self._sender, self._ended, self._used = sender, False, threading.Lock()
 
     def send(self, fields: str, file: bytes, last: bool) -> None:
         tensors = [
@@ -69,10 +73,18 @@ class _Reply:
         self._send(pb_utils.InferenceResponse([], pb_utils.TritonError(message, _code(status))), last=True)
 
     def is_cancelled(self) -> bool:
-        return self._sender.is_cancelled()
+        if not self._used.acquire(blocking=False):
+            return False  # a response is being sent; whoever asks asks again
+        try:
+            return not self._ended and self._sender.is_cancelled()
+        finally:
+            self._used.release()
 
     def _send(self, response: Any, last: bool) -> None:
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+        with self._used:
+            if not self._ended:
+                self._ended = last
+                self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
 
 def _code(status: int) -> Any:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from helpers.http_server import running as running_http
 from helpers.markdown import DOCS, code_blocks
-from helpers.tritonserver import Stream, Triton, add_stub, running
+from helpers.tritonserver import Stream, Triton, running
 from helpers.var_samples import VAR_MODELS, build_var_bundle
 from helpers.waiting import HANGS
 from ldp_runtime import Pipeline
@@ -39,13 +39,11 @@ def var_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def triton(small_bundle: Bundle, var_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     repository = tmp_path_factory.mktemp("models")
-    add_stub(write_model(small_bundle, repository, ModelOptions(**OPTIONS, allow_policy=("ld",)), "small"))
-    add_stub(write_model(var_bundle, repository, ModelOptions(**OPTIONS), "classes"))
+    write_model(small_bundle, repository, ModelOptions(**OPTIONS, allow_policy=("ld",)), "small")
+    write_model(var_bundle, repository, ModelOptions(**OPTIONS), "classes")
     with running(repository, tmp_path_factory.mktemp("log")) as started:
-        stream = Stream(started)
         for name in ("small", "classes"):
-            stream.client.load_model(name)
-        stream.close()
+            started.client().load_model(name)
         yield started
 
 
@@ -175,21 +173,20 @@ def test_two_models_draw_side_by_side(stream: Stream, var_bundle: Bundle, small_
         assert pixels(files["classes"]) == drawn(pipe, class_labels=1, seed=5)
 
 
-def test_http_generates_a_picture_and_cannot_cancel(triton: Triton, small_pipe: Pipeline) -> None:
-    """Triton draws on for a client of HTTP that has gone."""
+def test_http_generates_a_picture_and_a_closed_stream_cancels(triton: Triton, small_pipe: Pipeline) -> None:
     fields: dict[str, Any] = {"prompt": "a red circle", "seed": 7, "response_format": "b64_json"}
     asked = urllib.request.Request(f"{triton.http}/v2/models/small/generate", json.dumps(fields).encode())
     with urllib.request.urlopen(asked) as answer:
         body = json.load(answer)
     assert pixels(base64.b64decode(body["image"])) == drawn(small_pipe, prompt="a red circle", seed=7)
     assert json.loads(body["event"])["seed"] == 7
-    before = triton.metric("ldp_pictures_total", "small")
+    before = triton.metric("ldp_cancelled_total", "small")
     asked = urllib.request.Request(
         f"{triton.http}/v2/models/small/generate_stream", json.dumps(fields | {"n": 10, "stream_scales": True}).encode()
     )
     with urllib.request.urlopen(asked) as answer:
         assert answer.readline().startswith(b"data:")
-    wait_until(lambda: triton.metric("ldp_pictures_total", "small") >= before + 10)
+    wait_until(lambda: triton.metric("ldp_cancelled_total", "small") == before + 1)
 
 
 def test_the_pages_sample_runs(triton: Triton, capsys: pytest.CaptureFixture[str]) -> None:
