@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import ctypes
 import os
 import re
 import signal
@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 from ldp_serving.hooks import Hooks
-from ldp_serving.scheduler import Scheduler
 
 from helpers.ports import free_port
 from helpers.waiting import HANGS
@@ -29,14 +28,17 @@ SAYS = "LDP_TEST_SAYS"
 class Holding(Hooks):
     """Hooks of a replica under test. A file `hold` keeps pictures back; each replica writes its number of them.
 
-    A prompt that speaks of breaking ends the replica's engine threads, as a driver that crashes might.
+    A file `break` ends the engine thread of the replica that gets the next request.
     """
 
     def check_prompt(self, prompt: str, key: str | None) -> None:
-        if "break" in prompt:
-            for found in gc.get_objects():
-                if isinstance(found, Scheduler):
-                    found.close()
+        try:
+            (Path(os.environ[SAYS]) / "break").unlink()
+        except FileNotFoundError:
+            return
+        (engine,) = (thread for thread in threading.enumerate() if thread.name == "ldp-engine")
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(engine.ident or 0), ctypes.py_object(SystemExit))
+        engine.join()
 
     def check_picture(self, image: Any, key: str | None) -> None:
         folder = Path(os.environ[SAYS])

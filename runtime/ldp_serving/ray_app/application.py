@@ -45,7 +45,12 @@ def new_application(options: ServeOptions, fleet: FleetOptions) -> serve.Applica
         health_check_period_s=fleet.health_check_s,
         **_size(options, fleet),
     )
-    gate: Any = serve.deployment(Gate, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=_MOST_REQUESTS)
+    gate: Any = serve.deployment(
+        Gate,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=_MOST_REQUESTS,
+        graceful_shutdown_timeout_s=options.drain_s,
+    )
     return gate.bind(replica.bind(own))
 
 

@@ -31,7 +31,7 @@ class Gate:
 
     def __init__(self, replicas: DeploymentHandle) -> None:
         self._replicas = replicas
-        self._answers = replicas.options(method_name="answer", stream=True)
+        self._answers: Any = replicas.options(method_name="answer", stream=True)
 
     async def __call__(self, request: Request) -> Response:
         """Answer to a request."""

@@ -56,11 +56,12 @@ class TritonPythonModel:
 class _Reply:
     """Responses through the sender of one request.
 
-    Triton crashes if a sender is asked anything once its last response is on its way, so each waits for the other.
+    Triton crashes if a sender is asked anything once its last response is on its way, so each waits for the other; and
+    it unloads no model while a sender is there, so the sender goes with its last response.
     """
 
     def __init__(self, sender: Any) -> None:
-        self._sender, self._ended, self._used = sender, False, threading.Lock()
+        self._sender, self._used = sender, threading.Lock()
 
     def send(self, fields: str, file: bytes, last: bool) -> None:
         tensors = [
@@ -76,15 +77,17 @@ class _Reply:
         if not self._used.acquire(blocking=False):
             return False  # a response is being sent; whoever asks asks again
         try:
-            return not self._ended and self._sender.is_cancelled()
+            return self._sender is not None and self._sender.is_cancelled()
         finally:
             self._used.release()
 
     def _send(self, response: Any, last: bool) -> None:
         with self._used:
-            if not self._ended:
-                self._ended = last
-                self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+            sender = self._sender
+            if last:
+                self._sender = None
+            if sender is not None:
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
 
 def _code(status: int) -> Any:
