@@ -19,7 +19,7 @@ from ldp_export.cli.options import as_json, bundle_argument, device_option, over
     epilog="""\b
 Examples:
   ldp-export package triton bundles/infinity-shapes --output models
-  ldp-export package triton bundles/2b --device cuda --name infinity --output models
+  ldp-export package triton bundles/2b --device cuda --output models
   tritonserver --model-repository models
 """,
 )

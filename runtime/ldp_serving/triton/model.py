@@ -56,8 +56,7 @@ class TritonPythonModel:
 class _Reply:
     """Responses through the sender of one request.
 
-    Triton crashes if a sender is asked anything once its last response is on its way, so each waits for the other; and
-    it unloads no model while a sender is there, so the sender goes with its last response.
+    Triton crashes if a sender is asked anything once its last response is on its way, so each waits for the other.
     """
 
     def __init__(self, sender: Any) -> None:

@@ -1,9 +1,11 @@
 """Model repository of Triton: a bundle, the model that draws with it, and the configuration of both.
 
-DIR/NAME/
-  config.pbtxt      inputs, outputs, and the settings, which may be edited
-  1/model.py        what Triton's Python backend runs; needs `ldp_runtime` and `ldp_serving`
-  1/bundle/         the bundle's current version, its report and its saved policies
+    DIR/NAME/
+      config.pbtxt      inputs, outputs, and the settings, which may be edited
+      1/model.py        what Triton's Python backend runs; needs `ldp_runtime` and `ldp_serving`
+      1/bundle/         the bundle's current version, its report and its saved policies
+
+A repository is complete in itself: it may be moved, or put into an image.
 """
 
 from __future__ import annotations

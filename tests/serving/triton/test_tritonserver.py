@@ -198,17 +198,17 @@ def test_the_pages_sample_runs(triton: Triton, capsys: pytest.CaptureFixture[str
 
 
 def test_unload_and_reload_leak_nothing(triton: Triton, small_pipe: Pipeline) -> None:
-    """Neither processes, nor threads, descriptors or shared memory."""
-    stream = Stream(triton)
-    own = psutil.Process(triton.process.pid)
+    """Neither processes, nor threads, descriptors or shared memory. A stream keeps the model until it is closed."""
+    client, own = triton.client(), psutil.Process(triton.process.pid)
 
     def reload() -> dict[str, int]:
-        stream.client.unload_model("small")
+        client.unload_model("small")
         wait_until(lambda: len(triton.stubs()) == 1)  # that of the other model
-        wait_until(lambda: not stream.client.is_model_ready("small"))
-        stream.client.load_model("small")
+        client.load_model("small")
+        stream = Stream(triton)
         stream.ask("small", prompt="a red circle", seed=7)
         ((_, file),) = stream.all()
+        stream.close()
         assert pixels(file) == drawn(small_pipe, prompt="a red circle", seed=7)
         shared = sum(path.name.startswith("triton_python_backend") for path in Path("/dev/shm").iterdir())
         return {"threads": own.num_threads(), "descriptors": own.num_fds(), "stubs": len(triton.stubs()), "shm": shared}
@@ -221,19 +221,18 @@ def test_unload_and_reload_leak_nothing(triton: Triton, small_pipe: Pipeline) ->
     assert after["threads"] <= before["threads"] + 2
     assert after["descriptors"] <= before["descriptors"] + 4
     assert own.memory_info().rss <= rss + 64 * 2**20
-    stream.close()
 
 
-def test_a_model_unloaded_while_it_draws_answers_first(triton: Triton, stream: Stream) -> None:
+def test_a_model_unloaded_while_it_draws_answers_first(triton: Triton) -> None:
     """Triton waits for what runs; nothing hangs, and no request goes unanswered."""
+    client, stream = triton.client(), Stream(triton)
     stream.ask("small", prompt="a red circle", n=5, stream_scales=True)
     assert stream.next()[0]["type"] == "ldp.scale"
-    client = Stream(triton)
-    unloading = threading.Thread(target=client.client.unload_model, args=("small",))
+    unloading = threading.Thread(target=client.unload_model, args=("small",))
     unloading.start()
     completed = [fields for fields, _ in stream.all() if fields["type"] == "image_generation.completed"]
     assert len(completed) == 5
+    stream.close()
     unloading.join(HANGS)
-    assert not unloading.is_alive()
-    client.client.load_model("small")
-    client.close()
+    wait_until(lambda: len(triton.stubs()) == 1)
+    client.load_model("small")
