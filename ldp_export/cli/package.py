@@ -9,8 +9,15 @@ from typing import Any
 import click
 
 from ldp_export.cli.arguments.command import Command
+from ldp_export.cli.arguments.options import (
+    as_json,
+    bundle_argument,
+    device_option,
+    overwrite_option,
+    print_json,
+    threads_option,
+)
 from ldp_export.cli.arguments.outputs import check_folder
-from ldp_export.cli.options import as_json, bundle_argument, device_option, overwrite_option, print_json, threads_option
 
 
 @click.command(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from ldp_runtime.errors import ConfigError
 
 from ldp_serving.front.loading import ModelOptions
+from ldp_serving.limits import Interleave
 
 #: Readers of the parameters, by name; those of the Python backend itself are in capitals.
 _READERS: Mapping[str, Callable[[str], Any]] = {
@@ -56,6 +57,7 @@ def to_options(parameters: Mapping[str, str], device: str) -> ModelOptions:
             raise ConfigError(
                 f"the parameter {name} in config.pbtxt cannot be {text!r}", hint="a number, as `package` wrote it"
             ) from None
-    if values.get("interleave", "never") not in ("never", "early"):
-        raise ConfigError(f"interleave must be never or early, got {values['interleave']!r}", hint="leave it out")
+    if "interleave" in values and values["interleave"] not in get_args(Interleave):
+        found, kinds = values["interleave"], ", ".join(get_args(Interleave))
+        raise ConfigError(f"interleave must be one of {kinds}, got {found!r}", hint="leave it out")
     return ModelOptions(device=device, **values)

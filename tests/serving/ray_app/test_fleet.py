@@ -178,3 +178,15 @@ def cancelled(fleet: Fleet) -> float:
     with urllib.request.urlopen(f"{fleet.url}/metrics") as page:
         lines = page.read().decode().splitlines()
     return sum(float(x.split()[-1]) for x in lines if x.startswith("ldp_requests_total") and 'outcome="cancelled"' in x)
+
+
+def test_sigterm_lets_what_runs_end(fleet: Fleet) -> None:
+    """The last test: it ends the fleet, with status 0."""
+    fleet.hold(first=2)
+    stream = events(ask(fleet.url, seed=0, n=3, stream=True))
+    assert next(stream)[0] == "image_generation.completed"
+    fleet.process.send_signal(signal.SIGTERM)
+    fleet.wait(lambda: not answers(fleet))
+    fleet.release()
+    assert [name for name, _ in stream] == ["image_generation.completed"] * 2 + ["done"]
+    assert fleet.process.wait(HANGS) == 0
