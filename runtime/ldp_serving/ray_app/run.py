@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import psutil
@@ -22,30 +23,43 @@ _STORE = 256 * 2**20
 
 
 def serve_on_ray(options: ServeOptions, fleet: FleetOptions, ready: Callable[[int], None] = lambda port: None) -> None:
-    """Serves until SIGTERM or SIGINT; what runs then has `--drain` seconds.
+    """Serves until SIGTERM or SIGINT; what runs then has `--drain` seconds, or less if a second signal comes.
 
     Args:
         ready: is called with the port once every replica is loaded and warm.
 
     Raises:
-        ConfigError, LdpError: a bundle cannot be served.
+        ConfigError, LdpError: a bundle cannot be served, or the address cannot be bound.
     """
     application = new_application(options, fleet)
     with listen(options.host, options.port) as probe:  # Ray waits long for a port that is taken
         port: int = probe.getsockname()[1]
-    stop = threading.Event()
     _start_ray(options, fleet)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop, hurry = threading.Event(), threading.Event()
+    # After Ray has started: it sets handlers of its own.
+    before = {
+        number: signal.signal(number, lambda *_: (hurry if stop.is_set() else stop).set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         serve.start(http_options={"host": options.host, "port": port})
         serve.run(application, name=NAME, route_prefix="/")
         ready(port)
         stop.wait()
+        _drain(options.drain_s, hurry)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         serve.shutdown()
         ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _drain(seconds: float, hurry: threading.Event) -> None:
+    """Takes nothing on, and waits for what runs: when Ray Serve shuts down, it cuts every connection at once."""
+    serve.delete(NAME, _blocking=False)
+    ends = time.monotonic() + seconds
+    while NAME in serve.status().applications and time.monotonic() < ends and not hurry.wait(0.1):
+        pass
 
 
 def _start_ray(options: ServeOptions, fleet: FleetOptions) -> None:
