@@ -13,8 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from ldp_serving.front.run import ServeOptions
 
-#: Options of several values, which arguments hold as one text with commas.
-_LISTS = ("bundles", "cors_origins")
+#: Fields of options that the command line names otherwise.
+_FIELDS = {"timeout": "timeout_s", "drain": "drain_s", "cors_origin": "cors_origins"}
+#: Fields of several values, which arguments hold as one text, and what separates them.
+_LISTS = {"bundles": ",", "cors_origins": ",", "allow_policy": None}
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[ServeOptions, FleetOpt
     Raises:
         ConfigError: a name is unknown, or a value cannot be.
     """
-    given = {name.replace("-", "_"): value for name, value in arguments.items()}
-    for name in (*_LISTS, "allow_policy"):
+    named = {name.replace("-", "_"): value for name, value in arguments.items()}
+    given = {_FIELDS.get(name, name): value for name, value in named.items()}
+    for name, separator in _LISTS.items():
         if isinstance(given.get(name), str):
-            given[name] = given[name].split() if name == "allow_policy" else given[name].split(",")
+            given[name] = given[name].split(separator)
     kinds: tuple[Any, ...] = (ServeOptions, FleetOptions)
     known = [{field.name for field in fields(kind)} for kind in kinds]
     unknown = sorted(given.keys() - known[0] - known[1])

@@ -101,6 +101,12 @@ def test_metrics_are_those_of_all_replicas(fleet: Fleet) -> None:
         assert f'replica="{replica}"' in text
 
 
+def test_the_page_is_there(fleet: Fleet) -> None:
+    with urllib.request.urlopen(fleet.url) as page:
+        assert page.headers["content-type"].startswith("text/html")
+        assert b"<html" in page.read()
+
+
 def test_the_published_client_streams_and_is_refused_in_its_own_terms(fleet: Fleet) -> None:
     with OpenAI(base_url=f"{fleet.url}/v1", api_key="none", max_retries=0) as client:
         seen = [event.type for event in client.images.generate(prompt="a star", stream=True, partial_images=2)]

@@ -15,7 +15,7 @@ from ldp_serving.ray_app.options import FleetOptions, read_arguments
 def test_texts_become_options() -> None:
     options, fleet = read_arguments(
         {"bundles": "a,b", "replicas": "2", "max-replicas": "4", "max_queue": "9", "max_images": "3"}
-        | {"allow_policy": "none ld:rho=0.9,skip_last=1", "timeout_s": "2.5", "log_prompts": "true"}
+        | {"allow_policy": "none ld:rho=0.9,skip_last=1", "timeout": "2.5", "log_prompts": "true"}
     )
     assert options == ServeOptions(
         [Path("a"), Path("b")], max_queue=9, max_images=3, timeout_s=2.5, log_prompts=True,
