@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -28,38 +27,31 @@ def condition_rows(
     images: Sequence[ImageRequest],
 ) -> PromptRows:
     """Rows [conditional of each image, unconditional of each guided one]; a text shared by images is encoded once."""
-    encode = cache(partial(_features, engines, manifest, tokenizer))  # tensors are hashed by identity, here and below
-    try:
-        for image in images:  # all of them before the first prompt: the text encoder may have to leave memory
-            for text in (image.condition, image.negative if image.is_guided else None):
-                if text is not None and not isinstance(text, int):
-                    encode(text)
-    finally:
-        engines.release_text_encoder()
+    features = _encoded(engines, manifest, tokenizer, images)
     if len(images) == 1:
-        return _image_rows(engines, manifest, encode, images[0])
+        return _image_rows(engines, manifest, features, images[0])
     known: dict[tuple[Text | int, Text | None, bool], Branches] = {}
     pairs = []
     for image in images:
         key = (image.condition, image.negative, image.is_guided)
         if key not in known:
-            known[key] = _split(_image_rows(engines, manifest, encode, image))
+            known[key] = _split(_image_rows(engines, manifest, features, image))
         pairs.append(known[key])
     conditional = [pair[0] for pair in pairs]
     return PromptRows.stack(conditional + [pair[1] for pair in pairs if pair[1] is not None])
 
 
 def _image_rows(
-    engines: Engines, manifest: Manifest, encode: Callable[[Text], torch.Tensor], image: ImageRequest
+    engines: Engines, manifest: Manifest, encoded: Mapping[Text, torch.Tensor], image: ImageRequest
 ) -> PromptRows:
     """Rows [conditional, unconditional] of one image; without guidance the conditional row alone."""
     guided = image.is_guided
     if isinstance(image.condition, int):
         return class_rows(engines, manifest, image.condition, guided)
-    features = encode(image.condition)
+    features = encoded[image.condition]
     if not guided or image.negative is None:
         return text_rows(engines, manifest, features, guided)
-    texts = (features, encode(image.negative))
+    texts = (features, encoded[image.negative])
     return PromptRows.stack([run_prompt(engines, manifest, {"features": text[None]}) for text in texts])
 
 
@@ -77,20 +69,51 @@ def class_rows(engines: Engines, manifest: Manifest, label: int, guided: bool) -
     )
 
 
-def _features(engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, text: Text) -> torch.Tensor:
-    """Text features [T, text_channels]; each prompt is encoded at its own length, so the batch cannot affect it."""
-    if isinstance(text, torch.Tensor):
-        return text.to(engines.prompt.device)
-    if engines.text_encoder is None or tokenizer is None:
-        raise ConfigError(
-            "this bundle has no text encoder: pass prompt_embeds",
-            hint="pass prompt_embeds, or build the bundle with --text-encoder",
-        )
-    ids = tokenizer(text).to(engines.text_encoder.device)
-    features = torch.empty(1, len(ids), manifest.model.text_channels, dtype=torch.float32, device=ids.device)
-    engines.text_encoder.run({"ids": ids[None]}, {"features": features})
+def _encoded(
+    engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, images: Sequence[ImageRequest]
+) -> dict[Text, torch.Tensor]:
+    """Features [T, text_channels] of each text; tensors are hashed by identity.
+
+    Texts of as many tokens share a call. Each is encoded at its own length, so the others cannot affect it. All are
+    encoded before the first prompt is run: the text encoder may have to leave memory.
+    """
+    wanted = [text for image in images for text in (image.condition, image.negative if image.is_guided else None)]
+    texts = [text for text in dict.fromkeys(wanted) if isinstance(text, str | torch.Tensor)]
+    encoded: dict[Text, torch.Tensor] = {
+        text: text.to(engines.prompt.device) for text in texts if isinstance(text, torch.Tensor)
+    }
+    by_length: dict[int, dict[str, torch.Tensor]] = {}
+    for text in (text for text in texts if isinstance(text, str)):
+        if engines.text_encoder is None or tokenizer is None:
+            raise ConfigError(
+                "this bundle has no text encoder: pass prompt_embeds",
+                hint="pass prompt_embeds, or build the bundle with --text-encoder",
+            )
+        ids = tokenizer(text)
+        by_length.setdefault(len(ids), {})[text] = ids
+    try:
+        for same in by_length.values():
+            for part in _calls(manifest, list(same)):
+                encoded |= zip(part, _features(engines, manifest, [same[text] for text in part]), strict=True)
+    finally:
+        engines.release_text_encoder()
+    return encoded
+
+
+def _calls(manifest: Manifest, texts: list[str]) -> list[list[str]]:
+    """Texts of equal length, in calls that the text encoder takes: an engine with profiles may take one row only."""
+    (graph,) = manifest.chunks("text_encoder")
+    return [[text] for text in texts] if graph.profiles else [texts]
+
+
+def _features(engines: Engines, manifest: Manifest, ids: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Features [R, T, text_channels] of equally long texts."""
+    assert engines.text_encoder is not None
+    rows = torch.stack(list(ids)).to(engines.text_encoder.device)
+    features = torch.empty(*rows.shape, manifest.model.text_channels, dtype=torch.float32, device=rows.device)
+    engines.text_encoder.run({"ids": rows}, {"features": features})
     check_finite("text_encoder", features)
-    return features[0]
+    return features
 
 
 def _split(rows: PromptRows) -> Branches:

@@ -143,9 +143,28 @@ class TestEncoding:
         ran: list[str] = []
         pipe = watched(small_pipe, ran.append)
         together = pipe(PROMPTS, negative_prompt="a large square", seed=1, output_type="latent")
-        assert ran.count("text_encoder") == 4
+        assert ran.count("text_encoder") == 3  # it is as long as the first prompt, whose call it shares
         alone = small_pipe(PROMPTS[1], negative_prompt="a large square", seed=2, output_type="latent")
         assert torch.equal(together.images[1], alone.images[0])
+
+    @pytest.mark.parametrize(
+        ("prompts", "calls"),
+        [
+            (["a red circle", "a blue square"], 1),
+            (["a red circle", "a blue square", "a red circle"], 1),
+            (["a red circle", "green star", "a blue square"], 2),
+            (["blue", "green star", "a red circle"], 3),
+        ],
+    )
+    def test_texts_of_as_many_tokens_share_a_call(
+        self, small_bundle: Bundle, small_pipe: Pipeline, prompts: list[str], calls: int
+    ) -> None:
+        ran: list[str] = []
+        with Pipeline.load(small_bundle, max_batch=3, threads=1) as loaded:
+            together = watched(loaded, ran.append)(prompts, seed=[1, 2, 3][: len(prompts)], output_type="latent").images
+        assert ran.count("text_encoder") == calls
+        for prompt, seed, latent in zip(prompts, (1, 2, 3), together, strict=False):
+            assert torch.equal(small_pipe(prompt, seed=seed, output_type="latent").images[0], latent)
 
 
 class TestTextEncoderOnDemand:
