@@ -5,7 +5,7 @@ was drawn and an image in which the evaluator found shapes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -134,6 +134,14 @@ def sample_prompt(category: str, rng: np.random.Generator) -> Prompt:
         text = f"{article(first.colour or '')} {first.kind} and {article(second.colour or '')} {second.kind}"
         return Prompt(category, text, (first, second))
     raise ValueError(f"category {category!r} is unknown; the categories are {', '.join(CATEGORIES)}")
+
+
+def framed(prompt: Prompt, rng: np.random.Generator) -> Prompt:
+    """The prompt within a sentence, as captions are: "a picture of a circle", "there are two red circles"."""
+    opening = _pick(rng, [words for words in _OPENINGS if words])
+    if opening == "there is " and (prompt.count or 1) > 1:
+        opening = "there are "
+    return replace(prompt, text=opening + prompt.text)
 
 
 def prompts_of(scene: Scene) -> list[Prompt]:
