@@ -123,11 +123,12 @@ def _object(file: Path, number: int, line: str) -> EvaluationPrompt:
             raise ValueError(f"its prompt is {shown(text)}")
         if tag is not None and (not isinstance(tag, str) or not tag.strip()):
             raise ValueError(f"its tag is {shown(tag)}")
-        text.encode()  # halves of characters cannot be drawn, nor written
+        prompt = EvaluationPrompt(text.strip(), tag, entry)
+        prompt.line.encode()  # halves of characters cannot be drawn, nor written
     except ValueError as error:
         raise ConfigError(f"{file}, line {number}: {error}", hint=hint) from error
     _check_text(file, number, text)
-    return EvaluationPrompt(text.strip(), tag, entry)
+    return prompt
 
 
 def _check_distinct(file: Path, prompts: Sequence[EvaluationPrompt]) -> None:
