@@ -75,7 +75,7 @@ def _panel(axis: Any, comparison: Comparison, name: str, measured: bool) -> None
 
 
 def _group(one: PolicyResult) -> str:
-    return "control" if is_control(one.policy.policy) or is_control(one.policy.label) else "pruned"
+    return "control" if is_control(one.policy.policy) else "pruned"
 
 
 def _speed(one: PolicyResult, measured: bool) -> tuple[float, float, float]:
