@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ldp_calibration.evaluation.benchmarks import claims_of, shapes
 from ldp_calibration.evaluation.pictures import PictureRecord, file_name, png, write_pictures
 from ldp_calibration.evaluation.prompts import EvaluationPrompt, lines_hash
 from ldp_calibration.evaluation.run import NULL, Run, RunPolicy, RunSettings, begin, folder_name
-from ldp_calibration.shapes import Background, Prompt, Scene, Shape, draw
+from ldp_calibration.shapes import Background, Claim, Prompt, Scene, Shape, draw
 from PIL import Image
 
 #: Places of shapes in the order of a prompt's claims, by the relation of the first to the second.
@@ -36,14 +37,17 @@ def tree(folder: Path, *names: str) -> dict[str, bytes]:
 
 def painted(prompt: Prompt, is_right: bool, noise: int) -> Image.Image:
     """A picture that shows what a prompt claims, or nothing but its ground."""
-    claims = prompt.claims * (prompt.count or 1)
-    places = _PLACES.get(prompt.relation or "", _CORNERS)
-    looks = [(claim.kind, claim.colour or "red") for claim in claims]
-    shapes = [Shape(*look, "small", *place, 0.14) for look, place in zip(looks, places, strict=False)]
-    scene = Scene(tuple(shapes) if is_right else (), Background("plain", "grey", "white"), "row")
-    pixels = draw(scene).astype(np.int16)
+    pixels = _drawn(prompt.claims, prompt.count, prompt.relation) if is_right else _drawn(())
     moved = np.random.default_rng(noise).integers(-3, 4, pixels.shape)
     return Image.fromarray((pixels + moved).clip(0, 255).astype(np.uint8))
+
+
+@cache
+def _drawn(claims: tuple[Claim, ...], count: int | None = None, relation: str | None = None) -> np.ndarray:
+    looks = [(claim.kind, claim.colour or "red") for claim in claims * (count or 1)]
+    places = _PLACES.get(relation or "", _CORNERS)
+    shapes = [Shape(*look, "small", *place, 0.14) for look, place in zip(looks, places, strict=False)]
+    return draw(Scene(tuple(shapes), Background("plain", "grey", "white"), "row")).astype(np.int16)
 
 
 def painted_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def test_the_sheet_is_escaped_and_loads_nothing(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     places = [part.partition('"')[0] for part in page.split('src="')[1:]]
     assert len(places) == 4
-    assert all((sheet_path(found).parent / place).resolve().is_file() for place in places)
+    assert all((sheet_path(found).parent / unquote(place)).resolve().is_file() for place in places)
 
 
 def test_runs_that_cannot_be_compared(scored: Run, tmp_path: Path) -> None:
