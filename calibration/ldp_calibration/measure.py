@@ -146,7 +146,8 @@ def _read(work: Path, key: str) -> Iterable[Measured]:
     """Measurements of an earlier, perhaps interrupted search."""
     for entry in read_entries(work):
         if entry.pop("key", None) == key:
-            yield Measured(**entry | {"kept": tuple(entry["kept"])})
+            entry["kept"] = tuple(entry["kept"])
+            yield Measured(**entry)
 
 
 def point(measured: Sequence[Measured]) -> Point:

@@ -1,5 +1,7 @@
-"""LPIPS: distance of two images by the features of a VGG-16 (Zhang et al., "The Unreasonable Effectiveness of Deep
-Features as a Perceptual Metric"), without torchvision."""
+"""LPIPS: distance of two images by the features of a VGG-16, without torchvision.
+
+Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
+"""
 
 from __future__ import annotations
 

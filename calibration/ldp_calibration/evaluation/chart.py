@@ -81,5 +81,5 @@ def _group(one: PolicyResult) -> str:
 def _speed(one: PolicyResult, measured: bool) -> tuple[float, float, float]:
     """Speed with its interval; the reference's is 1."""
     if not measured:
-        return (one.cost.operations,) * 3
+        return one.cost.operations, one.cost.operations, one.cost.operations
     return one.cost.speedup or (1.0, 1.0, 1.0)

@@ -64,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a policy costs.
+    """Cost of a policy.
 
     Attributes:
         tokens: mean number computed; share: of all tokens.

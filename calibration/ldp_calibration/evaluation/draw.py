@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to draw.
+    """Pictures that are left to draw.
 
     Attributes:
         missing: prompts, and for each the labels of the policies that lack it.

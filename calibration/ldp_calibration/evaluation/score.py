@@ -31,7 +31,7 @@ Key = tuple[int, int, str, str]
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """What is to be scored, and what is left of it.
+    """Pictures to score, and those that are left.
 
     Attributes:
         pictures: pictures by policy; missing: those without a score.

@@ -104,7 +104,7 @@ def _by_tag(comparison: Comparison) -> Iterator[Table]:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What the comparison shows and what it does not, a sentence a policy and scorer."""
+    """Conclusions of a comparison and their limits, a sentence a policy and scorer."""
     return [
         sentence
         for name in comparison.scorers

@@ -76,7 +76,7 @@ def test_the_steps(generate: list[object]) -> None:
     assert found == json.loads((folder / "compare/compare.json").read_text())
     Image.open(folder / "compare/chart.png").verify()
     assert (folder / "compare/changed.html").read_text().startswith("<!doctype html>")
-    page = (folder / "compare/compare.md").read_text()
+    page = (folder / "compare" / "compare.md").read_text()
     shown = run("compare", folder, "--resamples", 1000, "--margin", "shapes=5", "--reference", "ld").stdout
     for text in ("none:skip_last=1", "times faster", "psnr, against the unpruned picture", "in words"):
         assert text in page.lower()
