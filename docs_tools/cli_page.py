@@ -46,22 +46,22 @@ def text() -> str:
     for name in main.list_commands(root):
         command = main.get_command(root, name)
         assert command is not None
-        parts += _command("##", command, root)
+        parts += _command("##", name, command, root)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _command(heading: str, command: click.Command, parent: click.Context) -> list[str]:
+def _command(heading: str, name: str, command: click.Command, parent: click.Context) -> list[str]:
     """Parts of a command, and of its steps if it is a group of them."""
-    context = click.Context(command, info_name=command.name, parent=parent)
+    context = click.Context(command, info_name=name, parent=parent)
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    name = context.command_path.removeprefix("ldp-export ")
-    parts = [f"{heading} {name}", f"    {usage}", *_described(command.help), _options(command, context)]
+    title = context.command_path.removeprefix("ldp-export ")
+    parts = [f"{heading} {title}", f"    {usage}", *_described(command.help), _options(command, context)]
     parts += _described(command.epilog)
     if isinstance(command, click.Group):
         for step in command.list_commands(context):
             found = command.get_command(context, step)
             assert found is not None
-            parts += _command(f"{heading}#", found, context)
+            parts += _command(f"{heading}#", step, found, context)
     return parts
 
 

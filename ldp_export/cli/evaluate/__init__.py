@@ -13,6 +13,7 @@ from ldp_export.cli.arguments.command import Verbs
     package=__name__,
     verbs=("generate", "score", "compare", "folders"),
     kind="step",
+    subcommand_metavar="STEP ...",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:

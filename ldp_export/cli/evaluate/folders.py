@@ -21,8 +21,8 @@ Examples:
   ldp-export evaluate folders pruned unpruned --weights weights
 """,
 )
-@click.argument("candidate", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("reference", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("candidate", type=click.Path(path_type=Path))
+@click.argument("reference", type=click.Path(path_type=Path))
 @click.option("--weights", type=click.Path(path_type=Path), help="Folder of LPIPS's network; without it, no LPIPS.")
 @click.option("--jpeg", type=click.IntRange(1, 100), help="Compare JPEG files of this quality (4:2:0) instead.")
 @as_json
