@@ -21,6 +21,7 @@ _WIDTH = 160
 @click.command(
     "compare",
     cls=Command,
+    short_help="Compare the policies of a run in pairs.",
     epilog="""\b
 Examples:
   ldp-export evaluate compare runs/shapes

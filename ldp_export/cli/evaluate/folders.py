@@ -14,6 +14,7 @@ from ldp_export.cli.options import as_json, print_json
 @click.command(
     "folders",
     cls=Command,
+    short_help="Compare two folders of pictures.",
     epilog="""\b
 Examples:
   ldp-export evaluate folders pruned unpruned

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.command(
     "generate",
     cls=Command,
+    short_help="Draw the pictures of a benchmark.",
     epilog="""\b
 Examples:
   ldp-export evaluate generate bundles/shapes --benchmark shapes \\

@@ -24,6 +24,7 @@ _TRIED = 3
 @click.command(
     "score",
     cls=Command,
+    short_help="Score the pictures of a run.",
     epilog="""\b
 Examples:
   ldp-export evaluate score runs/shapes
