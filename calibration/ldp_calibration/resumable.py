@@ -38,13 +38,14 @@ def appended(path: Path) -> Generator[Add]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_is_typed(path.parent), path.open("ab") as file:
-        if not _is_closed(path):
-            file.write(b"\n")
+        start = b"" if _is_closed(path) else b"\n"
 
         def add(entry: Mapping[str, Any]) -> None:
+            nonlocal start
             with full_disk_is_typed(path.parent):
-                file.write(f"{json.dumps(entry)}\n".encode())
+                file.write(start + f"{json.dumps(entry)}\n".encode())
                 file.flush()
+            start = b""
 
         yield add
 

@@ -55,8 +55,7 @@ def run(case: Case) -> Outcome:
 
 
 def _written(step: str, run: Path) -> dict[str, bytes]:
-    found = tree(run, *STEPS[step])
-    return {name: content for name, content in found.items() if ".tmp-" not in name}
+    return tree(run, *STEPS[step])
 
 
 def _step(step: str, run: Path) -> None:

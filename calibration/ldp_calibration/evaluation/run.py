@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.parsing import complaint
-from ldp_runtime.disk import acquired, exclusive, write_durably
+from ldp_runtime.disk import acquired, exclusive, is_scratch, remove_leftovers, write_durably
 from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.small_files import read_json
 from pydantic import BaseModel, ConfigDict, Field
@@ -211,8 +211,9 @@ def check_settings(folder: Path, wanted: RunSettings) -> RunSettings:
         ConfigError: the folder holds something else, or a run of other settings.
     """
     if not (folder / RUN).exists():
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in (PROMPTS, LOCKS)) if folder.is_dir() else []
-        if foreign or (folder.exists() and not folder.is_dir()):
+        is_folder = folder.is_dir()
+        foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if is_folder else []
+        if foreign or (folder.exists() and not is_folder):
             what = f"it holds {', '.join(foreign[:3])}" if foreign else "it is a file"
             raise ConfigError(f"{folder} is no folder of a run: {what}", hint="name a new folder")
         return wanted
@@ -231,6 +232,11 @@ def check_settings(folder: Path, wanted: RunSettings) -> RunSettings:
             "limit": max(known.limit, wanted.limit),
         }
     )
+
+
+def _is_ours(path: Path) -> bool:
+    """True for what a run that died early leaves in its folder."""
+    return path.name in (PROMPTS, LOCKS) or is_scratch(path)
 
 
 def _joined(folder: Path, known: Sequence[RunPolicy], wanted: Sequence[RunPolicy]) -> tuple[RunPolicy, ...]:
@@ -267,6 +273,7 @@ def begin(folder: Path, wanted: RunSettings, prompts: Sequence[EvaluationPrompt]
     (folder / LOCKS).mkdir(parents=True, exist_ok=True)
     held = acquired(folder / LOCKS / "settings")
     try:
+        remove_leftovers(folder)
         settings = check_settings(folder, wanted)
         if not (folder / RUN).exists() or read_settings(folder) != settings:
             write_durably(folder / PROMPTS, as_lines(prompts))

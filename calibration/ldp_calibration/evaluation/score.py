@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ldp_runtime.disk import full_disk_is_typed, write_durably
+from ldp_runtime.disk import full_disk_is_typed, remove_leftovers, write_durably
 from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.small_files import read_json
 
@@ -169,6 +169,7 @@ def score(
         done, folder = 0, scores_folder(run, scorer.name)
         with full_disk_is_typed(run.folder):
             folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
             if replace:
                 for path in folder.glob("*.jsonl"):
                     path.unlink()

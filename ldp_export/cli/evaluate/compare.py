@@ -67,7 +67,7 @@ def command(
     from ldp_calibration.evaluation.run import COMPARE, open_run
     from ldp_calibration.evaluation.words import as_json as plain
     from ldp_calibration.evaluation.words import as_markdown
-    from ldp_runtime.disk import full_disk_is_typed, write_durably
+    from ldp_runtime.disk import full_disk_is_typed, remove_leftovers, write_durably
 
     run = open_run(run_folder)
     chosen = scored_by(run, names)
@@ -83,8 +83,9 @@ def command(
     pyplot()  # refuses here if Matplotlib is missing
     comparison = compare(run, reference, chosen, labels, margins=limits, resamples=resamples, seed=seed)
     folder = run_folder / COMPARE
-    with full_disk_is_typed(folder):
+    with run.exclusive("compare", "comparison"), full_disk_is_typed(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         write_durably(folder / "compare.json", f"{json.dumps(plain(comparison), indent=1)}\n".encode())
         write_durably(folder / "compare.md", as_markdown(comparison).encode())
         draw_chart(comparison, folder / "chart.png")
