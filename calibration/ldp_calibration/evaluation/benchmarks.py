@@ -33,9 +33,8 @@ class Benchmark:
     model: str | None = None
 
 
-#: Prompts of each kind that `shapes` has: there are but 25 ways to ask for a single object, and 500 prompts in all.
-_SHAPES = {category: 25 if category == "single object" else 95 for category in CATEGORIES}
-_SHAPES_SEED = 24
+#: Number of prompts of `shapes`, and the seed that they are drawn from.
+_SHAPES, _SHAPES_SEED = 500, 24
 
 
 def shapes() -> Benchmark:
@@ -45,22 +44,12 @@ def shapes() -> Benchmark:
     that calibration fits and searches on, or that policies were chosen by.
     """
     rng = np.random.default_rng((_SHAPES_SEED, 500))
-    drawn = {category: _distinct(category, count, rng) for category, count in _SHAPES.items()}
-    places = [
-        ((i + 0.5) / len(prompts), order, prompt)
-        for order, prompts in enumerate(drawn.values())
-        for i, prompt in enumerate(prompts)
-    ]
-    mixed = [prompt for *_, prompt in sorted(places, key=lambda place: place[:2])]  # the first few are of all kinds
-    return Benchmark("shapes", tuple(map(_with_claims, mixed)), 1, ("shapes", "psnr", "ssim"), "infinity-shapes")
-
-
-def _distinct(category: str, count: int, rng: np.random.Generator) -> list[Prompt]:
     found: dict[str, Prompt] = {}
-    while len(found) < count:
-        prompt = framed(sample_prompt(category, rng), rng)
+    while len(found) < _SHAPES:  # all kinds in turn, so that the first few are of all kinds too
+        prompt = framed(sample_prompt(CATEGORIES[len(found) % len(CATEGORIES)], rng), rng)
         found.setdefault(prompt.text, prompt)
-    return list(found.values())
+    prompts = tuple(map(_with_claims, found.values()))
+    return Benchmark("shapes", prompts, 1, ("shapes", "psnr", "ssim"), "infinity-shapes")
 
 
 def _with_claims(prompt: Prompt) -> EvaluationPrompt:

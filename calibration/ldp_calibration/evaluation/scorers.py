@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,8 @@ from ldp_calibration.evaluation.prompts import EvaluationPrompt
 
 #: Picture and twin [H, W, 3] uint8 (the twin is empty for scorers that need none), and the prompt.
 ScoreFunction = Callable[[np.ndarray, np.ndarray, EvaluationPrompt], float]
+#: Most numbers of a picture that one thread compares best.
+_SMALL = 3 * 512 * 512
 #: Ending of the names of scorers that look at JPEG files of the pictures, as in psnr-jpeg95.
 _JPEG = re.compile(r"(.+)-jpeg([0-9]+)")
 
@@ -157,7 +160,26 @@ def _open_ssim(_: Path | None) -> tuple[ScoreFunction, dict[str, Any]]:
         raise ConfigError(
             f"torchmetrics {installed} cuts the border off in SSIM", hint="pip install 'torchmetrics>=1.5'"
         )
-    return lambda image, twin, _: ssim(_unit(image), _unit(twin)), {"torchmetrics": installed}
+
+    def score(image: np.ndarray, twin: np.ndarray, _: EvaluationPrompt) -> float:
+        with _one_thread(image.size <= _SMALL):
+            return ssim(_unit(image), _unit(twin))
+
+    return score, {"torchmetrics": installed}
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Generator[None]:
+    """Keeps PyTorch to one thread: of a small picture each gets so little that waiting for the others costs more."""
+    import torch
+
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _open_lpips(weights: Path | None) -> tuple[ScoreFunction, dict[str, Any]]:

@@ -56,12 +56,13 @@ def _cost_row(one: PolicyResult) -> tuple[str, ...]:
 def _scores(comparison: Comparison, name: str) -> Table:
     kind, shown = kind_of(name), [one for one in comparison.policies if name in one.results]
     has_differences = any(one.results[name].difference for one in shown)
-    title = name + (", against the unpruned picture" if kind.needs_twin else "")
+    unit = f" ({kind.unit.strip()})" if kind.unit else ""
+    title = f"{name}{unit}{', against the unpruned picture' if kind.needs_twin else ''}"
     columns = ("policy", "mean [95 %]")
     if has_differences:
-        unit = "points" if kind.is_verdict else "gain"
+        gain = "points" if kind.is_verdict else "gain"
         p = "p, adjusted" if comparison.adjusted else "p"
-        columns += (f"{unit} to {comparison.reference} [95 %]", "better", "equal", "worse", p, "no loss")
+        columns += (f"{gain} to {comparison.reference} [95 %]", "better", "equal", "worse", p, "no loss")
     rows = [(one.policy.label, _estimate(kind, one.results[name].mean)) for one in shown]
     if has_differences:
         rows = [
@@ -92,7 +93,9 @@ def _estimate(kind: ScorerKind, found: Estimate, sign: str = "") -> str:
 
 
 def _by_tag(comparison: Comparison) -> Iterator[Table]:
-    for name in comparison.scorers:
+    """Means by tag: of verdicts, whose tags differ most; of numbers where there are none."""
+    names = [name for name in comparison.scorers if kind_of(name).is_verdict] or list(comparison.scorers)[:1]
+    for name in names:
         shown = [one for one in comparison.policies if name in one.results]
         tags = list(shown[0].results[name].by_tag) if shown else []
         if tags:
@@ -120,7 +123,8 @@ def _sentence(comparison: Comparison, name: str, one: PolicyResult) -> str:
     label = one.policy.label
     if found.estimate.low is None or found.estimate.high is None:
         return f"{label}: too few prompts to say anything of {name}"
-    interval = f"95 % interval {_signed(kind, found.estimate.low)} to {_signed(kind, found.estimate.high)}"
+    low = f"{kind.scale * found.estimate.low:+.{kind.digits}f}"
+    interval = f"95 % interval {low} to {_signed(kind, found.estimate.high)}"
     if label == NULL:
         return f"{label}: other seeds alone move {name} by {_signed(kind, found.estimate.value)} ({interval})"
     moved = f"{name} {_signed(kind, found.estimate.value)} against {reference}, {interval}"
@@ -159,8 +163,8 @@ def notes(comparison: Comparison) -> list[str]:
     if has_tags and numbered is None:
         weighting += ", as some tags have too few prompts to be resampled alone"
     found = [
-        f"{settings.benchmark}: {drawn}, {settings.images} pictures each from seed {settings.seed}, "
-        f"{settings.picture_format}; {settings.model} {settings.bundle[:16]}, {settings.backend}, "
+        f"{settings.benchmark}: {drawn}, {settings.images} picture{'s' * (settings.images > 1)} each, seeds from "
+        f"{settings.seed}, {settings.picture_format}; {settings.model} {settings.bundle[:16]}, {settings.backend}, "
         f"{settings.precision}, {settings.device}",
         f"intervals hold 95 %: prompts resampled {comparison.resamples:,} times from seed {comparison.seed}; "
         f"{weighting}; of verdicts at least as wide as score intervals",

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .scenes import COLOURS, KINDS, RELATIONS, Background, Scene, Shape
+from .scenes import COLOURS, GROUNDS, KINDS, RELATIONS, Background, Scene, Shape
 
 CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
 
@@ -137,11 +137,16 @@ def sample_prompt(category: str, rng: np.random.Generator) -> Prompt:
 
 
 def framed(prompt: Prompt, rng: np.random.Generator) -> Prompt:
-    """The prompt within a sentence, as captions are: "a picture of a circle", "there are two red circles"."""
+    """The prompt within a sentence, as captions are: "a picture of a circle", "we see a star on a grey background".
+
+    Claims say nothing of the background, and four in ten prompts name one.
+    """
     opening = _pick(rng, [words for words in _OPENINGS if words])
     if opening == "there is " and (prompt.count or 1) > 1:
         opening = "there are "
-    return replace(prompt, text=opening + prompt.text)
+    plain = Background("plain", _pick(rng, list(GROUNDS)), "")
+    ground = f" {_ground_words(plain, rng)}" if rng.random() < 0.4 else ""
+    return replace(prompt, text=f"{opening}{prompt.text}{ground}")
 
 
 def prompts_of(scene: Scene) -> list[Prompt]:

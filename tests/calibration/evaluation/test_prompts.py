@@ -21,9 +21,9 @@ def test_the_benchmark_of_shapes() -> None:
     tags = Counter(prompt.tag for prompt in benchmark.prompts)
     assert len(benchmark.prompts) == len({prompt.text for prompt in benchmark.prompts}) == 500
     assert set(tags) == set(CATEGORIES)
-    assert min(tags.values()) >= 25
+    assert set(tags.values()) == {83, 84}
     assert lines_hash(benchmark.prompts) == lines_hash(shapes().prompts)
-    assert len({prompt.tag for prompt in benchmark.prompts[:20]}) == len(CATEGORIES)  # also of the first few
+    assert len({prompt.tag for prompt in benchmark.prompts[:6]}) == len(CATEGORIES)  # also of the first few
 
 
 def test_its_prompts_are_not_those_of_calibration() -> None:
