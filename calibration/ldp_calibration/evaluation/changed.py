@@ -67,11 +67,12 @@ def write_sheet(comparison: Comparison, path: Path) -> bool:
     scorer = verdict_scorer(comparison)
     if scorer is None:
         return False
-    parts = [
-        _policy(comparison, scorer, one)
-        for one in comparison.policies
+    shown = [
+        one
+        for one in sorted(comparison.policies, key=lambda one: one.policy.other_seeds)  # the null run comes last
         if one.policy.label != comparison.reference and scorer in one.results
     ]
+    parts = [_policy(comparison, scorer, one) for one in shown]
     title = escape(f"{comparison.run.settings.benchmark}: verdicts of {scorer} that changed")
     # Nothing is loaded but the pictures beside the page, and no script runs.
     policy = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"

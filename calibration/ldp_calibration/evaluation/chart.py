@@ -25,7 +25,7 @@ def draw_chart(comparison: Comparison, path: Path) -> None:
     measured = all(one.cost.speedup or one.policy.label == comparison.reference for one in comparison.policies)
     for axis, name in zip(axes[0], names, strict=True):
         _panel(axis, comparison, name, measured)
-    against = f"than {comparison.reference}"
+    against = f"than {'unpruned' if comparison.reference == UNPRUNED else comparison.reference}"
     figure.supxlabel(f"times faster {against}, while drawing" if measured else f"times fewer operations {against}")
     with written_result(path) as scratch:
         figure.savefig(scratch, dpi=110, format=path.suffix.removeprefix(".") or "png")
@@ -51,8 +51,9 @@ def _panel(axis: Any, comparison: Comparison, name: str, measured: bool) -> None
             ms=6,
             lw=0.9,
         )
+        place = (6, -12) if one.policy.label == NULL else (6, 5)  # it lies where the unpruned one does
         axis.annotate(
-            one.policy.label, (x[0], kind.scale * mean.value), fontsize=8, xytext=(6, 5), textcoords="offset points"
+            one.policy.label, (x[0], kind.scale * mean.value), fontsize=8, xytext=place, textcoords="offset points"
         )
     drawn = [i for i, one in enumerate(shown) if one.policy.label != NULL]
     best = [drawn[i] for i in front([points[i] for i in drawn])]
