@@ -140,7 +140,8 @@ def _sentence(comparison: Comparison, name: str, one: PolicyResult) -> str:
     needed = "" if found.needed is None else f"; if it loses nothing, {found.needed:,} prompts would show it"
     worse = f"{label} loses: " if found.estimate.high < 0 else f"{label} is not shown to be non-inferior: "
     count = f" (here {found.signs.count:,}; four runs in five)" if needed else ""
-    return f"{worse}{moved}; a loss of {margin} is not ruled out{needed}{count}"
+    adjusted = ", adjusted for the number of policies" if found.estimate.low > -found.margin else ""
+    return f"{worse}{moved}; a loss of {margin} is not ruled out{adjusted}{needed}{count}"
 
 
 def _signed(kind: ScorerKind, value: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from helpers.evaluation import tree
+from helpers.var_samples import VAR_MODELS, build_var_bundle
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.errors import ConfigError, IntegrityError
 from PIL import Image
@@ -168,6 +169,21 @@ def test_mistakes_with_a_run(generate: list[object]) -> None:
     for text in ("psnr", "psnr=", "psnr=-1", "ssim=1", "psnr=nan"):
         assert "cannot read the margin" in run("compare", folder, "--scorer", "psnr", "--margin", text).output
     assert "did you mean 'compare'" in run("compair", folder).output
+
+
+def test_classes(tmp_path: Path) -> None:
+    """Models that read no text draw a file of class numbers."""
+    bundle = build_var_bundle(VAR_MODELS["one phi, three scales"].write(tmp_path / "sources"), tmp_path / "bundle")
+    classes, given = tmp_path / "classes.txt", ["generate", bundle.folder, "--output", tmp_path / "run"]
+    for text, hint in (("a dog", "write numbers"), ("99999", "its")):
+        classes.write_text(f"{text}\n")
+        refused = run(*given, "--benchmark", classes)
+        assert refused.exit_code == ConfigError.exit_code
+        assert hint in refused.output
+    classes.write_text("1\n0\n")
+    assert answer(*given, "--benchmark", classes, "--threads", 1, "--no-null")["drawn"] == 2
+    record = json.loads((tmp_path / "run/images/none/00000/index.jsonl").read_text())
+    assert (record["text"], record["seed"]) == ("1", 0)
 
 
 def test_folders(tmp_path: Path) -> None:
