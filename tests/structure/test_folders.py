@@ -46,8 +46,8 @@ FLOORS = (
     "ldp_export.bench.worker",
     "ldp_export.bench",
     "ldp_export.cli.arguments",
-    "ldp_export.cli",
     "ldp_export.cli.evaluate",
+    "ldp_export.cli",
 )
 
 

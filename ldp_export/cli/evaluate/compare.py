@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldp_export.cli.arguments.command import Command
-from ldp_export.cli.options import as_json, print_json
+from ldp_export.cli.arguments.options import as_json, print_json
 
 if TYPE_CHECKING:
     from ldp_calibration.evaluation.compare import Comparison

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ldp_export.cli.arguments.command import Command
-from ldp_export.cli.options import as_json, print_json
+from ldp_export.cli.arguments.options import as_json, print_json
 
 
 @click.command(

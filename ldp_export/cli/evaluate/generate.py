@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldp_export.cli.arguments.command import Command
+from ldp_export.cli.arguments.options import (
+    POLICY_HELP,
+    as_json,
+    bundle_argument,
+    device_option,
+    print_json,
+    threads_option,
+)
 from ldp_export.cli.arguments.outputs import check_folder
 from ldp_export.cli.evaluate.progress import duration, shown_count
-from ldp_export.cli.options import POLICY_HELP, as_json, bundle_argument, device_option, print_json, threads_option
 
 if TYPE_CHECKING:
     from ldp_calibration.evaluation.draw import Plan

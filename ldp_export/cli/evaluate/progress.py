@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from ldp_export.cli.options import shown_progress
+from ldp_export.cli.arguments.options import shown_progress
 from ldp_export.progress import ProgressEvent
 
 #: Seconds between two reports to programs.
