@@ -79,7 +79,7 @@ def test_the_steps(generate: list[object]) -> None:
     assert (folder / "compare/changed.html").read_text().startswith("<!doctype html>")
     page = (folder / "compare" / "compare.md").read_text()
     shown = run("compare", folder, "--resamples", 1000, "--margin", "shapes=5", "--reference", "ld").stdout
-    for text in ("none:skip_last=1", "times faster", "psnr, against the unpruned picture", "in words"):
+    for text in ("none:skip_last=1", "times faster", "psnr (db), against the unpruned picture", "in words"):
         assert text in page.lower()
     assert "a loss of 5 points" in shown
     assert "compare.md, compare.json, chart.png, changed.html" in shown
