@@ -170,10 +170,10 @@ def score(
         with full_disk_is_typed(run.folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
+            settings = json.dumps(scorer.settings, indent=1).encode()
             if replace:
-                for path in folder.glob("*.jsonl"):
-                    path.unlink()
-            write_durably(folder / SETTINGS, json.dumps(scorer.settings, indent=1).encode())
+                _remove_scores(run, scorer, settings, labels)
+            write_durably(folder / SETTINGS, settings)
             for policy in scored_policies(run, scorer.kind.needs_twin, labels):
                 with appended(_file(run, scorer.name, policy)) as add:
                     for picture in found.missing[policy.label]:
@@ -185,6 +185,14 @@ def score(
                 _sort(run, scorer, policy, found)
         report(done, found.left, "")
         return found
+
+
+def _remove_scores(run: Run, scorer: Scorer, settings: bytes, labels: Sequence[str]) -> None:
+    """Deletes the scores that are to be replaced: of some policies, or of all where the version is another."""
+    path = scores_folder(run, scorer.name) / SETTINGS
+    is_same = path.is_file() and path.read_bytes() == settings
+    for policy in scored_policies(run, scorer.kind.needs_twin, labels if is_same else ()):
+        _file(run, scorer.name, policy).unlink(missing_ok=True)
 
 
 def score_picture(scorer: Scorer, picture: Picture, twins: Twins, run: Run) -> float:

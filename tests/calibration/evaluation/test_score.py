@@ -138,6 +138,15 @@ def test_scores_of_another_version_are_not_mixed(run: Run) -> None:
         score(run, scorer)
 
 
+def test_scores_of_some_policies_are_replaced_alone(run: Run) -> None:
+    scorer = open_scorer("shapes")
+    score(run, scorer)
+    whole = tree(run.folder, SCORES)
+    plan = score(run, scorer, ["ld"], replace=True)
+    assert (plan.left, plan.there) == (16, 0)
+    assert tree(run.folder, SCORES) == whole
+
+
 def test_damaged_scores_are_made_again(run: Run) -> None:
     score(run, open_scorer("shapes"))
     whole, path = tree(run.folder, SCORES), run.folder / SCORES / "shapes" / "none.jsonl"
