@@ -137,11 +137,13 @@ def _sentence(comparison: Comparison, name: str, one: PolicyResult) -> str:
         return f"{label} is non-inferior to {reference}: {moved}; a loss of {margin} or more is ruled out"
     if found.estimate.high <= -found.margin:
         return f"{label} is worse than {reference}: {moved}, a loss of {margin} or more"
+    if found.estimate.high < 0:
+        return f"{label} loses: {moved}; a loss of {margin} is not ruled out"
     needed = "" if found.needed is None else f"; if it loses nothing, {found.needed:,} prompts would show it"
-    worse = f"{label} loses: " if found.estimate.high < 0 else f"{label} is not shown to be non-inferior: "
     count = f" (here {found.signs.count:,}; four runs in five)" if needed else ""
     adjusted = ", adjusted for the number of policies" if found.estimate.low > -found.margin else ""
-    return f"{worse}{moved}; a loss of {margin} is not ruled out{adjusted}{needed}{count}"
+    unsure = f"{label} is not shown to be non-inferior: {moved}; a loss of {margin} is not ruled out"
+    return unsure + adjusted + needed + count
 
 
 def _signed(kind: ScorerKind, value: float) -> str:
