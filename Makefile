@@ -12,6 +12,7 @@ comma := ,
 space := $(subst ,, )
 BUNDLE ?= bundles/infinity-shapes
 OUT ?= demo-out
+RUN ?= $(OUT)/shapes
 POLICY ?= ld
 CASES ?= 100
 MINUTES ?= 15
@@ -28,7 +29,7 @@ ENVIRONMENTS ?= python3.11,torch==2.11.0 python3.11,torch==2.13.0 python3.12,tor
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo bench bench-policies bench-random results ablation docs site test test-all triton-test fuzz soak gpu-test soak-serve load-serve lint release clean
+.PHONY: setup demo evaluate bench bench-policies bench-random results ablation docs site test test-all triton-test fuzz soak gpu-test soak-serve load-serve lint release clean
 
 setup: $(READY)
 
@@ -50,6 +51,15 @@ demo: $(RUNS)
 	$(BIN)/ldp-export build --output $(BUNDLE)
 	$(BIN)/ldp-export explain $(BUNDLE) $(PROMPTS) --policy $(POLICY) --seed 1 --overwrite --output $(OUT)/pruning.png
 	$(BIN)/ldp-export bench $(BUNDLE) --policy ld-paper --policy ld-skip-2 --policy $(POLICY) --repeats 5 --overwrite --output $(OUT)/bench.json
+
+# Quality, judged in pairs: the embedded model's benchmark of 500 prompts, unpruned, with other seeds, by the named
+# policies and by two controls. It resumes; RUN holds a table, a chart, and the pictures whose verdict changed.
+evaluate: $(RUNS)
+	$(BIN)/ldp-export build --output $(BUNDLE)
+	$(BIN)/ldp-export evaluate generate $(BUNDLE) --benchmark shapes --workers $(WORKERS) --output $(RUN) \
+		--policy ld --policy ld-fast --policy ld-paper --policy none:skip_last=1 --policy none:stop=4
+	$(BIN)/ldp-export evaluate score $(RUN)
+	$(BIN)/ldp-export evaluate compare $(RUN)
 
 # The committed results: policies of the paper, what calibration found better, and the controls.
 bench: $(RUNS)

@@ -42,15 +42,27 @@ class _Recorder(click.HelpFormatter):
 def text() -> str:
     """The page as Markdown: the whole program first, then each verb in the order of its help."""
     root = click.Context(main, info_name="ldp-export", **main.context_settings)
-    verbs = [(name, main.get_command(root, name)) for name in main.list_commands(root)]
     parts = [_INTRODUCTION.rstrip(), *_described(main.help), _options(main, root)]
-    for name, command in verbs:
+    for name in main.list_commands(root):
+        command = main.get_command(root, name)
         assert command is not None
-        context = click.Context(command, info_name=name, parent=root)
-        usage = " ".join(["ldp-export", name, *command.collect_usage_pieces(context)])
-        parts += [f"## {name}", f"    {usage}", *_described(command.help), _options(command, context)]
-        parts += _described(command.epilog)
+        parts += _command("##", name, command, root)
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _command(heading: str, name: str, command: click.Command, parent: click.Context) -> list[str]:
+    """Parts of a command, and of its steps if it is a group of them."""
+    context = click.Context(command, info_name=name, parent=parent)
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    title = context.command_path.removeprefix("ldp-export ")
+    parts = [f"{heading} {title}", f"    {usage}", *_described(command.help), _options(command, context)]
+    parts += _described(command.epilog)
+    if isinstance(command, click.Group):
+        for step in command.list_commands(context):
+            found = command.get_command(context, step)
+            assert found is not None
+            parts += _command(f"{heading}#", step, found, context)
+    return parts
 
 
 def _options(command: click.Command, context: click.Context) -> str:

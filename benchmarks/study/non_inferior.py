@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,8 @@ from typing import Any
 import numpy as np
 from ldp_calibration.cost import full_flops, trace_flops
 from ldp_calibration.fidelity import psnr_db
+from ldp_calibration.processes import in_processes
+from ldp_calibration.resumable import appended, read_entries
 from ldp_calibration.shapes import CATEGORIES, Prompt, sample_prompt
 from ldp_calibration.shapes.evaluator import judge
 from ldp_calibration.stats import Interval, mean_interval
@@ -106,19 +106,15 @@ def _row(index: int, policies: Sequence[str]) -> Row:
 
 def measure(bundle: Path, first: int, policies: Sequence[str], work: Path, workers: int) -> list[Row]:
     """Rows of all prompts, appended to `work` line by line; a run that was interrupted goes on."""
-    lines = work.read_text().splitlines() if work.exists() else []
-    rows = {row.prompt: row for row in (Row(**json.loads(line)) for line in lines if line.endswith("}"))}
+    rows = {row.prompt: row for row in (Row(**entry) for entry in read_entries(work))}
     rows = {index: row for index, row in rows.items() if set(policies) <= set(row.accepted)}
-    missing = [i for i in range(PROMPTS) if first + i not in rows]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _open, (bundle, first, PROMPTS)) as pool, work.open("a") as file:
-        waiting = [pool.submit(_row, i, policies) for i in missing]
-        for done, future in enumerate(as_completed(waiting), start=1):
-            row = future.result()
+    tasks = [(i, policies) for i in range(PROMPTS) if first + i not in rows]
+    with appended(work) as add:
+        drawn = in_processes(workers, _open, (bundle, first, PROMPTS), _row, tasks)
+        for done, row in enumerate(drawn, start=1):
             rows[row.prompt] = row
-            file.write(json.dumps(asdict(row)) + "\n")
-            file.flush()
-            print(f"\r{done}/{len(missing)}", end="", flush=True)
+            add(asdict(row))
+            print(f"\r{done}/{len(tasks)}", end="", flush=True)
     print()
     return [rows[first + i] for i in range(PROMPTS)]
 

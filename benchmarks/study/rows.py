@@ -7,17 +7,16 @@ on a quiet machine. Rows are kept line by line, so an interrupted study goes on.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from ldp_calibration.cost import full_flops, trace_flops
 from ldp_calibration.fidelity import psnr_db, ssim_map
+from ldp_calibration.processes import in_processes
+from ldp_calibration.resumable import appended, read_entries
 from ldp_calibration.shapes import CATEGORIES, Prompt, sample_prompt
 from ldp_calibration.shapes.evaluator import judge, object_mask
 from ldp_runtime.bundle.saved_policies import resolve_policy
@@ -97,28 +96,20 @@ def study(
     known = {(row.policy, row.prompt): row for row in read_rows(work, setting)}
     missing = {i: [p for p in policies if (p, i) not in known] for i in range(setting.prompts)}
     tasks = [(i, wanted) for i, wanted in missing.items() if wanted]
-    work.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open, (bundle, setting)) as pool,
-        work.open("a") as file,
-    ):
-        waiting = [pool.submit(_rows, *task) for task in tasks]
-        for done, future in enumerate(as_completed(waiting), start=1):
-            for row in future.result():
+    with appended(work) as add:
+        done = setting.prompts - len(tasks)
+        for rows in in_processes(workers, _open, (bundle, setting), _rows, tasks):
+            for row in rows:
                 known[row.policy, row.prompt] = row
-                file.write(json.dumps({"key": setting.key, **asdict(row)}) + "\n")
-            file.flush()
-            report(setting.prompts - len(tasks) + done, setting.prompts, "prompts drawn by every policy")
+                add({"key": setting.key, **asdict(row)})
+            done += 1
+            report(done, setting.prompts, "prompts drawn by every policy")
     return {policy: [known[policy, i] for i in range(setting.prompts)] for policy in policies}
 
 
 def read_rows(work: Path, setting: Setting) -> Iterator[Row]:
-    """Rows of an earlier run of the same setting; a half-written last line is passed over."""
-    for line in work.read_text().splitlines() if work.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
+    """Rows of an earlier run of the same setting."""
+    for entry in read_entries(work):
         if entry.pop("key", None) == setting.key:
             yield Row(**entry | {"kept": tuple(entry["kept"])})
 

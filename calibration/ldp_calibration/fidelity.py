@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from ldp_runtime.installation import install
 
 #: Decibels reported for images that are (nearly) equal: a mean must not depend on a few perfect images.
 PSNR_CAP = 60.0
-#: torchvision's file of the network whose features LPIPS compares.
-LPIPS_WEIGHTS = "vgg16-397923af.pth"
 
 
 def psnr_db(image: np.ndarray, reference: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -38,40 +35,32 @@ def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
         raise ConfigError("SSIM needs torchmetrics", hint=install("eval")) from error
-    import torch
-
-    a, b = (torch.from_numpy(np.asarray(x, dtype=np.float32)).permute(2, 0, 1)[None] for x in (image, reference))
-    result: Any = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)  # pyright: ignore
+    result: Any = structural_similarity_index_measure(  # pyright: ignore
+        as_tensor(image), as_tensor(reference), data_range=1.0, return_full_image=True
+    )
     return result[1][0].permute(1, 2, 0).numpy()
 
 
-def lpips(image: np.ndarray, reference: np.ndarray) -> float:
+def lpips(image: np.ndarray, reference: np.ndarray, weights: Path | None = None) -> float:
     """Learned perceptual distance (VGG) of two images [H, W, 3] in [0, 1]; lower is nearer.
+
+    Args:
+        weights: torchvision's file of the network's weights; None: where torchvision itself would put it.
 
     Raises:
         ConfigError: the library or the weights of the network are not on this machine. Nothing is downloaded.
+        IntegrityError: the weights are others.
     """
     import torch
 
-    a, b = (torch.from_numpy(np.asarray(x, dtype=np.float32)).permute(2, 0, 1)[None] for x in (image, reference))
-    with torch.no_grad():
-        return float(_lpips_network()(a, b))
+    from ldp_calibration.perceptual import VGG_WEIGHTS, load_distance
+
+    distance = load_distance(weights or Path(torch.hub.get_dir()) / "checkpoints" / VGG_WEIGHTS)
+    return float(distance(as_tensor(image), as_tensor(reference)))
 
 
-@lru_cache(maxsize=1)
-def _lpips_network() -> Any:
-    try:
-        import torch
-        import torchvision  # noqa: F401  # pyright: ignore
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-    except ImportError as error:
-        raise ConfigError(
-            f"LPIPS needs torchmetrics and torchvision: {error}", hint="pip install torchmetrics torchvision"
-        ) from error
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
-    if not weights.is_file():
-        raise ConfigError(
-            f"the weights of LPIPS's network are not there: {weights}",
-            hint="copy torchvision's VGG-16 weights to that path, or choose psnr or ssim",
-        )
-    return LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True)
+def as_tensor(image: np.ndarray) -> Any:
+    """An image [H, W, 3] as a tensor [1, 3, H, W]."""
+    import torch
+
+    return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1)[None]

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ldp_runtime.bundle.manifest import Manifest
@@ -20,6 +19,7 @@ from ldp_runtime.pruning.parse import parse_policy
 from ldp_calibration.budget import LOWER_IS_BETTER, Budget
 from ldp_calibration.cost import full_flops, trace_flops
 from ldp_calibration.fidelity import lpips, psnr_db, ssim
+from ldp_calibration.resumable import appended, read_entries
 from ldp_calibration.stats import Bound, bound
 
 
@@ -123,9 +123,8 @@ class Bench:
             trace.stopped_after,
         )
         self._known[policy, prompt] = measured
-        self._work.parent.mkdir(parents=True, exist_ok=True)
-        with self._work.open("a") as file:
-            file.write(json.dumps({"key": self._key, **measured.__dict__}) + "\n")
+        with appended(self._work) as add:
+            add({"key": self._key, **measured.__dict__})
         return measured
 
     def _draw(self, policy: str, prompt: int) -> tuple[np.ndarray, Trace]:
@@ -144,14 +143,8 @@ def prompts_hash(prompts: Sequence[Condition]) -> str:
 
 
 def _read(work: Path, key: str) -> Iterable[Measured]:
-    """Measurements of an earlier, perhaps interrupted search; a half-written last line is skipped."""
-    if not work.exists():
-        return
-    for line in work.read_text().splitlines():
-        try:
-            entry: dict[str, Any] = json.loads(line)
-        except ValueError:
-            continue
+    """Measurements of an earlier, perhaps interrupted search."""
+    for entry in read_entries(work):
         if entry.pop("key", None) == key:
             entry["kept"] = tuple(entry["kept"])
             yield Measured(**entry)

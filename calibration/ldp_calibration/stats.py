@@ -43,7 +43,7 @@ def percentile(values: Sequence[float], q: float) -> float:
 def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Mean of values (of paired differences, say) with its two-sided 95 % bootstrap interval, seeded."""
     array = np.asarray(values, dtype=np.float64)
-    low, high = np.percentile(_resampled_means(array, seed, resamples), [2.5, 97.5])
+    low, high = np.percentile(resampled_means(array, seed, resamples), [2.5, 97.5])
     return float(array.mean()), float(low), float(high)
 
 
@@ -56,13 +56,24 @@ def bound(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES, up
     if not values:
         raise InternalError("no values to take a mean of")
     array = np.asarray(values, dtype=np.float64)
-    limit = float(np.percentile(_resampled_means(array, seed, resamples), 95 if upper else 5))
+    limit = float(np.percentile(resampled_means(array, seed, resamples), 95 if upper else 5))
     return Bound(float(array.mean()), limit, float(np.percentile(array, 5)), len(array))
 
 
-def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    return values[draws].mean(axis=1)
+def resampled_means(
+    values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, strata: np.ndarray | None = None
+) -> np.ndarray:
+    """Means of values that are drawn anew [resamples].
+
+    Args:
+        strata: group of each value. Values are then drawn anew within each group, and the groups' means count alike.
+    """
+    rng = np.random.default_rng(seed)
+    total = np.zeros(resamples)
+    groups = [values] if strata is None else [values[strata == group] for group in np.unique(strata)]
+    for group in groups:
+        total += group[rng.integers(len(group), size=(resamples, len(group)))].mean(axis=1)
+    return total / len(groups)
 
 
 def geometric_mean(ratios: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:

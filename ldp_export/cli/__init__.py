@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -12,15 +11,15 @@ import threading
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import click
 from ldp_runtime.disk import is_full
-from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, InternalError, LdpError, suggestion
+from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, InternalError, LdpError
 from ldp_runtime.installation import install
 from ldp_runtime.telemetry import without_telemetry
 
 from ldp_export import __version__
+from ldp_export.cli.arguments.command import Verbs
 
 _VERBS = (
     "build",
@@ -34,6 +33,7 @@ _VERBS = (
     "upgrade",
     "bench",
     "bench-compare",
+    "evaluate",
     "models",
     "fetch",
     "convert",
@@ -62,21 +62,8 @@ _EXTRAS = {
 }
 
 
-class _Verbs(click.Group):
-    """Group of all verbs: imports a verb's module when it is asked for, and turns typed errors into exit codes."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _VERBS:
-            return None
-        return importlib.import_module(f"ldp_export.cli.{cmd_name.replace('-', '_')}").command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in _VERBS and not args[0].startswith("-"):
-            raise click.UsageError(f"there is no verb {args[0]!r}; {suggestion(args[0], _VERBS)}See --help.", ctx)
-        return super().resolve_command(ctx, args)
+class _Program(Verbs):
+    """Group of all verbs, which turns typed errors into exit codes."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -141,7 +128,10 @@ def _say(error: LdpError) -> None:
 
 
 @click.command(
-    cls=_Verbs,
+    cls=_Program,
+    package=__name__,
+    verbs=_VERBS,
+    kind="verb",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:

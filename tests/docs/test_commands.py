@@ -38,6 +38,17 @@ def commands(page: Path) -> list[str]:
     return [*blocks, *(text for text in named if len(text.split()) > 2)]
 
 
+def verbs() -> dict[str, list[click.Command]]:
+    """Commands of each verb: itself, or its steps."""
+    root, found = click.Context(main, info_name=PROGRAM), dict[str, list[click.Command]]()
+    for verb in main.list_commands(root):
+        command = main.get_command(root, verb)
+        assert command is not None
+        steps = command.list_commands(root) if isinstance(command, click.Group) else []
+        found[verb] = [command, *(command.get_command(root, step) for step in steps)]  # pyright: ignore
+    return found
+
+
 def complaint(line: str) -> str | None:
     """The reason why a command line cannot be parsed; None if it can."""
     words = shlex.split(line, comments=True)[1:]
@@ -51,6 +62,11 @@ def complaint(line: str) -> str | None:
     command = main.get_command(root, verb)
     if command is None:
         return f"there is no verb {verb}"
+    if isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+        root, step, arguments = click.Context(command, info_name=verb, parent=root), arguments[0], arguments[1:]
+        command, verb = command.get_command(root, step), f"{verb} {step}"
+        if command is None:
+            return f"there is no step {verb}"
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | flags
     unknown = {word.partition("=")[0] for word in arguments if word.startswith("-")} - known
     if unknown:
@@ -78,14 +94,14 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("page", shown_pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_in_prose_exist(page: Path) -> None:
     """Options in backticks belong to some verb; with the verb before them, to that one."""
-    root = click.Context(main, info_name=PROGRAM)
     options = {
         verb: {
             word
-            for parameter in main.get_command(root, verb).params
+            for one in commands
+            for parameter in one.params
             for word in (*parameter.opts, *parameter.secondary_opts)
-        }  # pyright: ignore[reportOptionalMemberAccess]
-        for verb in main.list_commands(root)
+        }
+        for verb, commands in verbs().items()
     }
     anywhere = set().union(*options.values())
     wrong = []
@@ -103,6 +119,9 @@ def test_options_in_prose_exist(page: Path) -> None:
         ('ldp-export generate bundles/shapes "a red circle" --policy ld --output circle.png   # a comment', None),
         ("ldp-export --help", None),
         ("ldp-export draw bundles/shapes", "there is no verb draw"),
+        ("ldp-export evaluate draw runs/shapes", "there is no step evaluate draw"),
+        ("ldp-export evaluate compare runs/shapes --colour red", "evaluate compare has no --colour"),
+        ("ldp-export evaluate score", "Missing argument 'RUN'."),
         ("ldp-export build --colour red", "build has no --colour"),
         ("ldp-export inspect", "Missing argument 'BUNDLE'."),
         ("ldp-export build --chunk many", "Invalid value for '--chunk': 'many' is not a valid integer."),

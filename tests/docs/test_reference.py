@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import click
 import ldp_runtime
 import pytest
 from helpers.markdown import DOCS, anchors
@@ -29,7 +30,12 @@ def test_every_option_is_in_its_verbs_part(written: dict[str, str]) -> None:
     parts = dict(part.split("\n", 1) for part in written["cli.md"].split("\n## ")[1:])
     for verb in main.list_commands(None):  # pyright: ignore[reportArgumentType]
         command = main.get_command(None, verb)  # pyright: ignore[reportArgumentType]
-        shown = [p for p in command.params if p.param_type_name == "option" and not getattr(p, "hidden", False)]
-        assert shown or verb == "models"
-        for option in shown:
-            assert all(f"{word}" in parts[verb] for word in option.opts), (verb, option.opts)
+        steps = [
+            command.get_command(None, step)
+            for step in (command.list_commands(None) if isinstance(command, click.Group) else ())
+        ]
+        for one in [command, *steps]:
+            shown = [p for p in one.params if p.param_type_name == "option" and not getattr(p, "hidden", False)]
+            assert shown or verb in ("models", "evaluate")
+            for option in shown:
+                assert all(f"{word}" in parts[verb] for word in option.opts), (verb, option.opts)

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from ldp_runtime.disk import write_durably
 
-KINDS = ("bundles", "checkpoints", "listings", "kills", "requests")
+KINDS = ("bundles", "checkpoints", "listings", "kills", "requests", "evaluations")
 #: Far above what any case takes, also on a slow machine.
 SECONDS_PER_CASE = 300.0
 #: Far above what the start of a process takes, samples included.

@@ -67,20 +67,20 @@ def _run(case: Case, root: Path) -> Outcome:
     for stage in (root / "stages").glob(f"{case.again}-*" if case.again else "-"):
         shutil.rmtree(stage)
     victim = 1 + int(case.share * _calls(case.again))
-    died = _in_a_child(lambda: _build_until(second, root, victim))
+    died = in_a_child(lambda: _build_until(second, root, victim))
     if died not in (-signal.SIGKILL, 0):
         return "untyped"
     served = open_bundle(root)
     if served.state != "verified" or served.folder.name not in after:
         return "wrong accepted"
-    if _in_a_child(lambda: build(plan(second, root))) != 0:
+    if in_a_child(lambda: build(plan(second, root))) != 0:
         return "right refused"
     names = {path.name for path in (root / VERSIONS).iterdir()}
     whole = open_bundle(root).folder.name == after[1] and names == set(after)
     return "right" if whole and not list(root.rglob(f"{SCRATCH}*")) else "wrong accepted"
 
 
-def _in_a_child(work: Callable[[], object]) -> int:
+def in_a_child(work: Callable[[], object]) -> int:
     """Exit status of work in a forked process; negative if a signal ended it."""
     child = os.fork()
     if child == 0:
@@ -94,12 +94,12 @@ def _in_a_child(work: Callable[[], object]) -> int:
 
 def _build_until(sources: Sources, root: Path, victim: int) -> None:
     """Builds, and dies before the call of that number."""
-    counter = _Counter(root)
+    counter = Counter(root)
     counter.victim = victim
     build(plan(sources, root))
 
 
-class _Counter:
+class Counter:
     """Counts the calls that change something below a folder; kills its process before one of them."""
 
     def __init__(self, root: Path) -> None:
@@ -108,7 +108,7 @@ class _Counter:
         fsync = os.fsync
 
         def counted(descriptor: int) -> None:
-            self._tick()
+            self.tick()
             fsync(descriptor)
 
         os.fsync = counted  # the one call that Python does not announce
@@ -121,9 +121,9 @@ class _Counter:
         else:
             paths = tuple(arguments[i] for i in _CHANGES.get(event, ()))
         if any(isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self.root) for path in paths):
-            self._tick()
+            self.tick()
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
         self.count += 1
         if self.count == self.victim:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -172,10 +172,10 @@ def _calls(again: str) -> int:
             shutil.rmtree(stage)
 
         def count() -> None:
-            counter = _Counter(root)
+            counter = Counter(root)
             build(plan(_two_sources()[1], root))
             note.write_text(str(counter.count))
 
-        assert _in_a_child(count) == 0
+        assert in_a_child(count) == 0
         shutil.rmtree(root.parent)
     return int(note.read_text())

@@ -28,6 +28,7 @@ FLOORS = (
     "ldp_serving.ray_app",
     "ldp_calibration.shapes",
     "ldp_calibration",
+    "ldp_calibration.evaluation",
     "ldp_export",
     "ldp_export.models",
     "ldp_export.checkpoints",
@@ -45,6 +46,7 @@ FLOORS = (
     "ldp_export.bench.worker",
     "ldp_export.bench",
     "ldp_export.cli.arguments",
+    "ldp_export.cli.evaluate",
     "ldp_export.cli",
 )
 

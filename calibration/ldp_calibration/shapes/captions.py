@@ -5,12 +5,12 @@ was drawn and an image in which the evaluator found shapes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from .scenes import COLOURS, KINDS, RELATIONS, Background, Scene, Shape
+from .scenes import COLOURS, GROUNDS, KINDS, RELATIONS, Background, Scene, Shape
 
 CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
 
@@ -134,6 +134,19 @@ def sample_prompt(category: str, rng: np.random.Generator) -> Prompt:
         text = f"{article(first.colour or '')} {first.kind} and {article(second.colour or '')} {second.kind}"
         return Prompt(category, text, (first, second))
     raise ValueError(f"category {category!r} is unknown; the categories are {', '.join(CATEGORIES)}")
+
+
+def framed(prompt: Prompt, rng: np.random.Generator) -> Prompt:
+    """The prompt within a sentence, as captions are: "a picture of a circle", "we see a star on a grey background".
+
+    Claims say nothing of the background, and four in ten prompts name one.
+    """
+    opening = _pick(rng, [words for words in _OPENINGS if words])
+    if opening == "there is " and (prompt.count or 1) > 1:
+        opening = "there are "
+    plain = Background("plain", _pick(rng, list(GROUNDS)), "")
+    ground = f" {_ground_words(plain, rng)}" if rng.random() < 0.4 else ""
+    return replace(prompt, text=f"{opening}{prompt.text}{ground}")
 
 
 def prompts_of(scene: Scene) -> list[Prompt]:

@@ -1,12 +1,14 @@
-"""Command of a verb: shows its options in groups, and still takes the names that they had before."""
+"""Commands: groups of verbs, and the command of a verb, which groups its options and takes their older names."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
+from ldp_runtime.errors import suggestion
 
 from ldp_export.cli.arguments import settings
 
@@ -46,6 +48,34 @@ def grouped(title: str, *options: Decorator) -> Decorator:
         return function
 
     return decorate
+
+
+class Verbs(click.Group):
+    """Group of commands, each in a module of its own that is imported when it is asked for.
+
+    Args:
+        package: name of the package that holds the modules.
+        verbs: names of the commands, in the order of the help.
+        kind: word for one of them, for errors.
+    """
+
+    def __init__(self, *arguments: Any, package: str, verbs: tuple[str, ...], kind: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._package, self._verbs, self._kind = package, verbs, kind
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._verbs:
+            return None
+        return importlib.import_module(f"{self._package}.{cmd_name.replace('-', '_')}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self._verbs and not args[0].startswith("-"):
+            hint = suggestion(args[0], self._verbs)
+            raise click.UsageError(f"there is no {self._kind} {args[0]!r}; {hint}See --help.", ctx)
+        return super().resolve_command(ctx, args)
 
 
 class Command(click.Command):

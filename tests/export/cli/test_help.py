@@ -12,7 +12,10 @@ def help_of(*verb: str) -> str:
     return CliRunner().invoke(main, [*verb, "--help"], terminal_width=80).output
 
 
-@pytest.mark.parametrize("verb", [(), *((verb,) for verb in _VERBS)])
+STEPS = [("evaluate", step) for step in ("generate", "score", "compare", "folders")]
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in _VERBS), *STEPS])
 def test_examples_fit_80_columns(verb: tuple[str, ...]) -> None:
     text = help_of(*verb)
     examples = text[text.index("Examples:") :].splitlines()

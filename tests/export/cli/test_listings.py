@@ -62,9 +62,9 @@ def test_text_takes_no_pytorch(arguments: list[str], small_bundle: Bundle, tmp_p
     assert made.stdout
 
 
-@pytest.mark.parametrize("verb", _VERBS)
+@pytest.mark.parametrize("verb", [*_VERBS, "evaluate generate", "evaluate score", "evaluate compare"])
 def test_help_takes_no_pytorch(verb: str) -> None:
-    made = answer(verb, "--help")
+    made = answer(*verb.split(), "--help")
     assert made.returncode == 0, made.stderr
     assert made.stderr.endswith("imported: []\n"), made.stderr
 

@@ -1,0 +1,205 @@
+"""Draws what a run lacks: prompt by prompt, every policy in turn, in one process or several."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ldp_runtime.bundle.files import Bundle
+from ldp_runtime.bundle.manifest import Manifest
+from ldp_runtime.disk import require_room
+from ldp_runtime.errors import ConfigError, IntegrityError
+from ldp_runtime.pipeline.pipeline import Pipeline
+from ldp_runtime.pipeline.trace import Trace
+from ldp_runtime.pruning.policy import Policy
+
+from ldp_calibration.cost import trace_flops
+from ldp_calibration.evaluation.pictures import PictureRecord, file_name, is_drawn, png, write_pictures
+from ldp_calibration.evaluation.policies import drawn_policy
+from ldp_calibration.evaluation.run import Run, RunPolicy
+from ldp_calibration.evaluation.times import entry, new_times_file, read_times, seconds_by_policy
+from ldp_calibration.processes import in_processes
+from ldp_calibration.resumable import Add, appended
+
+#: Says how far the work is: done, total, in words.
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` of a run's prompts: every `count`-th one, from `index`."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Parses "0/4". Raises ConfigError for anything else."""
+        index, slash, count = text.partition("/")
+        if not slash or not (index.isdecimal() and count.isdecimal()) or not int(index) < int(count):
+            raise ConfigError(f"cannot read the shard {text!r}", hint="0/4 is the first of four, 3/4 the last")
+        return cls(int(index), int(count))
+
+    def prompts(self, run: Run) -> range:
+        return range(self.index, len(run.prompts), self.count)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Pictures that are left to draw.
+
+    Attributes:
+        missing: prompts, and for each the labels of the policies that lack it.
+        pictures: number of pictures left; there: number of those that are drawn.
+        seconds: expected in one process, from the run's own times; None if nothing was timed.
+        most_bytes: most room that the pictures can take.
+    """
+
+    missing: tuple[tuple[int, tuple[str, ...]], ...]
+    pictures: int
+    there: int
+    seconds: float | None
+    most_bytes: int
+
+
+def plan(run: Run, labels: Sequence[str], manifest: Manifest, shard: Shard) -> Plan:
+    """Looks at every picture of the shard; those that are missing or damaged are to be drawn."""
+    policies = [run.settings.policy(label) for label in labels]
+    lacking = {i: tuple(p.label for p in policies if not is_drawn(run, p, i)) for i in shard.prompts(run)}
+    missing = tuple((i, labels) for i, labels in lacking.items() if labels)
+    prompts = sum(len(labels) for _, labels in missing)
+    there = len(lacking) * len(policies) - prompts
+    height, width = (side * manifest.model.pixels_per_token for side in manifest.schedule().final_grid)
+    images, known = run.settings.images, seconds_by_policy(read_times(run))
+    middle = sorted(known.values())[len(known) // 2] if known else None
+    seconds = None if middle is None else sum(known.get(p, middle) for _, labels in missing for p in labels)
+    return Plan(missing, prompts * images, there * images, seconds, prompts * images * (3 * height * width + 4096))
+
+
+def draw(
+    run: Run,
+    bundle: Bundle,
+    labels: Sequence[str],
+    *,
+    shard: Shard = Shard(),
+    workers: int = 1,
+    threads: int | None = None,
+    device: str = "cpu",
+    report: Report = lambda done, total, detail: None,
+) -> Plan:
+    """Draws the pictures of a shard that are missing; what is there stays. Returns what was missing.
+
+    Args:
+        labels: policies to draw by.
+        workers: number of processes, each with its own engines.
+
+    Raises:
+        ConfigError: another process draws this shard.
+        CapacityError: the disk has no room, or is full; what is drawn is kept.
+    """
+    with run.exclusive(f"shard-{shard.index}-of-{shard.count}", "drawing of this shard"):
+        found = plan(run, labels, bundle.manifest, shard)
+        total = len(found.missing)
+        if not total:
+            return found
+        require_room(run.folder, found.most_bytes, "the run", "free some space, or name a folder on another disk")
+        given = (run, bundle.folder, bundle.manifest.digest, device, threads)
+        if workers == 1:
+            with _Painter(*given) as painter:
+                for done, (prompt, missing) in enumerate(found.missing):
+                    report(done, total, run.prompts[prompt].text)
+                    painter.draw(prompt, missing)
+        else:
+            drawn = in_processes(min(workers, total), _begin, given, _draw, found.missing)
+            for done, prompt in enumerate(drawn, start=1):
+                report(done, total, run.prompts[prompt].text)
+        report(total, total, "")
+        return found
+
+
+class _Painter:
+    """Engines of one process, the policies that they draw by, and the file of its times."""
+
+    def __init__(self, run: Run, bundle: Path, digest: str, device: str, threads: int | None) -> None:
+        self.run = run
+        self._pipe = Pipeline.load(
+            bundle, device=device, threads=threads, integrity="sizes", expected_digest=digest, max_batch=1
+        )
+        self._policy = partial(drawn_policy, root=self._pipe.root, manifest=self._pipe.manifest)
+        self._policies: dict[str, Policy] = {}
+        self._times = appended(new_times_file(run))
+        self._add: Add = self._times.__enter__()
+        self._pipe.warmup()
+
+    def __enter__(self) -> _Painter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._times.__exit__(None, None, None)
+        self._pipe.close()
+
+    def draw(self, prompt: int, labels: Sequence[str]) -> None:
+        """Draws a prompt by policies in turn, another one first each time: times are compared within a prompt."""
+        turn = prompt % len(labels)
+        for label in (*labels[turn:], *labels[:turn]):
+            self._draw(self.run.settings.policy(label), prompt)
+
+    def _draw(self, given: RunPolicy, prompt: int) -> None:
+        if given.label not in self._policies:
+            self._policies[given.label] = self._policy(given)
+        settings, started = self.run.settings, time.perf_counter()
+        text = self.run.prompts[prompt].text
+        condition: Any = text if self._pipe.manifest.model.reads_text else int(text)
+        result = self._pipe.draw(
+            condition,
+            num_images_per_prompt=settings.images,
+            seed=settings.seed_of(given, prompt, 0),
+            policy=self._policies[given.label],
+        )
+        seconds = time.perf_counter() - started
+        pictures = [
+            self._picture(given, prompt, image, *one)
+            for image, one in enumerate(zip(result.images, result.traces, strict=True))
+        ]
+        write_pictures(self.run.prompt_folder(given, prompt), pictures)
+        self._add(entry(given.label, prompt, seconds))
+
+    def _picture(self, given: RunPolicy, prompt: int, number: int, image: Any, trace: Trace) -> tuple[bytes, Any]:
+        encoded = png(image)
+        if trace.policy != given.policy:
+            raise IntegrityError(
+                f"{given.label} drew by {trace.policy}, not by {given.policy}", hint="draw it into another folder"
+            )
+        record = PictureRecord(
+            prompt=prompt,
+            image=number,
+            text=self.run.prompts[prompt].text,
+            seed=trace.seed,
+            policy=trace.policy,
+            fits=given.fits,
+            tokens=trace.tokens,
+            tokens_full=trace.tokens_full,
+            kept=tuple(scale.tokens for scale in trace.scales),
+            stopped_after=trace.stopped_after,
+            operations=trace_flops(self._pipe.manifest.model, trace),
+            file=file_name(number),
+            sha256=hashlib.sha256(encoded).hexdigest(),
+        )
+        return encoded, record
+
+
+_worker: dict[str, _Painter] = {}
+
+
+def _begin(*given: Any) -> None:
+    _worker["here"] = _Painter(*given)
+
+
+def _draw(prompt: int, labels: Sequence[str]) -> int:
+    _worker["here"].draw(prompt, labels)
+    return prompt
