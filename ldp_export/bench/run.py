@@ -254,7 +254,7 @@ def _notes(plan: BenchPlan, machine: dict[str, object]) -> list[str]:
     load, cores = machine["load_average"], machine["cores_usable"]
     if isinstance(load, float) and isinstance(cores, int) and load > _BUSY * cores:
         notes.append(
-            f"the machine was busy (load {load:g} on {cores} cores): trust the paired ratios and CPU times rather than "
-            "the wall times, and leave busy cores out with --threads"
+            f"the machine was busy (load {load:g} on {cores} cores): eager PyTorch suffers most, so ratios to it are "
+            "too large; measure again on an idle machine, or leave busy cores out with --threads"
         )
     return notes

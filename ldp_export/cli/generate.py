@@ -47,6 +47,7 @@ _ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
 @click.command(
     "generate",
     cls=Command,
+    meant={"--size": "--height and --width"},
     epilog="""\b
 Examples:
   ldp-export generate bundles/shapes "a red circle" --output circle.png
@@ -139,7 +140,10 @@ def command(
     single = _is_single(output)
     count = len(drawn) * num_images
     if single and count > 1:
-        raise ConfigError(f"{output} is one file, {count} images were asked for", hint="name a folder")
+        raise ConfigError(
+            f"{output} is one file, {count} images were asked for",
+            hint="name a folder; a prompt of several words is put in quotes",
+        )
     if output == _STANDARD_OUTPUT and as_json:
         raise ConfigError("--output - and --json both write to standard output", hint="name a file for the picture")
     check_distinct({"--output": output if single else None, "--sheet": sheet, "--trace": trace})

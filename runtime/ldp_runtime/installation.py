@@ -7,6 +7,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 _NAME = "ldp-export"
@@ -16,18 +17,29 @@ def install(extra: str) -> str:
     """Command that installs an extra of this package: from the checkout, where the package comes from one."""
     published = f"pip install '{_NAME}[{extra}]'"
     folder = checkout()
-    return published if folder is None else f"pip install -e '{folder}[{extra}]' (where it is published: {published})"
+    if folder is None:
+        return published
+    editable = "-e " if _is_editable() else ""
+    return f"pip install {editable}'{folder}[{extra}]' (where it is published: {published})"
 
 
 @cache
 def checkout() -> Path | None:
     """Folder that this package was installed from, if it was not from an index."""
-    try:
-        origin = importlib.metadata.distribution(_NAME).read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    entry = json.loads(origin or "{}")
+    entry = _origin()
     return Path(unquote(urlparse(entry["url"]).path)) if "dir_info" in entry else None
+
+
+def _is_editable() -> bool:
+    return bool(_origin().get("dir_info", {}).get("editable"))
+
+
+def _origin() -> dict[str, Any]:
+    """Where this package was installed from, as pip noted it; empty if from an index, or not at all."""
+    try:
+        return json.loads(importlib.metadata.distribution(_NAME).read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 def pytorch_build() -> tuple[str, str | None]:

@@ -28,6 +28,7 @@ class Fake:
         (None, "pip install 'ldp-export[build]'"),
         ({"url": "https://x/y.whl", "archive_info": {}}, "pip install 'ldp-export[build]'"),
         ({"url": "file:///a/my%20checkout", "dir_info": {"editable": True}}, "pip install -e '/a/my checkout[build]'"),
+        ({"url": "file:///a/my%20checkout", "dir_info": {}}, "pip install '/a/my checkout[build]'"),
     ],
 )
 def test_extras_are_quoted_and_come_from_where_the_package_came(

@@ -83,10 +83,18 @@ class Command(click.Command):
 
     Args:
         renamed: the options that have another name today, by their old names.
+        meant: the options that are meant by names that people would guess, in words.
     """
 
-    def __init__(self, *arguments: Any, renamed: Mapping[str, Renamed] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        renamed: Mapping[str, Renamed] | None = None,
+        meant: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
+        self.meant = meant or {}
         self.context_settings.setdefault("help_option_names", ["-h", "--help"])  # also where it is run by itself
         self.renamed = renamed or {}
         settings.name_variables(self)
@@ -95,7 +103,13 @@ class Command(click.Command):
         current = [*self._current(args)]
         if settings.PRINT in current:
             return settings.parse_partly(ctx, current, super().parse_args)
-        return super().parse_args(ctx, current)
+        try:
+            return super().parse_args(ctx, current)
+        except click.NoSuchOption as error:
+            if error.option_name not in self.meant:
+                raise
+            options = self.meant[error.option_name]
+            raise click.UsageError(f"there is no {error.option_name}; {options} say it", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.params.pop(settings.PRINT_NAME, False):

@@ -189,8 +189,8 @@ def resolve_policy(policy: Policy | str | None, root: Path | None, manifest: Man
     known = list_saved(root, manifest)
     if root is None or name not in known:
         raise ConfigError(
-            f"unknown policy {shown(name)}: neither one of {', '.join(POLICY_NAMES)} nor a profile of this bundle "
-            f"({', '.join(known) or 'it has none'})",
+            f"unknown policy {shown(name)}; policies are {', '.join(POLICY_NAMES)}, and profiles of this bundle are "
+            f"{', '.join(known) or 'not there'}",
             hint=f"{suggestion(name.partition(':')[0], (*POLICY_NAMES, *known))}ldp-export calibrate makes profiles",
         )
     return read_saved(saved_folder(root, manifest) / f"{name}.json", manifest)

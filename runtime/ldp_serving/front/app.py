@@ -68,11 +68,11 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         except (BadRequest, Refused) as error:
             return error_response(error)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:  # pyright: ignore[reportUnusedFunction]
         return JSONResponse({"healthy": service.is_healthy}, 200 if service.is_healthy else 503)
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=["GET", "HEAD"])
     async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
         state = {"ready": service.is_ready, "loaded": service.is_loaded, "draining": service.is_draining}
         return JSONResponse(state, 200 if service.is_ready else 503)

@@ -43,7 +43,7 @@ def add_page(app: FastAPI, service: Service, version: str) -> None:
     """Adds the page, its files, and what it must know before it has a key."""
     files = {file.name: file.read_bytes() for file in (resources.files("ldp_serving.front") / "static").iterdir()}
 
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])
     async def page() -> Response:  # pyright: ignore[reportUnusedFunction]
         return _answer("index.html", files)
 

@@ -42,6 +42,8 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
         (["BUNDLE", "x", "--output", "c.bmp"], "ends in .png or .webp"),
         (["BUNDLE", "x", "--output", "c.gif"], "ends in .png or .webp"),
         (["BUNDLE", "x", "y", "--output", "-"], "name a folder"),
+        (["BUNDLE", "a", "red", "circle", "--output", "x.png"], "a prompt of several words is put in quotes"),
+        (["BUNDLE", "x", "--size", "512x512"], "there is no --size; --height and --width say it"),
         (["BUNDLE", "x", "--output", "-", "--json"], "name a file for the picture"),
         (["BUNDLE", "x", "--output", "x.png", "--trace", "x.png"], "name a file for each"),
         (["BUNDLE", "x", "--output", "x.png", "--trace", "folder/../x.png"], "name a file for each"),

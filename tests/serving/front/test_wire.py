@@ -116,6 +116,12 @@ def test_addresses_that_are_not_there(server: Running) -> None:
     assert ask(server, "GET", "/docs")[0] == 404
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/ready"])
+def test_probes_may_ask_for_the_head_alone(server: Running, path: str) -> None:
+    status, _, body = ask(server, "HEAD", path)
+    assert (status, body) == (200, b"")
+
+
 def test_request_ids(server: Running) -> None:
     body = {"prompt": "blue", "seed": 1}
     assert ask(server, body=body, x_request_id="mine-1")[1]["x-request-id"] == "mine-1"
