@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 #: Float32 stays float32: the CUDA provider would round products to TensorFloat-32.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+#: Bytes of an engine's files from which each of its calls gives memory back. To small ones it would cost time.
+_LARGE = 256 * 2**20
 #: Element types of ONNX Runtime by the names of PyTorch's.
 _ELEMENT_TYPES: dict[str, Any] = {
     "torch.float32": np.float32,
@@ -111,6 +113,15 @@ def _session_options(ort: Any, device: torch.device, threads: int | None) -> Any
     return options
 
 
+def _run_options(ort: Any, device: torch.device, path: Path) -> Any:
+    """Options of a call: a large engine on a CPU gives the memory of its activations back, for the next engine's."""
+    if device.type != "cpu" or sum(file.stat().st_size for file in path.parent.iterdir()) < _LARGE:
+        return None
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 class OnnxRuntimeEngine:
     """Engine of one ONNX graph in one session.
 
@@ -138,6 +149,7 @@ class OnnxRuntimeEngine:
                 hint="install onnxruntime-gpu alone, without onnxruntime beside it; ldp-export doctor checks it",
             )
         self._session: onnxruntime.InferenceSession | None = session
+        self._run_options = _run_options(ort, self.device, path)
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         if self._session is None:
@@ -158,7 +170,7 @@ class OnnxRuntimeEngine:
 
             torch.cuda.current_stream(self.device).synchronize()  # the session runs on a stream of its own
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:  # onnxruntime raises a type per status code
             raise _run_error(error, self.name, inputs) from error
 
