@@ -232,7 +232,7 @@ def main(
     result = {"model": f"{model}, random weights", "size": size, "chunk": chunk, "build_options": build_options}
     result |= {"hardware": hardware(), "software": software(), "steps": kept.done}
     path = RESULTS / f"true-size-{name}-cpu.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1).replace(str(scratch), "SCRATCH") + "\n")
     click.echo(str(path))
 
 
