@@ -35,7 +35,7 @@ def _is_editable() -> bool:
 
 
 def _origin() -> dict[str, Any]:
-    """Where this package was installed from, as pip noted it; empty if from an index, or not at all."""
+    """Place that this package was installed from, as pip noted it; empty if from an index, or not at all."""
     try:
         return json.loads(importlib.metadata.distribution(_NAME).read_text("direct_url.json") or "{}")
     except importlib.metadata.PackageNotFoundError:

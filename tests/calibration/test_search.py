@@ -228,9 +228,9 @@ def test_a_profile_serves_its_own_bundle_only(
     assert older.to_policy() == Policy(TopP(0.8), SATS(9.0, then="reuse"))  # what `ld` was when it was written
     with pytest.raises(IncompatibleBundleError, match="was made for the bundle"):
         policy_of_command(str(path), None, tiny_bundle.manifest)
-    with pytest.raises(ConfigError, match="nor a profile of this bundle"):
+    with pytest.raises(ConfigError, match="profiles of this bundle are careful"):
         resolve_policy(str(path), tmp_path, manifest)  # a request names no files
-    with pytest.raises(ConfigError, match="nor a profile of this bundle"):
+    with pytest.raises(ConfigError, match="profiles of this bundle are careful"):
         resolve_policy("bold", tmp_path, manifest)
     path.write_text("{}")
     with pytest.raises(IntegrityError):
