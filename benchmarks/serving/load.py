@@ -2,9 +2,9 @@
 
 Server and client are pinned to processors of their own. Arrivals do not wait for answers (Poisson, from a seed). Each
 request asks for three partial images, and has the deadline of the SLO: completion within 4 times, first preview within
-1 time the idle median. The same arrivals are sent to a server that draws one picture at a time, and to one that puts
-newcomers' early scales between others' late ones. Goodput counts completions within the SLO; strict goodput asks for
-the first preview too.
+1 time the idle median. The same arrivals are sent to a server that lets newcomers wait (`batched`), to one that puts
+their early scales between others' late ones, as is the default (`interleaved`), and to one that draws one picture at a
+time. Goodput counts completions within the SLO; strict goodput asks for the first preview too.
 
     python -m benchmarks.serving.load BUNDLE --output benchmarks/results/serving-load-cpu.json
 """
@@ -215,13 +215,13 @@ def main(arguments: list[str] | None = None) -> None:
         good = {kind: [result[name][share][kind] for share in ("1.5", "0.9")] for kind in GOODPUTS}
         result[name]["150_over_90"] = {kind: most / max(some, 1e-9) for kind, (most, some) in good.items()}
 
-    with Served(options.bundle, options.port, servers, []) as server:
+    with Served(options.bundle, options.port, servers, ["--interleave", "never"]) as server:
         idle_s = result["idle_p50_s"] = server.idle(12)
         rate = options.rate or capacity(server, idle_s, options.probe_seconds, options.probes)
         result["capacity_per_s"] = rate
-    measured("batched", [])
-    measured("interleaved", ["--interleave", "early"])
-    measured("one_at_a_time", ["--max-batch", "1", "--max-in-flight", "1"])
+    measured("batched", ["--interleave", "never"])
+    measured("interleaved", [])
+    measured("one_at_a_time", ["--interleave", "never", "--max-batch", "1", "--max-in-flight", "1"])
     print(json.dumps(result, indent=1))
     if options.output:
         options.output.write_text(json.dumps(result, indent=1) + "\n")

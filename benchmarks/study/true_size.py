@@ -2,11 +2,11 @@
 
     python -m benchmarks.study.true_size --model infinity-2b --size 0.25M --scratch DIR
 
-The checkpoint has random weights in the released layout, the text encoder included, and lies in DIR as `ldp-export
-fetch --local-dir` leaves it. Then come `build`, `verify`, `generate`, repeated calls of one loaded pipeline, the logits
-of every scale against the streamed reference model, and `bench`. Each step is a process of its own, whose anonymous
-memory and time are measured, beside what was predicted. A step that has ended is not run again: what is killed goes
-on. The result is a JSON file in `benchmarks/results`.
+The checkpoint has random weights in the released layout, and so has the text encoder (a T5 without decoder). They lie
+in DIR as `ldp-export fetch --local-dir` leaves them. Then come `build`, `verify`, `generate`, repeated calls of one
+loaded pipeline, the logits of every scale against the streamed reference model, and `bench`. Each step is a process of
+its own, whose anonymous memory and time are measured, beside what was predicted. A step that has ended is not run
+again: what is killed goes on. The result is a JSON file in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -102,11 +102,9 @@ def write_released(model: str, folder: Path) -> dict[str, Any]:
         place = folder / name
         if source.is_dir():
             source.rename(place)
-            continue
-        state = {k: v for k, v in load_file(source).items()} if not sharded or source == written.vae else {}
-        torch.save(state, place)
-        del state
-        source.unlink()
+        else:
+            torch.save(load_file(source), place)
+            source.unlink()
     shutil.rmtree(folder / "new", ignore_errors=True)
     write_t5(spec.text_encoder, folder / TEXT_ENCODER, decoder=False)
     return {"bytes": disk_bytes(folder)}
@@ -223,8 +221,9 @@ def main(
             for policy in POLICIES:
                 kept.run(f"{step} {policy}", lambda at=f"{step}:{policy}": command([*again, at], work))
     if "bench" in wanted:
-        words = [*program, "bench", str(bundle), "--policy", "ld", "--repeats", "1", "--warmup", "0", "--prompts"]
-        words += [PROMPT, "--output", str(work / "bench.json"), "--overwrite"]
+        # Eager PyTorch beside the engines takes both their memory.
+        words = [*program, "bench", str(bundle), "--no-eager", "--share-engines", "--policy", "ld", "--prompt", PROMPT]
+        words += ["--repeats", "1", "--warmup", "0", "--output", str(work / "bench.json"), "--overwrite"]
         kept.run("bench", lambda: command(words, work) | {"result": json.loads((work / "bench.json").read_text())})
 
     from ldp_export.bench.hardware import hardware, software

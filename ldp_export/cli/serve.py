@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ldp_export.cli.arguments.options import device_option, threads_option
+from ldp_export.cli.arguments.serving import model_options
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
@@ -40,7 +42,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 
 @click.command(
-    context_settings={"auto_envvar_prefix": "LDP"},
+    context_settings={"auto_envvar_prefix": "LDP", "help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
   ldp-export serve bundles/infinity-shapes
@@ -54,37 +56,13 @@ Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config;
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others than loopback need keys.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@device_option
-@threads_option
-@click.option("--max-batch", type=int, default=4, show_default=True, help="Most pictures that start together.")
-@click.option("--max-in-flight", type=int, help="Most pictures drawn at a time.  [default: two batches, if they fit]")
-@click.option("--max-queue", type=int, default=64, show_default=True, help="Most pictures that wait.")
-@click.option("--max-images", type=int, default=10, show_default=True, help="Most pictures of a request.")
+@model_options
 @click.option("--max-connections", type=int, default=512, show_default=True)
-@click.option("--policy", default="ld", show_default=True, help="Policy of requests that name none.")
-@click.option(
-    "--allow-policy", multiple=True, help="Another policy that clients may name; repeatable.  [default: none]"
-)
-@click.option(
-    "--timeout", type=float, default=120.0, show_default=True, help="Seconds after which a request is given up."
-)
 @click.option("--drain", type=float, default=30.0, show_default=True, help="Seconds that SIGTERM leaves to what runs.")
-@click.option(
-    "--interleave",
-    type=click.Choice(["never", "previews", "early"]),
-    default="previews",
-    show_default=True,
-    help="Whose early scales go between others' late ones: nobody's, those of clients that asked for partial images, "
-    "or everybody's; see docs/guide/operating.md.",
-)
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="NAME KEY [priority= rate= concurrency=] a line.")
 @click.option("--insecure", is_flag=True, help="Allow other hosts than loopback without keys.")
 @click.option("--cors-origin", multiple=True, help="Web origin that may call the server; repeatable.")
-@click.option("--hooks", help="module:object that checks prompts and pictures; see docs/guide/operating.md.")
 @click.option("--shadow-rate", type=float, default=0.0, show_default=True, help="Share of pictures compared unpruned.")
-@click.option(
-    "--previews", type=int, default=40, show_default=True, help="Pictures that previews are fitted to; 0: none."
-)
 @click.option("--ray", is_flag=True, help="Serve with replicas on Ray Serve; see docs/guide/fleet.md.")
 @click.option("--replicas", type=int, default=1, show_default=True, help="With --ray: replicas, a pipeline each.")
 @click.option("--max-replicas", type=int, help="With --ray: up to so many, while requests queue.  [default: no more]")
@@ -107,7 +85,6 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
         raise ConfigError("there is nothing to serve", hint="name a bundle, or `bundles` in --config")
     for name, full in (("timeout", "timeout_s"), ("drain", "drain_s"), ("cors_origin", "cors_origins")):
         options[full] = options.pop(name)
-    _log_requests(bool(options.get("log_prompts")))
     on_ray, fleet = options.pop("ray"), {name: options.pop(name) for name in ("replicas", "max_replicas")}
     checked = ServeOptions([Path(bundle) for bundle in bundles], **options)
     if not on_ray and fleet != {"replicas": 1, "max_replicas": None}:
@@ -116,25 +93,31 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
     def ready(port: int) -> None:
         click.echo(f"ready on http://{checked.host}:{port}", err=True)
 
-    if on_ray:
+    with _requests_logged():
+        if not on_ray:
+            return serve(checked, ready)
         from ldp_serving.ray_app.options import FleetOptions
         from ldp_serving.ray_app.run import serve_on_ray
 
         return serve_on_ray(checked, FleetOptions(**fleet), ready)
-    return serve(checked, ready)
 
 
-def _log_requests(with_prompts: bool) -> None:
-    """Sends the server's own log to stderr, a line a request."""
-    if not with_prompts:
-        logging.getLogger("ldp_runtime.tokenizer").setLevel(logging.ERROR)  # its warnings quote prompts
-    handler = logging.StreamHandler(sys.stderr)
+@contextmanager
+def _requests_logged() -> Generator[None]:
+    """Sends the server's own log to stderr within a scope, a line a request."""
+    handler, log = logging.StreamHandler(sys.stderr), logging.getLogger("ldp_serving")
+    level, propagates = log.level, log.propagate
     handler.setFormatter(logging.Formatter('{"time":"%(asctime)s","level":"%(levelname)s","log":%(log)s}'))
     handler.addFilter(_as_json)
-    log = logging.getLogger("ldp_serving")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagates
 
 
 def _as_json(record: logging.LogRecord) -> bool:

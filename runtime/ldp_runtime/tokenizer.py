@@ -20,9 +20,13 @@ _UNKNOWN = "<unk>"
 
 
 class PromptTokenizer:
-    """A `tokenizer.json` with T5's conventions: no cleaning of the text, </s> (id 1) at the end, no padding."""
+    """A `tokenizer.json` with T5's conventions: no cleaning of the text, </s> (id 1) at the end, no padding.
 
-    def __init__(self, path: Path, max_tokens: int) -> None:
+    Args:
+        quotes: the log may quote prompts: it warns of the words that the model does not know. Else it counts them.
+    """
+
+    def __init__(self, path: Path, max_tokens: int, quotes: bool = True) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
@@ -31,7 +35,7 @@ class PromptTokenizer:
             ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.max_tokens = max_tokens
+        self.max_tokens, self._quotes = max_tokens, quotes
 
     def __call__(self, prompt: str) -> torch.Tensor:
         """Token ids [T] (int64); a prompt longer than the model reads is cut, as in the originals, with a warning.
@@ -43,7 +47,9 @@ class PromptTokenizer:
             raise ConfigError("the prompt is empty", hint="describe the picture in a few words")
         encoded = self._tokenizer.encode(prompt)
         if words := self._unknown_words(prompt, encoded):
-            logger.warning("the model does not know %s of %r, and reads them as one unknown word", words, prompt)
+            of = f"{', '.join(map(repr, words))} of {prompt!r}" if self._quotes else f"{len(words)} words of a prompt"
+            level = logging.WARNING if self._quotes else logging.INFO
+            logger.log(level, "the model does not know %s, and reads them as one unknown word", of)
         ids = _ended(encoded.ids)
         if len(ids) > self.max_tokens:
             logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
@@ -54,12 +60,12 @@ class PromptTokenizer:
         """All token ids of a prompt, </s> included; more than `max_tokens` are not cut here."""
         return _ended(self._tokenizer.encode(prompt).ids)
 
-    def _unknown_words(self, prompt: str, encoded: Encoding) -> str:
-        """Words (or characters) that have no token of their own, each once, quoted."""
+    def _unknown_words(self, prompt: str, encoded: Encoding) -> list[str]:
+        """Words (or characters) that have no token of their own, each once."""
         unknown = self._tokenizer.token_to_id(_UNKNOWN)
         spans = [span for token, span in zip(encoded.ids, encoded.offsets, strict=True) if token == unknown]
         words = dict.fromkeys(prompt[start:end].strip() for start, end in spans)
-        return ", ".join(repr(word) for word in words if word)
+        return [word for word in words if word]
 
 
 def _ended(ids: list[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,18 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ends_with_the_end_of_text(file: Path) -> None:
     assert PromptTokenizer(file, 16)("a red circle").tolist() == [3, 5, 8, 1]
     assert PromptTokenizer(file, 16)("a purple circle").tolist() == [3, 2, 8, 1]  # unknown words have their own id
+
+
+@pytest.mark.parametrize("quotes", [True, False])
+def test_words_that_are_not_known(file: Path, caplog: pytest.LogCaptureFixture, quotes: bool) -> None:
+    """Where the log may not quote a prompt, it counts."""
+    with caplog.at_level(logging.INFO):
+        PromptTokenizer(file, 16, quotes)("a purple circle on a xyzzy")
+    (record,) = caplog.records
+    assert record.levelno == (logging.WARNING if quotes else logging.INFO)
+    quoted = "'purple', 'xyzzy' of 'a purple circle on a xyzzy'"
+    assert (quoted if quotes else "2 words of a prompt") in record.getMessage()
+    assert ("xyzzy" in record.getMessage()) is quotes
 
 
 def test_tokenizer_file_that_does_not_end_texts(file: Path, tmp_path: Path) -> None:

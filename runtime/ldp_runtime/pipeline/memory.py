@@ -143,15 +143,17 @@ def check_capacity(
         CapacityError: both exceed `memory_limit` (bytes; None: the memory that is available now).
     """
     limit = available_memory(device) if memory_limit is None else memory_limit
-    plans = [estimate_memory(manifest, max_batch, slots, keeps) for keeps in (True, False)]
+    plans = [
+        estimate_memory(manifest, max_batch, slots, keeps)
+        for keeps in ((True, False) if manifest.has_text_encoder else (True,))
+    ]
     for plan in plans:
         if plan.total <= limit:
             return plan
-    hint = _fitting(manifest, max_batch, slots or max_batch, limit)
     raise CapacityError(
         f"{manifest.model.name} with max_batch={max_batch} needs up to {plans[-1]} on {device}; "
         f"{_gib(limit)} is allowed",
-        hint=hint,
+        hint=_fitting(manifest, max_batch, slots or max_batch, limit),
     )
 
 

@@ -132,6 +132,7 @@ class Pipeline:
         expected_digest: str | None = None,
         allow_rejected: bool = False,
         max_images: int = MAX_IMAGES,
+        quote_prompts: bool = True,
     ) -> Pipeline:
         """Opens a bundle.
 
@@ -149,6 +150,7 @@ class Pipeline:
             expected_digest: digest of the only bundle to load, or its first 16 digits or more; `inspect` prints it.
             allow_rejected: load the bundle even if its verification failed.
             max_images: most images of one request, which protects a service from a single call.
+            quote_prompts: warnings in the log may quote prompts, such as of words that the model does not know.
 
         Raises:
             ConfigError: there is no bundle, or an option is out of range.
@@ -158,6 +160,7 @@ class Pipeline:
         max_batch = whole_number("max_batch", max_batch, 1, _MOST_IMAGES)
         max_images = whole_number("max_images", max_images, 1, _MOST_IMAGES)
         allow_rejected = truth("allow_rejected", allow_rejected)
+        quote_prompts = truth("quote_prompts", quote_prompts)
         if slots is not None:
             slots = whole_number("slots", slots, 1, _MOST_IMAGES, hint="leave it out for one per image of max_batch")
         threads = checked_threads(threads)
@@ -174,7 +177,7 @@ class Pipeline:
             engines = open_engines(opened, target, threads, keeps_text_encoder=estimate.keeps_text_encoder)
         manifest, tokenizer = opened.manifest, None
         if manifest.has_text_encoder:
-            tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens)
+            tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens, quote_prompts)
         return cls(manifest, engines, tokenizer, max_batch, opened.root, max_images, slots)
 
     def __call__(

@@ -66,19 +66,28 @@ def load_model(
     watch: Watch,
     name: str | None = None,
     on_picture: Callable[[], None] = lambda: None,
+    quote_prompts: bool = False,
 ) -> ServedModel:
     """Loads a bundle, warms it up and starts its scheduler.
 
     Args:
         name: by which clients ask for the model; None: the bundle's own.
         on_picture: is called now and then; what it raises ends the loading.
+        quote_prompts: the log may quote clients' prompts.
 
     Raises:
         ConfigError, LdpError: the bundle cannot be served; see `Pipeline.load`.
     """
     device = device_of(options.device)
     flying = most_in_flight(opened.manifest, device, options.max_batch, options.max_in_flight)
-    pipeline = Pipeline.load(opened, device=device, threads=options.threads, max_batch=options.max_batch, slots=flying)
+    pipeline = Pipeline.load(
+        opened,
+        device=device,
+        threads=options.threads,
+        max_batch=options.max_batch,
+        slots=flying,
+        quote_prompts=quote_prompts,
+    )
     try:
         return open_model(
             pipeline,

@@ -136,7 +136,7 @@ def add_model(service: Service, options: ServeOptions, bundle: Path | Bundle) ->
         if service.is_draining:
             raise Draining("the server stopped while it was loading")
 
-    model = load_model(opened, options, counts, on_picture=go_on)
+    model = load_model(opened, options, counts, on_picture=go_on, quote_prompts=options.log_prompts)
     counts.scheduler = model.scheduler
     service.add(model)
     return model

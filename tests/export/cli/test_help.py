@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -21,6 +22,18 @@ def test_examples_fit_80_columns(verb: tuple[str, ...]) -> None:
     examples = text[text.index("Examples:") :].splitlines()
     assert len(examples) > 1
     assert not [line for line in examples if len(line) > 80]
+
+
+@pytest.mark.parametrize("verb", [*((verb,) for verb in _VERBS), *STEPS])
+def test_both_names_of_help_also_where_a_command_runs_by_itself(verb: tuple[str, ...]) -> None:
+    """The first one to ask for help decides its names for the whole process, in which the reference is made."""
+    command: click.Command | None = main
+    for name in verb:
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), name)
+    assert command is not None
+    context = command.make_context(verb[-1], [], resilient_parsing=True)
+    assert context.help_option_names == ["-h", "--help"]
 
 
 @pytest.mark.parametrize(
