@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-#: Prints the bytes that a process has more than before the first call. A small call comes first, which starts the arena.
+#: Prints the bytes that a process has more than before its first call. A small call, before it, starts the arena.
 _MEASURE = """
 import sys
 import psutil, torch
