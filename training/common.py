@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from ldp_calibration.shapes import Scene, sample_scene
-from ldp_runtime.disk import written_whole
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.system.disk import written_whole
 from ldp_runtime.token_layout import LatentLayout
 from torch import nn
 

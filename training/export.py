@@ -16,8 +16,8 @@ from text import TRAIN_TOKENS, make_encoder, save_text_encoder
 from tokenizers import Tokenizer
 from train_transformer import CONFIG
 
+from ldp_export.checkpoints.files.tensors import save_state
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
-from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.models.infinity import InfinityTransformer
 
 

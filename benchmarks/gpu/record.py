@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.disk import write_durably
+from ldp_runtime.system.disk import write_durably
 
 
 class Record:

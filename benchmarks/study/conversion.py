@@ -47,7 +47,7 @@ from ldp_export.checkpoints.convert import convert, plan_conversion
 convert(plan_conversion(Path({str(source)!r}), Path({str(converted)!r}), {precision!r}))
 """)
     figures["compare"] = measured(f"""
-from ldp_export.checkpoints.tensor_files import read_state
+from ldp_export.checkpoints.files.tensors import read_state
 before, after = read_state({str(source)!r}), read_state({str(converted)!r})
 assert before.keys() == after.keys()
 for name in list(before)[::40]:

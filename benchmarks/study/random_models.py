@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder
 from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.checkpoints.files.tensors import save_state
+from ldp_export.checkpoints.files.writer import TensorSource, write_tensors
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.tensor_files import save_state
-from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 from ldp_export.families.base import Family
 from ldp_export.families.choose import choose_family
 from ldp_export.graphs import onnx as exporting

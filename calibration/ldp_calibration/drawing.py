@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.installation import install
+from ldp_runtime.system.installation import install
 
 
 def pyplot() -> Any:

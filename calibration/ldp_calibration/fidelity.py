@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.installation import install
+from ldp_runtime.system.installation import install
 
 #: Decibels reported for images that are (nearly) equal: a mean must not depend on a few perfect images.
 PSNR_CAP = 60.0

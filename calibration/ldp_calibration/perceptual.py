@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from ldp_runtime.errors import ConfigError, IntegrityError
-from ldp_runtime.installation import install
+from ldp_runtime.system.installation import install
 from torch.nn import functional
 
 #: torchvision's file of the network, and how its hash begins, as its name says.

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.saved_policies import FITTED, FittedFile, SavedPolicy, saved_folder
-from ldp_runtime.disk import write_durably, written_result
 from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.parse import parse_policy, policy_text
 from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.system.disk import write_durably, written_result
 
 from ldp_calibration.candidates import is_control
 from ldp_calibration.drawing import pyplot

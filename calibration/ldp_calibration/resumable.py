@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.disk import full_disk_is_typed
+from ldp_runtime.system.disk import full_disk_is_typed
 
 #: Adds one entry to a file.
 Add = Callable[[Mapping[str, Any]], None]

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from ldp_runtime.bundle.saved_policies import with_fits
-from ldp_runtime.disk import write_durably
 from ldp_runtime.errors import BudgetError, ConfigError, IntegrityError
 from ldp_runtime.pipeline.pipeline import Condition, Pipeline
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.parse import parse_policy
+from ldp_runtime.system.disk import write_durably
 
 from ldp_calibration.budget import LOWER_IS_BETTER, Budget
 from ldp_calibration.candidates import candidates, is_control

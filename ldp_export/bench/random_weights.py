@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.disk import put_in_place, scratch_path, write_durably
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.system.disk import put_in_place, scratch_path, write_durably
 
 from ldp_export.bench.given_shares import Shares
 from ldp_export.building.plan import CHECKPOINT, SHARES

@@ -12,8 +12,8 @@ from typing import Any
 
 from ldp_runtime.bundle.manifest import Backend, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
-from ldp_runtime.disk import scratch_path
 from ldp_runtime.errors import EngineBuildError
+from ldp_runtime.system.disk import scratch_path
 
 from ldp_export.builders.base import STAGE_FILE, ExportedGraph
 from ldp_export.graphs.signature import MODEL_FILE, QUANTIZED, GraphSignature

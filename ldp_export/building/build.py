@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ldp_runtime.bundle.files import REPORTS, VERSIONS, Bundle, read_state
-from ldp_runtime.disk import exclusive, full_disk_is_typed, is_unwritable, remove_leftovers
 from ldp_runtime.errors import EngineBuildError
+from ldp_runtime.system.disk import exclusive, full_disk_is_typed, is_unwritable, remove_leftovers
 from safetensors import SafetensorError
 
 from ldp_export.building.cache import remove_stage, run_stages

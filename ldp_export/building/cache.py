@@ -20,8 +20,8 @@ from typing import Any
 
 from ldp_runtime.bundle.files import describe_files, hash_file
 from ldp_runtime.bundle.manifest import FileEntry
-from ldp_runtime.disk import put_in_place, remove_files, scratch_path
-from ldp_runtime.small_files import is_plain_file, read_json, stays_inside
+from ldp_runtime.system.disk import put_in_place, remove_files, scratch_path
+from ldp_runtime.system.small_files import is_plain_file, read_json, stays_inside
 
 from ldp_export.builders.base import STAGE_FILE
 from ldp_export.progress import Progress, ProgressEvent

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ldp_runtime.disk import existing_parent, gigabytes
 from ldp_runtime.errors import CapacityError
 from ldp_runtime.pipeline.activations import decoder_bytes, layer_bytes
 from ldp_runtime.pipeline.memory import available_memory
+from ldp_runtime.system.disk import existing_parent, gigabytes
 
 from ldp_export.builders.base import Compiler, is_quantized, quantized_scales
 from ldp_export.builders.onnxruntime import Int8Builder

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from ldp_runtime.bundle.files import CURRENT, PREVIOUS, REPORTS, SAVED, VERSION_NAME, VERSIONS
 from ldp_runtime.bundle.manifest import KvCacheKind, NoiseMode, Precision
-from ldp_runtime.disk import existing_parent, is_scratch
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.activations import score_bytes
+from ldp_runtime.system.disk import existing_parent, is_scratch
 
 from ldp_export.builders.base import Builder, is_quantized, quantized_scales
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder

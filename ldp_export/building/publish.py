@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -21,9 +20,9 @@ from ldp_runtime.bundle.files import (
     report_path,
 )
 from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Limits, Manifest, SourcePart
-from ldp_runtime.disk import is_full, put_in_place, remove_files, scratch_path, sync, sync_tree, write_durably
 from ldp_runtime.errors import LdpError
-from ldp_runtime.small_files import read_small, stays_inside
+from ldp_runtime.system.disk import is_full, put_in_place, remove_files, scratch_path, sync, sync_tree, write_durably
+from ldp_runtime.system.small_files import json_text, read_small, stays_inside
 
 from ldp_export.builders.base import is_quantized, quantized_scales
 from ldp_export.building.cache import files_of
@@ -212,5 +211,5 @@ def write_report(root: Path, manifest: Manifest, report: dict) -> Path:
     """Saves the report of a verification beside the version."""
     path = report_path(root, manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, json.dumps(report, indent=1).encode())
+    write_durably(path, json_text(report, indent=1).encode())
     return path

@@ -10,10 +10,10 @@ from ldp_runtime.bundle.files import Bundle, open_bundle, report_path
 from ldp_runtime.bundle.manifest import SCHEMA_VERSION, Manifest
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.bundle.saved_policies import FITTED, SavedPolicy, saved_folder
-from ldp_runtime.disk import exclusive, full_disk_is_typed, write_durably
 from ldp_runtime.errors import ConfigError, EngineBuildError, IntegrityError
 from ldp_runtime.pruning.parse import policy_text
-from ldp_runtime.small_files import read_json
+from ldp_runtime.system.disk import exclusive, full_disk_is_typed, write_durably
+from ldp_runtime.system.small_files import read_json
 
 from ldp_export.building.publish import assemble_version, make_current
 

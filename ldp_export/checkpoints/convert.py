@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ldp_runtime.disk import (
+from ldp_runtime.errors import CheckpointError, ConfigError
+from ldp_runtime.system.disk import (
     exclusive,
     full_disk_is_typed,
     remove_files,
@@ -28,13 +29,12 @@ from ldp_runtime.disk import (
     sync_tree,
     write_durably,
 )
-from ldp_runtime.errors import CheckpointError, ConfigError
-from ldp_runtime.small_files import is_plain_file, read_json, stays_inside
+from ldp_runtime.system.small_files import is_plain_file, read_json, stays_inside
 
-from ldp_export.checkpoints.part_files import CONFIG_FILE, INDEX_NAME, TOKENIZER_FILE, files_read
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, INDEX_NAME, TOKENIZER_FILE, files_read
+from ldp_export.checkpoints.files.tensors import State, listing, read_state
+from ldp_export.checkpoints.files.writer import TensorSource, check_types, write_tensors
 from ldp_export.checkpoints.t5 import encoder_state
-from ldp_export.checkpoints.tensor_files import State, listing, read_state
-from ldp_export.checkpoints.tensor_writer import TensorSource, check_types, write_tensors
 from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
 
 PRECISIONS: dict[str, torch.dtype] = {

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from ldp_runtime.errors import CheckpointError
 
+from ldp_export.checkpoints.files.tensors import Part, State, read_state
 from ldp_export.checkpoints.infinity import infer_infinity_config, infer_infinity_vae_config, infinity_spec
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.tensor_files import Part, State, read_state
 from ldp_export.checkpoints.var import holds_var, infer_var_config, infer_var_vae_config, var_spec
 from ldp_export.models.registry import MODELS, InfinitySpec, VarSpec
 

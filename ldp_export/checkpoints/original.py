@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ldp_export.checkpoints.files.tensors import State
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
-from ldp_export.checkpoints.tensor_files import State
 from ldp_export.checkpoints.var import original_var_state, original_var_vae_state
 from ldp_export.models.choose import Config, empty_model
 from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, VarConfig, VarVaeConfig

@@ -9,9 +9,9 @@ from pathlib import Path
 from ldp_runtime.bundle.files import describe_files
 from ldp_runtime.bundle.manifest import FileEntry, SourcePart
 from ldp_runtime.errors import CheckpointError
-from ldp_runtime.small_files import is_plain_file
+from ldp_runtime.system.small_files import is_plain_file
 
-from ldp_export.checkpoints.part_files import CONFIG_FILE, TOKENIZER_FILE, check_file, files_read
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, check_file, files_read
 from ldp_export.models.registry import NamedModel
 
 #: Folder of the weights that are part of the package; each model has a folder in it.

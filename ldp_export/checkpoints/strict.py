@@ -11,7 +11,7 @@ from ldp_runtime.errors import CheckpointError
 from ldp_runtime.numerics import all_finite
 from torch import nn
 
-from ldp_export.checkpoints.tensor_files import State, listing
+from ldp_export.checkpoints.files.tensors import State, listing
 from ldp_export.models.choose import Config
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from ldp_runtime.errors import ConfigError
 
+from ldp_export.checkpoints.files.writer import TensorSource, write_tensors
 from ldp_export.checkpoints.original import original_state
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
 from ldp_export.models.registry import NamedModel
 
 SHARD_BYTES = 4 * 2**30

@@ -14,7 +14,7 @@ import torch
 from ldp_runtime.errors import ConfigError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ldp_export.checkpoints.part_files import CONFIG_FILE, TOKENIZER_FILE
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE
 from ldp_export.checkpoints.synthetic import SHARD_BYTES, write_shards
 from ldp_export.models.t5 import T5Sizes
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from ldp_runtime.errors import CheckpointError
-from ldp_runtime.small_files import is_plain_file, read_json, read_small
+from ldp_runtime.system.small_files import is_plain_file, read_json, read_small
 from tokenizers import Tokenizer
 from torch import nn
 
-from ldp_export.checkpoints.part_files import CONFIG_FILE, TOKENIZER_FILE
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE
+from ldp_export.checkpoints.files.tensors import listing, read_state
 from ldp_export.checkpoints.strict import count_numbered
-from ldp_export.checkpoints.tensor_files import listing, read_state
 
 #: Second name under which the module holds its table of token embeddings.
 _TIED = "encoder.embed_tokens.weight"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 
+from ldp_export.checkpoints.files.tensors import State, read_state
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, renamed, shape_of
-from ldp_export.checkpoints.tensor_files import State, read_state
 from ldp_export.models.registry import VarSpec
 from ldp_export.models.sizes import VarConfig, VarVaeConfig
 from ldp_export.models.var import VarTransformer

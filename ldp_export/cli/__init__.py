@@ -13,10 +13,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import click
-from ldp_runtime.disk import is_full
 from ldp_runtime.errors import Cancelled, CapacityError, ConfigError, InternalError, LdpError
-from ldp_runtime.installation import install
-from ldp_runtime.telemetry import without_telemetry
+from ldp_runtime.system.disk import is_full
+from ldp_runtime.system.installation import install
+from ldp_runtime.system.telemetry import without_telemetry
 
 from ldp_export import __version__
 from ldp_export.cli.arguments.command import Verbs

@@ -135,7 +135,7 @@ def command(
     if output is not None:
         check_new(output, overwrite)
 
-    from ldp_runtime.disk import written_result
+    from ldp_runtime.system.disk import written_result
 
     from ldp_export.bench.run import run_bench
     from ldp_export.bench.table import print_result

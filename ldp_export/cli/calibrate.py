@@ -95,9 +95,9 @@ def command(
     from ldp_calibration.search import calibrate
     from ldp_runtime.bundle.files import open_bundle
     from ldp_runtime.bundle.saved_policies import check_saved_name, saved_folder
-    from ldp_runtime.disk import write_durably
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline.pipeline import Pipeline
+    from ldp_runtime.system.disk import write_durably
 
     from ldp_export.progress import ProgressEvent
 

@@ -57,7 +57,7 @@ def command(
     if precision is not None and local_dir is None:
         raise ConfigError("--precision writes converted files", hint="say where with --local-dir")
 
-    from ldp_runtime.disk import same_disk
+    from ldp_runtime.system.disk import same_disk
 
     from ldp_export.hub.client import UnreachableHubError
     from ldp_export.hub.fetch import fetch, plan_fetch, registry_plan

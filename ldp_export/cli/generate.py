@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from ldp_runtime.system.small_files import json_text
 
 from ldp_export.cli.arguments.command import Command, grouped
 from ldp_export.cli.arguments.options import (
@@ -129,8 +129,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Draw PROMPTS (or classes) with a bundle, and say what each image cost."""
-    from ldp_runtime.disk import written_result
     from ldp_runtime.errors import ConfigError
+    from ldp_runtime.system.disk import written_result
 
     from ldp_export.inspection.pictures import drawn_from
 
@@ -187,7 +187,7 @@ def command(
         _write_sheet(sheet, [str(condition) for condition in drawn], result.images)
     if trace is not None:
         with written_result(trace) as scratch:
-            scratch.write_text(json.dumps([one.to_json() for one in result.traces], indent=1))
+            scratch.write_text(json_text([one.to_json() for one in result.traces], indent=1))
     if as_json:
         print_json(rows)
         return

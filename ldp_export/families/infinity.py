@@ -13,11 +13,11 @@ from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.schedule import SCALES_OF_SIZE, ScaleSchedule
 
-from ldp_export.checkpoints.headers import halved_bytes
+from ldp_export.checkpoints.files.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.base import chunk_names, counted_bytes, graph_blocks, graph_kind, loaded_graph
 from ldp_export.models.registry import InfinitySpec
-from ldp_export.verification.recorded_sizes import recorded_infinity_bytes, recording_memory, scales_to_record
+from ldp_export.verification.recording.sizes import recorded_infinity_bytes, recording_memory, scales_to_record
 
 if TYPE_CHECKING:
     import torch
@@ -228,7 +228,7 @@ class InfinityFamily:
         from ldp_export.reference.quantized import products_in_8_bits
         from ldp_export.reference.streamed import streamed_weights
         from ldp_export.verification.bounds import with_bounds
-        from ldp_export.verification.record_infinity import (
+        from ldp_export.verification.recording.infinity import (
             forced_infinity_logits,
             record_first_scales,
             record_infinity_cases,

@@ -12,11 +12,11 @@ from ldp_runtime.architecture.var import VarEntry
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import ConfigError
 
-from ldp_export.checkpoints.headers import halved_bytes
+from ldp_export.checkpoints.files.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.base import chunk_names, counted_bytes, graph_blocks, loaded_graph
 from ldp_export.models.registry import VarSpec
-from ldp_export.verification.recorded_sizes import recorded_var_bytes
+from ldp_export.verification.recording.sizes import recorded_var_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +154,7 @@ class VarFamily:
         from ldp_export.models.var import FLOAT32_ISLANDS
         from ldp_export.reference.quantized import products_in_8_bits
         from ldp_export.verification.bounds import with_bounds
-        from ldp_export.verification.record_var import forced_var_logits, record_var_cases
+        from ldp_export.verification.recording.var import forced_var_logits, record_var_cases
         from ldp_export.verification.rounding import measure_quantized, measure_rounding
 
         transformer = load_var(self.sources.transformer, self.spec.transformer)

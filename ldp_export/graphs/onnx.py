@@ -20,7 +20,7 @@ import torch
 from ldp_runtime.errors import ExportError
 from torch import nn
 
-from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
+from ldp_export.checkpoints.files.writer import TensorSource, write_tensors
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.signature import MODEL_FILE
 from ldp_export.graphs.tracing import record

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from ldp_runtime.bundle.files import hash_file
 from ldp_runtime.errors import ConfigError, HubError, IntegrityError, LdpError
-from ldp_runtime.installation import install
-from ldp_runtime.small_files import MOST_BYTES, is_plain_file, parse_json, stays_inside
+from ldp_runtime.system.installation import install
+from ldp_runtime.system.small_files import MOST_BYTES, is_plain_file, parse_json, stays_inside
 
 #: Bytes of a file that are hashed at a time.
 _PIECE = 2**20

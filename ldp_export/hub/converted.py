@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.disk import require_room, write_durably
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.small_files import read_json
+from ldp_runtime.system.disk import require_room, write_durably
+from ldp_runtime.system.small_files import read_json
 
 from ldp_export.checkpoints.convert import PRECISIONS, Conversion, check_precision, convert, plan_conversion
 from ldp_export.checkpoints.released import released_bytes

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ldp_runtime.disk import acquired, full_disk_is_typed, is_full, write_durably, written_whole
 from ldp_runtime.errors import HubError, IntegrityError
-from ldp_runtime.small_files import is_plain_file
+from ldp_runtime.system.disk import acquired, full_disk_is_typed, is_full, write_durably, written_whole
+from ldp_runtime.system.small_files import is_plain_file
 
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, hub_errors
 

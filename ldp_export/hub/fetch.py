@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ldp_runtime.disk import gigabytes, require_room
 from ldp_runtime.errors import CheckpointError, ConfigError, HubError
-from ldp_runtime.small_files import is_plain_file, kind_of
+from ldp_runtime.system.disk import gigabytes, require_room
+from ldp_runtime.system.small_files import is_plain_file, kind_of
 
-from ldp_export.checkpoints.part_files import INDEX_NAME
+from ldp_export.checkpoints.files.parts import INDEX_NAME
 from ldp_export.checkpoints.released import released_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, list_repository

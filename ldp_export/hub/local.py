@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ldp_runtime.small_files import read_json
+from ldp_runtime.system.small_files import read_json
 
-from ldp_export.checkpoints.part_files import INDEX_NAME, shards_of
+from ldp_export.checkpoints.files.parts import INDEX_NAME, shards_of
 from ldp_export.hub.client import cache_folder, hub_module
 from ldp_export.hub.download import PARTIAL, repository_cache
 from ldp_export.models.registry import HubFiles, NamedModel

@@ -20,9 +20,9 @@ from ldp_runtime.engines.onnxruntime import check_provider, import_onnxruntime
 from ldp_runtime.engines.tensorrt.library import Flavour, load_library
 from ldp_runtime.engines.torch_compiled.compiler import check_compiler, check_compilers
 from ldp_runtime.errors import IncompatibleBundleError, LdpError
-from ldp_runtime.installation import checkout, install, pytorch_build
 from ldp_runtime.pipeline.memory import available_memory
-from ldp_runtime.telemetry import TELEMETRY_OFF
+from ldp_runtime.system.installation import checkout, install, pytorch_build
+from ldp_runtime.system.telemetry import TELEMETRY_OFF
 
 from ldp_export.builders.tensorrt.builder import check_polygraphy
 from ldp_export.versions import TOOLCHAIN, installed

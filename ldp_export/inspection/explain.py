@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ldp_calibration.drawing import pyplot
 from ldp_calibration.fidelity import psnr_db
-from ldp_runtime.disk import written_result
 from ldp_runtime.pipeline.drawing import ScaleEvent
 from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pipeline.trace import ScaleTrace, Trace
 from ldp_runtime.pruning.parse import describe, parse_policy
 from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.system.disk import written_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

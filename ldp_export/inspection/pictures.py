@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldp_runtime.disk import written_result
+from ldp_runtime.system.disk import written_result
 
 from ldp_export import __version__
 

@@ -8,15 +8,16 @@ a single token, to the largest.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldp_runtime.errors import IntegrityError
+from ldp_runtime.errors import IntegrityError, NonFiniteError
 from ldp_runtime.schedule import ScaleSchedule
-from ldp_runtime.small_files import read_json
+from ldp_runtime.system.small_files import read_json
 from safetensors import SafetensorError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Case:
         prompt: text of the case, or None.
         label: class of the case, or None.
         seed: seed of the run, or None for a run on given tokens.
-        margin: closest decision of the run (see `closest_decision`), or None.
+        margin: closest decision of the run (see `closest_decision`), or None. A run without a choice has the largest
+            float.
         scales: number of first scales that were run, as a schedule of their own; None for all.
     """
 
@@ -111,11 +113,22 @@ class ReferenceCases:
     shapes: tuple[Shape, ...] = ()
 
     def save(self, folder: Path) -> None:
+        """Writes the runs into a folder.
+
+        Raises:
+            NonFiniteError: the model's numbers leave the range of the bundle's precision, so nothing could be verified.
+        """
         from safetensors.torch import save_file
 
+        beyond = sorted(name for name, error in self.rounding.items() if not math.isfinite(error))
+        if beyond:
+            raise NonFiniteError(
+                f"in this precision the reference model gives NaN or infinity in {', '.join(beyond[:5])}",
+                hint="build with a precision of wider range: --precision float32",
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CASES_FILE).write_text(json.dumps([asdict(case) for case in self.cases], indent=1))
-        (folder / ROUNDING_FILE).write_text(json.dumps(self.rounding, indent=1))
+        (folder / CASES_FILE).write_text(json.dumps([asdict(case) for case in self.cases], indent=1, allow_nan=False))
+        (folder / ROUNDING_FILE).write_text(json.dumps(self.rounding, indent=1, allow_nan=False))
         if self.shapes:
             (folder / SHAPES_FILE).write_text(json.dumps([asdict(shape) for shape in self.shapes], indent=1))
         save_file({k: v.contiguous().clone() for k, v in self.tensors.items()}, folder / TENSORS_FILE)

@@ -20,11 +20,11 @@ from ldp_runtime.errors import LdpError
 from fuzz import Outcome
 from fuzz.samples import ODD, damaged, folder, mutated, places, sources
 from ldp_export.checkpoints.convert import convert, plan_conversion
+from ldp_export.checkpoints.files.tensors import read_state, save_state
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.t5 import load_text_encoder
-from ldp_export.checkpoints.tensor_files import read_state, save_state
 from ldp_export.checkpoints.var import load_var, load_var_vae
 
 State = dict[str, torch.Tensor]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ldp_runtime.disk import write_durably
+from ldp_runtime.system.disk import write_durably
 
 KINDS = ("bundles", "checkpoints", "listings", "kills", "requests", "evaluations")
 #: Far above what any case takes, also on a slow machine.

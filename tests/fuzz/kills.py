@@ -19,7 +19,7 @@ from pathlib import Path
 
 from helpers.samples import plan, write_sources
 from ldp_runtime.bundle.files import VERSIONS, open_bundle
-from ldp_runtime.disk import SCRATCH
+from ldp_runtime.system.disk import SCRATCH
 
 from fuzz import Outcome
 from fuzz.samples import folder

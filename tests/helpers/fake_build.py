@@ -55,7 +55,7 @@ def fakes(on_stage: OnStage = lambda name: None, passes: bool = True) -> Iterato
 
     with (
         mock.patch("ldp_export.building.stages.export_graph", export),
-        mock.patch("ldp_export.verification.record_infinity.record_infinity_cases", record),
+        mock.patch("ldp_export.verification.recording.infinity.record_infinity_cases", record),
         mock.patch("ldp_export.building.build.verify_bundle", verify),
     ):
         yield

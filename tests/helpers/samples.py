@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from helpers.shared import build_shared
 from ldp_export.building.build import BuildOptions, BuildPlan, plan_build
+from ldp_export.checkpoints.files.tensors import save_state
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.registry import InfinitySpec

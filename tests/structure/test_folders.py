@@ -13,6 +13,7 @@ MOST_MODULES = 15
 #: A package's own modules are its ground floor.
 FLOORS = (
     "ldp_runtime",
+    "ldp_runtime.system",
     "ldp_runtime.architecture",
     "ldp_runtime.pruning",
     "ldp_runtime.bundle",
@@ -31,6 +32,7 @@ FLOORS = (
     "ldp_calibration.evaluation",
     "ldp_export",
     "ldp_export.models",
+    "ldp_export.checkpoints.files",
     "ldp_export.checkpoints",
     "ldp_export.hub",
     "ldp_export.graphs",
@@ -84,11 +86,11 @@ def test_families_and_backends_have_one_name_in_every_layer() -> None:
         "ldp_runtime.architecture",
         "ldp_runtime.families",
         *(f"ldp_export.{layer}" for layer in ("models", "checkpoints", "reference", "graphs", "families")),
+        "ldp_export.verification.recording",
+        "ldp_export.bench.worker",
     )
     for family in ("infinity", "var"):
         assert {layer for layer in layers if f"{layer}.{family}" in modules()} == set(layers)
-        assert f"ldp_export.bench.worker.{family}" in modules()
-        assert f"ldp_export.verification.record_{family}" in modules()
     engines, builders = "ldp_runtime.engines", "ldp_export.builders"
     for backend in ("onnxruntime", "tensorrt", "torch_compiled"):
         assert f"{engines}.{backend}" in modules()

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from ldp_runtime.disk import written_result
+from ldp_runtime.system.disk import written_result
 
 from ldp_calibration.evaluation.compare import Comparison, PolicyResult
 from ldp_calibration.evaluation.pictures import file_name

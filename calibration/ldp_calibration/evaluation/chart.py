@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldp_runtime.disk import written_result
+from ldp_runtime.system.disk import written_result
 
 from ldp_calibration.candidates import is_control
 from ldp_calibration.drawing import pyplot

@@ -12,11 +12,11 @@ from typing import Any
 
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import Manifest
-from ldp_runtime.disk import require_room
 from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.pipeline.pipeline import Pipeline
 from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.pruning.policy import Policy
+from ldp_runtime.system.disk import require_room
 
 from ldp_calibration.cost import trace_flops
 from ldp_calibration.evaluation.pictures import PictureRecord, file_name, is_drawn, png, write_pictures

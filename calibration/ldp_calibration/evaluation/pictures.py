@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ldp_runtime.disk import full_disk_is_typed, remove_leftovers, written_whole
 from ldp_runtime.errors import IntegrityError
-from ldp_runtime.small_files import is_plain_file, parse_json, read_small
+from ldp_runtime.system.disk import full_disk_is_typed, remove_leftovers, written_whole
+from ldp_runtime.system.small_files import is_plain_file, parse_json, read_small
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldp_calibration.evaluation.run import Run, RunPolicy

@@ -12,7 +12,7 @@ from typing import Any
 from ldp_runtime.arguments import shown
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.pipeline.request import MAX_CHARACTERS
-from ldp_runtime.small_files import parse_json, read_small
+from ldp_runtime.system.small_files import parse_json, read_small
 
 #: Most bytes of a file of prompts, and most prompts of it.
 _MOST_BYTES, MOST_PROMPTS = 64 * 2**20, 100_000

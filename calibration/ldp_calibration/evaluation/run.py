@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.parsing import complaint
-from ldp_runtime.disk import acquired, exclusive, is_scratch, remove_leftovers, write_durably
 from ldp_runtime.errors import ConfigError, IntegrityError
-from ldp_runtime.small_files import read_json
+from ldp_runtime.system.disk import acquired, exclusive, is_scratch, remove_leftovers, write_durably
+from ldp_runtime.system.small_files import read_json
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldp_calibration.evaluation.benchmarks import Benchmark

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ldp_runtime.disk import full_disk_is_typed, remove_leftovers, write_durably
 from ldp_runtime.errors import ConfigError, IntegrityError
-from ldp_runtime.small_files import read_json
+from ldp_runtime.system.disk import full_disk_is_typed, remove_leftovers, write_durably
+from ldp_runtime.system.small_files import read_json
 
 from ldp_calibration.evaluation.pictures import Picture, all_pictures, content, pixels
 from ldp_calibration.evaluation.run import SCORES, UNPRUNED, Run, RunPolicy

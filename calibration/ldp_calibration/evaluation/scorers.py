@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from ldp_runtime.errors import ConfigError, suggestion
-from ldp_runtime.installation import install
+from ldp_runtime.system.installation import install
 
 from ldp_calibration.evaluation.benchmarks import claims_of
 from ldp_calibration.evaluation.prompts import EvaluationPrompt

@@ -16,11 +16,11 @@ from typing import Any
 
 from ldp_runtime.bundle.manifest import Backend, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
-from ldp_runtime.disk import write_durably
 from ldp_runtime.engines.tensorrt.library import Flavour, Library, Message, load_library
 from ldp_runtime.errors import EngineBuildError, IncompatibleBundleError
-from ldp_runtime.installation import install
 from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.system.disk import write_durably
+from ldp_runtime.system.installation import install
 from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.builders.base import ExportedGraph

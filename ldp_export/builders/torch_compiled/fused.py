@@ -12,7 +12,7 @@ from ldp_runtime.engines.torch_compiled.fused.weights import FusedWeights, in_8_
 from ldp_runtime.errors import EngineBuildError
 from torch import nn
 
-from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
+from ldp_export.checkpoints.files.writer import TensorSource, write_tensors
 from ldp_export.graphs.infinity import InfinityBlocksGraph
 from ldp_export.graphs.signature import GraphSignature
 from ldp_export.models.infinity import InfinityBlock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Generator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from ldp_runtime.system.small_files import json_text
 
 from ldp_export.cli.arguments.command import grouped
 
@@ -292,7 +292,7 @@ def check_policy(bundle: Path, policy: str) -> Policy | None:
 
 def print_json(value: Any) -> None:
     """Prints a value as one line of JSON: with --json, all lines that a command prints on stdout are JSON."""
-    click.echo(json.dumps(value))
+    click.echo(json_text(value))
 
 
 @contextmanager
@@ -316,7 +316,7 @@ def shown_scales(images: int, hidden: bool) -> Generator[ScaleCallback]:
 def shown_progress(as_json: bool) -> Generator[Progress]:
     """Callback that draws stages on stderr with rich, or prints each event as a line of JSON on stdout."""
     if as_json:
-        yield lambda event: click.echo(json.dumps({"progress": event.__dict__}))
+        yield lambda event: click.echo(json_text({"progress": event.__dict__}))
         return
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -47,8 +47,8 @@ def check_file(path: Path, *endings: str) -> None:
 
 def check_folder(path: Path) -> None:
     """Raises ConfigError if no file can be written into the folder, which need not exist yet."""
-    from ldp_runtime.disk import existing_parent
     from ldp_runtime.errors import ConfigError
+    from ldp_runtime.system.disk import existing_parent
 
     place = existing_parent(path)
     try:

@@ -67,7 +67,7 @@ def command(
     from ldp_calibration.evaluation.run import COMPARE, open_run
     from ldp_calibration.evaluation.words import as_json as plain
     from ldp_calibration.evaluation.words import as_markdown
-    from ldp_runtime.disk import full_disk_is_typed, remove_leftovers, write_durably
+    from ldp_runtime.system.disk import full_disk_is_typed, remove_leftovers, write_durably
 
     run = open_run(run_folder)
     chosen = scored_by(run, names)

@@ -14,7 +14,7 @@ from ldp_export.checkpoints.t5 import TextEncoder
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.reference.streamed import streamed_weights
 from ldp_export.verification.cases import Case, ReferenceCases
-from ldp_export.verification.record_infinity import PROMPTS, forced_infinity_logits
+from ldp_export.verification.recording.infinity import PROMPTS, forced_infinity_logits
 
 #: Number of first scales that are run.
 _SCALES = 2

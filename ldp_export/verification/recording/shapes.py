@@ -22,7 +22,7 @@ from ldp_export.reference.arithmetic import ComputedIn, Unfavourable
 from ldp_export.reference.streamed import streamed_weights
 from ldp_export.verification.bounds import distance
 from ldp_export.verification.cases import ReferenceCases, Shape, fixed_masks
-from ldp_export.verification.recorded_sizes import KINDS
+from ldp_export.verification.recording.sizes import KINDS
 
 
 def shapes_to_record(schedule: ScaleSchedule, recorded: int) -> list[Shape]:

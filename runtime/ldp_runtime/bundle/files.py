@@ -29,7 +29,7 @@ from ldp_runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, con
 from ldp_runtime.bundle.older_manifest import OLDER_SCHEMAS, from_schema_3
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError
-from ldp_runtime.small_files import is_plain_file, read_json, read_small, stays_inside
+from ldp_runtime.system.small_files import is_plain_file, read_json, read_small, stays_inside
 
 MANIFEST, CURRENT, PREVIOUS, VERSIONS, REPORTS = "manifest.json", "CURRENT", "PREVIOUS", "versions", "reports"
 #: Folder of the policies that calibration saved, by version.

@@ -23,7 +23,7 @@ from ldp_runtime.pruning.fitted import Fitted, needs_fits
 from ldp_runtime.pruning.older import LD
 from ldp_runtime.pruning.parse import NAMED, POLICY_NAMES, parse_policy, read_policy
 from ldp_runtime.pruning.policy import Policy
-from ldp_runtime.small_files import read_json
+from ldp_runtime.system.small_files import read_json
 
 #: File of the numbers that were fitted to a version; policies given as text use them.
 FITTED = "fitted.json"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from ldp_runtime.control_groups import cpu_quota
 from ldp_runtime.errors import IncompatibleBundleError
-from ldp_runtime.installation import pytorch_build
+from ldp_runtime.system.control_groups import cpu_quota
+from ldp_runtime.system.installation import pytorch_build
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ import numpy as np
 
 from ldp_runtime.engines.hardware import default_threads, local_capability
 from ldp_runtime.errors import CapacityError, ClosedError, IncompatibleBundleError, IntegrityError, LdpError
-from ldp_runtime.installation import install
-from ldp_runtime.telemetry import without_telemetry
+from ldp_runtime.system.installation import install
+from ldp_runtime.system.telemetry import without_telemetry
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -11,11 +11,11 @@ import psutil
 
 from ldp_runtime.arguments import number, shown
 from ldp_runtime.bundle.manifest import Manifest
-from ldp_runtime.control_groups import memory_left
 from ldp_runtime.engines.cache_plan import CachePlan, ModelShape
 from ldp_runtime.engines.torch_compiled.fused.text import padded
 from ldp_runtime.errors import CapacityError, ConfigError
 from ldp_runtime.pipeline.activations import decoder_bytes, layer_bytes, sampling_bytes
+from ldp_runtime.system.control_groups import memory_left
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ldp_runtime.bundle.files import CURRENT, MANIFEST, VERSIONS, Bundle, report_path
 from ldp_runtime.bundle.saved_policies import saved_folder
-from ldp_runtime.disk import is_full, put_in_place, require_room, same_disk, scratch_path, sync, sync_tree
 from ldp_runtime.errors import ConfigError
+from ldp_runtime.system.disk import is_full, put_in_place, require_room, same_disk, scratch_path, sync, sync_tree
 
 from ldp_serving.front.loading import ModelOptions
 from ldp_serving.hooks import load_hooks

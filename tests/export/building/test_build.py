@@ -25,7 +25,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ldp_runtime import Pipeline, open_bundle
 from ldp_runtime.bundle.files import CURRENT, MANIFEST, VERSIONS, hash_file
-from ldp_runtime.disk import scratch_path
 from ldp_runtime.errors import (
     CapacityError,
     CheckpointError,
@@ -34,6 +33,7 @@ from ldp_runtime.errors import (
     IncompatibleBundleError,
     VerificationError,
 )
+from ldp_runtime.system.disk import scratch_path
 from safetensors import SafetensorError
 
 from ldp_export.builders.onnxruntime import OnnxRuntimeBuilder

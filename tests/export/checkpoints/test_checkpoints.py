@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ldp_runtime.errors import CheckpointError
 from safetensors.torch import save_file
 
+from ldp_export.checkpoints.files.tensors import read_state, save_state
 from ldp_export.checkpoints.infinity import (
     State,
     build_infinity,
@@ -26,7 +27,6 @@ from ldp_export.checkpoints.infinity import (
     original_infinity_state,
     original_infinity_vae_state,
 )
-from ldp_export.checkpoints.tensor_files import read_state, save_state
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig

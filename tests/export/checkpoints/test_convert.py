@@ -18,11 +18,12 @@ from click.testing import CliRunner
 from filelock import FileLock
 from helpers.samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
 from helpers.var_samples import VAR_MODELS, Held
-from ldp_runtime.disk import SCRATCH, scratch_path
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError
+from ldp_runtime.system.disk import SCRATCH, scratch_path
 
 from ldp_export.checkpoints import convert as module
 from ldp_export.checkpoints.convert import PARTIAL, convert, plan_conversion
+from ldp_export.checkpoints.files.tensors import read_state, save_state
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import (
     State,
@@ -34,7 +35,6 @@ from ldp_export.checkpoints.infinity import (
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.checkpoints.t5 import load_text_encoder
-from ldp_export.checkpoints.tensor_files import read_state, save_state
 from ldp_export.checkpoints.var import load_var, load_var_vae
 from ldp_export.cli import main
 
@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, layout: str) -
         source = tmp_path / "a.pth"
         torch.save(tensors, source)
     else:
-        from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
+        from ldp_export.checkpoints.files.writer import TensorSource, write_tensors
 
         source = tmp_path / "shards"
         source.mkdir()

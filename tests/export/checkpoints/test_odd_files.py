@@ -16,11 +16,11 @@ from helpers.var_samples import VAR_MODELS
 from ldp_runtime.errors import CheckpointError
 
 from ldp_export.checkpoints.convert import convert, plan_conversion
+from ldp_export.checkpoints.files.tensors import read_state, save_state
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import infer_infinity_config, load_infinity, unwrap_vae_keys
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.t5 import check_folder, load_text_encoder
-from ldp_export.checkpoints.tensor_files import read_state, save_state
 from ldp_export.checkpoints.var import load_var, load_var_vae
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}

@@ -11,10 +11,10 @@ import torch
 from helpers.samples import spec
 from ldp_runtime.errors import ConfigError
 
+from ldp_export.checkpoints.files.tensors import read_state
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.synthetic import write_checkpoint
-from ldp_export.checkpoints.tensor_files import read_state
 from ldp_export.checkpoints.var import load_var
 from ldp_export.models.registry import MODELS, VarSpec
 

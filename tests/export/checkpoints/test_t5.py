@@ -11,9 +11,9 @@ import pytest
 import torch
 from ldp_runtime.tokenizer import PromptTokenizer
 
+from ldp_export.checkpoints.files.tensors import read_state, save_state
 from ldp_export.checkpoints.synthetic_t5 import write_t5
 from ldp_export.checkpoints.t5 import load_text_encoder
-from ldp_export.checkpoints.tensor_files import read_state, save_state
 from ldp_export.graphs.graph import convert_weights
 from ldp_export.graphs.onnx import export_graph
 from ldp_export.graphs.signature import MODEL_FILE

@@ -15,9 +15,9 @@ from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.prompt import chained
 
 from ldp_export.bench.worker.eager import EagerEngine
+from ldp_export.checkpoints.files.tensors import save_state
 from ldp_export.checkpoints.infinity import load_infinity_vae, map_infinity, original_infinity_state
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.families.base import Family, loaded_graph
 from ldp_export.families.choose import choose_family
 from ldp_export.families.infinity import InfinityFamily
@@ -26,8 +26,8 @@ from ldp_export.graphs.signature import Axis, GraphSignature, tensor_entries
 from ldp_export.hub.resolve import resolve_model
 from ldp_export.models.registry import MODELS
 from ldp_export.reference.streamed import streamed_weights
-from ldp_export.verification.record_infinity import forced_infinity_logits, record_first_scales
-from ldp_export.verification.recorded_sizes import scales_to_record
+from ldp_export.verification.recording.infinity import forced_infinity_logits, record_first_scales
+from ldp_export.verification.recording.sizes import scales_to_record
 
 SIZES = {Axis.ROWS: 2, Axis.TOKENS: 3, Axis.PAST: 2, Axis.TEXT: 5, Axis.IMAGES: 1, Axis.HEIGHT: 4, Axis.WIDTH: 4}
 

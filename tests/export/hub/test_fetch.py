@@ -18,9 +18,9 @@ from helpers.hub_server import COMMIT, Hub, listing, serving
 from helpers.samples import TRANSFORMER, random_transformer, random_vae, spec, write_text_encoder
 from ldp_runtime.errors import CapacityError, CheckpointError, ConfigError, HubError, IntegrityError
 
+from ldp_export.checkpoints.files.tensors import read_state
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.synthetic import write_checkpoint
-from ldp_export.checkpoints.tensor_files import read_state
 from ldp_export.cli import main
 from ldp_export.hub.client import HubFile, list_repository
 from ldp_export.hub.converted import RECORD, convert_model

@@ -15,9 +15,9 @@ from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 from ldp_export.cli.inspect import command as inspect
 from ldp_export.families.infinity import InfinityFamily
-from ldp_export.verification import recorded_sizes
 from ldp_export.verification.cases import ReferenceCases
 from ldp_export.verification.coverage import coverage
+from ldp_export.verification.recording import sizes
 from ldp_export.verification.verify import verify_bundle
 
 
@@ -25,8 +25,8 @@ from ldp_export.verification.verify import verify_bundle
 def large(bundles: Path) -> Bundle:
     """A small model that is treated as a large one: two scales are run, the others checked block by block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorded_sizes, "_WHOLE_RUNS", 0.0)
-        patch.setattr(recorded_sizes, "_ONE_CALL", 1e7)
+        patch.setattr(sizes, "_WHOLE_RUNS", 0.0)
+        patch.setattr(sizes, "_ONE_CALL", 1e7)
         return build_bundle(write_sources(bundles / "large_sources"), bundles / "large", chunk=1)
 
 
@@ -81,8 +81,8 @@ def test_inspect_says_what_share_was_verified(large: Bundle, small_bundle: Bundl
 
 
 def test_reduced_precisions_are_measured_at_these_shapes(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded_sizes, "_WHOLE_RUNS", 0.0)
-    monkeypatch.setattr(recorded_sizes, "_ONE_CALL", 1e7)
+    monkeypatch.setattr(sizes, "_WHOLE_RUNS", 0.0)
+    monkeypatch.setattr(sizes, "_ONE_CALL", 1e7)
     family = InfinityFamily(spec(), write_sources(bundles / "reduced_sources"), None)
     exact, reduced = (family.record(precision, None, lambda text: None) for precision in ("float32", "bfloat16"))
     for shape in exact.shapes:

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from ldp_export.building import stages as work_module
 from ldp_export.building.build import build
+from ldp_export.checkpoints.files.tensors import save_state
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.checkpoints.tensor_files import save_state
 from ldp_export.graphs.graph import Graph
 from ldp_export.verification.cases import ROUNDING_FILE, Case, ReferenceCases
 from ldp_export.verification.checks import compare

@@ -39,7 +39,7 @@ def test_nothing_is_written_into_the_home_folder(small_bundle: Bundle, tmp_path:
 @pytest.mark.parametrize("given", [None, "0", "1"])
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
     from ldp_runtime.engines.onnxruntime import import_onnxruntime
-    from ldp_runtime.telemetry import TELEMETRY_OFF
+    from ldp_runtime.system.telemetry import TELEMETRY_OFF
 
     monkeypatch.setenv(TELEMETRY_OFF, given or "")
     if given is None:

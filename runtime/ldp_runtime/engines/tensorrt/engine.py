@@ -23,7 +23,6 @@ import torch
 
 from ldp_runtime.bundle.manifest import GraphEntry, Manifest, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import choose_profile
-from ldp_runtime.disk import write_durably
 from ldp_runtime.engines.graph_cache import GraphCache, GraphCounters, full_scales
 from ldp_runtime.engines.hardware import check_capability, require_gpu
 from ldp_runtime.engines.tensorrt.addresses import Addresses
@@ -31,6 +30,7 @@ from ldp_runtime.engines.tensorrt.bindings import Binding, input_bindings, outpu
 from ldp_runtime.engines.tensorrt.library import Flavour, Library, load_library
 from ldp_runtime.engines.tensors import axis_sizes
 from ldp_runtime.errors import CapacityError, ClosedError, IncompatibleBundleError, IntegrityError, LdpError
+from ldp_runtime.system.disk import write_durably
 
 logger = logging.getLogger(__name__)
 

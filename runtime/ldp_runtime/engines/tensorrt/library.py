@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError
-from ldp_runtime.installation import install
+from ldp_runtime.system.installation import install
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 

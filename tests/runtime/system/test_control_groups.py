@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ldp_runtime import control_groups
-from ldp_runtime.control_groups import cpu_quota, memory_left
 from ldp_runtime.engines import hardware
+from ldp_runtime.system import control_groups
+from ldp_runtime.system.control_groups import cpu_quota, memory_left
 
 MB = 2**20
 

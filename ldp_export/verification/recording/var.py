@@ -1,7 +1,8 @@
-"""Reference runs of VAR: as in `record_infinity.py`, with classes and indices into the codebook."""
+"""Reference runs of VAR: as in `infinity.py`, with classes and indices into the codebook."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -74,7 +75,7 @@ def closest_decision(run: VarRun, schedule: ScaleSchedule, settings: VarSettings
     drawn code that is not safely inside them has distance 0.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    closest = float("inf")
+    closest = sys.float_info.max  # files hold no infinity
     for logits, indices, tokens in zip(run.guided, run.indices, schedule.tokens, strict=True):
         noise = torch.empty(tokens, logits.shape[-1]).exponential_(1, generator=generator)
         drawn = indices[0][:, None]

@@ -82,6 +82,19 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON text of a value, which `parse_json` reads: numbers that are not finite become null, since JSON has none."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -18,7 +18,7 @@ TEXT_TOKENS = 12
 _ROWS, _PRUNED_ROWS = 5, 1
 
 
-#: Kinds of tokens of a recorded shape, and of its past; see `recording/shapes.py`.
+#: Kinds of tokens of a recorded shape, and of its past; see `shapes.py`.
 KINDS = 8
 
 

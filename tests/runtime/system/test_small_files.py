@@ -8,7 +8,15 @@ import socket
 from pathlib import Path
 
 import pytest
-from ldp_runtime.small_files import MOST_BYTES, MOST_LEVELS, is_plain_file, parse_json, read_json, stays_inside
+from ldp_runtime.system.small_files import (
+    MOST_BYTES,
+    MOST_LEVELS,
+    is_plain_file,
+    json_text,
+    parse_json,
+    read_json,
+    stays_inside,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +45,11 @@ def test_plain_values_are_read(tmp_path: Path) -> None:
     assert read_json(tmp_path / "link") == value
     deep = "[" * (MOST_LEVELS - 1) + "]" * (MOST_LEVELS - 1)
     assert parse_json(deep)
+
+
+def test_numbers_that_json_lacks_are_written_as_null() -> None:
+    value = {"a": float("inf"), "b": [float("nan"), (1.5, -float("inf"))], "c": 2, "d": True}
+    assert parse_json(json_text(value)) == {"a": None, "b": [None, [1.5, None]], "c": 2, "d": True}
 
 
 def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldp_runtime import installation
+from ldp_runtime.system import installation
 
 
 class Fake:

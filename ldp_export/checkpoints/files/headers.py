@@ -16,7 +16,7 @@ def halved_bytes(path: Path) -> int:
         return 0
     sizes = _safetensors_sizes(path)
     if sizes is None:
-        from ldp_export.checkpoints.tensor_files import read_state
+        from ldp_export.checkpoints.files.tensors import read_state
 
         tensors = read_state(path).values()
         sizes = [(tensor.numel() * tensor.itemsize, tensor.itemsize) for tensor in tensors]

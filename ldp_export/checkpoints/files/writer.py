@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from ldp_runtime.disk import written_whole
 from ldp_runtime.errors import CheckpointError
 from ldp_runtime.numerics import all_finite
+from ldp_runtime.system.disk import written_whole
 
 PIECE_BYTES = 64 * 2**20
 

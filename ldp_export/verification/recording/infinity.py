@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generat
 from ldp_export.reference.oracle import pruned_infinity_logits
 from ldp_export.reference.streamed import streamed_weights
 from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
-from ldp_export.verification.recorded_sizes import RATIOS, TEXT_TOKENS
+from ldp_export.verification.recording.sizes import RATIOS, TEXT_TOKENS
 
 PROMPTS = ("a red circle", "a small blue square to the left of a large yellow star on a plain background")
 
@@ -106,7 +107,7 @@ def closest_decision(
     """Smallest distance of any sampled bit's logit difference to the value at which the bit would flip."""
     from ldp_runtime.noise import position_noise
 
-    closest = float("inf")
+    closest = sys.float_info.max  # files hold no infinity
     for logits, noise in zip(run.guided, position_noise(seed, schedule, layout.bits), strict=True):
         difference = logit_difference(logits)[0]
         undecided = difference.abs() < rule.decided_at

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldp_runtime.errors import CheckpointError
-from ldp_runtime.small_files import is_plain_file, kind_of, read_json, stays_inside
+from ldp_runtime.system.small_files import is_plain_file, kind_of, read_json, stays_inside
 
 INDEX_NAME = "model.safetensors.index.json"
 #: Files that a text encoder has beside its weights.

@@ -11,9 +11,9 @@ import torch
 from ldp_runtime.errors import CheckpointError
 from safetensors.torch import load_file, save_file
 
-from ldp_export.checkpoints import tensor_writer
-from ldp_export.checkpoints.tensor_files import read_state, save_state
-from ldp_export.checkpoints.tensor_writer import TensorSource, write_tensors
+from ldp_export.checkpoints.files import writer
+from ldp_export.checkpoints.files.tensors import read_state, save_state
+from ldp_export.checkpoints.files.writer import TensorSource, write_tensors
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -42,7 +42,7 @@ def test_the_library_reads_what_was_written(tmp_path: Path, dtype: torch.dtype |
 
 
 def test_places_are_where_the_bytes_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensor_writer, "PIECE_BYTES", 64)  # every tensor in several pieces
+    monkeypatch.setattr(writer, "PIECE_BYTES", 64)  # every tensor in several pieces
     path = tmp_path / "a.safetensors"
     places = write_tensors([TensorSource.of(name, tensor) for name, tensor in state().items()], path)
     content = path.read_bytes()
@@ -84,7 +84,7 @@ _MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from ldp_export.checkpoints.tensor_files import read_state, save_state
+from ldp_export.checkpoints.files.tensors import read_state, save_state
 
 def anonymous():
     line = next(l for l in open("/proc/self/status") if l.startswith("RssAnon"))

@@ -1,0 +1,1 @@
+"""Files of checkpoints: which are read, the tensors in them, and streamed writing."""
