@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ldp_export.building.plan import BuildOptions, BuildPlan
     from ldp_export.hub.fetch import FetchPlan
-    from ldp_export.models.registry import InfinitySpec, VarSpec
+    from ldp_export.models.registry import AnySpec
     from ldp_export.verification.verify import Report
 
 
@@ -146,7 +146,7 @@ class _Chosen:
                 hint="ldp-export build --random-weights --model infinity-2b --depth 2 --width 256",
             )
 
-    def build_options(self, spec: InfinitySpec | VarSpec) -> BuildOptions:
+    def build_options(self, spec: AnySpec) -> BuildOptions:
         """Options of the build of a model; raises ConfigError for what its backend or this machine does not offer."""
         from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
         from ldp_export.building.plan import BuildOptions

@@ -12,7 +12,7 @@ from ldp_export.checkpoints.sources import EMBEDDED, Sources
 from ldp_export.hub.client import UnreachableHubError
 from ldp_export.hub.fetch import FetchPlan, plan_fetch, registry_plan
 from ldp_export.hub.local import local_files
-from ldp_export.models.registry import DEFAULT_MODEL, InfinitySpec, NamedModel, VarSpec, find_model
+from ldp_export.models.registry import DEFAULT_MODEL, AnySpec, NamedModel, find_model
 
 
 def resolve_model(
@@ -24,7 +24,7 @@ def resolve_model(
     temperature: float | None = None,
     local_dir: Path | None = None,
     policy: str | None = None,
-) -> tuple[InfinitySpec | VarSpec, Sources]:
+) -> tuple[AnySpec, Sources]:
     """The model and its files, all on this machine; without a name, sizes are read from the given files.
 
     Raises:
@@ -47,8 +47,8 @@ def resolve_model(
 
 
 def with_defaults(
-    spec: InfinitySpec | VarSpec, guidance: float | None, temperature: float | None, policy: str | None = None
-) -> InfinitySpec | VarSpec:
+    spec: AnySpec, guidance: float | None, temperature: float | None, policy: str | None = None
+) -> AnySpec:
     """The model with other defaults; raises ConfigError for values that every request would refuse."""
     if guidance is not None:
         if not math.isfinite(guidance):

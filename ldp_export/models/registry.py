@@ -12,7 +12,7 @@ from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.models.counts import Counts, counts_of
-from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, VarConfig, VarVaeConfig, ffn_width
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, SwittiConfig, VarConfig, VarVaeConfig, ffn_width
 from ldp_export.models.t5 import FLAN_T5_XL, T5Sizes
 
 
@@ -59,7 +59,7 @@ class NamedModel:
 
     name: str
     title: str
-    transformer: InfinityConfig | VarConfig
+    transformer: InfinityConfig | VarConfig | SwittiConfig
     vae: InfinityVaeConfig | VarVaeConfig
     patch: int = 1
     size: str = "1M"
@@ -161,6 +161,48 @@ class VarSpec(NamedModel):
     @property
     def layout(self) -> LatentLayout:
         return LatentLayout(self.vae.channels)
+
+    def schedules_of(self, size: str) -> tuple[ScaleSchedule, ...]:
+        return (self.transformer.schedule,)
+
+
+#: Scale from which the original's demos draw without guidance, by number of scales.
+_FIRST_UNGUIDED = {10: 8, 14: 11}
+
+
+@dataclass(frozen=True)
+class SwittiSpec(NamedModel):
+    """A model of the Switti family, from texts to codebook indices, with the settings of the original's demos.
+
+    Attributes:
+        temperature: of the scales after guidance has ended.
+        first_guided, more_smooth, first_smooth: see `SwittiEntry`.
+    """
+
+    transformer: SwittiConfig
+    vae: VarVaeConfig
+    guidance: float = 6.0
+    temperature: float = 0.1
+    top_k: int = 400
+    top_p: float = 0.95
+    first_guided: int = 0
+    more_smooth: bool = True
+    first_smooth: int = 2
+    family: ClassVar[str] = "switti"
+
+    @property
+    def first_unguided(self) -> int:
+        """Scale at which guidance ends."""
+        schedule = self.transformer.schedule
+        return _FIRST_UNGUIDED.get(len(schedule), schedule.detail_scales()[0])
+
+    @property
+    def layout(self) -> LatentLayout:
+        return LatentLayout(self.vae.channels)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.transformer.text_tokens
 
     def schedules_of(self, size: str) -> tuple[ScaleSchedule, ...]:
         return (self.transformer.schedule,)
@@ -285,11 +327,13 @@ _SPECS = (
     _unreleased("infinity-20b", 58, 4608, 36, chunks=2),
 )
 
-MODELS: dict[str, InfinitySpec | VarSpec] = {spec.name: spec for spec in _SPECS}
+#: A model of any family.
+AnySpec = InfinitySpec | VarSpec | SwittiSpec
+MODELS: dict[str, AnySpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_MODEL = "infinity-shapes"
 
 
-def find_model(name: str) -> InfinitySpec | VarSpec:
+def find_model(name: str) -> AnySpec:
     """Model of that name. Raises ConfigError, which suggests the nearest names."""
     if name in MODELS:
         return MODELS[name]

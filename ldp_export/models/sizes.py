@@ -215,7 +215,8 @@ class SwittiConfig:
             )
         if self.pooled_channels >= self.text_channels:
             raise ConfigError(
-                f"{self.pooled_channels} channels of pooled text leave none of the {self.text_channels} to the first tower",
+                f"{self.pooled_channels} of the {self.text_channels} text channels are pooled, which leaves the first "
+                "text tower none",
                 hint="the text features are those of both text towers; the pooled vector is of the second alone",
             )
 
@@ -231,7 +232,9 @@ class SwittiConfig:
     def summary(self) -> str:
         """Sizes in words, which tell models apart."""
         grids, kind = " ".join(map(str, self.grids)), "all scales so far" if self.keeps_past else "one scale"
-        return f"{self.depth} blocks of width {self.width} that see {kind}, {self.codes} codes, and grids of sides {grids}"
+        return (
+            f"{self.depth} blocks of width {self.width} that see {kind}, {self.codes} codes, and grids of sides {grids}"
+        )
 
     def resized(self, depth: int, width: int) -> SwittiConfig:
         """The same architecture with another number of blocks and channels, and heads of the same size."""

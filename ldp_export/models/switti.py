@@ -1,8 +1,8 @@
 """The Switti transformer: next-scale prediction of codebook indices from text, with attention inside a scale.
 
-Source: yandex-research/switti (`models/switti.py`, `models/basic_switti.py`). Beside VAR it reads text by cross-attention,
-and its blocks have three branches. RMS norms stand before and after each of them. Scales communicate through the
-accumulated latent; the autoregressive variant also keeps the keys and values of earlier scales.
+Source: yandex-research/switti (`models/switti.py`, `models/basic_switti.py`). Beside VAR it reads text by
+cross-attention, and its blocks have three branches, with an RMS norm before and after each. Scales communicate through
+the accumulated latent; the autoregressive variant also keeps the keys and values of earlier scales.
 Parameter names are the original checkpoints' names.
 """
 
@@ -23,7 +23,9 @@ from ldp_export.models.sizes import SwittiConfig
 
 #: Names of parameters that stay float32 in every precision: the crop's phases reach thousands of radians, and the
 #: logits decide draws.
-FLOAT32_ISLANDS = re.compile(r"(pos_start|lvl_embed|crop_embed|crop_proj|head_nm|head|text_pooler)\b|.*_norm[12]?\.|.*crop_cond_scales")
+FLOAT32_ISLANDS = re.compile(
+    r"(pos_start|lvl_embed|crop_embed|crop_proj|head_nm|head|text_pooler)\b|.*_norm[12]?\.|.*crop_cond_scales"
+)
 
 
 def centred(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -196,11 +198,12 @@ class SwittiTransformer(nn.Module):
         """
         numbers = torch.tensor(self.config.crop, dtype=torch.float32, device=self.crop_embed.weight.device)
         phases = numbers[:, None] * self.crop_embed.weight.float() * 2 * torch.pi  # [4, C/8]
-        return self.crop_proj(torch.cat((phases.sin(), phases.cos()), dim=1).flatten())
+        waves = torch.cat((phases.sin(), phases.cos()), dim=1).flatten()
+        return F.linear(waves, self.crop_proj.weight.float(), self.crop_proj.bias.float())
 
     def encode_prompt(self, features: torch.Tensor, pooled: torch.Tensor, mask: torch.Tensor) -> SwittiPrompt:
         """Text features [R, T, Ct], their pooled vectors [R, P] and mask [R, T] to the tensors that scales share."""
-        condition, crop = self.text_pooler(pooled).float(), self.crop_condition().float()
+        condition, crop = self.text_pooler(pooled).float(), self.crop_condition()
         return SwittiPrompt(
             condition=condition,
             modulations=[block.modulation(condition, crop) for block in self.layers],
@@ -208,17 +211,21 @@ class SwittiTransformer(nn.Module):
             mask=mask,
         )
 
-    def start_tokens(self, prompt: SwittiPrompt) -> torch.Tensor:
+    def start_tokens(self, condition: torch.Tensor) -> torch.Tensor:
         """The only token of scale 0: [R, 1, C]."""
-        return prompt.condition[:, None] + self.pos_start + self.lvl_embed.weight[0]
+        return condition[:, None] + self.pos_start + self.lvl_embed.weight[0]
 
     def embed(self, latents: torch.Tensor, scale: int) -> torch.Tensor:
         """Down-sampled latents [R, L, channels] of a scale >= 1, embedded as tokens [R, L, C]."""
         return self.word_embed(latents) + self.lvl_embed.weight[scale]
 
+    def head_modulation(self, condition: torch.Tensor) -> torch.Tensor:
+        """Scale and shift before the head [R, 2, C]."""
+        return self.head_nm.ada_lin(condition).float().unflatten(-1, (2, -1))
+
     def logits(self, hidden: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Logits over the codebook [R, L, codes] of hidden tokens [R, L, C]; the crop is no part of the condition."""
-        scale, shift = self.head_nm.ada_lin(condition).float().unflatten(-1, (2, -1)).split(1, dim=1)
+        scale, shift = self.head_modulation(condition).split(1, dim=1)
         return self.head(modulate(hidden.float(), scale, shift, self.config.norm_eps))
 
     def forward(self, prompt: SwittiPrompt, latents: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
@@ -234,12 +241,13 @@ class SwittiTransformer(nn.Module):
         tokens = self.config.schedule.tokens
         scale_of = torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(tokens))
         embedded = self.word_embed(latents) + self.lvl_embed(scale_of[1:])
-        x = torch.cat((self.start_tokens(prompt), embedded), dim=1)
+        x = torch.cat((self.start_tokens(prompt.condition), embedded), dim=1)
         visible = scale_of[:, None] >= scale_of if self.config.keeps_past else scale_of[:, None] == scale_of
         if keep is not None:
-            visible = visible & keep | torch.eye(len(scale_of), dtype=torch.bool)  # a row that sees nothing would be NaN
-        table = relative_rope_table(self.config.schedule, self.config.head_dim, self.config.rope_theta, self.config.rope_size)
-        rope = tuple(torch.cat(parts) for parts in zip(*table, strict=True))
+            visible = visible & keep | torch.eye(len(scale_of), dtype=torch.bool)  # who sees nothing would be NaN
+        config = self.config
+        table = relative_rope_table(config.schedule, config.head_dim, config.rope_theta, config.rope_size)
+        rope = torch.cat([cos for cos, _ in table]), torch.cat([sin for _, sin in table])
         for block, modulation, text_kv in zip(self.layers, prompt.modulations, prompt.text_kv, strict=True):
             x, _ = block(x, modulation, rope, text_kv, prompt.attention_mask, mask=visible)
         return self.logits(x, prompt.condition)

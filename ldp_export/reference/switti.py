@@ -121,7 +121,7 @@ def generate(
     generator = torch.Generator().manual_seed(settings.seed)
     caches: list[KeyValue | None] = [None] * config.depth
     latent, run = torch.zeros(B, config.channels, *full, device=prompt.condition.device), SwittiRun()
-    embedded = model.start_tokens(prompt)
+    embedded = model.start_tokens(prompt.condition)
     for k, grid in enumerate(schedule.grids):
         R = 2 * B if k < settings.first_unguided else B
         prompt, caches = prompt.first(R), [_first(cache, R) for cache in caches]

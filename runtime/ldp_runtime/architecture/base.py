@@ -15,11 +15,13 @@ class BaseEntry(BaseModel, ABC):
     """Architecture of a model, as far as the runtime needs it.
 
     Each family adds its own fields. All of them have a tag `family`, and the `size` that names their schedule. They
-    have `text_channels` (0 for models of classes) and `classes` (0 for models of texts).
+    have `text_channels` (0 for models of classes) and `classes` (0 for models of texts), and `pooled_channels` (0 for
+    models that read no pooled text), and `more_smooth` (True if requests that do not say have it).
 
     Attributes:
         reads_text: True if images are drawn from texts, False if they are drawn from class labels.
         mixes_codes: True if tokens may be drawn as mixtures of codes (`more_smooth`).
+        learns_unconditional: True if the unconditional condition is part of the weights; else it is an empty text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +35,7 @@ class BaseEntry(BaseModel, ABC):
     vae_stride: int
     reads_text: ClassVar[bool] = True
     mixes_codes: ClassVar[bool] = False
+    learns_unconditional: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -53,6 +56,11 @@ class BaseEntry(BaseModel, ABC):
     @abstractmethod
     def logits(self) -> int:
         """Number of logits per token."""
+
+    @property
+    def cached_layers(self) -> int:
+        """Number of layers whose keys and values later scales read."""
+        return self.depth
 
     @property
     @abstractmethod
