@@ -52,7 +52,7 @@ class SwittiPromptGraph(Graph):
         super().__init__(switti_prompt_signature(model.config, first, last, precision), precision)
         self.model = model
         self.first, self.last = first, model.config.depth if last is None else last
-        self.register_buffer("crop", model.crop_condition().detach())
+        self.crop = nn.Parameter(model.crop_condition().detach(), requires_grad=False)
 
     def uses(self, name: str) -> bool:
         block = re.match(r"model\.blocks\.(\d+)\.(cross_attn\.to_kv|attention_y_norm|ada_lin|crop_cond_scales)", name)
@@ -62,14 +62,14 @@ class SwittiPromptGraph(Graph):
             return True
         return self.first == 0 and re.match(r"model\.(pos_start|lvl_embed|head_nm)", name) is not None
 
-    def forward(self, features: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features, pooled = tensors
         model, condition = self.model, self.model.text_pooler(pooled).float()
-        crop = cast(torch.Tensor, self.crop)
         outputs: list[torch.Tensor] = []
         if self.first == 0:
             outputs = [model.start_tokens(condition)[:, 0], model.head_modulation(condition)]
         for block in model.layers[self.first : self.last]:
-            outputs.append(block.modulation(condition, crop))
+            outputs.append(block.modulation(condition, self.crop))
             outputs += [t.transpose(1, 2) for t in block.text_kv(features)]
         return tuple(outputs)
 

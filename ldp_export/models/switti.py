@@ -9,9 +9,11 @@ Parameter names are the original checkpoints' names.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from ldp_runtime.schedule import relative_rope_table
 from torch import nn
@@ -143,6 +145,15 @@ class _CropFrequencies(nn.Module):
         self.weight = nn.Parameter(torch.randn(count))
 
 
+def _crop_waves(crop: Sequence[int], frequencies: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of the crop's numbers [C]; by NumPy, so that no precision of the rest can reach them."""
+    if frequencies.is_meta:
+        return frequencies.new_empty(8 * len(frequencies))
+    phases = np.asarray(crop, np.float32)[:, None] * frequencies.detach().float().numpy().astype(np.float32)
+    phases = phases * np.float32(2) * np.float32(np.pi)  # [4, C/8]
+    return torch.from_numpy(np.concatenate((np.sin(phases), np.cos(phases)), axis=1).ravel())
+
+
 @dataclass(frozen=True)
 class SwittiPrompt:
     """Tensors computed once from a prompt; none of them depends on the scale.
@@ -196,9 +207,7 @@ class SwittiTransformer(nn.Module):
         Each of height, width, top and left becomes sines, then cosines, of its multiples of fixed frequencies. It is
         computed in float32, as in training: in bfloat16 the phases would be lost.
         """
-        numbers = torch.tensor(self.config.crop, dtype=torch.float32, device=self.crop_embed.weight.device)
-        phases = numbers[:, None] * self.crop_embed.weight.float() * 2 * torch.pi  # [4, C/8]
-        waves = torch.cat((phases.sin(), phases.cos()), dim=1).flatten()
+        waves = _crop_waves(self.config.crop, self.crop_embed.weight)
         return F.linear(waves, self.crop_proj.weight.float(), self.crop_proj.bias.float())
 
     def encode_prompt(self, features: torch.Tensor, pooled: torch.Tensor, mask: torch.Tensor) -> SwittiPrompt:

@@ -83,12 +83,14 @@ class SwittiText:
 
     def beside(self, null: SwittiText) -> SwittiText:
         """Rows of these texts, then as many of the unconditional text; a single one serves every image."""
-        both = ((a, b.expand(len(a), *b.shape[1:])) for a, b in zip(self._parts, null._parts, strict=True))
+        longest = max(self.mask.shape[1], null.mask.shape[1])
+        mine, other = self._padded(longest), null._padded(longest)
+        both = ((a, b.expand(len(a), *b.shape[1:])) for a, b in zip(mine, other, strict=True))
         return SwittiText(*(torch.cat(pair) for pair in both))
 
-    @property
-    def _parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.features, self.pooled, self.mask
+    def _padded(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rest = tokens - self.mask.shape[1]
+        return F.pad(self.features, (0, 0, 0, rest)), self.pooled, F.pad(self.mask, (0, rest))
 
 
 @torch.no_grad()
