@@ -11,7 +11,7 @@ from ldp_runtime.bundle.manifest import FileEntry, SourcePart
 from ldp_runtime.errors import CheckpointError
 from ldp_runtime.system.small_files import is_plain_file
 
-from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, check_file, files_read
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, check_file, files_read, tower_folders
 from ldp_export.models.registry import NamedModel
 
 #: Folder of the weights that are part of the package; each model has a folder in it.
@@ -103,5 +103,7 @@ def _contents(path: Path) -> tuple[str, dict[str, FileEntry]]:
 
 def _files(path: Path) -> list[Path]:
     """Files of a part that are read: weights, and what a text encoder has beside them. Others do not change it."""
-    beside = (path / name for name in (CONFIG_FILE, TOKENIZER_FILE)) if path.is_dir() else ()
-    return sorted([*files_read(path), *(file for file in beside if is_plain_file(file))])
+    folders = tower_folders(path)
+    beside = [folder / name for folder in folders for name in (CONFIG_FILE, TOKENIZER_FILE) if path.is_dir()]
+    weights = [file for folder in folders for file in files_read(folder)]
+    return sorted([*weights, *(file for file in beside if is_plain_file(file))])

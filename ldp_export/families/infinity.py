@@ -140,11 +140,11 @@ class InfinityFamily:
             infinity_decoder_signature,
             infinity_prompt_signature,
         )
-        from ldp_export.graphs.t5 import t5_signature
+        from ldp_export.graphs.t5 import text_encoder_signature
 
         t, kind = self.spec.transformer, graph_kind(graph)
         if kind == "text_encoder":
-            return t5_signature(t.text_channels)
+            return text_encoder_signature(t.text_channels)
         if kind == "decoder":
             return infinity_decoder_signature(self.spec.vae)
         of_blocks = infinity_prompt_signature if kind == "prompt" else infinity_blocks_signature

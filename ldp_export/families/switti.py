@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
-from ldp_runtime.errors import ConfigError
+from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.checkpoints.files.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
@@ -21,19 +21,29 @@ from ldp_export.verification.recording.sizes import recorded_codebook_bytes
 if TYPE_CHECKING:
     import torch
 
+    from ldp_export.checkpoints.clip import ClipTextEncoder
     from ldp_export.graphs.graph import Graph
     from ldp_export.graphs.signature import GraphSignature
+    from ldp_export.models.clip import ClipTowers
     from ldp_export.models.switti import SwittiTransformer
     from ldp_export.models.var_vae import VarVae
     from ldp_export.verification.bounds import Outputs
     from ldp_export.verification.cases import Case, ReferenceCases
 
 
+@dataclass(frozen=True)
+class _Models:
+    """Parts of a model: with their weights, or as shapes alone."""
+
+    transformer: SwittiTransformer
+    vae: VarVae
+    text_encoder: ClipTowers | None
+
+
 class SwittiFamily:
     """Family of the Switti models; see `Family`."""
 
     has_static_cache = False
-    tokenizer: Path | None = None
 
     def __init__(self, spec: SwittiSpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources = spec, sources
@@ -41,31 +51,49 @@ class SwittiFamily:
             raise ConfigError(
                 f"{spec.name} draws one size only, not {size!r}", hint="it was trained on its grids; leave the size out"
             )
-        if sources.text_encoder is not None:
-            raise ConfigError(
-                f"{spec.name} reads two CLIP text towers, which are not exported yet",
-                hint="leave the text encoder out, and draw with prompt_embeds",
-            )
 
     @cached_property
-    def _shapes(self) -> tuple[SwittiTransformer, VarVae]:
+    def _shapes(self) -> _Models:
         """Parts of the model on the meta device: shapes without values."""
         import torch
 
+        from ldp_export.checkpoints.clip import clip_skeleton
         from ldp_export.models.switti import SwittiTransformer
         from ldp_export.models.var_vae import VarVae
 
+        folder = self.sources.text_encoder
         with torch.device("meta"):
-            return SwittiTransformer(self.spec.transformer), VarVae(self.spec.vae)
+            transformer, vae = SwittiTransformer(self.spec.transformer), VarVae(self.spec.vae)
+        return _Models(transformer, vae, None if folder is None else clip_skeleton(folder))
 
     @cached_property
-    def _mapped(self) -> tuple[SwittiTransformer, VarVae]:
+    def _mapped(self) -> _Models:
         """Parts of the model whose weights are views of the mapped files."""
         from ldp_export.checkpoints.switti import map_switti
         from ldp_export.checkpoints.var import map_var_vae
 
-        transformer = map_switti(self.sources.transformer, self.spec.transformer)
-        return transformer, map_var_vae(self.sources.vae, self.spec.vae)
+        transformer, encoder = map_switti(self.sources.transformer, self.spec.transformer), self.text_encoder
+        return _Models(transformer, map_var_vae(self.sources.vae, self.spec.vae), encoder and encoder.module)
+
+    @cached_property
+    def text_encoder(self) -> ClipTextEncoder | None:
+        folder = self.sources.text_encoder
+        if folder is None:
+            return None
+        from ldp_export.checkpoints.clip import map_clip
+
+        encoder, t = map_clip(folder), self.spec.transformer
+        if (encoder.channels, encoder.pooled_channels) != (t.text_channels, t.pooled_channels):
+            raise CheckpointError(
+                f"the text towers have {encoder.channels} channels, {encoder.pooled_channels} of them pooled; the "
+                f"transformer reads {t.text_channels} and {t.pooled_channels}",
+                hint="give the towers that the model was trained with: --text-encoder",
+            )
+        return encoder
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return None if self.text_encoder is None else self.text_encoder.tokenizer
 
     @property
     def entry(self) -> SwittiEntry:
@@ -97,19 +125,26 @@ class SwittiFamily:
         return self.spec.text_tokens
 
     def check_files(self) -> None:
+        from ldp_export.checkpoints.clip import check_clip_folder
         from ldp_export.checkpoints.switti import check_switti_files
 
         check_switti_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
+        if self.sources.text_encoder is not None:
+            check_clip_folder(self.sources.text_encoder)
 
     def graph_names(self, chunk: int | None) -> list[str]:
         depth = self.spec.transformer.depth
-        return [*chunk_names("prompt", depth, chunk), *chunk_names("blocks", depth, chunk), "decoder"]
+        names = [*chunk_names("prompt", depth, chunk), *chunk_names("blocks", depth, chunk), "decoder"]
+        return names if self.sources.text_encoder is None else ["text_encoder", *names]
 
     def signature(self, graph: str, precision: Precision) -> GraphSignature:
         from ldp_export.graphs.switti import switti_blocks_signature, switti_prompt_signature
+        from ldp_export.graphs.t5 import text_encoder_signature
         from ldp_export.graphs.var import var_decoder_signature
 
         t, kind = self.spec.transformer, graph_kind(graph)
+        if kind == "text_encoder":
+            return text_encoder_signature(t.text_channels)
         if kind == "decoder":
             return var_decoder_signature(self.spec.vae)
         of_blocks = switti_prompt_signature if kind == "prompt" else switti_blocks_signature
@@ -125,23 +160,31 @@ class SwittiFamily:
     def weights(self, graph: str) -> Mapping[str, torch.Tensor]:
         return self._graph(graph, self._mapped, "float32").state_dict()
 
-    def _graph(self, graph: str, models: tuple[SwittiTransformer, VarVae], precision: Precision) -> Graph:
+    def _graph(self, graph: str, models: _Models, precision: Precision) -> Graph:
+        from ldp_export.graphs.clip import ClipTowersGraph
         from ldp_export.graphs.switti import SwittiBlocksGraph, SwittiPromptGraph
         from ldp_export.graphs.var import VarDecoderGraph
 
-        transformer, vae = models
         kind = graph_kind(graph)
+        if kind == "text_encoder":
+            assert models.text_encoder is not None
+            return ClipTowersGraph(models.text_encoder, precision)
         if kind == "decoder":
-            return VarDecoderGraph(vae, precision)
+            return VarDecoderGraph(models.vae, precision)
         of_blocks = SwittiPromptGraph if kind == "prompt" else SwittiBlocksGraph
-        return of_blocks(transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
+        return of_blocks(models.transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
 
     def constants(self) -> dict[str, torch.Tensor]:
+        from ldp_export.checkpoints.clip import encoded, load_clip
         from ldp_export.graphs.switti import level_offsets
         from ldp_export.graphs.var import codebook_constants
 
-        transformer, vae = self._mapped
-        return {"level_offsets": level_offsets(transformer).contiguous()} | codebook_constants(vae)
+        models = self._mapped
+        constants = {"level_offsets": level_offsets(models.transformer).contiguous()} | codebook_constants(models.vae)
+        folder = self.sources.text_encoder
+        if folder is None:
+            return constants
+        return constants | {"unconditional_text": encoded(load_clip(folder), "", self.text_tokens)}
 
     coverage = "all scales"
 
@@ -158,6 +201,7 @@ class SwittiFamily:
     def record(
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
     ) -> ReferenceCases:
+        from ldp_export.checkpoints.clip import load_clip
         from ldp_export.checkpoints.switti import load_switti
         from ldp_export.checkpoints.var import load_var_vae
         from ldp_export.models.switti import FLOAT32_ISLANDS
@@ -168,13 +212,15 @@ class SwittiFamily:
 
         transformer = load_switti(self.sources.transformer, self.spec.transformer)
         vae = load_var_vae(self.sources.vae, self.spec.vae)
-        cases = record_switti_cases(transformer, vae, self.entry, self.spec.defaults, say)
+        folder = self.sources.text_encoder
+        encoder = None if folder is None else load_clip(folder)
+        cases = record_switti_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
 
         def logits(case: Case) -> list[torch.Tensor]:
             return forced_switti_logits(transformer, vae, cases, case, self.entry)
 
         say("rounding")
-        cases = with_bounds(cases, self._outputs(vae, logits))
+        cases = with_bounds(cases, self._outputs(vae, encoder, logits))
         rounding = dict(cases.rounding)
         if precision != "float32":
             say(f"rounding of {precision}")
@@ -186,12 +232,15 @@ class SwittiFamily:
                 rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)
 
-    def _outputs(self, vae: VarVae, logits: Callable[[Case], Sequence[torch.Tensor]]) -> Outputs:
+    def _outputs(
+        self, vae: VarVae, encoder: ClipTextEncoder | None, logits: Callable[[Case], Sequence[torch.Tensor]]
+    ) -> Outputs:
         """Functions that compute the recorded outputs again."""
         from ldp_runtime.families.choose import codec_of
 
+        from ldp_export.graphs.var import codebook_constants
         from ldp_export.verification.bounds import Outputs
 
-        parameters = sum(p.numel() for p in self._shapes[0].parameters())
-        codec = codec_of(self.entry, self.constants())
-        return Outputs(logits, vae.decode, None, codec, lambda case: self.entry.schedule(), 2.0 * parameters)
+        parameters = sum(p.numel() for p in self._shapes.transformer.parameters())
+        codec, features = codec_of(self.entry, codebook_constants(vae)), encoder and encoder.features
+        return Outputs(logits, vae.decode, features, codec, lambda case: self.entry.schedule(), 2.0 * parameters)

@@ -243,6 +243,33 @@ class SwittiConfig:
 
 
 @dataclass(frozen=True)
+class ClipSizes:
+    """Sizes of a CLIP text tower.
+
+    Attributes:
+        layers, width, heads, ffn, vocabulary: the usual sizes of a transformer.
+        positions: tokens of the longest text.
+        activation: "quick_gelu" or "gelu".
+    """
+
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    vocabulary: int
+    positions: int = 77
+    activation: str = "quick_gelu"
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(
+                f"width {self.width} does not divide into {self.heads} heads",
+                hint="choose a width that is a multiple of the heads",
+            )
+
+
+@dataclass(frozen=True)
 class VarVaeConfig:
     """Sizes of the VAE.
 

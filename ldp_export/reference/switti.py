@@ -130,8 +130,7 @@ def generate(
         raw, caches = _run_blocks(model, embedded[:R], prompt, ropes[k], caches)
         logits = _guided(raw, B, k, S, settings)
         indices, mixture = _draw(logits, k, S, settings, generator)
-        weights = vae.quantize.embedding.weight
-        codes = vae.codes(indices) if mixture is None and indices is not None else mixture @ weights
+        codes = _codes(vae, indices, mixture)
         codes = codes.transpose(1, 2).unflatten(2, grid) if forced_codes is None else forced_codes[k]
         latent = latent + vae.residual(codes, full, k, S)
         if k + 1 < S:
@@ -179,6 +178,14 @@ def _guided(raw: torch.Tensor, B: int, scale: int, scales: int, settings: Switti
         return (1 + t) * raw[:B] - t * raw[B:]
     ended = scale >= max(settings.first_guided, settings.first_unguided)
     return raw[:B] / settings.last_temperature if ended else raw[:B]
+
+
+def _codes(vae: VarVae, indices: torch.Tensor | None, mixture: torch.Tensor | None) -> torch.Tensor:
+    """Codes [B, L, C] of drawn indices, or of weights of the codebook."""
+    if indices is not None:
+        return vae.codes(indices)
+    assert mixture is not None
+    return mixture @ vae.quantize.embedding.weight
 
 
 def _draw(

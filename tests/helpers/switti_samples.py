@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from ldp_runtime.bundle.files import Bundle
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from helpers.golden_weights import GOLDEN
 from helpers.shared import build_shared
@@ -122,6 +123,42 @@ class SwittiGolden:
         pooled = name.replace("prompt", "pooled_prompt_embeds")
         return {f"{name}_embeds": self.texts[f"{text}_context"][0, :tokens], pooled: self.texts[f"{text}_pooled"][0]}
 
-    def build(self, output: Path, chunk: int | None = None) -> Bundle:
-        spec = replace(infer_spec(self.sources), first_smooth=2)
-        return build_shared(plan_build(spec, self.sources, BuildOptions(output, chunk=chunk)))[0]
+    def build(self, output: Path, chunk: int | None = None, towers: Path | None = None) -> Bundle:
+        sources = replace(self.sources, text_encoder=towers)
+        spec = replace(infer_spec(sources), first_smooth=2)
+        return build_shared(plan_build(spec, sources, BuildOptions(output, chunk=chunk)))[0]
+
+
+def write_towers(folder: Path, widths: tuple[int, int] = (48, 64)) -> Path:
+    """Two small random CLIP models, as their repositories hold them, with a byte-level tokenizer in CLIP's manner."""
+    from transformers import CLIPConfig, CLIPModel
+
+    for seed, (name, width, act) in enumerate(
+        zip(("clip_l", "clip_bigg"), widths, ("quick_gelu", "gelu"), strict=True)
+    ):
+        text = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 2 * width}
+        text |= {"vocab_size": 600, "hidden_act": act, "max_position_embeddings": 77}
+        vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        vision |= {"image_size": 28, "patch_size": 14}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+            for parameter in model.text_model.parameters():
+                parameter.data += 0.05 * torch.randn(parameter.shape)
+            model.save_pretrained(folder / name)
+        clip_tokenizer().save(str(folder / name / "tokenizer.json"))
+    return folder
+
+
+def clip_tokenizer() -> Tokenizer:
+    """Tokenizer of letters that ends words, lower-cases texts, and puts CLIP's tokens around them."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = {piece: i for i, piece in enumerate([*letters, *(f"{letter}</w>" for letter in letters), start, end])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>", unk_token=end))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [(start, vocabulary[start]), (end, vocabulary[end])]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=special)
+    tokenizer.add_special_tokens([start, end])
+    return tokenizer

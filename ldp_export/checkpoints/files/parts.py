@@ -14,6 +14,16 @@ INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
 
 
+#: Folders of a text encoder that has two towers.
+CLIP_L, CLIP_BIGG = "clip_l", "clip_bigg"
+
+
+def tower_folders(path: Path) -> list[Path]:
+    """Folders of a text encoder's towers; the folder itself if it has none."""
+    towers = [path / name for name in (CLIP_L, CLIP_BIGG) if (path / name).is_dir()]
+    return towers or [path]
+
+
 def files_read(path: Path) -> list[Path]:
     """Files of a checkpoint that `read_state` reads, in the order of their names; raises CheckpointError as it does."""
     if path.is_dir():

@@ -12,12 +12,15 @@ from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.bundle.manifest import Defaults
 from ldp_runtime.families.choose import guidance_weights
 from ldp_runtime.guidance import last_guided_scale
+from ldp_runtime.tokenizer import PromptTokenizer
 
+from ldp_export.checkpoints.clip import ClipTextEncoder
 from ldp_export.models.switti import SwittiTransformer
 from ldp_export.models.var_vae import VarVae
 from ldp_export.reference.oracle import pruned_switti_logits
 from ldp_export.reference.switti import SwittiRun, SwittiSettings, SwittiText, generate
 from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
+from ldp_export.verification.recording.infinity import PROMPTS
 from ldp_export.verification.recording.var import closest_decision
 
 _SEEDS = 3
@@ -29,6 +32,7 @@ _TEXT_TOKENS, _EMPTY_TOKENS = (12, 5), 2
 def record_switti_cases(
     transformer: SwittiTransformer,
     vae: VarVae,
+    encoder: ClipTextEncoder | None,
     model: SwittiEntry,
     defaults: Defaults,
     on_case: Callable[[str], None] = lambda name: None,
@@ -36,15 +40,14 @@ def record_switti_cases(
     """Records runs of the reference model: two texts with guidance, one without, and one pruned."""
     tensors: dict[str, torch.Tensor] = {}
     cases: list[Case] = []
-    generator = torch.Generator().manual_seed(0)
-    *texts, null = (_random_text(transformer, count, generator) for count in (*_TEXT_TOKENS, _EMPTY_TOKENS))
+    *texts, null = _texts(transformer, encoder, tensors)
     for i, guidance in ((0, defaults.guidance), (0, 0.0), (1, defaults.guidance)):
         name = f"text{i}_guidance{guidance:g}"
         if any(case.name == name for case in cases):
             continue
         on_case(name)
         run, seed, margin = _clearest(transformer, vae, texts[i], null, model, defaults, guidance)
-        cases.append(Case(name, 1.0, guidance, seed=seed, margin=margin))
+        cases.append(Case(name, 1.0, guidance, prompt=encoder and PROMPTS[i], seed=seed, margin=margin))
         _store_texts(name, texts[i], null, tensors)
         rows = switti_rows(model, guidance)
         for k, (indices, logits) in enumerate(zip(run.indices, run.raw_logits, strict=True)):
@@ -60,12 +63,31 @@ def record_switti_cases(
     return ReferenceCases(tuple(cases), tensors)
 
 
+def _texts(
+    transformer: SwittiTransformer, encoder: ClipTextEncoder | None, tensors: dict[str, torch.Tensor]
+) -> list[SwittiText]:
+    """Two texts and the empty one, encoded or of random features; adds encoded ones to `tensors`."""
+    if encoder is None:
+        generator = torch.Generator().manual_seed(0)
+        return [_random_text(transformer, count, generator) for count in (*_TEXT_TOKENS, _EMPTY_TOKENS)]
+    tokenizer, texts = PromptTokenizer(encoder.tokenizer, transformer.config.text_tokens), []
+    for i, prompt in enumerate((*PROMPTS, "")):
+        ids = torch.tensor(tokenizer.ids(prompt))
+        tensors[f"text{i}.ids"], tensors[f"text{i}.features"] = ids, encoder.features(ids)
+        texts.append(_text(transformer, tensors[f"text{i}.features"][None]))
+    return texts
+
+
 def _random_text(transformer: SwittiTransformer, tokens: int, generator: torch.Generator) -> SwittiText:
-    """A text of random features that stands for an encoded one; its last token is the pooled one."""
+    """A text of random features that stands for an encoded one."""
     config = transformer.config
-    features = torch.randn(1, tokens, config.text_channels, generator=generator)
-    pooled = features[:, -1, -config.pooled_channels :]
-    return SwittiText(features, pooled, torch.ones(1, tokens, dtype=torch.bool))
+    return _text(transformer, torch.randn(1, tokens, config.text_channels, generator=generator))
+
+
+def _text(transformer: SwittiTransformer, features: torch.Tensor) -> SwittiText:
+    """A text of features [1, T, Ct], pooled by its last token."""
+    pooled = features[:, -1, -transformer.config.pooled_channels :]
+    return SwittiText(features, pooled, torch.ones(features.shape[:2], dtype=torch.bool))
 
 
 def _store_texts(name: str, text: SwittiText, null: SwittiText, tensors: dict[str, torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.goldens import IMAGE
-from helpers.switti_samples import CASES, SwittiGolden
+from helpers.switti_samples import CASES, SwittiGolden, write_towers
 from ldp_runtime import Pipeline, Policy, StopAt, TopK
 from ldp_runtime.errors import ConfigError
 
@@ -118,3 +119,27 @@ def test_no_memory_for_keys_that_nobody_reads(pipe: Pipeline, golden: SwittiGold
     keeps = golden.transformer.config.keeps_past
     assert pipe.manifest.kv_cache == ("dynamic" if keeps else "none")
     assert any(tensor.name.startswith("past_") for tensor in pipe.manifest.chunks("blocks")[0].inputs) is keeps
+
+
+class TestTexts:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def reading(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+        towers = write_towers(tmp_path_factory.mktemp("towers"))
+        with Pipeline.load(SwittiGolden(CASES[0]).build(bundles / "switti_texts", towers=towers), threads=1) as opened:
+            yield opened
+
+    def test_words_and_their_features_draw_the_same(self, reading: Pipeline) -> None:
+        from ldp_export.checkpoints.clip import encoded, load_clip
+
+        towers = write_towers(Path(tempfile.mkdtemp()))
+        features = encoded(load_clip(towers), "A red circle", 77)
+        drawn = reading("A red circle", seed=4, output_type="latent").images
+        given = reading(prompt_embeds=features, seed=4, output_type="latent").images
+        torch.testing.assert_close(drawn, given, atol=1e-4, rtol=0)
+        assert not torch.equal(drawn, reading("A blue circle", seed=4, output_type="latent").images)
+
+    def test_an_empty_text_is_the_unconditional_one(self, reading: Pipeline) -> None:
+        plain = reading("a circle", seed=4, output_type="latent").images
+        assert torch.equal(plain, reading("a circle", negative_prompt="", seed=4, output_type="latent").images)
+        assert not torch.equal(plain, reading("a circle", negative_prompt="ugly", seed=4, output_type="latent").images)
