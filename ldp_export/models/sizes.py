@@ -43,6 +43,7 @@ class InfinityConfig:
     chunks: int = 1
     norm_eps: float = 1e-6
     reads_text: ClassVar[bool] = True
+    ffn_matrices: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
@@ -146,6 +147,7 @@ class VarConfig:
     shared_ada: bool = False
     norm_eps: float = 1e-6
     reads_text: ClassVar[bool] = False
+    ffn_matrices: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -206,6 +208,7 @@ class SwittiConfig:
     crop: tuple[int, int, int, int] = (512, 512, 0, 0)
     norm_eps: float = 1e-6
     reads_text: ClassVar[bool] = True
+    ffn_matrices: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4 or self.width % 8:

@@ -21,6 +21,7 @@ class BaseEntry(BaseModel, ABC):
     Attributes:
         reads_text: True if images are drawn from texts, False if they are drawn from class labels.
         mixes_codes: True if tokens may be drawn as mixtures of codes (`more_smooth`).
+        ffn_matrices: matrix products of a feed-forward layer.
         learns_unconditional: True if the unconditional condition is part of the weights; else it is an empty text.
     """
 
@@ -35,6 +36,7 @@ class BaseEntry(BaseModel, ABC):
     vae_stride: int
     reads_text: ClassVar[bool] = True
     mixes_codes: ClassVar[bool] = False
+    ffn_matrices: ClassVar[int] = 2
     learns_unconditional: ClassVar[bool] = True
 
     @property
@@ -56,6 +58,11 @@ class BaseEntry(BaseModel, ABC):
     @abstractmethod
     def logits(self) -> int:
         """Number of logits per token."""
+
+    @property
+    def guided_scales(self) -> int:
+        """Number of first scales that a single number of guidance is for."""
+        return len(self.schedule())
 
     @property
     def cached_layers(self) -> int:

@@ -42,6 +42,7 @@ class SwittiEntry(BaseEntry):
     classes: ClassVar[int] = 0
     mixes_codes: ClassVar[bool] = True
     learns_unconditional: ClassVar[bool] = False
+    ffn_matrices: ClassVar[int] = 3
 
     @property
     def layout(self) -> LatentLayout:
@@ -63,6 +64,10 @@ class SwittiEntry(BaseEntry):
     @property
     def logits(self) -> int:
         return self.codes
+
+    @property
+    def guided_scales(self) -> int:
+        return min(self.first_unguided, len(self.grids))
 
     @property
     def cached_layers(self) -> int:
