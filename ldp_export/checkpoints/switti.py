@@ -1,6 +1,6 @@
 """Reading of Switti's released file layout, as strict as the loading in `infinity.py`; its VAE's files are VAR's.
 
-The file holds neither the number of heads nor the rotary settings: they stand in the `config.json` beside it, or have
+The file holds neither the number of heads nor the rotary settings. They stand in the `config.json` beside it, or have
 the released values (heads of 64 channels).
 """
 

@@ -1,6 +1,6 @@
 """Switti's graphs: `prompt`, `blocks` and `decoder`, which is VAR's.
 
-The `prompt` graph computes once everything that depends on the prompt but not on the scale: the start token, the AdaLN
+The `prompt` graph computes once what depends on the prompt but not on the scale. That is the start token, the AdaLN
 modulation of every block, and each layer's keys and values of the text. A model whose scales see themselves alone has
 no KV cache: its `blocks` neither read nor return keys and values.
 """

@@ -1,6 +1,6 @@
 """The Switti transformer: next-scale prediction of codebook indices from text, with attention inside a scale.
 
-Source: yandex-research/switti (`models/switti.py`, `models/basic_switti.py`). Beside VAR it reads text by
+Source: the released code of Switti (yandex-research/switti). Beside VAR it reads text by
 cross-attention, and its blocks have three branches, with an RMS norm before and after each. Scales communicate through
 the accumulated latent; the autoregressive variant also keeps the keys and values of earlier scales.
 Parameter names are the original checkpoints' names.

@@ -15,8 +15,8 @@ class BaseEntry(BaseModel, ABC):
     """Architecture of a model, as far as the runtime needs it.
 
     Each family adds its own fields. All of them have a tag `family`, and the `size` that names their schedule. They
-    have `text_channels` (0 for models of classes) and `classes` (0 for models of texts), and `pooled_channels` (0 for
-    models that read no pooled text), and `more_smooth` (True if requests that do not say have it).
+    have `text_channels` (0 for models of classes) and `classes` (0 for models of texts). They have `pooled_channels` (0
+    for models that read no pooled text) and `more_smooth` (True if requests that do not say have it).
 
     Attributes:
         reads_text: True if images are drawn from texts, False if they are drawn from class labels.

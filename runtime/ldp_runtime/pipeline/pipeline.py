@@ -445,7 +445,8 @@ class Pipeline:
         elif self.manifest.has_text_encoder:
             self(["a picture"] * batch, seed=0, output_type="torch")
         else:
-            features = torch.ones(min(8, self.manifest.limits.text_tokens), self.manifest.model.text_channels)
+            shape = min(8, self.manifest.limits.text_tokens), self.manifest.model.text_channels
+            features = torch.ones(shape, dtype=torch.float32, device="cpu")
             self(prompt_embeds=[features] * batch, negative_prompt_embeds=features, seed=0, output_type="torch")
 
     def close(self) -> None:
