@@ -22,7 +22,7 @@ from ldp_calibration.evaluation.pictures import INDEX
 from ldp_calibration.evaluation.policies import run_policies
 from ldp_calibration.evaluation.run import IMAGES, RUN, Run, begin, new_settings
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.disk import exclusive
+from ldp_runtime.system.disk import exclusive
 
 pytestmark = pytest.mark.slow
 PROMPTS = 30
