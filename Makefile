@@ -148,7 +148,7 @@ $(TRITON): pyproject.toml
 	$(PYTHON) -m venv $(TRITON_VENV)
 	$(TRITON_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(TRITON_VENV)/bin/python -m pip install --quiet "$(TORCH)"
-	$(TRITON_VENV)/bin/python -m pip install --quiet --editable ".[build,cpu,serve,dev]" "$(TORCH)" "numpy<2" "tritonclient[grpc]"
+	$(TRITON_VENV)/bin/python -m pip install --quiet --editable ".[build,cpu,serve,ray,dev]" "$(TORCH)" "numpy<2" "tritonclient[grpc]"
 	$(TRITON_VENV)/bin/python -m pip install --quiet --no-deps nvidia-pytriton
 	rm -f $(TRITON_VENV)/.ready*
 	touch $@
