@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.serving.load import arrivals, ask, quantiles, send
 from benchmarks.serving.soak import await_ready
 from ldp_export.bench.hardware import hardware, software
@@ -39,15 +41,15 @@ OPTIONS = ("--policy", "ld", "--previews", "0", "--max-queue", "16")
 
 
 @contextmanager
-def fleet(bundle: Path, port: int, options: tuple[str, ...]) -> Generator[None]:
-    """A fleet that is warm; it is gone afterwards."""
+def fleet(bundle: Path, port: int, options: tuple[str, ...]) -> Generator[psutil.Process]:
+    """First process of a fleet that is warm; it is gone afterwards."""
     command = [sys.executable, "-m", "ldp_export", "serve", str(bundle), "--ray", "--port", str(port)]
     process = subprocess.Popen([*command, *OPTIONS, *options], stderr=subprocess.DEVNULL)
     try:
         await_ready(port, process)
         for number in range(4):
             ask(port, number, None, 0)
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(timeout=180)
@@ -58,9 +60,14 @@ def idle(port: int, count: int = 9) -> float:
     return statistics.median(ask(port, number, None, 0).total_s for number in range(count))
 
 
-def measured(port: int, times: list[float]) -> dict[str, Any]:
+def spent(fleet: psutil.Process) -> float:
+    """Processor seconds of a fleet, Ray's own processes among them."""
+    return sum(sum(process.cpu_times()[:2]) for process in (fleet, *fleet.children(recursive=True)))
+
+
+def measured(fleet: psutil.Process, port: int, times: list[float]) -> dict[str, Any]:
     """Figures of one arrangement on these arrivals."""
-    load, started = hardware()["load_average"], time.perf_counter()
+    load, before, started = hardware()["load_average"], spent(fleet), time.perf_counter()
     answers = send(port, times, None, 0)
     seconds = time.perf_counter() - started
     done = sorted(answer.total_s for answer in answers if answer.status == 200)
@@ -68,6 +75,7 @@ def measured(port: int, times: list[float]) -> dict[str, Any]:
         "completed": len(done),
         "seconds": seconds,
         "completed_per_s": len(done) / seconds,
+        "processor_s": spent(fleet) - before,
         "statuses": dict(Counter(str(answer.status) for answer in answers)),
         "total_s": quantiles(done),
         "load_average_before": load,
@@ -105,8 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
         entry: dict[str, Any] = {}
         times = arrivals(result["offered_per_s"], given.seconds, seed=number)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            with fleet(given.bundle, given.port, ARRANGEMENTS[name]):
-                entry[name] = measured(given.port, times)
+            with fleet(given.bundle, given.port, ARRANGEMENTS[name]) as running:
+                entry[name] = measured(running, given.port, times)
             print(number, name, json.dumps(entry[name]), flush=True)
         rounds.append(entry)
     result |= {"ratios": ratios(rounds), "rounds": rounds}
