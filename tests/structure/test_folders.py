@@ -47,6 +47,7 @@ FLOORS = (
     "ldp_export.inspection",
     "ldp_export.bench.worker",
     "ldp_export.bench",
+    "ldp_export.gpu_report",
     "ldp_export.cli.arguments",
     "ldp_export.cli.evaluate",
     "ldp_export.cli",
