@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.system.small_files import parse_json, read_small
+from ldp_runtime.system.small_files import json_text, parse_json, read_small
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = "ldp-export/gpu-report/1"
@@ -170,7 +169,8 @@ class GpuReport(_Part):
     rows: tuple[Row, ...]
 
     def text(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+        """The report as JSON."""
+        return json_text(self.model_dump(mode="json"), indent=1) + "\n"
 
 
 def read_report(path: Path) -> GpuReport:

@@ -145,7 +145,7 @@ class TestMachines:
     def test_a_library_that_crashes_when_it_is_loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A stand-in for TensorRT that ends its process; the machine could not be asked, and the rest goes on."""
         (tmp_path / "library").mkdir()
-        (tmp_path / "library/tensorrt.py").write_text("import os\nos.abort()\n")
+        (tmp_path / "library" / "tensorrt.py").write_text("import os\nos.abort()\n")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "library"))
         machine, *_ = steps.steps(tmp_path, "cuda")
         planned(
