@@ -50,6 +50,12 @@ def write_report(
 ) -> GpuReport:
     """Runs all steps and writes the report into a folder; an interrupted one holds what was done by then.
 
+    Args:
+        show: is told of each step.
+        device: of the engines that are examined.
+        shapes: models of the bundles.
+        minutes: that all steps together may take.
+
     Raises:
         ConfigError: the folder holds a report already.
     """
@@ -95,7 +101,9 @@ class _Run:
         return 60 * self.minutes - (time.monotonic() - self.started)
 
     def _tried(self, step: Step) -> Row:
-        return row_of(step, run_child(step.program, step.arguments, min(step.seconds, self._left)))
+        """Row of a step that is tried, within its share of the time."""
+        seconds = min(step.seconds * self.minutes / MINUTES, self._left)
+        return row_of(step, run_child(step.program, step.arguments, seconds))
 
     def _reason(self, step: Step) -> Row | None:
         """Row of a step that is not tried, with the reason."""

@@ -23,7 +23,7 @@ VERDICTS = {
 }
 #: Backends whose engines may also run on the processor.
 ON_PROCESSOR = ("onnxruntime", "torch")
-#: Most seconds of each kind of step: a multiple of what it takes on a small machine.
+#: Most seconds of each kind of step in a report of ten minutes; a longer one gives more.
 SECONDS: dict[Kind, float] = {"machine": 60, "build": 180, "verify": 90, "draw": 90, "bench": 90}
 
 
