@@ -73,7 +73,7 @@ def _figures(row: Row) -> str:
         return _drawn(figures)
     if isinstance(figures, Benched):
         return _table(
-            ("candidate", "ms", "over eager", "over unpruned", "PSNR", "MiB on the device"),
+            ("candidate", "ms", "over eager", "over unpruned", "PSNR", "MiB by PyTorch"),
             (
                 (
                     c.name,
@@ -116,9 +116,9 @@ def _table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _machine(machine: Machine) -> str:
-    facts = ((fact.name, fact.value if fact.found else f"not found: {fact.value}") for fact in machine.machine)
+    facts = ((fact.name, f"{'✓' if fact.found else '✗'} {fact.value}") for fact in machine.machine)
     verdicts = (
-        (("built: " if v in machine.build else "run: ") + v.what, "yes" if v.works else f"no: {v.reason}")
+        (("build: " if v in machine.build else "run: ") + v.what, "yes" if v.works else f"no: {v.reason}")
         for v in (*machine.build, *machine.run)
     )
     return (
