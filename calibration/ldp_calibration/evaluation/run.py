@@ -28,8 +28,8 @@ from ldp_runtime.system.disk import acquired, exclusive, is_scratch, remove_left
 from ldp_runtime.system.small_files import read_json
 from pydantic import BaseModel, ConfigDict, Field
 
-from ldp_calibration.evaluation.benchmarks import Benchmark
-from ldp_calibration.evaluation.prompts import EvaluationPrompt, as_lines, lines_hash, read_prompts
+from ldp_calibration.evaluation.benchmarks.benchmark import Benchmark
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt, as_lines, lines_hash, read_prompts
 
 RUN, PROMPTS, IMAGES, TIMES, SCORES, COMPARE, LOCKS = (
     "run.json",

@@ -80,7 +80,7 @@ def command(
     Stopped at any moment it goes on where it was. Shards may be drawn in one folder, or elsewhere and copied together.
     A run takes further policies and prompts later, but no other bundle, seeds, or prompts.
     """
-    from ldp_calibration.evaluation.benchmarks import find_benchmark
+    from ldp_calibration.evaluation.benchmarks.choose import find_benchmark
     from ldp_calibration.evaluation.draw import Shard, draw, plan
     from ldp_calibration.evaluation.policies import run_policies
     from ldp_calibration.evaluation.run import begin, check_settings, new_settings, run_of

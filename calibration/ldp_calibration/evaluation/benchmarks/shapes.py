@@ -1,37 +1,16 @@
-"""Benchmarks by name: which prompts are drawn, how often each, and what judges the pictures."""
+"""Benchmark `shapes`: the small world of the embedded model, by the six kinds of GenEval's prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ldp_runtime.bundle.manifest import Manifest
-from ldp_runtime.errors import ConfigError, suggestion
+from ldp_runtime.errors import ConfigError
 
-from ldp_calibration.evaluation.prompts import EvaluationPrompt, read_prompts
+from ldp_calibration.evaluation.benchmarks.benchmark import Benchmark
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
 from ldp_calibration.shapes.captions import CATEGORIES, Claim, Prompt, framed, sample_prompt
 from ldp_calibration.shapes.scenes import COLOURS, KINDS, RELATIONS
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A set of prompts.
-
-    Attributes:
-        images: pictures of a prompt, unless the user asks for another number.
-        scorers: what judges them, unless the user names others.
-        model: name of the only model that it is for; None: any.
-    """
-
-    name: str
-    prompts: tuple[EvaluationPrompt, ...]
-    images: int = 1
-    scorers: tuple[str, ...] = ("psnr", "ssim")
-    model: str | None = None
-
 
 #: Number of prompts of `shapes`, and the seed that they are drawn from.
 _SHAPES, _SHAPES_SEED = 500, 24
@@ -81,45 +60,3 @@ def claims_of(prompt: EvaluationPrompt) -> Prompt:
             hint='the scorer shapes judges --benchmark shapes, or a .jsonl with "claims": [["circle", "red"]]',
         ) from error
     return Prompt(prompt.tag or "", prompt.text, claims, count, relation)
-
-
-#: Benchmarks by their names.
-BENCHMARKS: dict[str, Callable[[], Benchmark]] = {"shapes": shapes}
-
-
-def find_benchmark(name: str, manifest: Manifest) -> Benchmark:
-    """A benchmark by its name, or the prompts (or classes) of a file.
-
-    Raises:
-        ConfigError: there is neither, or it is for another model.
-    """
-    if name not in BENCHMARKS:
-        file = Path(name)
-        if not file.exists() and not file.suffix:
-            known = ", ".join(BENCHMARKS)
-            raise ConfigError(
-                f"unknown benchmark {name!r}", hint=f"{suggestion(name, BENCHMARKS)}one of {known}, or a prompts file"
-            )
-        benchmark = Benchmark(file.name, tuple(read_prompts(file)))
-    else:
-        benchmark = BENCHMARKS[name]()
-    if benchmark.model not in (None, manifest.model.name):
-        raise ConfigError(
-            f"the benchmark {name} is for {benchmark.model}, and the bundle holds {manifest.model.name}",
-            hint="name a file of prompts",
-        )
-    if not manifest.model.reads_text:
-        _check_classes(benchmark.prompts, manifest)
-    return benchmark
-
-
-def _check_classes(prompts: Sequence[EvaluationPrompt], manifest: Manifest) -> None:
-    from ldp_runtime.pipeline.request import check_labels
-
-    try:
-        labels = [int(prompt.text) for prompt in prompts]
-    except ValueError as error:
-        raise ConfigError(
-            f"{manifest.model.name} draws classes: {error}", hint="write numbers such as 207, one a line"
-        ) from error
-    check_labels(manifest.model, labels)
