@@ -191,7 +191,7 @@ def test_changed_prompts_of_a_run(whole: Run, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="was changed since the run began"):
         open_run(tmp_path / "run")
     prompts.write_text("")
-    with pytest.raises(IntegrityError, match="holds no prompt"):
+    with pytest.raises(IntegrityError, match="was changed since the run began"):
         open_run(tmp_path / "run")
 
 
