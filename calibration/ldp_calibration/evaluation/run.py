@@ -24,6 +24,7 @@ from typing import Any, Literal
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError, IntegrityError
+from ldp_runtime.system.disk import acquired, exclusive, is_scratch, remove_leftovers, write_durably
 from ldp_runtime.system.small_files import read_json, read_small
 from pydantic import BaseModel, ConfigDict, Field
 
