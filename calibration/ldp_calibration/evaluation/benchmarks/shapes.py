@@ -27,11 +27,12 @@ def shapes() -> Benchmark:
     while len(found) < _SHAPES:  # all kinds in turn, so that the first few are of all kinds too
         prompt = framed(sample_prompt(CATEGORIES[len(found) % len(CATEGORIES)], rng), rng)
         found.setdefault(prompt.text, prompt)
-    prompts = tuple(map(_with_claims, found.values()))
+    prompts = tuple(map(with_claims, found.values()))
     return Benchmark("shapes", prompts, 1, ("shapes", "psnr", "ssim"), "infinity-shapes")
 
 
-def _with_claims(prompt: Prompt) -> EvaluationPrompt:
+def with_claims(prompt: Prompt) -> EvaluationPrompt:
+    """A prompt of the small world as one of a benchmark, with what it claims."""
     facts: dict[str, Any] = {"claims": [[claim.kind, claim.colour] for claim in prompt.claims]}
     if prompt.count is not None:
         facts["count"] = prompt.count
