@@ -61,7 +61,7 @@ def test_percentiles():
 
 
 def test_bounds_of_few_values_cover_the_truth():
-    """Of means of a dozen normal values, 95 of a hundred bounds lie below the truth, and as many intervals hold it."""
+    """Bounds of a dozen normal values lie below their mean 95 times in a hundred; intervals hold it as often."""
     rng = np.random.default_rng(5)
     samples = rng.normal(3.0, 2.0, size=(1000, 12)).tolist()
     assert np.mean([stats.bound(values).limit <= 3.0 for values in samples]) >= 0.935
