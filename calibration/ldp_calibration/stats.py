@@ -53,8 +53,8 @@ def resampled_interval(
 ) -> tuple[float, float]:
     """Interval of a mean that leaves out `share` on each side, by the bootstrap, widened for few values.
 
-    Expanded percentiles (Hesterberg 2015): resampled means spread too little, by n - 1 over n in each stratum, and a
-    few values know little of their spread. At least one value more than strata.
+    Expanded percentiles (Hesterberg 2015). Resampled means spread too little, by n - 1 over n in each stratum; few
+    values know little of their spread. At least one value more than strata.
 
     Args:
         strata: group of each value, or None; see `resampled_means`.
