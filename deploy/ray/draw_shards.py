@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ldp_calibration.evaluation.benchmarks import find_benchmark
+from ldp_calibration.evaluation.benchmarks.choose import find_benchmark
 from ldp_calibration.evaluation.draw import Painter, Shard
 from ldp_calibration.evaluation.policies import run_policies
 from ldp_calibration.evaluation.run import Run, begin, new_settings

@@ -21,7 +21,7 @@ from ldp_runtime.system.disk import require_room
 
 from ldp_calibration.cost import trace_flops
 from ldp_calibration.evaluation.pictures import PictureRecord, file_name, is_drawn, png, write_pictures
-from ldp_calibration.evaluation.policies import drawn_policy
+from ldp_calibration.evaluation.policies import Named, drawn_policy, named_policy
 from ldp_calibration.evaluation.run import Run, RunPolicy
 from ldp_calibration.evaluation.times import entry, new_times_file, read_times, seconds_by_policy
 from ldp_calibration.processes import in_processes
@@ -91,6 +91,7 @@ def draw(
     workers: int = 1,
     threads: int | None = None,
     device: str = "cpu",
+    named: Named = named_policy,
     report: Report = lambda done, total, detail: None,
 ) -> Plan:
     """Draws the pictures of a shard that are missing; what is there stays. Returns what was missing.
@@ -98,6 +99,7 @@ def draw(
     Args:
         labels: policies to draw by.
         workers: number of processes, each with its own engines.
+        named: finds the policies by their labels, as when the run began.
 
     Raises:
         ConfigError: another process draws this shard.
@@ -107,7 +109,7 @@ def draw(
         total = len(found.missing)
         if not total:
             return found
-        given = (run, bundle.folder, bundle.manifest.digest, device, threads)
+        given = (run, bundle.folder, bundle.manifest.digest, device, threads, named)
         if workers == 1:
             with Painter(*given) as painter:
                 painter.draw_all(found, report)
@@ -140,12 +142,20 @@ class Painter:
         LdpError: see `Pipeline.load`.
     """
 
-    def __init__(self, run: Run, bundle: Path, digest: str, device: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        bundle: Path,
+        digest: str,
+        device: str,
+        threads: int | None,
+        named: Named = named_policy,
+    ) -> None:
         self.run = run
         self._pipe = Pipeline.load(
             bundle, device=device, threads=threads, integrity="sizes", expected_digest=digest, max_batch=1
         )
-        self._policy = partial(drawn_policy, root=self._pipe.root, manifest=self._pipe.manifest)
+        self._policy = partial(drawn_policy, root=self._pipe.root, manifest=self._pipe.manifest, named=named)
         self._policies: dict[str, Policy] = {}
         self._times = appended(new_times_file(run))
         self._add: Add = self._times.__enter__()
