@@ -16,7 +16,7 @@ import pytest
 from helpers.evaluation import tree
 from helpers.tree import ROOT
 from helpers.waiting import HANGS
-from ldp_calibration.evaluation.benchmarks import find_benchmark
+from ldp_calibration.evaluation.benchmarks.choose import find_benchmark
 from ldp_calibration.evaluation.draw import draw
 from ldp_calibration.evaluation.pictures import INDEX
 from ldp_calibration.evaluation.policies import run_policies
