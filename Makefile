@@ -24,12 +24,16 @@ READY := $(VENV)/.ready-$(shell echo "$(TORCH) $(ENGINES)" | cksum | cut -d' ' -
 # tritonserver comes in a wheel, of which only the binary is used. It and its client want older packages than the rest.
 TRITON_VENV ?= .venv-triton
 TRITON := $(TRITON_VENV)/.ready-$(shell echo "$(TORCH)" | cksum | cut -d' ' -f1)
+# Engines of a GPU's report. ONNX Runtime's package for GPUs takes the place of the one for processors.
+GPU_VENV ?= .venv-gpu
+GPU_ENGINES ?= tensorrt-cu13,tensorrt-rtx
+REPORT ?= gpu-report
 # Environments that `make release` tries the archives in.
 ENVIRONMENTS ?= python3.11,torch==2.11.0 python3.11,torch==2.13.0 python3.12,torch==2.13.0 python3.13,torch==2.13.0
 # Where the processor multiplies bfloat16, PyTorch's engines in it are worth a comparison.
 BF16 := $(shell grep -qs bf16 /proc/cpuinfo && echo $(BUNDLE)-bf16)
 
-.PHONY: setup demo evaluate bench bench-policies bench-random results ablation docs site test test-all triton-test fuzz soak gpu-test soak-serve load-serve lint release clean
+.PHONY: setup demo evaluate bench bench-policies bench-random results ablation docs site test test-all triton-test fuzz soak gpu-test gpu-report soak-serve load-serve lint release clean
 
 setup: $(READY)
 
@@ -43,7 +47,7 @@ $(RUNS): pyproject.toml
 	touch $@
 
 $(READY): $(RUNS)
-	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,ray,eval,dev,release,$(ENGINES)]" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,ray,ray-data,eval,dev,release,$(ENGINES)]" "$(TORCH)"
 	rm -f $(VENV)/.ready*
 	touch $@
 
@@ -148,7 +152,7 @@ $(TRITON): pyproject.toml
 	$(PYTHON) -m venv $(TRITON_VENV)
 	$(TRITON_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(TRITON_VENV)/bin/python -m pip install --quiet "$(TORCH)"
-	$(TRITON_VENV)/bin/python -m pip install --quiet --editable ".[build,cpu,serve,dev]" "$(TORCH)" "numpy<2" "tritonclient[grpc]"
+	$(TRITON_VENV)/bin/python -m pip install --quiet --editable ".[build,cpu,serve,ray,dev]" "$(TORCH)" "numpy<2" "tritonclient[grpc]"
 	$(TRITON_VENV)/bin/python -m pip install --quiet --no-deps nvidia-pytriton
 	rm -f $(TRITON_VENV)/.ready*
 	touch $@
@@ -167,9 +171,20 @@ soak: setup
 gpu-test: setup
 	$(BIN)/python -m pytest tests/gpu -rs
 
+# The report of a GPU's owner, in an environment of its own; ten minutes. An older driver: GPU_ENGINES=tensorrt-cu12.
+gpu-report: $(GPU_VENV)/.ready
+	$(GPU_VENV)/bin/ldp-export doctor --gpu-report $(REPORT)
+
+$(GPU_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(GPU_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	$(GPU_VENV)/bin/python -m pip install --quiet --editable ".[build,cuda,$(GPU_ENGINES)]" "$(TORCH)"
+	touch $@
+
 # Archives under `dist/` from a clean tree, tried in fresh environments; nothing is uploaded.
 release: setup
 	$(BIN)/python -m release $(foreach pair,$(ENVIRONMENTS),--environment $(subst $(comma),$(space),$(pair)))
 
 clean:
-	rm -rf $(VENV) $(TRITON_VENV) $(OUT) site .cache bundles build dist
+	rm -rf $(VENV) $(TRITON_VENV) $(GPU_VENV) $(OUT) site .cache bundles build dist

@@ -13,6 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.report.read import read_result
+from benchmarks.report.verdicts import gains
 
 _STYLE = {"paper": ("tab:orange", "s"), "ours": ("tab:blue", "o"), "controls": ("black", "x")}
 _LABEL = {
@@ -120,19 +121,20 @@ def page_with_tables(page: str, result: dict[str, Any], results: Path) -> str:
     page = _between(page, "setting", _setting(result))
     page = _between(page, "margins", _margins(result))
     sets = {name: read_result(results / f"non-inferior-{file}.json") for file, name in NON_INFERIOR.items()}
-    return _between(page, "non-inferior", _non_inferior(sets))
+    return _between(page, "non-inferior", non_inferior_table(sets))
 
 
-def _non_inferior(sets: Mapping[str, dict[str, Any]]) -> str:
+def non_inferior_table(sets: Mapping[str, dict[str, Any]]) -> str:
     """Rows of every set of prompts, by the set's name."""
     lines = [
-        "| prompts | policy | accepted | difference, exact | resampled | non-inferior | tokens | operations | dB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| prompts | policy | accepted | points gained | non-inferior | tokens | operations | dB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in sets.items():
+        gained = gains(result)
         for policy, s in result["policies"].items():
-            exact, resampled = (_points(s[key]) for key in ("difference_points", "resampled_points"))
-            known = ("", "", "") if policy == "none" else (exact, resampled, "yes" if s["non_inferior"] else "no")
+            gain = gained[policy]
+            known = ("", "") if policy == "none" else (_points(gain.points), "yes" if gain.is_non_inferior else "no")
             psnr = "" if policy == "none" else f"{s['psnr_db']:.1f}"
             lines.append(
                 f"| {name} | `{policy}` | {s['accepted_percent']:.1f}% | {' | '.join(known)} | {s['tokens']:.0f} "

@@ -51,13 +51,13 @@ class Answer:
     events: int = 0
 
 
-def ask(port: int, number: int, deadline_s: float | None) -> Answer:
+def ask(port: int, number: int, deadline_s: float | None, partial_images: int = PARTIAL_IMAGES) -> Answer:
     """Sends a request, reads the stream, and times it."""
     body: dict[str, Any] = {
         "prompt": PROMPTS[number % len(PROMPTS)],
         "seed": number,
         "stream": True,
-        "partial_images": PARTIAL_IMAGES,
+        "partial_images": partial_images,
     }
     if deadline_s is not None:
         body["deadline_ms"] = int(1e3 * deadline_s)
@@ -88,13 +88,15 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
     return times
 
 
-def send(port: int, times: Sequence[float], deadline_s: float | None) -> list[Answer]:
+def send(
+    port: int, times: Sequence[float], deadline_s: float | None, partial_images: int = PARTIAL_IMAGES
+) -> list[Answer]:
     """Sends a request at each of these times, whether or not others have been answered."""
     answers: list[Answer] = []
     lock = threading.Lock()
 
     def one(number: int) -> None:
-        answer = ask(port, number, deadline_s)
+        answer = ask(port, number, deadline_s, partial_images)
         with lock:
             answers.append(answer)
 

@@ -29,7 +29,7 @@ from benchmarks.paths import REPORTS, RESULTS, result_file
 from benchmarks.report.ablation import draw_front, draw_kept, draw_switches, page_with_tables
 from benchmarks.report.read import GRAMMAR, read_result
 from benchmarks.study.losers import LOSERS
-from benchmarks.study.rows import Row, Setting, study, time_policies
+from benchmarks.study.rows import Row, Setting, say, study, time_policies
 from benchmarks.study.summary import margin_over_front, summarise
 from ldp_export.bench.hardware import hardware, software
 
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--result", type=result_file, default=RESULT)
+    parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="Folder of the pictures.")
     parser.add_argument("--pages", type=Path, default=REPORTS)
     parser.add_argument("--draw", action="store_true", help="Measure nothing.")
     options = parser.parse_args()
@@ -121,8 +122,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         fitted = fitted_file(pipe, options.fit_prompts)
     text = json.dumps(json.loads(fitted.read_text())["fitted"], sort_keys=True)
     setting = Setting(opened.manifest.digest, hashlib.sha256(text.encode()).hexdigest(), options.prompts)
-    work = options.bundle / "profiles" / f"ablation-{setting.digest[:16]}.jsonl"
-    rows = study(options.bundle, setting, POLICIES, work, options.workers, say)
+    rows = study(options.bundle, setting, POLICIES, options.run, options.workers, say)
     with Pipeline.load(opened) as pipe:
         times = time_policies(pipe, setting, POLICIES, options.timed_prompts, options.repeats, say)
         scales = len(pipe.manifest.schedule())
@@ -200,10 +200,6 @@ def differences(rows: list[Row], base: list[Row]) -> dict[str, Any]:
         "psnr_objects": mean_interval(objects),
         "operations": float(np.mean([a.operations / b.operations for a, b in pairs])),
     }
-
-
-def say(done: int, total: int, detail: str) -> None:
-    print(f"\r{detail}: {done}/{total}   ", end="\n" if done == total else "", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ parts of the loop or of calibration that nothing else needs; their rows are in t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from ldp_calibration.evaluation.policies import named_policy
+from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.pruning import lhep, scores
-from ldp_runtime.pruning.parse import parse_policy
 from ldp_runtime.pruning.policy import Policy, ScaleView, Selection
 from ldp_runtime.pruning.stopping import SATS
 from ldp_runtime.pruning.tokens import LHEP
@@ -46,9 +48,6 @@ _POLICIES = {
 }
 
 
-def studied(text: str) -> Policy | str:
-    """A loser by its text; any other text as it is, for the pipeline to resolve."""
-    if text in _POLICIES:
-        return _POLICIES[text]
-    parse_policy(text)
-    return text
+def studied(text: str, root: Path | None, manifest: Manifest) -> Policy:
+    """A loser by its text; any other policy as a command line takes it."""
+    return _POLICIES[text] if text in _POLICIES else named_policy(text, root, manifest)

@@ -2,30 +2,46 @@
 
 Each prompt is drawn once unpruned and once by each policy. Fidelity is taken over the whole picture and over the drawn
 objects alone (plain backgrounds flatter it), beside the evaluator's verdict. Times come from a second, interleaved pass
-on a quiet machine. Rows are kept line by line, so an interrupted study goes on.
+on a quiet machine. The harness of `evaluate` draws, so an interrupted study goes on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ldp_calibration.cost import full_flops, trace_flops
+from ldp_calibration.evaluation.benchmarks.benchmark import Benchmark
+from ldp_calibration.evaluation.benchmarks.shapes import with_claims
+from ldp_calibration.evaluation.draw import draw
+from ldp_calibration.evaluation.pictures import Picture, all_pictures, content, pixels
+from ldp_calibration.evaluation.policies import run_policies
+from ldp_calibration.evaluation.run import UNPRUNED, Run, begin, new_settings
 from ldp_calibration.fidelity import psnr_db, ssim_map
-from ldp_calibration.processes import in_processes
-from ldp_calibration.resumable import appended, read_entries
 from ldp_calibration.shapes import CATEGORIES, Prompt, sample_prompt
 from ldp_calibration.shapes.evaluator import judge, object_mask
+from ldp_runtime.bundle.files import open_bundle
 from ldp_runtime.bundle.saved_policies import resolve_policy
-from ldp_runtime.pipeline.pipeline import GenerationResult, Pipeline
+from ldp_runtime.pipeline.pipeline import Pipeline
+from ldp_runtime.schedule import ScaleSchedule
 
 from benchmarks.study.losers import studied
 
 #: Says how far the work is: done, total, in words.
 Report = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, detail: str) -> None:
+    """Report that says nothing."""
+
+
+def say(done: int, total: int, detail: str) -> None:
+    """Report on a line of its own, which the next one replaces."""
+    print(f"\r{detail}: {done}/{total}   ", end="\n" if done == total else "", flush=True)
+
+
 #: Pictures with fewer pixels of objects have no figure for objects.
 _LEAST_OBJECT_PIXELS = 100
 
@@ -56,11 +72,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a study is made of; rows of another setting are not reused.
+    """Prompts and seeds of a study, and what it is made with.
 
     Attributes:
         digest: of the bundle; fits: of what was fitted to it.
         prompts: how many held-out prompts, drawn from `prompt_seed`; prompt i is drawn with seed `first_seed` + i.
+        first: number of the first of them.
     """
 
     digest: str
@@ -68,103 +85,78 @@ class Setting:
     prompts: int = 200
     prompt_seed: int = 2027
     first_seed: int = 100_000
+    first: int = 0
 
     def texts(self) -> list[Prompt]:
         """Prompts of all categories in turn."""
         rng, categories = np.random.default_rng((self.prompt_seed, 11)), list(CATEGORIES)
-        return [sample_prompt(categories[i % len(categories)], rng) for i in range(self.prompts)]
+        drawn = [sample_prompt(categories[i % len(categories)], rng) for i in range(self.first + self.prompts)]
+        return drawn[self.first :]
 
-    @property
-    def key(self) -> str:
-        return f"{self.digest[:16]}:{self.fits[:16]}:{self.prompt_seed}:{self.first_seed}"
+
+def drawn_run(
+    bundle: Path, setting: Setting, policies: Sequence[str], folder: Path, workers: int = 2, report: Report = silent
+) -> Run:
+    """Run of the evaluation harness: the pictures of every policy, and unpruned. A run that was stopped goes on.
+
+    Args:
+        workers: processes, one engine thread each: small models keep two cores busier this way.
+    """
+    opened = open_bundle(bundle)
+    prompts = [with_claims(prompt) for prompt in setting.texts()]
+    benchmark = Benchmark("shapes-held-out", tuple(prompts), scorers=("shapes", "psnr"))
+    chosen = run_policies(policies, opened.root, opened.manifest, with_null=False, named=studied)
+    settings = new_settings(opened.manifest, benchmark, chosen, seed=setting.first_seed + setting.first)
+    run = begin(folder, settings, prompts)
+    labels = [policy.label for policy in chosen]
+    draw(run, opened, labels, workers=workers, threads=1, named=studied, report=report)
+    return run
 
 
 def study(
-    bundle: Path,
-    setting: Setting,
-    policies: Sequence[str],
-    work: Path,
-    workers: int = 2,
-    report: Report = lambda done, total, detail: None,
+    bundle: Path, setting: Setting, policies: Sequence[str], folder: Path, workers: int = 2, report: Report = silent
 ) -> dict[str, list[Row]]:
-    """Rows of every policy on every prompt, in the prompts' order.
-
-    Args:
-        work: file of rows, appended line by line.
-        workers: processes, one engine thread each: small models keep two cores busier this way.
-    """
-    known = {(row.policy, row.prompt): row for row in read_rows(work, setting)}
-    missing = {i: [p for p in policies if (p, i) not in known] for i in range(setting.prompts)}
-    tasks = [(i, wanted) for i, wanted in missing.items() if wanted]
-    with appended(work) as add:
-        done = setting.prompts - len(tasks)
-        for rows in in_processes(workers, _open, (bundle, setting), _rows, tasks):
-            for row in rows:
-                known[row.policy, row.prompt] = row
-                add({"key": setting.key, **asdict(row)})
-            done += 1
-            report(done, setting.prompts, "prompts drawn by every policy")
-    return {policy: [known[policy, i] for i in range(setting.prompts)] for policy in policies}
+    """Rows of every policy on every prompt, in the prompts' order, from the pictures of a run in `folder`."""
+    run = drawn_run(bundle, setting, policies, folder, workers, report)
+    schedule = open_bundle(bundle, "sizes").manifest.schedule()
+    full = all_pictures(run, [run.settings.policy(UNPRUNED)])
+    masks = [(pixels(content(picture)), setting.texts()[i]) for i, picture in enumerate(full)]
+    references = [Reference(image, prompt, judge(image, prompt), object_mask(image)) for image, prompt in masks]
+    found = dict[str, list[Row]]()
+    for done, policy in enumerate(policies):
+        report(done, len(policies), policy)
+        drawn = zip(all_pictures(run, [run.settings.policy(policy)]), full, references, strict=True)
+        found[policy] = [_row(policy, picture, base, reference, schedule) for picture, base, reference in drawn]
+    return found
 
 
-def read_rows(work: Path, setting: Setting) -> Iterator[Row]:
-    """Rows of an earlier run of the same setting."""
-    for entry in read_entries(work):
-        if entry.pop("key", None) == setting.key:
-            yield Row(**entry | {"kept": tuple(entry["kept"])})
+@dataclass(frozen=True)
+class Reference:
+    """An unpruned picture [H, W, 3] uint8, the evaluator's verdict on it, and the pixels of its objects [H, W]."""
+
+    image: np.ndarray
+    prompt: Prompt
+    accepted: bool
+    mask: np.ndarray
 
 
-_worker: dict[str, tuple[Pipeline, Setting, list[Prompt]]] = {}
-
-
-def _open(bundle: Path, setting: Setting) -> None:
-    """Opens the bundle in a worker process."""
-    _worker["here"] = (Pipeline.load(bundle, threads=1, integrity="sizes"), setting, setting.texts())
-
-
-def _rows(index: int, policies: Sequence[str]) -> list[Row]:
-    pipe, setting, prompts = _worker["here"]
-    return compare(pipe, prompts[index], index, setting.first_seed + index, policies)
-
-
-def compare(pipe: Pipeline, prompt: Prompt, index: int, seed: int, policies: Sequence[str]) -> list[Row]:
-    """One prompt, drawn unpruned and by each policy."""
-    full = pipe(prompt.text, seed=seed, output_type="numpy")
-    accepted, mask = judge(_bytes(full), prompt), object_mask(_bytes(full))
-    return [_row(pipe, prompt, index, seed, policy, full, accepted, mask) for policy in policies]
-
-
-def _row(
-    pipe: Pipeline,
-    prompt: Prompt,
-    index: int,
-    seed: int,
-    policy: str,
-    full: GenerationResult,
-    accepted_full: bool,
-    mask: np.ndarray,
-) -> Row:
-    result = pipe(prompt.text, seed=seed, policy=studied(policy), output_type="numpy")
-    image, reference, trace = result.images[0], full.images[0], result.traces[0]
-    similar, seen = ssim_map(image, reference), int(mask.sum()) >= _LEAST_OBJECT_PIXELS
-    model, schedule = pipe.manifest.model, pipe.manifest.schedule()
+def _row(policy: str, picture: Picture, base: Picture, reference: Reference, schedule: ScaleSchedule) -> Row:
+    drawn, record, mask = pixels(content(picture)), picture.record, reference.mask
+    image, twin = drawn / np.float32(255), reference.image / np.float32(255)
+    similar, seen = ssim_map(image, twin), int(mask.sum()) >= _LEAST_OBJECT_PIXELS
     return Row(
         policy,
-        index,
-        round(psnr_db(image, reference), 3),
+        record.prompt,
+        round(psnr_db(image, twin), 3),
         round(float(similar.mean()), 5),
-        round(psnr_db(image, reference, mask), 3) if seen else None,
+        round(psnr_db(image, twin, mask), 3) if seen else None,
         round(float(similar[mask].mean()), 5) if seen else None,
-        judge(_bytes(result), prompt),
-        accepted_full,
-        round(full_flops(model, schedule, guided=True) / max(1, trace_flops(model, trace)), 4),
-        tuple(round(scale.kept_share, 4) for scale in trace.scales),
-        trace.stopped_after,
+        judge(drawn, reference.prompt),
+        reference.accepted,
+        round(base.record.operations / max(1, record.operations), 4),
+        tuple(round(n / full, 4) for n, full in zip(record.kept, schedule.tokens, strict=False)),
+        record.stopped_after,
     )
-
-
-def _bytes(result: GenerationResult) -> np.ndarray:
-    return (result.images[0].clip(0, 1) * 255).astype(np.uint8)
 
 
 def time_policies(
@@ -173,7 +165,7 @@ def time_policies(
     policies: Sequence[str],
     prompts: int = 10,
     repeats: int = 3,
-    report: Report = lambda done, total, detail: None,
+    report: Report = silent,
 ) -> dict[str, np.ndarray]:
     """Seconds of whole calls, prompt to pixels: policy (and "none") -> [prompts, repeats].
 

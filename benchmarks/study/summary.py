@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ldp_calibration.stats import Interval, geometric_mean, mean_interval
+from ldp_calibration.stats import Interval, mean_interval, paired_ratio
 
 from benchmarks.study.rows import Row
 
@@ -41,7 +41,7 @@ def summarise(policy: str, rows: Sequence[Row], times: Mapping[str, np.ndarray],
     kept = np.array([row.kept + (0.0,) * (scales - len(row.kept)) for row in rows]).mean(axis=0)
     return Summary(
         policy,
-        ratio(times["none"], times[policy]),
+        _speedup(times["none"], times[policy]),
         float(np.median(times[policy])) * 1e3,
         len(rows) / sum(1 / row.operations for row in rows),
         mean_interval([row.psnr for row in rows]),
@@ -53,11 +53,6 @@ def summarise(policy: str, rows: Sequence[Row], times: Mapping[str, np.ndarray],
         tuple(kept.round(4).tolist()),
         float(np.mean([row.stopped is not None for row in rows])),
     )
-
-
-def ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Interval:
-    """Speed-up of `other`: geometric mean over prompts of the median paired ratio [prompts, repeats]."""
-    return geometric_mean(np.median(base / other, axis=1), seed)
 
 
 def margin_over_front(
@@ -82,3 +77,13 @@ def margin_over_front(
     share = 0.0 if step == 0 else (speed - speeds[before]) / step
     between = (1 - share) * front_qualities[before] + share * front_qualities[after]
     return mean_interval((quality - between).tolist(), seed)
+
+
+def _speedup(base: np.ndarray, other: np.ndarray) -> Interval:
+    """Speed-up with its interval; without one where a single pair was timed."""
+    found = paired_ratio(base, other)
+    return (
+        found.value,
+        found.value if found.low is None else found.low,
+        found.value if found.high is None else found.high,
+    )

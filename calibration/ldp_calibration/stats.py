@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 from ldp_runtime.errors import InternalError
@@ -41,10 +42,30 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Mean of values (of paired differences, say) with its two-sided 95 % bootstrap interval, seeded."""
+    """Mean of values (of paired differences, say) with its two-sided 95 % bootstrap interval; of one value, itself."""
     array = np.asarray(values, dtype=np.float64)
-    low, high = np.percentile(resampled_means(array, seed, resamples), [2.5, 97.5])
+    low, high = resampled_interval(array, 0.025, seed, resamples) if len(array) > 1 else (array[0], array[0])
     return float(array.mean()), float(low), float(high)
+
+
+def resampled_interval(
+    values: np.ndarray, share: float, seed: int = 0, resamples: int = RESAMPLES, strata: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Interval of a mean that leaves out `share` on each side, by the bootstrap, widened for few values.
+
+    Expanded percentiles (Hesterberg 2015). Resampled means spread too little, by n - 1 over n in each stratum; few
+    values know little of their spread. At least one value more than strata.
+
+    Args:
+        strata: group of each value, or None; see `resampled_means`.
+    """
+    from scipy.stats import norm, t
+
+    freedom = len(values) - (1 if strata is None else len(np.unique(strata)))
+    expanded = float(norm.cdf(sqrt(len(values) / freedom) * t.ppf(share, freedom)))
+    draws = resampled_means(values, seed, resamples, strata)
+    low, high = np.percentile(draws, [100 * expanded, 100 * (1 - expanded)])
+    return float(low), float(high)
 
 
 def bound(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES, upper: bool = False) -> Bound:
@@ -56,8 +77,8 @@ def bound(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES, up
     if not values:
         raise InternalError("no values to take a mean of")
     array = np.asarray(values, dtype=np.float64)
-    limit = float(np.percentile(resampled_means(array, seed, resamples), 95 if upper else 5))
-    return Bound(float(array.mean()), limit, float(np.percentile(array, 5)), len(array))
+    limits = resampled_interval(array, 0.05, seed, resamples) if len(array) > 1 else (array[0], array[0])
+    return Bound(float(array.mean()), float(limits[upper]), float(np.percentile(array, 5)), len(array))
 
 
 def resampled_means(

@@ -42,7 +42,7 @@ def command(
     """Write a model repository of Triton Inference Server from a bundle.
 
     The model needs Triton's Python backend, and this package in the backend's Python: no build tools. The options go
-    into its config.pbtxt, where they may be edited. See docs/guide/fleet.md.
+    into its config.pbtxt, where they may be edited. See docs/guide/triton.md.
     """
     from ldp_runtime.bundle.files import open_bundle
     from ldp_serving.front.loading import ModelOptions

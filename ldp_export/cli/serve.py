@@ -63,7 +63,7 @@ Each option can also be set as LDP_NAME (such as LDP_MAX_QUEUE), or in --config;
 @click.option("--insecure", is_flag=True, help="Allow other hosts than loopback without keys.")
 @click.option("--cors-origin", multiple=True, help="Web origin that may call the server; repeatable.")
 @click.option("--shadow-rate", type=float, default=0.0, show_default=True, help="Share of pictures compared unpruned.")
-@click.option("--ray", is_flag=True, help="Serve with replicas on Ray Serve; see docs/guide/fleet.md.")
+@click.option("--ray", is_flag=True, help="Serve with replicas on Ray Serve; see docs/guide/ray.md.")
 @click.option("--replicas", type=int, default=1, show_default=True, help="With --ray: replicas, a pipeline each.")
 @click.option("--max-replicas", type=int, help="With --ray: up to so many, while requests queue.  [default: no more]")
 @click.option("--log-prompts", is_flag=True, help="Write prompts into the log.")

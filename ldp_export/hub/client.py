@@ -7,10 +7,10 @@ import os
 import re
 import unicodedata
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from ldp_runtime.bundle.files import hash_file
@@ -22,7 +22,9 @@ from ldp_runtime.system.small_files import MOST_BYTES, is_plain_file, parse_json
 _PIECE = 2**20
 #: Seconds that the hub may take to answer.
 _SECONDS = 30
-ELSEWHERE = "or fetch on a machine that reaches it (ldp-export fetch MODEL --local-dir DIR) and carry the folder here"
+#: Kinds of repositories of the hub, as its addresses have them.
+RepositoryKind = Literal["models", "datasets"]
+ELSEWHERE = "or fetch with --local-dir on a machine that reaches it, and carry the folder here"
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,46 @@ class HubFile:
     size: int
     blob: str
     sha256: str | None
+    kind: RepositoryKind = "models"
 
     @property
     def etag(self) -> str:
         """Name of the file's content on the hub and in the cache on this machine."""
         return self.sha256 or self.blob
+
+    @property
+    def most_bytes(self) -> int:
+        return self.size
+
+    @property
+    def server(self) -> str:
+        return endpoint()
+
+    @property
+    def mirror(self) -> str:
+        return "ask for another HF_ENDPOINT"
+
+    @property
+    def expected(self) -> str:
+        return f"the listed {self.size} bytes with {'SHA-256' if self.sha256 else 'git id'} {self.etag}"
+
+    def url(self) -> str:
+        from huggingface_hub import hf_hub_url
+
+        kind = None if self.kind == "models" else self.kind.removesuffix("s")
+        return hf_hub_url(self.repository, self.path, repo_type=kind, revision=self.commit, endpoint=endpoint())
+
+    def headers(self) -> dict[str, str]:
+        from huggingface_hub.utils import build_hf_headers
+
+        return build_hf_headers()
+
+    def errors(self) -> AbstractContextManager[None]:
+        return hub_errors(self.repository, self.revision)
+
+    def is_complete(self, path: Path) -> bool:
+        """True if a local file has this file's size; its hash is not looked at."""
+        return is_plain_file(path) and path.stat().st_size == self.size
 
     def matches(self, path: Path) -> bool:
         """True if a local file has this file's size and hash; reads the whole local file."""
@@ -64,7 +101,7 @@ class HubFile:
         actual = f"{size} bytes" if size != self.size else "another content"
         raise IntegrityError(
             f"{path} is not {self.path} of {self.repository} at {self.commit[:12]}: it has {actual}, "
-            f"expected {self.size} bytes with {'SHA-256' if self.sha256 else 'git id'} {self.etag}",
+            f"expected {self.expected.removeprefix('the listed ')}",
             hint=hint,
         )
 
@@ -78,7 +115,7 @@ def git_blob_id(path: Path) -> str:
     return digest.hexdigest()
 
 
-def list_repository(repository: str, revision: str) -> list[HubFile]:
+def list_repository(repository: str, revision: str, kind: RepositoryKind = "models") -> list[HubFile]:
     """All files of a repository at a revision, in one request.
 
     Raises:
@@ -90,11 +127,11 @@ def list_repository(repository: str, revision: str) -> list[HubFile]:
         raise ConfigError(f"{revision!r} cannot be a revision", hint="name a branch, a tag or a commit")
     hub_module()
     with hub_errors(repository, revision):
-        text = _answer(f"{endpoint()}/api/models/{repository}/revision/{quote(revision, safe='')}")
+        text = _answer(f"{endpoint()}/api/{kind}/{repository}/revision/{quote(revision, safe='')}")
     try:
         listed = parse_json(text)
         commit, siblings = _hash(listed["sha"], 40), listed["siblings"]
-        files = [_listed(repository, revision, commit, entry) for entry in siblings]
+        files = [_listed(repository, revision, commit, entry, kind) for entry in siblings]
         _check_names([file.path for file in files])
     except (KeyError, TypeError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -123,14 +160,14 @@ def _answer(url: str) -> bytes:
     return body
 
 
-def _listed(repository: str, revision: str, commit: str, entry: dict[str, Any]) -> HubFile:
+def _listed(repository: str, revision: str, commit: str, entry: dict[str, Any], kind: RepositoryKind) -> HubFile:
     """A file as the hub lists it; raises ValueError, KeyError or TypeError for anything odd."""
     path, lfs = entry["rfilename"], entry.get("lfs")
     if not stays_inside(path):
         raise ValueError(f"the name {str(path)[:80]!r} leads out of a folder, or is no name")
     size = _size(path, (lfs or entry)["size"])
     sha256 = None if lfs is None else _hash(lfs["sha256"], 64)
-    return HubFile(repository, revision, commit, path, size, _hash(entry["blobId"], 40), sha256)
+    return HubFile(repository, revision, commit, path, size, _hash(entry["blobId"], 40), sha256, kind)
 
 
 def _size(path: str, size: object) -> int:
@@ -191,7 +228,7 @@ def hub_module() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ConfigError("fetching a model needs huggingface-hub", hint=install("build")) from error
+        raise ConfigError("fetching needs huggingface-hub", hint=install("build")) from error
     return huggingface_hub
 
 
@@ -211,9 +248,9 @@ def hub_errors(repository: str, revision: str) -> Generator[None]:
     except errors.RevisionNotFoundError as error:
         raise HubError(f"there is no revision {revision} of {repository}", hint="try --revision main") from error
     except errors.LocalEntryNotFoundError as error:
-        raise _unreachable(where, error) from error
+        raise unreachable(where, error) from error
     except errors.EntryNotFoundError as error:
-        raise HubError(f"{where} lacks a file: {_first_line(error)}", hint="try --revision main") from error
+        raise HubError(f"{where} lacks a file: {first_line(error)}", hint="try --revision main") from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
             f"there is no {where}, or it is private",
@@ -225,12 +262,12 @@ def hub_errors(repository: str, revision: str) -> Generator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         raise HubError(
-            f"the hub refused {where}: {_first_line(error)}", hint="try again later, or set HF_TOKEN"
+            f"the hub refused {where}: {first_line(error)}", hint="try again later, or set HF_TOKEN"
         ) from error
     except Exception as error:  # the HTTP library, and so its errors, depends on the client's version
         if isinstance(error, MemoryError | LdpError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise _unreachable(where, error) from error
+        raise unreachable(where, error) from error
 
 
 class UnreachableHubError(HubError):
@@ -241,12 +278,12 @@ class UnreachableHubError(HubError):
         return HubError.__name__
 
 
-def _unreachable(where: str, error: Exception) -> HubError:
+def unreachable(where: str, error: Exception) -> HubError:
     return UnreachableHubError(
-        f"cannot reach {where}: {_first_line(error)}",
+        f"cannot reach {where}: {first_line(error)}",
         hint=f"check the network, the proxy and HF_ENDPOINT and run it again (it resumes), {ELSEWHERE}",
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)

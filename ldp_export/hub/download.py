@@ -10,32 +10,63 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from ldp_runtime.errors import HubError, IntegrityError
 from ldp_runtime.system.disk import acquired, full_disk_is_typed, is_full, write_durably, written_whole
 from ldp_runtime.system.small_files import is_plain_file
 
-from ldp_export.hub.client import HubFile, cache_folder, endpoint, hub_errors
+from ldp_export.hub.client import HubFile, cache_folder
 
 #: Ending of the name of a file that is received in part.
 PARTIAL = ".partial"
 OnBytes = Callable[[int], None]
 
 
-def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None) -> None:
-    """Writes a file of the hub to `target`, which appears complete and checked, or not at all.
+class RemoteFile(Protocol):
+    """A file of a server, whose content is known by its hash.
 
-    A file of another size that is there already is replaced once its successor is complete.
+    Attributes:
+        path: in its repository.
+        size: bytes, or None where the server did not list them; most_bytes: never more.
+        server: its address; mirror: words for a hint, to ask another one.
+        expected: size and hash, in words.
+    """
+
+    @property
+    def repository(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def most_bytes(self) -> int: ...
+    @property
+    def server(self) -> str: ...
+    @property
+    def mirror(self) -> str: ...
+    @property
+    def expected(self) -> str: ...
+    def url(self) -> str: ...
+    def headers(self) -> dict[str, str]: ...
+    def errors(self) -> AbstractContextManager[None]: ...
+    def is_complete(self, path: Path) -> bool: ...
+    def matches(self, path: Path) -> bool: ...
+
+
+def download(file: RemoteFile, target: Path, on_bytes: OnBytes = lambda count: None) -> None:
+    """Writes a file of a server to `target`, which appears complete and checked, or not at all.
+
+    Another file that is there already is replaced once its successor is complete.
 
     Args:
         on_bytes: called with the number of bytes received so far, those of earlier tries included.
 
     Raises:
         HubError: the connection failed; the received part is kept, and the next call resumes.
-        IntegrityError: the hub served another content than it lists; the received file is deleted.
+        IntegrityError: the server sent another content than is expected; the received file is deleted.
         CapacityError: the disk is full.
         ConfigError: the disk has no locks.
     """
@@ -43,18 +74,18 @@ def download(file: HubFile, target: Path, on_bytes: OnBytes = lambda count: None
     partial, lock = target.with_name(target.name + PARTIAL), target.with_name(target.name + ".lock")
     held = acquired(lock)
     try:
-        if is_plain_file(target) and target.stat().st_size == file.size:
+        if file.is_complete(target):
             return
         _forget_foreign(partial)
-        with full_disk_is_typed(target.parent), hub_errors(file.repository, file.revision):
+        with full_disk_is_typed(target.parent), file.errors():
             _receive(file, partial, on_bytes)
         if not file.matches(partial):
             size = partial.stat().st_size
             partial.unlink()
             raise IntegrityError(
-                f"{endpoint()} served {size} bytes as {file.path} of {file.repository} that are not the listed "
-                f"{file.size} bytes with {'SHA-256' if file.sha256 else 'git id'} {file.etag}; they were deleted",
-                hint="run it again; if it fails again, a proxy or mirror changes files: ask for another HF_ENDPOINT",
+                f"{file.server} served {size} bytes as {file.path} of {file.repository} that are not {file.expected}; "
+                "they were deleted",
+                hint=f"run it again; if it fails again, a proxy or mirror changes files: {file.mirror}",
             )
         partial.replace(target)
     finally:
@@ -117,46 +148,53 @@ def repository_cache(repository: str) -> Path:
     return cache_folder() / f"models--{repository.replace('/', '--')}"
 
 
-def _receive(file: HubFile, partial: Path, on_bytes: OnBytes) -> None:
+def _receive(file: RemoteFile, partial: Path, on_bytes: OnBytes) -> None:
     """Appends the missing bytes; the client itself resumes a broken connection a few times."""
-    from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
-    url = hf_hub_url(file.repository, file.path, revision=file.commit, endpoint=endpoint())
     have = partial.stat().st_size if partial.exists() else 0
-    if have > file.size:
+    if have > file.most_bytes:
         partial.unlink()
         have = 0
+    if have and file.size is None and file.matches(partial):  # nothing says beforehand that it has all
+        return
     with partial.open("ab") as handle, _quiet_client():
-        counted = cast(BinaryIO, _Counted(handle, on_bytes, file))
+        counted = cast(BinaryIO, _Counted(handle, on_bytes, file.most_bytes))
         try:
-            http_get(url, counted, resume_size=have, headers=build_hf_headers(), expected_size=file.size)
+            http_get(file.url(), counted, resume_size=have, headers=file.headers(), expected_size=file.size)
         except OSError as error:
             if error.errno is None and "Consistency check" in str(error):
-                arrived = partial.stat().st_size
+                arrived, size = partial.stat().st_size, f" of {file.size}" if file.size else ""
                 raise HubError(
-                    f"{file.path} ended after {arrived} of {file.size} bytes", hint="run it again: it resumes"
+                    f"{file.path} ended after {arrived}{size} bytes", hint="run it again: it resumes"
                 ) from error
+            if _is_no_range(error):
+                handle.truncate(0)
             raise
         except _Endless as error:
             handle.truncate(0)
+            listed = "the listed " if file.size is not None else ""
             raise IntegrityError(
-                f"{endpoint()} serves more than the listed {file.size} bytes as {file.path} of {file.repository}; "
+                f"{file.server} serves more than {listed}{file.most_bytes} bytes as {file.path} of {file.repository}; "
                 "they were deleted",
-                hint="run it again; if it fails again, a proxy or mirror changes files: ask for another HF_ENDPOINT",
+                hint=f"run it again; if it fails again, a proxy or mirror changes files: {file.mirror}",
             ) from error
 
 
+def _is_no_range(error: Exception) -> bool:
+    """True if a server says that a file has no bytes after those that are here: they are another file's."""
+    return getattr(getattr(error, "response", None), "status_code", None) == 416
+
+
 class _Endless(Exception):
-    """More bytes arrive than were listed."""
+    """More bytes arrive than a file may have."""
 
 
 class _Counted(io.RawIOBase):
-    """A file that reports its length after every write, and takes no more bytes than were listed."""
+    """A file that reports its length after every write, and takes no more bytes than it may have."""
 
-    def __init__(self, file: BinaryIO, on_bytes: OnBytes, listed: HubFile) -> None:
-        self._file, self._on_bytes, self._most = file, on_bytes, listed.size
+    def __init__(self, file: BinaryIO, on_bytes: OnBytes, most: int) -> None:
+        self._file, self._on_bytes, self._most = file, on_bytes, most
 
     def write(self, data: bytes, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self._file.tell() + len(data) > self._most:
@@ -177,13 +215,15 @@ class _Counted(io.RawIOBase):
 
 @contextmanager
 def _quiet_client() -> Generator[None]:
-    """Switches off the client's progress bars within its scope, because this package shows its own."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    """Switches off the client's progress bars and warnings within its scope: this package shows its own."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
-    were_off = are_progress_bars_disabled()
+    were_off, verbosity = are_progress_bars_disabled(), logging.get_verbosity()
     disable_progress_bars()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if not were_off:
             enable_progress_bars()

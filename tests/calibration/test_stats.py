@@ -58,3 +58,14 @@ def test_psnr():
 def test_percentiles():
     assert stats.percentile([1, 2, 3, 4], 50) == 2.5
     assert stats.percentile([7], 95) == 7
+
+
+def test_bounds_of_few_values_cover_the_truth():
+    """Bounds of a dozen normal values lie below their mean 95 times in a hundred; intervals hold it as often."""
+    rng = np.random.default_rng(5)
+    samples = rng.normal(3.0, 2.0, size=(1000, 12)).tolist()
+    assert np.mean([stats.bound(values).limit <= 3.0 for values in samples]) >= 0.935
+    assert np.mean([stats.bound(values, upper=True).limit >= 3.0 for values in samples]) >= 0.935
+    intervals = [stats.mean_interval(values) for values in samples]
+    assert np.mean([low <= 3.0 <= high for _, low, high in intervals]) >= 0.935
+    assert stats.mean_interval([2.0]) == (2.0, 2.0, 2.0)

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from ldp_calibration.evaluation.benchmarks import claims_of, shapes
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt, lines_hash
+from ldp_calibration.evaluation.benchmarks.shapes import claims_of, shapes
 from ldp_calibration.evaluation.pictures import PictureRecord, file_name, png, write_pictures
-from ldp_calibration.evaluation.prompts import EvaluationPrompt, lines_hash
 from ldp_calibration.evaluation.run import NULL, Run, RunPolicy, RunSettings, begin, folder_name
 from ldp_calibration.shapes import Background, Claim, Prompt, Scene, Shape, draw
 from PIL import Image

@@ -43,7 +43,10 @@ class Fault:
 
 @dataclass
 class Hub:
-    """Repositories (name -> folder of files), the faults, and the requests that arrived: (method, path, Range)."""
+    """Repositories (name -> folder of files), the faults, and the requests that arrived: (method, path, Range).
+
+    They are served as models and data sets of the hub, and below /raw as GitHub serves its files.
+    """
 
     repositories: dict[str, Path]
     fault: Fault = field(default_factory=Fault)
@@ -106,9 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append((self.command, path, self.headers.get("Range")))
         if hub.fault.status is not None:
             return self._send(hub.fault.status, b"{}", {"X-Error-Code": hub.fault.code})
-        if m := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/([^/]+))?", path):
+        if m := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+?)(?:/revision/([^/]+))?", path):
             return self._info(m[1], m[2] or "main")
-        if m := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if m := re.fullmatch(r"/raw/([^/]+/[^/]+)/[0-9a-f]{40}/(.+)", path):
+            return self._raw(m[1], m[2])
+        if m := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._resolve(m[1], m[2], m[3])
         if m := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
             return self._content(hub.repositories[m[1]] / m[2], m[2], {})
@@ -132,6 +137,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._content(path, inside, {"X-Repo-Commit": COMMIT, "ETag": f'"{_blob(path)}"'})
         else:
             self._redirect(path, name, inside)
+
+    def _raw(self, name: str, inside: str) -> None:
+        path = self.hub.repositories.get(name, Path("nowhere")) / inside
+        if path.is_file():
+            self._content(path, inside, {"ETag": f'"{_sha256(path)}"'})
+        else:
+            self._send(404, b"404: Not Found", {})
 
     def _redirect(self, path: Path, name: str, inside: str) -> None:
         """Large files come from another host, as from the hub's content network."""
@@ -163,6 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
         first, status = 0, 200
         if m := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
             first, status = int(m[1]), 206
+            if first >= len(data):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             headers = headers | {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}
         if self.command == "GET" and fault.cut_after is not None and len(data) - first > fault.cut_after:
             return self._cut(status, data[first:], headers)

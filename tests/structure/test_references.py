@@ -21,6 +21,7 @@ BASES = (
     "runtime/ldp_serving",
     "calibration/ldp_calibration",
     "tests",
+    "deploy",
 )
 MODULE = re.compile(r"(?<![\w./-])((?:ldp_export|ldp_runtime|ldp_serving|ldp_calibration)(?:\.\w+)+)(?![\w{])")
 PATH = re.compile(r"(?<![\w/.])((?:[a-z_]+/)+[\w.-]+\.(?:py|md))\b")

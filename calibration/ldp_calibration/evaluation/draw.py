@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from ldp_runtime.system.disk import require_room
 
 from ldp_calibration.cost import trace_flops
 from ldp_calibration.evaluation.pictures import PictureRecord, file_name, is_drawn, png, write_pictures
-from ldp_calibration.evaluation.policies import drawn_policy
+from ldp_calibration.evaluation.policies import Named, drawn_policy, named_policy
 from ldp_calibration.evaluation.run import Run, RunPolicy
 from ldp_calibration.evaluation.times import entry, new_times_file, read_times, seconds_by_policy
 from ldp_calibration.processes import in_processes
@@ -90,6 +91,7 @@ def draw(
     workers: int = 1,
     threads: int | None = None,
     device: str = "cpu",
+    named: Named = named_policy,
     report: Report = lambda done, total, detail: None,
 ) -> Plan:
     """Draws the pictures of a shard that are missing; what is there stays. Returns what was missing.
@@ -97,23 +99,20 @@ def draw(
     Args:
         labels: policies to draw by.
         workers: number of processes, each with its own engines.
+        named: finds the policies by their labels, as when the run began.
 
     Raises:
         ConfigError: another process draws this shard.
         CapacityError: the disk has no room, or is full; what is drawn is kept.
     """
-    with run.exclusive(f"shard-{shard.index}-of-{shard.count}", "drawing of this shard"):
-        found = plan(run, labels, bundle.manifest, shard)
+    with _claimed(run, bundle.manifest, labels, shard) as found:
         total = len(found.missing)
         if not total:
             return found
-        require_room(run.folder, found.most_bytes, "the run", "free some space, or name a folder on another disk")
-        given = (run, bundle.folder, bundle.manifest.digest, device, threads)
+        given = (run, bundle.folder, bundle.manifest.digest, device, threads, named)
         if workers == 1:
-            with _Painter(*given) as painter:
-                for done, (prompt, missing) in enumerate(found.missing):
-                    report(done, total, run.prompts[prompt].text)
-                    painter.draw(prompt, missing)
+            with Painter(*given) as painter:
+                painter.draw_all(found, report)
         else:
             drawn = in_processes(min(workers, total), _begin, given, _draw, found.missing)
             for done, prompt in enumerate(drawn, start=1):
@@ -122,26 +121,64 @@ def draw(
         return found
 
 
-class _Painter:
-    """Engines of one process, the policies that they draw by, and the file of its times."""
+@contextmanager
+def _claimed(run: Run, manifest: Manifest, labels: Sequence[str], shard: Shard) -> Generator[Plan]:
+    """Pictures that a shard lacks, while no other process draws it, and with room for it."""
+    with run.exclusive(f"shard-{shard.index}-of-{shard.count}", "drawing of this shard"):
+        found = plan(run, labels, manifest, shard)
+        if found.missing:
+            hint = "free some space, or name a folder on another disk"
+            require_room(run.folder, found.most_bytes, "the run", hint)
+        yield found
 
-    def __init__(self, run: Run, bundle: Path, digest: str, device: str, threads: int | None) -> None:
+
+class Painter:
+    """Engines of one process, the policies that they draw by, and the file of its times.
+
+    Args:
+        bundle, digest: folder of the bundle, and what it must be.
+
+    Raises:
+        LdpError: see `Pipeline.load`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        bundle: Path,
+        digest: str,
+        device: str,
+        threads: int | None,
+        named: Named = named_policy,
+    ) -> None:
         self.run = run
         self._pipe = Pipeline.load(
             bundle, device=device, threads=threads, integrity="sizes", expected_digest=digest, max_batch=1
         )
-        self._policy = partial(drawn_policy, root=self._pipe.root, manifest=self._pipe.manifest)
+        self._policy = partial(drawn_policy, root=self._pipe.root, manifest=self._pipe.manifest, named=named)
         self._policies: dict[str, Policy] = {}
         self._times = appended(new_times_file(run))
         self._add: Add = self._times.__enter__()
         self._pipe.warmup()
 
-    def __enter__(self) -> _Painter:
+    def __enter__(self) -> Painter:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._times.__exit__(None, None, None)
         self._pipe.close()
+
+    def draw_shard(self, labels: Sequence[str], shard: Shard) -> Plan:
+        """Draws the pictures of a shard that are missing, as the function `draw` does with engines of its own."""
+        with _claimed(self.run, self._pipe.manifest, labels, shard) as found:
+            self.draw_all(found)
+            return found
+
+    def draw_all(self, found: Plan, report: Report = lambda done, total, detail: None) -> None:
+        """Draws the pictures that are left."""
+        for done, (prompt, missing) in enumerate(found.missing):
+            report(done, len(found.missing), self.run.prompts[prompt].text)
+            self.draw(prompt, missing)
 
     def draw(self, prompt: int, labels: Sequence[str]) -> None:
         """Draws a prompt by policies in turn, another one first each time: times are compared within a prompt."""
@@ -193,11 +230,11 @@ class _Painter:
         return encoded, record
 
 
-_worker: dict[str, _Painter] = {}
+_worker: dict[str, Painter] = {}
 
 
 def _begin(*given: Any) -> None:
-    _worker["here"] = _Painter(*given)
+    _worker["here"] = Painter(*given)
 
 
 def _draw(prompt: int, labels: Sequence[str]) -> int:

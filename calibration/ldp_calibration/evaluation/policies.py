@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ldp_runtime.bundle.manifest import Manifest
@@ -16,12 +16,23 @@ from ldp_runtime.pruning.policy import Policy
 
 from ldp_calibration.evaluation.run import NULL, UNPRUNED, RunPolicy, check_policies, folder_name
 
+#: Policy of a label, with its fitted numbers.
+Named = Callable[[str, Path | None, Manifest], Policy]
 
-def run_policies(labels: Sequence[str], root: Path | None, manifest: Manifest, with_null: bool) -> list[RunPolicy]:
+
+def named_policy(label: str, root: Path | None, manifest: Manifest) -> Policy:
+    """Policy of a label as a command line takes it; `Policy()` prunes nothing."""
+    return policy_of_command(label, root, manifest) or Policy()
+
+
+def run_policies(
+    labels: Sequence[str], root: Path | None, manifest: Manifest, with_null: bool, named: Named = named_policy
+) -> list[RunPolicy]:
     """Policies of a run by the labels that a user gives: unpruned and the null run first, which are always part of it.
 
     Args:
         with_null: draw the unpruned model with other seeds too.
+        named: finds the policies; drawing must be given the same.
 
     Raises:
         ConfigError: a label is no policy, or stands for one that is there already.
@@ -31,7 +42,7 @@ def run_policies(labels: Sequence[str], root: Path | None, manifest: Manifest, w
         raise ConfigError(
             f"{NULL} is the name of the null run, which is drawn anyway", hint="give a saved policy another name"
         )
-    policies = [run_policy(label, root, manifest) for label in labels]
+    policies = [run_policy(label, root, manifest, named) for label in labels]
     if with_null:
         null = RunPolicy(label=NULL, folder=NULL, policy=policies[0].policy, other_seeds=True)
         policies.insert(1, null)
@@ -39,22 +50,17 @@ def run_policies(labels: Sequence[str], root: Path | None, manifest: Manifest, w
     return policies
 
 
-def run_policy(label: str, root: Path | None, manifest: Manifest) -> RunPolicy:
-    policy = named_policy(label, root, manifest)
+def run_policy(label: str, root: Path | None, manifest: Manifest, named: Named = named_policy) -> RunPolicy:
+    policy = named(label, root, manifest)
     policy.check(manifest.schedule())
     return RunPolicy(label=label, folder=folder_name(label), policy=policy_text(policy), fits=_fits_hash(policy))
 
 
-def named_policy(label: str, root: Path | None, manifest: Manifest) -> Policy:
-    """Policy of a label, with its fitted numbers; `Policy()` prunes nothing."""
-    return policy_of_command(label, root, manifest) or Policy()
-
-
-def drawn_policy(given: RunPolicy, root: Path | None, manifest: Manifest) -> Policy:
+def drawn_policy(given: RunPolicy, root: Path | None, manifest: Manifest, named: Named = named_policy) -> Policy:
     """Policy to draw with. Raises IntegrityError if its label stands for another one than when the run began."""
     if given.other_seeds:
         return Policy()
-    policy = named_policy(given.label, root, manifest)
+    policy = named(given.label, root, manifest)
     if (policy_text(policy), _fits_hash(policy)) != (given.policy, given.fits):
         raise IntegrityError(
             f"the policy {given.label} was changed while it was drawn", hint="draw it into another folder"

@@ -25,11 +25,17 @@ from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.parsing import complaint
 from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.system.disk import acquired, exclusive, is_scratch, remove_leftovers, write_durably
-from ldp_runtime.system.small_files import read_json
+from ldp_runtime.system.small_files import read_json, read_small
 from pydantic import BaseModel, ConfigDict, Field
 
-from ldp_calibration.evaluation.benchmarks import Benchmark
-from ldp_calibration.evaluation.prompts import EvaluationPrompt, as_lines, lines_hash, read_prompts
+from ldp_calibration.evaluation.benchmarks.benchmark import Benchmark
+from ldp_calibration.evaluation.benchmarks.prompts import (
+    MOST_BYTES,
+    EvaluationPrompt,
+    as_lines,
+    from_lines,
+    lines_hash,
+)
 
 RUN, PROMPTS, IMAGES, TIMES, SCORES, COMPARE, LOCKS = (
     "run.json",
@@ -151,13 +157,15 @@ def read_settings(folder: Path) -> RunSettings:
 
 def _read_prompts(path: Path, settings: RunSettings) -> tuple[EvaluationPrompt, ...]:
     try:
-        prompts = read_prompts(path)
-    except ConfigError as error:
-        raise IntegrityError(error.message, hint="restore the run's folder, or draw anew into another") from error
-    if lines_hash(prompts) != settings.prompts_sha256:
+        content = read_small(path, MOST_BYTES)
+        if hashlib.sha256(content).hexdigest() != settings.prompts_sha256:
+            raise ValueError("it was changed since the run began")
+        prompts = from_lines(content)
+    except (OSError, ValueError) as error:
         raise IntegrityError(
-            f"{path} was changed since the run began", hint="restore it, or draw anew into another folder"
-        )
+            f"{path} does not hold the prompts of the run: {error}",
+            hint="restore it, or draw anew into another folder",
+        ) from error
     return tuple(prompts[: settings.limit])
 
 

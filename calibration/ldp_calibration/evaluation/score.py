@@ -15,7 +15,7 @@ from ldp_runtime.system.small_files import read_json
 
 from ldp_calibration.evaluation.pictures import Picture, all_pictures, content, pixels
 from ldp_calibration.evaluation.run import SCORES, UNPRUNED, Run, RunPolicy
-from ldp_calibration.evaluation.scorers import Scorer
+from ldp_calibration.evaluation.scorers.scorer import Scorer
 from ldp_calibration.resumable import appended, read_entries
 
 SETTINGS = "scorer.json"

@@ -11,7 +11,7 @@ from ldp_export.cli.arguments.command import Verbs
     "evaluate",
     cls=Verbs,
     package=__name__,
-    verbs=("generate", "score", "compare", "folders"),
+    verbs=("fetch", "generate", "score", "compare", "folders"),
     kind="step",
     subcommand_metavar="STEP ...",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -24,7 +24,7 @@ Examples:
 """,
 )
 def command() -> None:
-    """Judge policies by a benchmark: draw pictures, score them, compare in pairs by prompt.
+    """Judge policies by a benchmark: fetch prompts, draw pictures, score them, compare in pairs by prompt.
 
     Each step resumes where it was stopped, and runs alone. docs/guide/evaluate.md tells more.
     """

@@ -12,7 +12,7 @@ from ldp_export.cli.arguments.command import Command
 from ldp_export.cli.arguments.options import as_json, print_json
 
 if TYPE_CHECKING:
-    from ldp_calibration.evaluation.compare import Comparison
+    from ldp_calibration.evaluation.comparison.compare import Comparison
 
 #: Columns of what is printed where no terminal says how wide it is.
 _WIDTH = 160
@@ -61,12 +61,12 @@ def command(
     changed. Equal runs give equal verdicts.
     """
     from ldp_calibration.drawing import pyplot
-    from ldp_calibration.evaluation.changed import sheet_path, write_sheet
-    from ldp_calibration.evaluation.chart import draw_chart
-    from ldp_calibration.evaluation.compare import compare, scored_by
+    from ldp_calibration.evaluation.comparison.changed import sheet_path, write_sheet
+    from ldp_calibration.evaluation.comparison.chart import draw_chart
+    from ldp_calibration.evaluation.comparison.compare import compare, scored_by
+    from ldp_calibration.evaluation.comparison.words import as_json as plain
+    from ldp_calibration.evaluation.comparison.words import as_markdown
     from ldp_calibration.evaluation.run import COMPARE, open_run
-    from ldp_calibration.evaluation.words import as_json as plain
-    from ldp_calibration.evaluation.words import as_markdown
     from ldp_runtime.system.disk import full_disk_is_typed, remove_leftovers, write_durably
 
     run = open_run(run_folder)
@@ -100,7 +100,7 @@ def command(
 
 def _margins(texts: tuple[str, ...], scorers: list[str]) -> dict[str, float]:
     """Margins by scorer, in the scores' own unit. Raises ConfigError for texts that are none."""
-    from ldp_calibration.evaluation.scorers import kind_of
+    from ldp_calibration.evaluation.scorers.choose import kind_of
     from ldp_runtime.errors import ConfigError
 
     found = {}
@@ -120,7 +120,7 @@ def _margins(texts: tuple[str, ...], scorers: list[str]) -> dict[str, float]:
 
 
 def _print(comparison: Comparison) -> None:
-    from ldp_calibration.evaluation.words import notes, sentences, tables
+    from ldp_calibration.evaluation.comparison.words import notes, sentences, tables
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -45,8 +45,10 @@ Examples:
     "--benchmark",
     required=True,
     metavar="NAME|FILE",
-    help="shapes (500 prompts, for the embedded model), or a file: a prompt (or class) a line, or .jsonl.",
+    help="shapes (500 prompts, for the embedded model); geneval, geneval-rewritten, dpg, hpsv2 or imagereward, once "
+    "`evaluate fetch` got it; or a file: a prompt (or class) a line, or .jsonl.",
 )
+@click.option("--local-dir", type=click.Path(path_type=Path), help="Folder that `evaluate fetch --local-dir` wrote to.")
 @click.option("--policy", "labels", multiple=True, help="What to compare with unpruned pictures; repeatable.")
 @click.option("--no-null", is_flag=True, help="Leave out the null run: unpruned with other seeds.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
@@ -62,6 +64,7 @@ Examples:
 def command(
     bundle: Path,
     benchmark: str,
+    local_dir: Path | None,
     labels: tuple[str, ...],
     no_null: bool,
     output: Path,
@@ -80,7 +83,7 @@ def command(
     Stopped at any moment it goes on where it was. Shards may be drawn in one folder, or elsewhere and copied together.
     A run takes further policies and prompts later, but no other bundle, seeds, or prompts.
     """
-    from ldp_calibration.evaluation.benchmarks import find_benchmark
+    from ldp_calibration.evaluation.benchmarks.choose import find_benchmark
     from ldp_calibration.evaluation.draw import Shard, draw, plan
     from ldp_calibration.evaluation.policies import run_policies
     from ldp_calibration.evaluation.run import begin, check_settings, new_settings, run_of
@@ -92,7 +95,7 @@ def command(
         raise ConfigError(f"--workers must be at least 1, got {workers}", hint="--workers 2 on two or four cores")
     shard = Shard.parse(shard_text)
     opened = open_bundle(bundle, "sizes" if dry_run else "full")
-    chosen = find_benchmark(benchmark, opened.manifest)
+    chosen = find_benchmark(benchmark, opened.manifest, local_dir)
     policies = run_policies(labels, opened.root, opened.manifest, with_null=not no_null)
     drawn = [policy.label for policy in policies]
     settings = new_settings(opened.manifest, chosen, policies, seed=seed, images=images, limit=limit, device=device)

@@ -15,7 +15,7 @@ from ldp_export.cli.evaluate.progress import duration, shown_count
 if TYPE_CHECKING:
     from ldp_calibration.evaluation.run import Run
     from ldp_calibration.evaluation.score import ScorePlan
-    from ldp_calibration.evaluation.scorers import Scorer
+    from ldp_calibration.evaluation.scorers.scorer import Scorer
 
 #: Pictures that a dry run scores, to tell how long the others take.
 _TRIED = 3
@@ -61,7 +61,7 @@ def command(
     """
     from ldp_calibration.evaluation.run import open_run
     from ldp_calibration.evaluation.score import check_scorer, plan_scores, score
-    from ldp_calibration.evaluation.scorers import open_scorer
+    from ldp_calibration.evaluation.scorers.choose import open_scorer
 
     run = open_run(run_folder)
     scorers = [open_scorer(name, jpeg, weights) for name in dict.fromkeys(names or run.settings.scorers)]

@@ -36,10 +36,9 @@ def new_application(options: ServeOptions, fleet: FleetOptions) -> serve.Applica
     threads = fleet.threads(options)
     # Replicas may run in other folders, and each has the threads that Ray counts.
     own = replace(options, bundles=[path.absolute() for path in options.bundles], threads=threads)
-    on_gpu = options.device.startswith("cuda")
     replica: Any = serve.deployment(
         Replica,
-        ray_actor_options={"num_cpus": threads, "num_gpus": 1} if on_gpu else {"num_cpus": threads},
+        ray_actor_options=fleet.resources(options),
         max_ongoing_requests=_MOST_REQUESTS,
         graceful_shutdown_timeout_s=options.drain_s,
         health_check_period_s=fleet.health_check_s,

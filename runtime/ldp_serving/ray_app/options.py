@@ -57,6 +57,11 @@ class FleetOptions:
         cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
         return options.threads or max(1, math.floor(cores / self.most))
 
+    def resources(self, options: ServeOptions) -> dict[str, int]:
+        """Resources that Ray keeps for each replica: its CPUs, and a GPU of its own where the engines run on one."""
+        gpus = {"num_gpus": 1} if options.device.startswith("cuda") else {}
+        return {"num_cpus": self.threads(options)} | gpus
+
 
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[ServeOptions, FleetOptions]:
     """Options of a server and of its fleet, from names and values, which may be texts.

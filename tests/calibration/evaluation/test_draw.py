@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from helpers.evaluation import tree
-from ldp_calibration.evaluation.benchmarks import Benchmark
+from ldp_calibration.evaluation.benchmarks.benchmark import Benchmark
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
 from ldp_calibration.evaluation.draw import Shard, draw, plan
 from ldp_calibration.evaluation.pictures import INDEX, all_pictures, content
 from ldp_calibration.evaluation.policies import run_policies
-from ldp_calibration.evaluation.prompts import EvaluationPrompt
 from ldp_calibration.evaluation.run import IMAGES, RUN, Run, RunSettings, begin, folder_name, new_settings, open_run
 from ldp_calibration.evaluation.times import read_times, seconds_by_policy
 from ldp_runtime import Pipeline
@@ -191,7 +191,7 @@ def test_changed_prompts_of_a_run(whole: Run, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="was changed since the run began"):
         open_run(tmp_path / "run")
     prompts.write_text("")
-    with pytest.raises(IntegrityError, match="holds no prompt"):
+    with pytest.raises(IntegrityError, match="was changed since the run began"):
         open_run(tmp_path / "run")
 
 

@@ -10,10 +10,11 @@ import pytest
 from helpers.evaluation import paint, painted_run, tree
 from ldp_calibration import perceptual
 from ldp_calibration.evaluation import score as scoring
-from ldp_calibration.evaluation.prompts import EvaluationPrompt
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
 from ldp_calibration.evaluation.run import IMAGES, SCORES, Run, open_run
 from ldp_calibration.evaluation.score import plan_scores, read_scores, score, twins_of
-from ldp_calibration.evaluation.scorers import Scorer, open_scorer
+from ldp_calibration.evaluation.scorers.choose import open_scorer
+from ldp_calibration.evaluation.scorers.scorer import Scorer
 from ldp_calibration.fidelity import PSNR_CAP
 from ldp_runtime.errors import ConfigError, IntegrityError
 

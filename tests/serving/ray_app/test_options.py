@@ -49,3 +49,8 @@ def test_replicas_share_the_cores() -> None:
     assert FleetOptions(1, cores).threads(ServeOptions([])) == 1
     assert FleetOptions(1, 8 * cores).threads(ServeOptions([])) == 1
     assert FleetOptions(2).threads(ServeOptions([], threads=3)) == 3
+
+
+def test_a_replica_has_its_threads_or_a_gpu_of_its_own() -> None:
+    assert FleetOptions(2).resources(ServeOptions([], threads=3)) == {"num_cpus": 3}
+    assert FleetOptions(2).resources(ServeOptions([], threads=1, device="cuda")) == {"num_cpus": 1, "num_gpus": 1}

@@ -190,9 +190,9 @@ def test_http_generates_a_picture_and_a_closed_stream_cancels(triton: Triton, sm
 
 
 def test_the_pages_sample_runs(triton: Triton, capsys: pytest.CaptureFixture[str]) -> None:
-    (sample,) = (block.text for block in code_blocks(DOCS / "guide" / "fleet.md") if block.language == "py")
+    (sample,) = (block.text for block in code_blocks(DOCS / "guide" / "triton.md") if block.language == "py")
     here = sample.replace("127.0.0.1:8001", f"127.0.0.1:{triton.ports['grpc']}").replace("infinity-shapes", "small")
-    exec(compile(here, "fleet.md", "exec"), {})
+    exec(compile(here, "triton.md", "exec"), {})
     kinds = capsys.readouterr().out.split()
     assert kinds == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
 

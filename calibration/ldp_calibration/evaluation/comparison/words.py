@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ldp_calibration.evaluation import paired
-from ldp_calibration.evaluation.compare import Comparison, Difference, PolicyResult
-from ldp_calibration.evaluation.paired import Estimate
+from ldp_calibration.evaluation.comparison import paired
+from ldp_calibration.evaluation.comparison.compare import Comparison, Difference, PolicyResult
+from ldp_calibration.evaluation.comparison.paired import Estimate
 from ldp_calibration.evaluation.run import NULL
-from ldp_calibration.evaluation.scorers import ScorerKind, kind_of
+from ldp_calibration.evaluation.scorers.choose import kind_of
+from ldp_calibration.evaluation.scorers.scorer import ScorerKind
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldp_calibration.shapes.evaluator import Score
-from ldp_calibration.stats import resampled_means
+from ldp_calibration.stats import resampled_interval, resampled_means
 
 RESAMPLES = 10_000
 #: Chance of an error on each side: intervals hold 95 %.
@@ -73,10 +73,7 @@ def estimate(sample: Sample, seed: int, resamples: int = RESAMPLES) -> Estimate:
     """Mean with the interval of its bootstrap, widened for few prompts (Hesterberg's expanded percentiles)."""
     if sample.freedom < 1:
         return Estimate(sample.mean, None, None)
-    share = _expanded(sample)
-    draws = resampled_means(sample.values, seed, resamples, sample.tags)
-    low, high = np.percentile(draws, [100 * share, 100 * (1 - share)])
-    return Estimate(sample.mean, float(low), float(high))
+    return Estimate(sample.mean, *resampled_interval(sample.values, ALPHA, seed, resamples, sample.tags))
 
 
 def mean(sample: Sample, is_verdict: bool, seed: int, resamples: int = RESAMPLES) -> Estimate:
@@ -94,17 +91,6 @@ def _at_least(found: Estimate, centre: float, low: float, high: float) -> Estima
         return found
     value = found.value
     return Estimate(value, min(found.low, value - (centre - low)), max(found.high, value + (high - centre)))
-
-
-def _expanded(sample: Sample) -> float:
-    """Share of the resamples to leave out on each side.
-
-    Resampled means spread too little, by n - 1 over n in each tag, and a few values know little of their spread.
-    """
-    from scipy.stats import norm, t
-
-    widened = sqrt(len(sample.values) / sample.freedom) * t.ppf(ALPHA, sample.freedom)
-    return float(norm.cdf(widened))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ldp_runtime.pipeline.request import MAX_CHARACTERS
 from ldp_runtime.system.small_files import parse_json, read_small
 
 #: Most bytes of a file of prompts, and most prompts of it.
-_MOST_BYTES, MOST_PROMPTS = 64 * 2**20, 100_000
+MOST_BYTES, MOST_PROMPTS = 64 * 2**20, 100_000
 #: Most lines that a message names.
 _NAMED = 5
 
@@ -67,7 +67,7 @@ def read_prompts(file: Path) -> list[EvaluationPrompt]:
 def _lines(file: Path) -> list[str]:
     """Lines of a file, without the empty ones at its end."""
     try:
-        content = read_small(file, _MOST_BYTES)
+        content = read_small(file, MOST_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read the prompts file {file}: {error}", hint="name a text file, one prompt a line, or a .jsonl"
@@ -115,20 +115,38 @@ def _objects(file: Path, lines: Sequence[str]) -> list[EvaluationPrompt]:
 def _object(file: Path, number: int, line: str) -> EvaluationPrompt:
     hint = 'a line is an object such as {"prompt": "a red circle", "tag": "colours"}; the tag may be left out'
     try:
-        entry = parse_json(line)
-        if not isinstance(entry, dict):
-            raise ValueError("it is no object")
-        text, tag = entry.pop("prompt", None), entry.pop("tag", None)
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"its prompt is {shown(text)}")
-        if tag is not None and (not isinstance(tag, str) or not tag.strip()):
-            raise ValueError(f"its tag is {shown(tag)}")
-        prompt = EvaluationPrompt(text.strip(), tag, entry)
-        prompt.line.encode()  # halves of characters cannot be drawn, nor written
+        prompt = _parsed(line)
+        prompt = replace(prompt, text=prompt.text.strip())
+        check_prompt(prompt)
     except ValueError as error:
         raise ConfigError(f"{file}, line {number}: {error}", hint=hint) from error
-    _check_text(file, number, text)
+    _check_text(file, number, prompt.text)
     return prompt
+
+
+def _parsed(line: str) -> EvaluationPrompt:
+    """Prompt of a line of JSON; raises ValueError if it is none."""
+    entry = parse_json(line)
+    if not isinstance(entry, dict):
+        raise ValueError("it is no object")
+    text, tag = entry.pop("prompt", None), entry.pop("tag", None)
+    if not isinstance(text, str):
+        raise ValueError(f"its prompt is {shown(text)}")
+    return EvaluationPrompt(text, tag, entry)
+
+
+def check_prompt(prompt: EvaluationPrompt) -> None:
+    """Raises ValueError for a prompt that cannot be drawn or written."""
+    if not isinstance(prompt.text, str) or not prompt.text.strip():
+        raise ValueError(f"its prompt is {shown(prompt.text)}")
+    if prompt.tag is not None and (not isinstance(prompt.tag, str) or not prompt.tag.strip()):
+        raise ValueError(f"its tag is {shown(prompt.tag)}")
+    prompt.line.encode()  # halves of characters cannot be drawn, nor written
+
+
+def from_lines(content: bytes) -> list[EvaluationPrompt]:
+    """Prompts of the file of a run, as they were written. Raises ValueError for anything else."""
+    return [_parsed(line) for line in content.decode().split("\n")[:-1]]
 
 
 def _check_distinct(file: Path, prompts: Sequence[EvaluationPrompt]) -> None:

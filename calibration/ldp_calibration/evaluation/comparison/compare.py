@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from ldp_runtime.errors import ConfigError
 
-from ldp_calibration.evaluation import paired
-from ldp_calibration.evaluation.paired import Estimate, Sample, Signs
+from ldp_calibration.evaluation.comparison import paired
+from ldp_calibration.evaluation.comparison.paired import Estimate, Sample, Signs
 from ldp_calibration.evaluation.pictures import Picture, all_pictures
 from ldp_calibration.evaluation.run import NULL, SCORES, UNPRUNED, Run, RunPolicy
 from ldp_calibration.evaluation.score import SETTINGS, read_scores, scorer_settings, twins_of
-from ldp_calibration.evaluation.scorers import ScorerKind, jpeg_quality, kind_of
+from ldp_calibration.evaluation.scorers.choose import jpeg_quality, kind_of
+from ldp_calibration.evaluation.scorers.scorer import ScorerKind, fingerprint
 from ldp_calibration.evaluation.times import read_times, seconds_by_policy, speedup
 from ldp_calibration.stats import Interval
 
@@ -182,8 +183,6 @@ def compare(
 
 
 def _all_scores(run: Run, names: Sequence[str], policies: Sequence[RunPolicy]) -> dict[tuple[str, str], np.ndarray]:
-    from ldp_calibration.evaluation.scorers import fingerprint
-
     scores = dict[tuple[str, str], np.ndarray]()
     twins = twins_of(run, any(kind_of(name).needs_twin for name in names))
     for name in names:

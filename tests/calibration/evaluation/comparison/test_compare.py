@@ -10,15 +10,15 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from helpers.evaluation import painted_run
-from ldp_calibration.evaluation.changed import changes, sheet_path, write_sheet
-from ldp_calibration.evaluation.chart import draw_chart
-from ldp_calibration.evaluation.compare import Comparison, compare, scored_by
-from ldp_calibration.evaluation.prompts import EvaluationPrompt
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
+from ldp_calibration.evaluation.comparison.changed import changes, sheet_path, write_sheet
+from ldp_calibration.evaluation.comparison.chart import draw_chart
+from ldp_calibration.evaluation.comparison.compare import Comparison, compare, scored_by
+from ldp_calibration.evaluation.comparison.words import Table, as_json, as_markdown, notes, sentences, tables
 from ldp_calibration.evaluation.run import Run, open_run
 from ldp_calibration.evaluation.score import score
-from ldp_calibration.evaluation.scorers import open_scorer
+from ldp_calibration.evaluation.scorers.choose import open_scorer
 from ldp_calibration.evaluation.times import new_times_file
-from ldp_calibration.evaluation.words import Table, as_json, as_markdown, notes, sentences, tables
 from ldp_calibration.resumable import appended
 from ldp_runtime.errors import ConfigError, IntegrityError
 

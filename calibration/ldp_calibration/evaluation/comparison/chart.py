@@ -9,9 +9,9 @@ from ldp_runtime.system.disk import written_result
 
 from ldp_calibration.candidates import is_control
 from ldp_calibration.drawing import pyplot
-from ldp_calibration.evaluation.compare import Comparison, PolicyResult
+from ldp_calibration.evaluation.comparison.compare import Comparison, PolicyResult
 from ldp_calibration.evaluation.run import NULL, UNPRUNED
-from ldp_calibration.evaluation.scorers import kind_of
+from ldp_calibration.evaluation.scorers.choose import kind_of
 from ldp_calibration.stats import front
 
 _COLOURS = {"unpruned": "0.35", "pruned": "tab:blue", "control": "black"}

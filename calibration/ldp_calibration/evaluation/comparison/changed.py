@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from ldp_runtime.system.disk import written_result
 
-from ldp_calibration.evaluation.compare import Comparison, PolicyResult
+from ldp_calibration.evaluation.comparison.compare import Comparison, PolicyResult
 from ldp_calibration.evaluation.pictures import file_name
 from ldp_calibration.evaluation.run import COMPARE
-from ldp_calibration.evaluation.scorers import kind_of
+from ldp_calibration.evaluation.scorers.choose import kind_of
 
 #: Most pairs shown of a policy.
 MOST_SHOWN = 60

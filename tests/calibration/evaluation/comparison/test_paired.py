@@ -6,8 +6,8 @@ from math import comb
 
 import numpy as np
 import pytest
-from ldp_calibration.evaluation import paired
-from ldp_calibration.evaluation.paired import Sample, Signs
+from ldp_calibration.evaluation.comparison import paired
+from ldp_calibration.evaluation.comparison.paired import Sample, Signs
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, norm
 

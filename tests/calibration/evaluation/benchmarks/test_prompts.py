@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ldp_calibration.evaluation.benchmarks import claims_of, find_benchmark, shapes
-from ldp_calibration.evaluation.prompts import EvaluationPrompt, lines_hash, read_prompts
+from ldp_calibration.evaluation.benchmarks.choose import find_benchmark
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt, lines_hash, read_prompts
+from ldp_calibration.evaluation.benchmarks.shapes import claims_of, shapes
 from ldp_calibration.shapes import CATEGORIES, holds, sample_prompt
 from ldp_calibration.shapes.scenes import Shape
 from ldp_runtime.bundle.files import Bundle

@@ -1,0 +1,1 @@
+"""Benchmarks: sets of prompts, those of this package, those that others publish, and files of the user."""
