@@ -51,9 +51,9 @@ EMBEDDED = Shape(
 SLICE = Shape(
     "two blocks of infinity-8b",
     ("--model", "infinity-8b", "--random-weights", "--depth", "2", "--size", "0.06M"),
-    ("--repeats", "5",),
+    ("--repeats", "5"),
     is_random=True,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ldp_calibration.evaluation.benchmarks import published
 from ldp_calibration.evaluation.benchmarks.choose import read_published
 from ldp_calibration.evaluation.benchmarks.published import PUBLISHED, STYLES, PublishedFile, git_id
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.errors import HubError, IntegrityError
+from ldp_runtime.errors import CapacityError, ConfigError, HubError, IntegrityError
 
 from ldp_export.cli import main
 from ldp_export.hub.benchmarks import fetch_benchmark, plan_benchmark
@@ -248,10 +249,31 @@ def test_mistakes(hub: Hub, arguments: tuple[str, ...], said: str) -> None:
     assert not hub.requests
 
 
-def test_full_disks_are_typed(hub: Hub, tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_refused(hub: Hub, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("")
     assert fetch(hub, "dpg", "--local-dir", taken).exit_code == 2
+
+
+@pytest.mark.parametrize("where", ["download._Counted.write", "benchmarks.write_durably"])
+def test_a_full_disk_is_typed_and_the_next_run_goes_on(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nothing is used before the record is written, whichever write finds no room."""
+    folder = tmp_path / "folder"
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(f"ldp_export.hub.{where}", full)
+        done = fetch(hub, "dpg", "--local-dir", folder)
+    assert done.exit_code == CapacityError.exit_code, done.output
+    assert not (folder / "dpg" / published.RECORD).exists()
+    with pytest.raises(ConfigError, match="are not in"):
+        read_published("dpg", folder)
+    assert fetch(hub, "dpg", "--local-dir", folder).exit_code == 0
+    assert read_published("dpg", folder).prompts
 
 
 def damaged(record: dict[str, Any], folder: Path) -> None:
