@@ -1,12 +1,13 @@
 """Loading of Switti's two CLIP text towers, each a folder in the layout of `transformers`.
 
-A text encoder of Switti is a folder with the folders `clip_l` and `clip_bigg`. Each holds config.json, safetensors and
-tokenizer.json, as its repository does; towers of pictures, and projections, are left aside.
+A folder holds config.json, safetensors and tokenizer.json, as its repository does; towers of pictures, and projections,
+are left aside.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ldp_runtime.system.small_files import is_plain_file, read_json, read_small
 from ldp_runtime.tokenizer import PromptTokenizer
 from tokenizers import Tokenizer
 
-from ldp_export.checkpoints.files.parts import CLIP_BIGG, CLIP_L, CONFIG_FILE, TOKENIZER_FILE
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE
 from ldp_export.checkpoints.files.tensors import State, read_state
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, map_strictly
 from ldp_export.models.clip import ACTIVATIONS, ClipTextTower, ClipTowers
@@ -25,6 +26,7 @@ from ldp_export.models.sizes import ClipSizes
 
 #: What a CLIP model has beside its text tower.
 _ASIDE = re.compile(r"(vision_model\.|visual_projection\.|text_projection\.|logit_scale$|.*\.position_ids$)")
+_TOWERS = "openai/clip-vit-large-patch14 first, then laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
 _WHOLE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -53,58 +55,63 @@ def encoded(encoder: ClipTextEncoder, text: str, most: int) -> torch.Tensor:
     return encoder.features(torch.tensor(ids))
 
 
-def load_clip(folder: Path) -> ClipTextEncoder:
+def load_clip(folders: Sequence[Path]) -> ClipTextEncoder:
     """Loads both towers in float32.
+
+    Args:
+        folders: of CLIP-L and of OpenCLIP bigG, in this order.
 
     Raises:
         CheckpointError: files are missing, or the weights do not fit a configuration.
     """
-    return _opened(folder, [fill_strictly(ClipTextTower, *_tower(folder / name)) for name in (CLIP_L, CLIP_BIGG)])
+    return _opened(folders, [fill_strictly(ClipTextTower, *_tower(folder)) for folder in folders])
 
 
-def map_clip(folder: Path) -> ClipTextEncoder:
+def map_clip(folders: Sequence[Path]) -> ClipTextEncoder:
     """Opens both towers like `load_clip`, but memory-mapped and in the element types of their files."""
-    return _opened(folder, [map_strictly(ClipTextTower, *_tower(folder / name)) for name in (CLIP_L, CLIP_BIGG)])
+    return _opened(folders, [map_strictly(ClipTextTower, *_tower(folder)) for folder in folders])
 
 
-def clip_skeleton(folder: Path) -> ClipTowers:
+def clip_skeleton(folders: Sequence[Path]) -> ClipTowers:
     """Both towers on the meta device; reads no weights. Raises CheckpointError, see `load_clip`."""
     with torch.device("meta"):
-        return ClipTowers(*(_sizes(folder / name) for name in (CLIP_L, CLIP_BIGG)))
+        return ClipTowers(*map(_sizes, folders))
 
 
-def check_clip_folder(folder: Path) -> None:
-    """Raises CheckpointError if a tower lacks its files or is no CLIP text tower; reads no weights."""
-    for name in (CLIP_L, CLIP_BIGG):
-        absent = [file for file in (CONFIG_FILE, TOKENIZER_FILE) if not is_plain_file(folder / name / file)]
+def check_clip_folders(folders: Sequence[Path]) -> None:
+    """Raises CheckpointError if there is one tower only, or one lacks its files or is none; reads no weights."""
+    if len(folders) != 2:
+        raise CheckpointError(
+            f"Switti reads its text with two towers, given is {' and '.join(map(str, folders))}",
+            hint=f"give both, --text-encoder and --text-encoder-2: {_TOWERS}",
+        )
+    for folder in folders:
+        absent = [file for file in (CONFIG_FILE, TOKENIZER_FILE) if not is_plain_file(folder / file)]
         if absent:
             raise CheckpointError(
-                f"the text encoder {folder} lacks {', '.join(f'{name}/{file}' for file in absent)}",
-                hint=f"give a folder with the folders {CLIP_L} and {CLIP_BIGG}, each with config.json, "
-                "model.safetensors and tokenizer.json of its CLIP model",
+                f"the text tower {folder} lacks {' and '.join(absent)}",
+                hint="give a folder with config.json, model.safetensors and tokenizer.json of its CLIP model",
             )
-        _sizes(folder / name)
-    tokenizers = [_tokenizer(folder / name / TOKENIZER_FILE) for name in (CLIP_L, CLIP_BIGG)]
+        _sizes(folder)
+    tokenizers = [_tokenizer(folder / TOKENIZER_FILE) for folder in folders]
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise CheckpointError(
-            f"the tokenizers of {CLIP_L} and {CLIP_BIGG} in {folder} have different vocabularies",
+            f"the tokenizers of {folders[0]} and {folders[1]} have different vocabularies",
             hint="both towers read the same tokens; fetch both again",
         )
 
 
-def _opened(folder: Path, towers: list[ClipTextTower]) -> ClipTextEncoder:
-    check_clip_folder(folder)
-    module = clip_skeleton(folder)
+def _opened(folders: Sequence[Path], towers: list[ClipTextTower]) -> ClipTextEncoder:
+    check_clip_folders(folders)
+    module = clip_skeleton(folders)
     module.clip_l, module.clip_bigg = towers
     widths = [tower.sizes.width for tower in towers]
-    return ClipTextEncoder(
-        module.eval().requires_grad_(False), folder / CLIP_L / TOKENIZER_FILE, sum(widths), widths[1]
-    )
+    return ClipTextEncoder(module.eval().requires_grad_(False), folders[0] / TOKENIZER_FILE, sum(widths), widths[1])
 
 
 def _tower(folder: Path) -> tuple[ClipSizes, State, str]:
     """Sizes and tensors of one tower, and its folder's name for messages."""
-    state = {key: value for key, value in read_state(folder).items() if not _ASIDE.match(key)}
+    state = tower_state(read_state(folder))
     sizes = _sizes(folder)
     layers = count_numbered(state, r"text_model\.encoder\.layers\.([0-9]+)\.")
     if layers != sizes.layers:
@@ -113,6 +120,16 @@ def _tower(folder: Path) -> tuple[ClipSizes, State, str]:
             hint="fetch it again; it must belong to the weights beside it",
         )
     return sizes, state, str(folder)
+
+
+def holds_clip(state: State) -> bool:
+    """True for the tensors of a CLIP model or of its text tower."""
+    return "text_model.embeddings.token_embedding.weight" in state
+
+
+def tower_state(state: State) -> State:
+    """Tensors of the text tower."""
+    return {key: value for key, value in state.items() if not _ASIDE.match(key)}
 
 
 def _sizes(folder: Path) -> ClipSizes:
@@ -126,7 +143,7 @@ def _sizes(folder: Path) -> ClipSizes:
     if kind not in ("clip", "clip_text_model"):
         raise CheckpointError(
             f"the text tower {folder} is of the model type {str(kind)[:80]!r}, expected 'clip'",
-            hint=f"{CLIP_L} is openai/clip-vit-large-patch14, {CLIP_BIGG} is laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+            hint=f"give {_TOWERS}",
         )
     text = content.get("text_config") if kind == "clip" else content
     given = {**_DEFAULTS, **(text if isinstance(text, dict) else {})}

@@ -15,7 +15,7 @@ import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.system.small_files import is_plain_file, read_json
 
-from ldp_export.checkpoints.files.parts import CONFIG_FILE
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, folder_of
 from ldp_export.checkpoints.files.tensors import State, read_state
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
 from ldp_export.checkpoints.var import check_codebooks, check_vae_file, tokens_of_scales
@@ -74,7 +74,7 @@ def _grids(state: State) -> tuple[int, ...]:
 
 def _settings(path: Path | None) -> Mapping[str, Any]:
     """Content of the `config.json` beside a transformer's file; empty where there is none."""
-    beside = None if path is None else (path if path.is_dir() else path.parent) / CONFIG_FILE
+    beside = None if path is None else folder_of(path) / CONFIG_FILE
     if beside is None or not is_plain_file(beside):
         return {}
     try:

@@ -55,6 +55,8 @@ class InfinityFamily:
                 f"{spec.name} embeds {spec.transformer.levels} scales, {self.size} has {levels}",
                 hint="choose a smaller --size",
             )
+        if sources.text_encoder_2 is not None:
+            raise ConfigError(f"{spec.name} reads text with one encoder", hint="leave --text-encoder-2 out")
 
     @cached_property
     def _shapes(self) -> _Models:
@@ -123,9 +125,13 @@ class InfinityFamily:
 
     def check_files(self) -> None:
         from ldp_export.checkpoints.infinity import check_files
-        from ldp_export.checkpoints.t5 import check_folder
 
         check_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
+        self.check_text()
+
+    def check_text(self) -> None:
+        from ldp_export.checkpoints.t5 import check_folder
+
         if self.sources.text_encoder is not None:
             check_folder(self.sources.text_encoder)
 

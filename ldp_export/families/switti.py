@@ -61,10 +61,10 @@ class SwittiFamily:
         from ldp_export.models.switti import SwittiTransformer
         from ldp_export.models.var_vae import VarVae
 
-        folder = self.sources.text_encoder
+        folders = self.sources.text_encoders
         with torch.device("meta"):
             transformer, vae = SwittiTransformer(self.spec.transformer), VarVae(self.spec.vae)
-        return _Models(transformer, vae, None if folder is None else clip_skeleton(folder))
+        return _Models(transformer, vae, clip_skeleton(folders) if folders else None)
 
     @cached_property
     def _mapped(self) -> _Models:
@@ -77,17 +77,16 @@ class SwittiFamily:
 
     @cached_property
     def text_encoder(self) -> ClipTextEncoder | None:
-        folder = self.sources.text_encoder
-        if folder is None:
+        if not self.sources.text_encoders:
             return None
         from ldp_export.checkpoints.clip import map_clip
 
-        encoder, t = map_clip(folder), self.spec.transformer
+        encoder, t = map_clip(self.sources.text_encoders), self.spec.transformer
         if (encoder.channels, encoder.pooled_channels) != (t.text_channels, t.pooled_channels):
             raise CheckpointError(
                 f"the text towers have {encoder.channels} channels, {encoder.pooled_channels} of them pooled; the "
                 f"transformer reads {t.text_channels} and {t.pooled_channels}",
-                hint="give the towers that the model was trained with: --text-encoder",
+                hint="give the towers that the model was trained with, CLIP-L first: --text-encoder, --text-encoder-2",
             )
         return encoder
 
@@ -125,17 +124,21 @@ class SwittiFamily:
         return self.spec.text_tokens
 
     def check_files(self) -> None:
-        from ldp_export.checkpoints.clip import check_clip_folder
         from ldp_export.checkpoints.switti import check_switti_files
 
         check_switti_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
-        if self.sources.text_encoder is not None:
-            check_clip_folder(self.sources.text_encoder)
+        self.check_text()
+
+    def check_text(self) -> None:
+        from ldp_export.checkpoints.clip import check_clip_folders
+
+        if self.sources.text_encoders:
+            check_clip_folders(self.sources.text_encoders)
 
     def graph_names(self, chunk: int | None) -> list[str]:
         depth = self.spec.transformer.depth
         names = [*chunk_names("prompt", depth, chunk), *chunk_names("blocks", depth, chunk), "decoder"]
-        return names if self.sources.text_encoder is None else ["text_encoder", *names]
+        return ["text_encoder", *names] if self.sources.text_encoders else names
 
     def signature(self, graph: str, precision: Precision) -> GraphSignature:
         from ldp_export.graphs.switti import switti_blocks_signature, switti_prompt_signature
@@ -181,10 +184,10 @@ class SwittiFamily:
 
         models = self._mapped
         constants = {"level_offsets": level_offsets(models.transformer).contiguous()} | codebook_constants(models.vae)
-        folder = self.sources.text_encoder
-        if folder is None:
+        folders = self.sources.text_encoders
+        if not folders:
             return constants
-        return constants | {"unconditional_text": encoded(load_clip(folder), "", self.text_tokens)}
+        return constants | {"unconditional_text": encoded(load_clip(folders), "", self.text_tokens)}
 
     coverage = "all scales"
 
@@ -212,8 +215,8 @@ class SwittiFamily:
 
         transformer = load_switti(self.sources.transformer, self.spec.transformer)
         vae = load_var_vae(self.sources.vae, self.spec.vae)
-        folder = self.sources.text_encoder
-        encoder = None if folder is None else load_clip(folder)
+        folders = self.sources.text_encoders
+        encoder = load_clip(folders) if folders else None
         cases = record_switti_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
 
         def logits(case: Case) -> list[torch.Tensor]:

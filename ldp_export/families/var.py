@@ -42,8 +42,8 @@ class VarFamily:
             raise ConfigError(
                 f"{spec.name} draws one size only, not {size!r}", hint="its positions are learned; leave the size out"
             )
-        if sources.text_encoder is not None:
-            raise ConfigError(f"{spec.name} draws classes and reads no text", hint="leave the text encoder out")
+        if sources.text_encoders:
+            raise ConfigError(f"{spec.name} draws classes and reads no text", hint="leave text encoders out")
 
     @cached_property
     def _shapes(self) -> tuple[VarTransformer, VarVae]:
@@ -85,6 +85,9 @@ class VarFamily:
         from ldp_export.checkpoints.var import check_var_files
 
         check_var_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
+
+    def check_text(self) -> None:
+        """Nothing: there is no text."""
 
     def graph_names(self, chunk: int | None) -> list[str]:
         return ["prompt", *chunk_names("blocks", self.spec.transformer.depth, chunk), "decoder"]

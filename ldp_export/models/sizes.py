@@ -271,6 +271,33 @@ class ClipSizes:
                 hint="choose a width that is a multiple of the heads",
             )
 
+    @property
+    def parameters(self) -> int:
+        layer = 4 * self.width * (self.width + 1) + 2 * self.width * self.ffn + self.ffn + 5 * self.width
+        return (self.vocabulary + self.positions) * self.width + self.layers * layer + 2 * self.width
+
+
+@dataclass(frozen=True)
+class ClipTowersSizes:
+    """Sizes of both text towers of Switti, of which a build takes everything but the projections."""
+
+    clip_l: ClipSizes
+    clip_bigg: ClipSizes
+
+    @property
+    def encoder_parameters(self) -> int:
+        """Number of parameters of both towers."""
+        return sum(tower.parameters for tower in (self.clip_l, self.clip_bigg))
+
+    @property
+    def encoder_islands(self) -> int:
+        """Number of the weights that stay float32: those of the normalizations."""
+        return sum((2 * tower.layers + 1) * 2 * tower.width for tower in (self.clip_l, self.clip_bigg))
+
+    @property
+    def parameters(self) -> int:
+        return self.encoder_parameters
+
 
 @dataclass(frozen=True)
 class VarVaeConfig:

@@ -123,13 +123,13 @@ class SwittiGolden:
         pooled = name.replace("prompt", "pooled_prompt_embeds")
         return {f"{name}_embeds": self.texts[f"{text}_context"][0, :tokens], pooled: self.texts[f"{text}_pooled"][0]}
 
-    def build(self, output: Path, chunk: int | None = None, towers: Path | None = None) -> Bundle:
-        sources = replace(self.sources, text_encoder=towers)
+    def build(self, output: Path, chunk: int | None = None, towers: tuple[Path, ...] = ()) -> Bundle:
+        sources = self.sources.with_text(towers)
         spec = replace(infer_spec(sources), first_smooth=2)
         return build_shared(plan_build(spec, sources, BuildOptions(output, chunk=chunk)))[0]
 
 
-def write_towers(folder: Path, widths: tuple[int, int] = (48, 64)) -> Path:
+def write_towers(folder: Path, widths: tuple[int, int] = (48, 64)) -> tuple[Path, Path]:
     """Two small random CLIP models, as their repositories hold them, with a byte-level tokenizer in CLIP's manner."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -147,7 +147,7 @@ def write_towers(folder: Path, widths: tuple[int, int] = (48, 64)) -> Path:
                 parameter.data += 0.05 * torch.randn(parameter.shape)
             model.save_pretrained(folder / name)
         clip_tokenizer().save(str(folder / name / "tokenizer.json"))
-    return folder
+    return folder / "clip_l", folder / "clip_bigg"
 
 
 def clip_tokenizer() -> Tokenizer:

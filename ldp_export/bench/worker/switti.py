@@ -115,8 +115,11 @@ def _load_modules(job: Job, manifest: Manifest) -> _Modules:
     files = job.options
     assert files.weights is not None
     assert files.vae is not None
-    towers = files.text_encoder if manifest.has_text_encoder else None
-    encoder = None if towers is None else load_clip(Path(towers))
+    encoder = None
+    if manifest.has_text_encoder:
+        assert files.text_encoder is not None
+        assert files.text_encoder_2 is not None
+        encoder = load_clip((Path(files.text_encoder), Path(files.text_encoder_2)))
     modules = _Modules(load_switti(files.weights), load_var_vae(files.vae), encoder)
     if manifest.precision != "float32":
         for graph in (SwittiPromptGraph, SwittiBlocksGraph):

@@ -122,7 +122,12 @@ weights_options = grouped(
     click.option(
         "--text-encoder",
         type=click.Path(path_type=Path),
-        help="Folder of a T5 encoder (config.json, safetensors, tokenizer.json), or of Switti's clip_l and clip_bigg.",
+        help="Folder of its text encoder (config.json, safetensors, tokenizer.json): T5, or Switti's CLIP-L.",
+    ),
+    click.option(
+        "--text-encoder-2",
+        type=click.Path(path_type=Path),
+        help="Folder of the second one, for models with two: Switti's OpenCLIP bigG.",
     ),
 )
 

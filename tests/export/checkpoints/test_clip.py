@@ -12,16 +12,16 @@ from helpers.switti_samples import clip_tokenizer, write_towers
 from ldp_runtime.errors import CheckpointError
 from ldp_runtime.tokenizer import PromptTokenizer
 
-from ldp_export.checkpoints.clip import check_clip_folder, encoded, load_clip, map_clip
+from ldp_export.checkpoints.clip import check_clip_folders, encoded, load_clip, map_clip
 
 
 @pytest.fixture(scope="module")
-def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_towers(tmp_path_factory.mktemp("towers"))
 
 
 @pytest.mark.parametrize("prompt", ["", "a", "A small Red circle", "x" * 300])
-def test_features_are_those_of_the_padded_original(towers: Path, prompt: str) -> None:
+def test_features_are_those_of_the_padded_original(towers: tuple[Path, Path], prompt: str) -> None:
     """The original pads to 77 tokens and masks: unpadded rows are the same, since attention is causal."""
     from transformers import CLIPTextModel
 
@@ -36,8 +36,8 @@ def test_features_are_those_of_the_padded_original(towers: Path, prompt: str) ->
     padded = torch.nn.functional.pad(ids, (0, 77 - len(ids)), value=int(ids[-1]))[None]
     mask = (torch.arange(77) < len(ids)).long()[None]
     parts, pooled = [], torch.empty(0)
-    for name in ("clip_l", "clip_bigg"):
-        model = CLIPTextModel.from_pretrained(towers / name)
+    for folder in towers:
+        model = CLIPTextModel.from_pretrained(folder)
         model.config.eos_token_id = int(ids[-1])
         with torch.no_grad():
             parts.append(model(input_ids=padded, attention_mask=mask).last_hidden_state[0, : len(ids)])
@@ -47,7 +47,7 @@ def test_features_are_those_of_the_padded_original(towers: Path, prompt: str) ->
     torch.testing.assert_close(got[-1, -encoder.pooled_channels :], pooled, atol=2e-6, rtol=0)
 
 
-def test_mapped_towers_compute_the_same(towers: Path) -> None:
+def test_mapped_towers_compute_the_same(towers: tuple[Path, Path]) -> None:
     assert torch.equal(encoded(map_clip(towers), "a circle", 77), encoded(load_clip(towers), "a circle", 77))
 
 
@@ -64,8 +64,8 @@ def _changed(folder: Path, name: str, **values: object) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: _without(f, "clip_l/tokenizer.json"), "clip_l/tokenizer.json"),
-        (lambda f: shutil.rmtree(f / "clip_bigg"), "clip_bigg/config.json"),
+        (lambda f: _without(f, "clip_l/tokenizer.json"), "clip_l lacks tokenizer.json"),
+        (lambda f: shutil.rmtree(f / "clip_bigg"), "clip_bigg lacks config.json and tokenizer"),
         (lambda f: _changed(f, "clip_l/config.json", model_type="t5"), "expected 'clip'"),
         (lambda f: _changed(f, "clip_l/config.json", text_config={"hidden_size": -3}), "hidden_size is -3"),
         (lambda f: _changed(f, "clip_bigg/config.json", text_config={"hidden_act": "relu"}), "hidden_act"),
@@ -73,20 +73,29 @@ def _changed(folder: Path, name: str, **values: object) -> None:
         (lambda f: (f / "clip_l" / "tokenizer.json").write_text("{}"), "no tokenizer"),
     ],
 )
-def test_damage_is_named(towers: Path, tmp_path: Path, damage, message: str) -> None:
-    folder = tmp_path / "towers"
-    shutil.copytree(towers, folder)
-    damage(folder)
+def test_damage_is_named(towers: tuple[Path, Path], tmp_path: Path, damage, message: str) -> None:
+    folders = _copied(towers, tmp_path)
+    damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
-        check_clip_folder(folder)
+        check_clip_folders(folders)
 
 
-def test_weights_of_another_depth_are_refused(towers: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "towers"
-    shutil.copytree(towers, folder)
-    path = folder / "clip_l" / "config.json"
+def _copied(towers: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
+    first, second = (Path(shutil.copytree(tower, folder / tower.name)) for tower in towers)
+    return first, second
+
+
+def test_one_tower_is_refused_by_name(towers: tuple[Path, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"two towers, given is .*clip_bigg") as caught:
+        check_clip_folders(towers[1:])
+    assert "--text-encoder-2" in str(caught.value.hint)
+
+
+def test_weights_of_another_depth_are_refused(towers: tuple[Path, Path], tmp_path: Path) -> None:
+    folders = _copied(towers, tmp_path)
+    path = folders[0] / "config.json"
     content = json.loads(path.read_text())
     content["text_config"]["num_hidden_layers"] = 3
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="3 layers, the weights are of 2"):
-        load_clip(folder)
+        load_clip(folders)
