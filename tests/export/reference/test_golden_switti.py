@@ -9,7 +9,7 @@ from helpers.switti_samples import CASES, RAW_LOGITS, SwittiGolden
 from ldp_runtime.families.var import mixture_weights, progress
 from ldp_runtime.schedule import relative_rope_table
 
-from ldp_export.reference.switti import SwittiRun, generate
+from ldp_export.reference.switti import SwittiRun, SwittiText, generate
 
 RUNS = ("greedy", "smooth", "nocfg")
 LATENT = 1e-6
@@ -22,10 +22,9 @@ def golden(request: pytest.FixtureRequest) -> SwittiGolden:
 
 def drawn(golden: SwittiGolden, name: str, forced: bool) -> tuple[SwittiRun, dict[str, torch.Tensor]]:
     expected, own = golden.arrays(f"run_{name}"), golden.run(name)
-    codes = [expected[f"codes_{k}"] for k in range(len(golden.transformer.config.grids))]
+    codes = [expected[f"codes_{k}"] for k in range(len(golden.transformer.config.grids))] if forced else None
     text, null = golden.text(own["text"]), golden.text(own["null"])
-    given = codes if forced else None
-    run = generate(golden.transformer, golden.vae, text, null, golden.settings(name), forced_codes=given)
+    run = generate(golden.transformer, golden.vae, text, null, golden.settings(name), forced_codes=codes)
     return run, expected
 
 
@@ -58,6 +57,41 @@ def test_free_runs_draw_the_same(golden: SwittiGolden, name: str) -> None:
     with torch.no_grad():
         image = (golden.vae.decode(run.latent) + 1) / 2
     torch.testing.assert_close(image, expected["img_float01"], atol=IMAGE, rtol=0)
+
+
+def test_draws_through_both_filters_are_the_originals(golden: SwittiGolden) -> None:
+    """Every scale guided, top-k and top-p: what the original's seed draws."""
+    run, expected = drawn(golden, "sampled", forced=False)
+    for k, indices in enumerate(run.indices):
+        assert indices is not None
+        assert torch.equal(indices, expected[f"idx_{k}"].long()), f"scale {k}"
+
+
+def test_each_image_of_a_batch_is_drawn_alone(golden: SwittiGolden) -> None:
+    """The original's batch of two texts; guidance begins at scale 2, smoothing at scale 1."""
+    expected, texts, settings = golden.arrays("run_batch2"), golden.text("batch"), golden.settings("batch2")
+    for i in range(2):
+        codes = [expected[f"codes_{k}"][i : i + 1] for k in range(len(golden.transformer.config.grids))]
+        text = SwittiText(*(part[i : i + 1] for part in (texts.features, texts.pooled, texts.mask)))
+        run = generate(golden.transformer, golden.vae, text, golden.text("null"), settings, forced_codes=codes)
+        for k in range(4):
+            pairs = (
+                ("logits_raw_cond", run.raw_logits[k][:1], RAW_LOGITS),
+                ("logits_raw_uncond", run.raw_logits[k][1:], RAW_LOGITS),
+                ("logits_post", run.guided[k], 1e-4),
+                ("fhat", run.accumulated[k], LATENT),
+                ("next_in", run.inputs[k], LATENT),
+            )
+            for key, got, tolerance in pairs:
+                if f"{key}_{k}" in expected:
+                    torch.testing.assert_close(got, expected[f"{key}_{k}"][i : i + 1], atol=tolerance, rtol=0)
+
+
+def test_a_negative_prompt_takes_the_place_of_the_empty_one(golden: SwittiGolden) -> None:
+    run, expected = drawn(golden, "negprompt", forced=False)
+    for key, logits in expected.items():
+        row, scale = int("uncond" in key), int(key.rpartition("_")[2])
+        torch.testing.assert_close(run.raw_logits[scale][row], logits[0], atol=RAW_LOGITS, rtol=0)
 
 
 def test_mixtures_follow_from_guided_logits(golden: SwittiGolden) -> None:

@@ -15,7 +15,7 @@ from ldp_runtime import Pipeline, Policy, StopAt, TopK
 from ldp_runtime.errors import ConfigError
 
 #: A smoothed run left to run freely multiplies rounding by its steep mixtures.
-LATENT = {"greedy": 1e-6, "nocfg": 1e-6, "smooth": 7e-5}
+LATENT = {"greedy": 1e-6, "nocfg": 1e-6, "sampled": 1e-6, "smooth": 7e-5}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -30,7 +30,7 @@ def pipe(bundles: Path, golden: SwittiGolden) -> Iterator[Pipeline]:
         yield opened
 
 
-@pytest.mark.parametrize("name", ["greedy", "smooth", "nocfg"])
+@pytest.mark.parametrize("name", ["greedy", "sampled", "smooth", "nocfg"])
 def test_the_originals_pictures(pipe: Pipeline, golden: SwittiGolden, name: str) -> None:
     expected = golden.arrays(f"run_{name}")
     result = pipe(**golden.request(name), output_type="latent")
