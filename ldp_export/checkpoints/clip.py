@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE
 from ldp_export.checkpoints.files.tensors import State, read_state
-from ldp_export.checkpoints.strict import count_numbered, fill_strictly, map_strictly
+from ldp_export.checkpoints.strict import count_numbered, map_strictly
 from ldp_export.models.clip import ACTIVATIONS, ClipTextTower, ClipTowers
 from ldp_export.models.sizes import ClipSizes
 
@@ -64,7 +64,8 @@ def load_clip(folders: Sequence[Path]) -> ClipTextEncoder:
     Raises:
         CheckpointError: files are missing, or the weights do not fit a configuration.
     """
-    return _opened(folders, [fill_strictly(ClipTextTower, *_tower(folder)) for folder in folders])
+    encoder = map_clip(folders)  # what the files hold in float32 stays mapped
+    return replace(encoder, module=encoder.module.float())
 
 
 def map_clip(folders: Sequence[Path]) -> ClipTextEncoder:

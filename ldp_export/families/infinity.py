@@ -235,6 +235,7 @@ class InfinityFamily:
         from ldp_export.reference.streamed import streamed_weights
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.infinity import (
+            InfinityCalls,
             forced_infinity_logits,
             record_first_scales,
             record_infinity_cases,
@@ -262,7 +263,8 @@ class InfinityFamily:
         cases = with_bounds(cases, self._outputs(vae, encoder, logits))
         if scales is not None:
             say("late scales, block by block")
-            cases = with_shapes(cases, transformer, self.entry, precision)
+            calls = InfinityCalls.of_case(transformer, self.entry, cases, cases.cases[0])
+            cases = with_shapes(cases, calls, precision)
         rounding = dict(cases.rounding)
         with streamed_weights(transformer, precision):
             if precision != "float32":

@@ -12,11 +12,10 @@ from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.errors import CheckpointError, ConfigError
 
-from ldp_export.checkpoints.files.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.base import chunk_names, counted_bytes, graph_blocks, graph_kind, loaded_graph
 from ldp_export.models.registry import SwittiSpec
-from ldp_export.verification.recording.sizes import recorded_codebook_bytes
+from ldp_export.verification.recording.sizes import recorded_switti_bytes, recording_switti_memory, scales_to_record
 
 if TYPE_CHECKING:
     import torch
@@ -189,17 +188,29 @@ class SwittiFamily:
             return constants
         return constants | {"unconditional_text": encoded(load_clip(folders), "", self.text_tokens)}
 
-    coverage = "all scales"
+    @cached_property
+    def _recorded_scales(self) -> int | None:
+        return scales_to_record(self.entry, self._parameters)
+
+    @cached_property
+    def _parameters(self) -> int:
+        """Parameters of the transformer."""
+        if (counts := self.spec.counts) is not None:
+            return counts.transformer
+        return sum(p.numel() for p in self._shapes.transformer.parameters())
+
+    @property
+    def coverage(self) -> str:
+        scales = self._recorded_scales
+        return "all scales" if scales is None else f"the first {scales} scales"
 
     @property
     def reference_bytes(self) -> int:
-        return recorded_codebook_bytes(self.entry)
+        return recorded_switti_bytes(self.entry, self._recorded_scales)
 
     @property
     def reference_memory(self) -> int:
-        """Bytes of the reference model in float32 and, for the oracle's single call, of its attention scores."""
-        t = self.spec.transformer
-        return 2 * halved_bytes(self.sources.transformer) + 4 * 2 * t.heads * t.schedule.total_tokens**2
+        return recording_switti_memory(self.entry, self.spec.vae.base_channels, self._parameters, self._recorded_scales)
 
     def record(
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
@@ -207,32 +218,48 @@ class SwittiFamily:
         from ldp_export.checkpoints.clip import load_clip
         from ldp_export.checkpoints.switti import load_switti
         from ldp_export.checkpoints.var import load_var_vae
-        from ldp_export.models.switti import FLOAT32_ISLANDS
         from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.reference.streamed import streamed_weights
         from ldp_export.verification.bounds import with_bounds
-        from ldp_export.verification.recording.switti import forced_switti_logits, record_switti_cases
-        from ldp_export.verification.rounding import in_precision, measure_quantized, measure_rounding
+        from ldp_export.verification.recording.shapes import with_shapes
+        from ldp_export.verification.recording.switti import (
+            SwittiCalls,
+            forced_switti_logits,
+            record_first_scales,
+            record_switti_cases,
+            with_longest_text,
+        )
+        from ldp_export.verification.rounding import measure_quantized, measure_rounding
 
-        transformer = load_switti(self.sources.transformer, self.spec.transformer)
+        scales, folders = self._recorded_scales, self.sources.text_encoders
         vae = load_var_vae(self.sources.vae, self.spec.vae)
-        folders = self.sources.text_encoders
-        encoder = load_clip(folders) if folders else None
-        cases = record_switti_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
+        encoder, defaults = load_clip(folders) if folders else None, self.spec.defaults
+        if scales is None:
+            transformer = load_switti(self.sources.transformer, self.spec.transformer)
+            cases = record_switti_cases(transformer, vae, encoder, self.entry, defaults, say)
+        else:
+            transformer = self._mapped.transformer
+            cases = record_first_scales(transformer, vae, encoder, self.entry, defaults, scales, say)
+        cases = with_longest_text(cases, transformer, vae, encoder, self.entry, defaults)
 
         def logits(case: Case) -> list[torch.Tensor]:
             return forced_switti_logits(transformer, vae, cases, case, self.entry)
 
         say("rounding")
         cases = with_bounds(cases, self._outputs(vae, encoder, logits))
+        if scales is not None:
+            say("late scales, block by block")
+            calls = SwittiCalls.of_case(transformer, self.entry, cases, cases.cases[0])
+            cases = with_shapes(cases, calls, precision)
         rounding = dict(cases.rounding)
-        if precision != "float32":
-            say(f"rounding of {precision}")
-            in_precision(transformer, precision, FLOAT32_ISLANDS)
-            rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-        if quantized is not None:
-            say(f"rounding of {quantized}")
-            with products_in_8_bits(transformer.blocks, quantized):
-                rounding |= measure_quantized(cases, logits)
+        with streamed_weights(transformer, precision):
+            if precision != "float32":
+                say(f"rounding of {precision}")
+                rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
+            if quantized is not None:
+                say(f"rounding of {quantized}")
+                with products_in_8_bits(transformer.blocks, quantized):
+                    rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)
 
     def _outputs(
@@ -244,6 +271,11 @@ class SwittiFamily:
         from ldp_export.graphs.var import codebook_constants
         from ldp_export.verification.bounds import Outputs
 
-        parameters = sum(p.numel() for p in self._shapes.transformer.parameters())
-        codec, features = codec_of(self.entry, codebook_constants(vae)), encoder and encoder.features
-        return Outputs(logits, vae.decode, features, codec, lambda case: self.entry.schedule(), 2.0 * parameters)
+        return Outputs(
+            logits=logits,
+            image=vae.decode,
+            features=encoder and encoder.features,
+            codec=codec_of(self.entry, codebook_constants(vae)),
+            schedule=lambda case: case.of(self.entry.schedule()),
+            operations=2.0 * self._parameters,
+        )

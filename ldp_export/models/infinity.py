@@ -233,6 +233,8 @@ class InfinityPrompt:
 class InfinityTransformer(nn.Module):
     """Transformer from text features and the image so far to logits of the next scale's bits."""
 
+    float32_islands = FLOAT32_ISLANDS
+
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
         self.config = config
@@ -253,6 +255,11 @@ class InfinityTransformer(nn.Module):
     def layers(self) -> list[InfinityBlock]:
         """The blocks as a typed list."""
         return cast(list[InfinityBlock], list(self.blocks))
+
+    @property
+    def streamed(self) -> list[InfinityBlock]:
+        """The blocks; see `Streamable`."""
+        return self.layers
 
     def encode_prompt(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> InfinityPrompt:
         """Text features [R, T, Ct] (mask [R, T], True at real tokens) to the tensors that all scales share."""

@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from ldp_runtime.schedule import relative_rope_table
+from ldp_runtime.schedule import ScaleSchedule, relative_rope_table
 from torch import nn
 from torch.nn import functional as F
 
@@ -116,6 +116,11 @@ class SwittiBlock(nn.Module):
         """Text features [R, T, Ct] to keys and values of this block's cross-attention [R, T, H, c]."""
         return self.cross_attn.text_kv(self.attention_y_norm(text))
 
+    def attended_input(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """Input of self-attention [R, L, C]: normalised, scaled and shifted."""
+        _, _, scale, _, shift, _ = modulation.split(1, dim=1)
+        return self.self_attention_norm1(x) * (1 + scale) + shift
+
     def forward(
         self,
         x: torch.Tensor,  # [R, L, C]
@@ -126,8 +131,8 @@ class SwittiBlock(nn.Module):
         past: KeyValue | None = None,
         mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, KeyValue]:
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.split(1, dim=1)
-        attended, cache = self.attn(self.self_attention_norm1(x) * (1 + scale1) + shift1, rope, past, mask)
+        gate1, gate2, _, scale2, _, shift2 = modulation.split(1, dim=1)
+        attended, cache = self.attn(self.attended_input(x, modulation), rope, past, mask)
         x = x + gate1 * self.self_attention_norm2(attended)
         x = x + self.cross_attention_norm2(self.cross_attn(self.cross_attention_norm1(x), text_kv, text_mask))
         return x + gate2 * self.ffn_norm2(self.ffn(self.ffn_norm1(x) * (1 + scale2) + shift2)), cache
@@ -197,9 +202,17 @@ class SwittiTransformer(nn.Module):
         self.head_nm = _HeadNorm(C)
         self.head = Linear(C, config.codes)
 
+    float32_islands = FLOAT32_ISLANDS
+
     @property
     def layers(self) -> list[SwittiBlock]:
         return cast(list[SwittiBlock], list(self.blocks))
+
+    @property
+    def streamed(self) -> list[nn.Module]:
+        """The blocks, and parts of them that read the prompt before any block runs; see `Streamable`."""
+        prompt = [part for block in self.layers for part in (block.ada_lin, block.attention_y_norm)]
+        return [*self.layers, *prompt, *(block.cross_attn.to_kv for block in self.layers)]
 
     def crop_condition(self) -> torch.Tensor:
         """Crop of the training pictures as a condition [C]: a constant of the model, the same at every size.
@@ -237,17 +250,20 @@ class SwittiTransformer(nn.Module):
         scale, shift = self.head_modulation(condition).split(1, dim=1)
         return self.head(modulate(hidden.float(), scale, shift, self.config.norm_eps))
 
-    def forward(self, prompt: SwittiPrompt, latents: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, prompt: SwittiPrompt, latents: torch.Tensor, schedule: ScaleSchedule, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Runs all scales at once, teacher-forced: tokens attend to their own scale, or also to earlier ones.
 
         Args:
             latents: inputs of scales 1.. concatenated [R, total - 1, channels].
+            schedule: the model's scales, or the first of them.
             keep: keep mask [total]; tokens marked False are hidden from every token, as if never computed.
 
         Returns:
             Logits [R, total, codes]; those of hidden tokens have no meaning.
         """
-        tokens = self.config.schedule.tokens
+        tokens = schedule.tokens
         scale_of = torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(tokens))
         embedded = self.word_embed(latents) + self.lvl_embed(scale_of[1:])
         x = torch.cat((self.start_tokens(prompt.condition), embedded), dim=1)
@@ -255,7 +271,7 @@ class SwittiTransformer(nn.Module):
         if keep is not None:
             visible = visible & keep | torch.eye(len(scale_of), dtype=torch.bool)  # who sees nothing would be NaN
         config = self.config
-        table = relative_rope_table(config.schedule, config.head_dim, config.rope_theta, config.rope_size)
+        table = relative_rope_table(schedule, config.head_dim, config.rope_theta, config.rope_size)
         rope = torch.cat([cos for cos, _ in table]), torch.cat([sin for _, sin in table])
         for block, modulation, text_kv in zip(self.layers, prompt.modulations, prompt.text_kv, strict=True):
             x, _ = block(x, modulation, rope, text_kv, prompt.attention_mask, mask=visible)

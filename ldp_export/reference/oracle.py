@@ -89,21 +89,22 @@ def pruned_switti_logits(
     texts: SwittiText,
     indices: Sequence[torch.Tensor],
     keep: Sequence[torch.Tensor | None],
+    schedule: ScaleSchedule,
 ) -> list[torch.Tensor]:
     """Teacher-forced logits of the kept tokens of Switti; see `pruned_var_logits`.
 
     Args:
         texts: one for each row.
         indices: codebook indices of the full grid of every scale [h*w].
+        schedule: the model's scales, or the first of them.
 
     Returns:
         Logits [R, kept, codes] of every scale.
     """
-    schedule = model.config.schedule
     visible = [_mask(kept, count) for kept, count in zip(keep, schedule.tokens, strict=True)]
     sequence = _inputs_of_indices(vae, indices, visible, schedule)
     prompt = model.encode_prompt(texts.features, texts.pooled, texts.mask)
-    logits = model(prompt, sequence.expand(len(texts.mask), -1, -1), torch.cat(visible))
+    logits = model(prompt, sequence.expand(len(texts.mask), -1, -1), schedule, torch.cat(visible))
     return [part[:, mask] for part, mask in zip(logits.split(schedule.tokens, dim=1), visible, strict=True)]
 
 

@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from ldp_runtime.bundle.manifest import Precision
 from torch import nn
 
-from ldp_export.models.infinity import FLOAT32_ISLANDS, InfinityTransformer
+
+class Streamable(Protocol):
+    """A transformer whose blocks can be loaded in turn.
+
+    Attributes:
+        streamed: modules whose weights are loaded as each is called: blocks, and parts of them that are called alone.
+        float32_islands: names of parameters that stay float32 in every precision.
+    """
+
+    @property
+    def streamed(self) -> Sequence[nn.Module]: ...
+
+    @property
+    def float32_islands(self) -> re.Pattern[str]: ...
 
 
 @contextmanager
-def streamed_weights(model: InfinityTransformer, precision: Precision = "float32") -> Generator[None]:
+def streamed_weights(model: Streamable, precision: Precision = "float32") -> Generator[None]:
     """Lets a memory-mapped transformer compute, within a scope, in `precision`, whatever its files hold.
 
     The weights of each block are converted just before it runs and dropped afterwards; those outside the blocks stay.
     """
-    dtype: torch.dtype = getattr(torch, precision)
-    outside = {name: p for name, p in model.named_parameters() if not name.startswith("blocks.")}
-    mapped = {name: parameter.data for name, parameter in outside.items()}
-    for name, parameter in outside.items():
-        parameter.data = parameter.data.to(torch.float32 if FLOAT32_ISLANDS.match(name) else dtype)
-    hooks = [hook for block in model.layers for hook in _convert_in_turn(block, dtype)]
+    assert isinstance(model, nn.Module)
+    wanted: torch.dtype = getattr(torch, precision)
+    islands = model.float32_islands
+    dtypes = {p: torch.float32 if islands.match(name) else wanted for name, p in model.named_parameters()}
+    inside = {parameter for module in model.streamed for parameter in module.parameters()}
+    outside = {parameter: parameter.data for parameter in dtypes if parameter not in inside}
+    for parameter in outside:
+        parameter.data = parameter.data.to(dtypes[parameter])
+    hooks = [hook for module in model.streamed for hook in _convert_in_turn(module, dtypes)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for name, parameter in outside.items():
-            parameter.data = mapped[name]
+        for parameter, mapped in outside.items():
+            parameter.data = mapped
 
 
-def _convert_in_turn(block: nn.Module, dtype: torch.dtype) -> list[torch.utils.hooks.RemovableHandle]:
-    mapped = {name: parameter.data for name, parameter in block.named_parameters()}
+def _convert_in_turn(
+    module: nn.Module, dtypes: dict[nn.Parameter, torch.dtype]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    mapped = {parameter: parameter.data for parameter in module.parameters()}
 
     def load(*_: object) -> None:
-        for parameter in block.parameters():
-            parameter.data = parameter.data.to(dtype)
+        for parameter in mapped:
+            parameter.data = parameter.data.to(dtypes[parameter])
 
     def drop(*_: object) -> None:
-        for name, parameter in block.named_parameters():
-            parameter.data = mapped[name]
+        for parameter, data in mapped.items():
+            parameter.data = data
 
-    return [block.register_forward_pre_hook(load), block.register_forward_hook(drop, always_call=True)]
+    return [module.register_forward_pre_hook(load), module.register_forward_hook(drop, always_call=True)]

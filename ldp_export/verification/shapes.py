@@ -36,7 +36,7 @@ class _Call:
 
     def __init__(self, bundle: Bundle, engines: Engines, limits: Limits, shape: Shape, prompt: PromptRows) -> None:
         self.limits, self.shape, self.prompt, self.blocks = limits, shape, prompt, engines.blocks
-        self.device = engines.blocks.device
+        self.device, self.model = engines.blocks.device, bundle.manifest.model
         placed = placement(bundle.manifest.model, engines.constants, bundle.manifest.schedule())
         self.kinds = self._tensor("kinds").to(self.device)
         self.offset = placed.offsets[shape.scale].expand(prompt.rows, -1).contiguous()
@@ -71,9 +71,11 @@ class _Call:
         return of_kinds.to(self.device)[:, self.kinds].contiguous()
 
     def _memory(self, chunk: BlocksChunk) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Inputs and outputs of a chunk's keys and values, whose past is filled."""
+        """Inputs and outputs of a chunk's keys and values, whose past is filled; none of a model without a cache."""
         reads: dict[str, torch.Tensor] = {}
         writes: dict[str, torch.Tensor] = {}
+        if not self.model.cached_layers:
+            return reads, writes
         model, kinds = self.blocks.shape, self._tensor("past_kinds").to(self.device)
         dtype = getattr(torch, model.cache)
         for i in range(chunk.first, chunk.last):

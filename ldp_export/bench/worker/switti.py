@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from ldp_runtime.architecture.switti import SwittiEntry
@@ -39,8 +40,7 @@ class EagerSwitti:
     def __init__(self, job: Job) -> None:
         bundle = open_bundle(Path(job.bundle), integrity="sizes")
         self.manifest, self.device = bundle.manifest, torch.device(job.options.device)
-        self.entry = bundle.manifest.model
-        assert isinstance(self.entry, SwittiEntry)
+        self.entry = cast(SwittiEntry, bundle.manifest.model)  # its family chose this candidate
         modules = _load_modules(job, self.manifest)
         self.model, self.vae = modules.transformer.to(self.device), modules.vae.to(self.device)
         self.encoder, self.tokenizer = None, None
@@ -73,7 +73,6 @@ class EagerSwitti:
 
     def _text(self, rows: Sequence[torch.Tensor]) -> SwittiText:
         """Texts of features [T, Ct] each, padded and masked, pooled by their last tokens."""
-        assert isinstance(self.entry, SwittiEntry)
         features = nn.utils.rnn.pad_sequence([row.to(self.device) for row in rows], batch_first=True)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         pooled = torch.stack([row[-1, -self.entry.pooled_channels :] for row in rows]).to(self.device)
@@ -83,7 +82,6 @@ class EagerSwitti:
     def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         """The whole batch shares the noise stream of its first seed, as in the original loop."""
         entry, defaults = self.entry, self.manifest.defaults
-        assert isinstance(entry, SwittiEntry)
         settings = SwittiSettings(
             defaults.guidance,
             defaults.top_k,

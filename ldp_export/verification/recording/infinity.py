@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.bundle.manifest import Defaults
-from ldp_runtime.families.infinity import accumulate, bits_to_codes, tokens_to_latent
+from ldp_runtime.families.infinity import accumulate, bits_to_codes, next_input, tokens_to_latent
 from ldp_runtime.sampling import SamplingFilter, logit_difference
-from ldp_runtime.schedule import ScaleSchedule
+from ldp_runtime.schedule import ScaleSchedule, rope_table
 from ldp_runtime.token_layout import LatentLayout
 from ldp_runtime.tokenizer import PromptTokenizer
 
 from ldp_export.checkpoints.t5 import TextEncoder
-from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.infinity import InfinityPrompt, InfinityTransformer, KeyValue, Rope, modulate
 from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.reference.infinity import InfinityRun, InfinitySettings, generate
 from ldp_export.reference.oracle import pruned_infinity_logits
@@ -201,3 +202,66 @@ def record_first_scales(
         f"{case.name}.image": vae.decode(latent)[0],
     }
     return ReferenceCases((case,), tensors)
+
+
+@dataclass(frozen=True)
+class InfinityCalls:
+    """Blocks of Infinity, called one by one on rows of one text: see `BlockCalls`.
+
+    Attributes:
+        features: text features [R, T, Ct].
+    """
+
+    transformer: InfinityTransformer
+    model: InfinityEntry
+    features: torch.Tensor
+    keeps_past = True
+
+    @staticmethod
+    def of_case(
+        transformer: InfinityTransformer, model: InfinityEntry, cases: ReferenceCases, case: Case
+    ) -> InfinityCalls:
+        """Calls on the text of a recorded case, and on the unconditional one if it is guided."""
+        rows = _rows(transformer, cases.tensors[f"{case.name}.features"], case.guidance)
+        return InfinityCalls(transformer, model, rows.float())
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule.of_size(self.model.size)
+
+    @property
+    def depth(self) -> int:
+        return self.model.depth
+
+    def inputs(self, latent: torch.Tensor, scale: int) -> torch.Tensor:
+        return next_input(latent[None], self.schedule.grids[scale], self.model.layout)[0]
+
+    def prompt(self) -> InfinityPrompt:
+        return self.transformer.encode_prompt(self.features)
+
+    def rope(self, scale: int, at: torch.Tensor) -> Rope:
+        cos, sin = rope_table(self.schedule, self.model.width // self.model.heads)[scale]
+        return cos[at], sin[at]
+
+    def embed(self, inputs: torch.Tensor, scale: int) -> torch.Tensor:
+        return self.transformer.embed(inputs.expand(len(self.features), -1, -1), scale)
+
+    def own(self, i: int, x: torch.Tensor, prompt: InfinityPrompt, rope: Rope) -> KeyValue:
+        block = self.transformer.layers[i]
+        _, _, scale, _, shift, _ = (block.ada_gss[0].float() + prompt.modulation).split(1, dim=1)
+        _, k, v = block.sa.project(modulate(x, scale, shift, block.eps), rope)
+        return k.to(v.dtype), v
+
+    def block(
+        self,
+        i: int,
+        x: torch.Tensor,
+        prompt: InfinityPrompt,
+        rope: Rope,
+        past: KeyValue | None,
+        mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, KeyValue]:
+        return self.transformer.layers[i](x, prompt.modulation, rope, prompt.text, None, past, mask)
+
+    def logits(self, x: torch.Tensor, prompt: InfinityPrompt) -> torch.Tensor:
+        return self.transformer.logits(x, prompt)

@@ -1,4 +1,4 @@
-"""Reference calls of Infinity at the shapes that cost most, block by block, for models whose late scales are not run.
+"""Reference calls of blocks at the shapes that cost most, block by block, for models whose late scales are not run.
 
 A call computes thousands of tokens after thousands of others, but few of them are distinct. A handful of *kinds*, each
 with its own input and position, occur in random order. So every row of an engine's output is compared. The reference
@@ -10,62 +10,106 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Protocol
 
 import torch
-from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.bundle.manifest import Precision
-from ldp_runtime.families.infinity import next_input
-from ldp_runtime.schedule import ScaleSchedule, rope_table
+from ldp_runtime.schedule import ScaleSchedule
 
-from ldp_export.models.infinity import InfinityBlock, InfinityPrompt, InfinityTransformer, KeyValue, modulate
+from ldp_export.models.infinity import KeyValue, Rope
 from ldp_export.reference.arithmetic import ComputedIn, Unfavourable
-from ldp_export.reference.streamed import streamed_weights
+from ldp_export.reference.streamed import Streamable, streamed_weights
 from ldp_export.verification.bounds import distance
 from ldp_export.verification.cases import ReferenceCases, Shape, fixed_masks
 from ldp_export.verification.recording.sizes import KINDS
 
 
-def shapes_to_record(schedule: ScaleSchedule, recorded: int) -> list[Shape]:
+class BlockCalls(Protocol):
+    """Blocks of a reference model, called one by one on the rows of one text; weights may be views of files.
+
+    Attributes:
+        transformer: the model.
+        schedule: all its scales, of a square image.
+        keeps_past: True if scales see the keys and values of earlier ones.
+        depth: number of blocks.
+    """
+
+    @property
+    def transformer(self) -> Streamable: ...
+
+    @property
+    def schedule(self) -> ScaleSchedule: ...
+
+    @property
+    def keeps_past(self) -> bool: ...
+
+    @property
+    def depth(self) -> int: ...
+
+    def inputs(self, latent: torch.Tensor, scale: int) -> torch.Tensor:
+        """Inputs [L, channels] of a scale >= 1 from a latent [d, H, W]."""
+        ...
+
+    def prompt(self) -> Any:
+        """Tensors that the blocks read of the text, computed in the arithmetic of the scope."""
+        ...
+
+    def rope(self, scale: int, at: torch.Tensor) -> Rope:
+        """Rotations of tokens of a scale by their indices."""
+        ...
+
+    def embed(self, inputs: torch.Tensor, scale: int) -> torch.Tensor:
+        """Inputs [L, channels] as hidden states [R, L, C], the same in every row."""
+        ...
+
+    def own(self, i: int, x: torch.Tensor, prompt: Any, rope: Rope) -> KeyValue:
+        """Keys and values of block i's tokens [R, L, H, c], as its self-attention computes them."""
+        ...
+
+    def block(
+        self, i: int, x: torch.Tensor, prompt: Any, rope: Rope, past: KeyValue | None, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, KeyValue]:
+        """Hidden states after block i, and the keys and values of all that it attended to."""
+        ...
+
+    def logits(self, x: torch.Tensor, prompt: Any) -> torch.Tensor:
+        """Logits [R, L, V] of hidden states after the last block."""
+        ...
+
+
+def shapes_to_record(schedule: ScaleSchedule, recorded: int, keeps_past: bool = True) -> list[Shape]:
     """Shapes of every scale behind the recorded ones, and of the last scale of a run that prunes with `fixed_masks`."""
-    whole = [
-        Shape(f"scale {k} alone", k, schedule.tokens[k], schedule.offsets[k]) for k in range(recorded, len(schedule))
-    ]
+    past = schedule.offsets if keeps_past else (0,) * len(schedule.offsets)
+    whole = [Shape(f"scale {k} alone", k, schedule.tokens[k], past[k]) for k in range(recorded, len(schedule))]
     kept = [
         tokens if mask is None else len(mask)
         for tokens, mask in zip(schedule.tokens, fixed_masks(schedule), strict=True)
     ]
     last = len(schedule) - 1
-    return [*whole, Shape(f"scale {last} alone, pruned", last, kept[last], sum(kept[:last]))]
+    before = sum(kept[:last]) if keeps_past else 0
+    return [*whole, Shape(f"scale {last} alone, pruned", last, kept[last], before)]
 
 
 @torch.no_grad()
-def with_shapes(
-    cases: ReferenceCases,
-    transformer: InfinityTransformer,
-    model: InfinityEntry,
-    precision: Precision = "float32",
-) -> ReferenceCases:
+def with_shapes(cases: ReferenceCases, model: BlockCalls, precision: Precision = "float32") -> ReferenceCases:
     """The recorded runs, and calls at the shapes that they do not reach.
 
     Args:
         cases: runs of the first scales.
-        transformer: reference model; its weights may be views of files, in any element type.
+        model: the reference model on the text of the first case.
         precision: precision of the bundle, whose rounding is recorded.
     """
     case = cases.cases[0]
-    schedule = ScaleSchedule.of_size(model.size)
-    text = cases.tensors[f"{case.name}.features"]
-    rows = [text] if case.guidance == 1 else [text, transformer.unconditional_text(len(text))]
-    latent, features = cases.tensors[f"{case.name}.latent"], torch.stack([row.float() for row in rows])
-    calls = _Calls(transformer, model, features, latent, getattr(torch, precision))
-    shapes = shapes_to_record(schedule, case.scales or len(schedule))
+    calls = _Calls(model, cases.tensors[f"{case.name}.latent"], getattr(torch, precision))
+    shapes = shapes_to_record(model.schedule, case.scales or len(model.schedule), model.keeps_past)
     tensors = calls.inputs(shapes)
-    with ComputedIn(torch.float64):
-        past = calls.past(shapes[-1].scale)
-    tensors |= {name: value.float() for name, value in past.items()}
+    if model.keeps_past:
+        with ComputedIn(torch.float64):
+            past = calls.past(shapes[-1].scale)
+        tensors |= {name: value.float() for name, value in past.items()}
     with ComputedIn(torch.float64):
         exact = {shape.name: calls.run(shape, tensors, _weighted) for shape in shapes}
-    with Unfavourable() if precision == "float32" else streamed_weights(transformer, precision):
+    with Unfavourable() if precision == "float32" else streamed_weights(model.transformer, precision):
         rough = {shape.name: calls.run(shape, tensors, _expanded) for shape in shapes}
     rounding = dict(cases.rounding)
     for shape in shapes:
@@ -76,8 +120,8 @@ def with_shapes(
     return replace(cases, tensors=cases.tensors | stored, rounding=rounding, shapes=tuple(shapes))
 
 
-#: Turns the past and its counts, and those of the call, into the past and the mask of `InfinityBlock.forward`.
-Attended = Callable[["_Layer"], tuple[KeyValue, torch.Tensor | None]]
+#: Turns the past and its counts, and those of the call, into the past and the mask of `BlockCalls.block`.
+Attended = Callable[["_Layer"], tuple[KeyValue | None, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -85,61 +129,53 @@ class _Layer:
     """Memory of one block, which the kinds of a call attend to beside themselves.
 
     Attributes:
-        past: keys and values of the kinds of the past [R, kinds, H, c].
+        past: keys and values of the kinds of the past [R, kinds, H, c]; None for models that keep none.
         own: computes keys and values of the kinds of the call [R, kinds, H, c].
         past_kinds, kinds: kind of each token of the past [P] and of the call [L].
     """
 
-    past: KeyValue
+    past: KeyValue | None
     own: Callable[[], KeyValue]
     past_kinds: torch.Tensor
     kinds: torch.Tensor
 
 
-def _weighted(layer: _Layer) -> tuple[KeyValue, torch.Tensor | None]:
+def _weighted(layer: _Layer) -> tuple[KeyValue | None, torch.Tensor | None]:
     """Each kind once, with the logarithm of its number added to its score."""
-    counts = [torch.bincount(layer.past_kinds, minlength=KINDS), torch.bincount(layer.kinds)]
-    return layer.past, torch.cat(counts).double().log().view(1, 1, 1, -1)
+    counts = torch.bincount(layer.kinds)
+    if layer.past is not None:
+        counts = torch.cat((torch.bincount(layer.past_kinds, minlength=KINDS), counts))
+    return layer.past, counts.double().log().view(1, 1, 1, -1)
 
 
-def _expanded(layer: _Layer) -> tuple[KeyValue, torch.Tensor | None]:
+def _expanded(layer: _Layer) -> tuple[KeyValue | None, torch.Tensor | None]:
     """Each token by itself, so that sums are as long as an engine's; the block adds one of each kind."""
     others = torch.cat([torch.nonzero(layer.kinds == kind)[1:, 0] for kind in range(int(layer.kinds.max()) + 1)])
-    rest = layer.kinds[others]
-    k, v = (
-        torch.cat((past[:, layer.past_kinds], own[:, rest]), 1)
-        for past, own in zip(layer.past, layer.own(), strict=True)
-    )
+    k, v = (own[:, layer.kinds[others]] for own in layer.own())
+    if layer.past is not None:
+        k, v = (torch.cat((past[:, layer.past_kinds], own), 1) for past, own in zip(layer.past, (k, v), strict=True))
     return (k, v), None
 
 
 @dataclass(frozen=True)
 class _Calls:
-    """Calls of a model on rows of one text.
+    """Calls of a model at recorded shapes.
 
     Attributes:
-        features: text features [R, T, Ct].
         latent: latent of recorded scales [d, H, W], from which realistic inputs are taken.
         dtype: element type of keys and values.
     """
 
-    transformer: InfinityTransformer
-    model: InfinityEntry
-    features: torch.Tensor
+    model: BlockCalls
     latent: torch.Tensor
     dtype: torch.dtype
-
-    @property
-    def schedule(self) -> ScaleSchedule:
-        return ScaleSchedule.of_size(self.model.size)
 
     def inputs(self, shapes: Sequence[Shape]) -> dict[str, torch.Tensor]:
         """Inputs and positions of the kinds, and the kind of each token, of the call and of its past."""
         generator = torch.Generator().manual_seed(4)
         tensors = {}
         for shape in shapes:
-            grid, layout = self.schedule.grids[shape.scale], self.model.layout
-            inputs = next_input(self.latent[None], grid, layout)[0]
+            inputs = self.model.inputs(self.latent, shape.scale)
             at = torch.randperm(len(inputs), generator=generator)[: min(KINDS, shape.tokens)].sort().values
             tensors |= {f"{shape.name}.latents": inputs[at], f"{shape.name}.positions": at}
             for name, count, of in (("kinds", shape.tokens, len(at)), ("past_kinds", shape.past, KINDS)):
@@ -149,43 +185,28 @@ class _Calls:
 
     def past(self, scale: int) -> dict[str, torch.Tensor]:
         """Keys and values of every layer `past_k_I`, `past_v_I` [R, kinds, H, c], of tokens of the scale before."""
-        grid = self.schedule.grids[scale - 1]
-        inputs = next_input(self.latent[None], grid, self.model.layout)[0]
+        model, found = self.model, {}
+        inputs = model.inputs(self.latent, scale - 1)
         at = torch.linspace(0, len(inputs) - 1, KINDS).long()
-        prompt, rope, found = self._prompt(), self._rope(scale - 1, at), {}
-        x = self.transformer.embed(inputs[at].expand(len(self.features), -1, -1), scale - 1)
-        for i, block in enumerate(self.transformer.layers):
-            x, (k, v) = block(x, prompt.modulation, rope, prompt.text)
+        prompt, rope, x = model.prompt(), model.rope(scale - 1, at), model.embed(inputs[at], scale - 1)
+        for i in range(model.depth):
+            x, (k, v) = model.block(i, x, prompt, rope, None, None)
             found |= {f"shapes.past_k_{i}": k, f"shapes.past_v_{i}": v}
         return found
 
     def run(self, shape: Shape, tensors: dict[str, torch.Tensor], attended: Attended) -> dict[str, torch.Tensor]:
         """Hidden states before each block but the first `hidden_I` [R, kinds, C], and `logits` [R, kinds, V]."""
         given = {name: tensors[f"{shape.name}.{name}"] for name in ("latents", "positions", "kinds", "past_kinds")}
-        prompt, rope, found = self._prompt(), self._rope(shape.scale, given["positions"]), {}
-        x = self.transformer.embed(given["latents"].expand(len(self.features), -1, -1), shape.scale)
-        for i, block in enumerate(self.transformer.layers):
+        model, found = self.model, {}
+        prompt, rope = model.prompt(), model.rope(shape.scale, given["positions"])
+        x = model.embed(given["latents"], shape.scale)
+        for i in range(model.depth):
             if i:
                 found[f"hidden_{i}"] = x
-            past = (tensors[f"shapes.past_k_{i}"], tensors[f"shapes.past_v_{i}"])
-            own = partial(_own, block, x, prompt, rope)
-            (k, v), mask = attended(_Layer(past, own, given["past_kinds"], given["kinds"]))
-            memory = (k.to(self.dtype), v.to(self.dtype))
-            x, _ = block(x, prompt.modulation, rope, prompt.text, None, memory, mask)
-        return found | {"logits": self.transformer.logits(x, prompt)}
-
-    def _prompt(self) -> InfinityPrompt:
-        return self.transformer.encode_prompt(self.features)
-
-    def _rope(self, scale: int, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = rope_table(self.schedule, self.model.width // self.model.heads)[scale]
-        return cos[at], sin[at]
-
-
-def _own(
-    block: InfinityBlock, x: torch.Tensor, prompt: InfinityPrompt, rope: tuple[torch.Tensor, torch.Tensor]
-) -> KeyValue:
-    """Keys and values of a block's tokens [R, kinds, H, c], as its self-attention computes them."""
-    _, _, scale, _, shift, _ = (block.ada_gss[0].float() + prompt.modulation).split(1, dim=1)
-    _, k, v = block.sa.project(modulate(x, scale, shift, block.eps), rope)
-    return k.to(v.dtype), v
+            past = (tensors[f"shapes.past_k_{i}"], tensors[f"shapes.past_v_{i}"]) if model.keeps_past else None
+            own = partial(model.own, i, x, prompt, rope)
+            memory, mask = attended(_Layer(past, own, given["past_kinds"], given["kinds"]))
+            if memory is not None:
+                memory = memory[0].to(self.dtype), memory[1].to(self.dtype)
+            x, _ = model.block(i, x, prompt, rope, memory, mask)
+        return found | {"logits": model.logits(x, prompt)}

@@ -23,9 +23,10 @@ _ROWS, _PRUNED_ROWS = 5, 1
 KINDS = 8
 
 
-def recorded_shape_bytes(model: InfinityEntry, shapes: int) -> int:
+def recorded_shape_bytes(model: InfinityEntry | SwittiEntry, shapes: int) -> int:
     """Bytes of so many recorded shapes: hidden states before every block, and the past that they share."""
-    return (shapes + 2) * model.depth * 2 * KINDS * model.width * 4 + shapes * 16 * max(model.schedule().offsets)
+    hidden = shapes * model.depth + 2 * model.cached_layers
+    return hidden * 2 * KINDS * model.width * 4 + shapes * 16 * max(model.schedule().offsets)
 
 
 def recorded_infinity_bytes(model: InfinityEntry, scales: int | None) -> int:
@@ -60,13 +61,41 @@ _WHOLE_RUNS, _ONE_CALL = 20e12, 4.5e12
 _RUN_ROWS = 17
 
 
-def scales_to_record(model: InfinityEntry, parameters: int) -> int | None:
+def scales_to_record(model: InfinityEntry | SwittiEntry, parameters: int) -> int | None:
     """Number of first scales to record for a model with so many parameters; None for all, in whole runs."""
-    schedule = ScaleSchedule.of_size(model.size)
+    schedule = model.schedule()
     if 2 * parameters * _RUN_ROWS * schedule.total_tokens <= _WHOLE_RUNS:
         return None
     affordable = [k for k in range(2, len(schedule)) if 2 * parameters * 2 * schedule.offsets[k] <= _ONE_CALL]
     return max(affordable, default=2)
+
+
+def recorded_switti_bytes(model: SwittiEntry, scales: int | None) -> int:
+    """Bytes of Switti's saved runs: all scales, or the first ones and the shapes of the others."""
+    if scales is None:
+        return recorded_codebook_bytes(model)
+    schedule = model.schedule()
+    pixels = schedule.tokens[scales - 1] * model.pixels_per_token**2
+    texts = 2 * TEXT_TOKENS * model.text_channels * 4
+    runs = 2 * schedule.offsets[scales] * model.logits * 4 + 12 * pixels + texts
+    return runs + recorded_shape_bytes(model, len(schedule) - scales + 1)
+
+
+#: Tensors of the decoder's width at full resolution that decoding in float64 holds at once.
+_DECODER_TENSORS = 9
+#: Tokens that CLIP knows; the table of them is converted to float64 as a whole.
+_CLIP_TOKENS = 49_408
+
+
+def recording_switti_memory(model: SwittiEntry, decoder_channels: int, parameters: int, scales: int | None) -> int:
+    """Bytes of recording: weights of the whole model (None) or of a block, and float64 of a layer or of the decoder."""
+    schedule = model.schedule()
+    pixels = schedule.tokens[(scales or 0) - 1] * model.pixels_per_token**2
+    weights = 8 * max(6 * model.width**2, _CLIP_TOKENS * model.pooled_channels)
+    tokens = schedule.offsets[len(schedule) if scales is None else scales]
+    layer = 8 * 2 * tokens * (3 * model.ffn + 6 * model.width)
+    held = 4 * parameters if scales is None else 4 * parameters // model.depth
+    return held + max(weights + layer, 8 * _DECODER_TENSORS * decoder_channels * pixels)
 
 
 def recorded_codebook_bytes(model: VarEntry | SwittiEntry) -> int:

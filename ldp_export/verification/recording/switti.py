@@ -1,4 +1,4 @@
-"""Reference runs of Switti: texts and indices; the unconditional branch ends where guidance does.
+"""Reference runs of Switti over all scales, or the first; the unconditional branch ends where guidance does.
 
 Mixtures (`more_smooth`) are steep functions of the logits, so runs draw indices, which can be given again.
 """
@@ -6,23 +6,30 @@ Mixtures (`more_smooth`) are steep functions of the logits, so runs draw indices
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.bundle.manifest import Defaults
 from ldp_runtime.families.choose import guidance_weights
 from ldp_runtime.guidance import last_guided_scale
+from ldp_runtime.schedule import ScaleSchedule, relative_rope_table
 from ldp_runtime.tokenizer import PromptTokenizer
+from torch.nn import functional as F
 
 from ldp_export.checkpoints.clip import ClipTextEncoder
-from ldp_export.models.switti import SwittiTransformer
+from ldp_export.models.infinity import KeyValue, Rope
+from ldp_export.models.switti import SwittiPrompt, SwittiTransformer
 from ldp_export.models.var_vae import VarVae
 from ldp_export.reference.oracle import pruned_switti_logits
+from ldp_export.reference.streamed import streamed_weights
 from ldp_export.reference.switti import SwittiRun, SwittiSettings, SwittiText, generate
 from ldp_export.verification.cases import Case, ReferenceCases, fixed_masks
 from ldp_export.verification.recording.infinity import PROMPTS
 from ldp_export.verification.recording.var import closest_decision
 
+#: First scales that are run on the longest text.
+_LONG_TEXT_SCALES = 2
 #: Seeds of which the clearest run is recorded, and the operations of a run from which on it is the first one's.
 _SEEDS, _LONG_RUN = 3, 1e12
 #: Tokens of the prompts that stand for texts, and of the unconditional one: a start and an end.
@@ -71,12 +78,22 @@ def _texts(
     if encoder is None:
         generator = torch.Generator().manual_seed(0)
         return [_random_text(transformer, count, generator) for count in (*_TEXT_TOKENS, _EMPTY_TOKENS)]
-    tokenizer, texts = PromptTokenizer(encoder.tokenizer, transformer.config.text_tokens), []
-    for i, prompt in enumerate((*PROMPTS, "")):
-        ids = torch.tensor(tokenizer.ids(prompt))
-        tensors[f"text{i}.ids"], tensors[f"text{i}.features"] = ids, encoder.features(ids)
-        texts.append(_text(transformer, tensors[f"text{i}.features"][None]))
-    return texts
+    return [_encoded(transformer, encoder, f"text{i}", prompt, tensors) for i, prompt in enumerate((*PROMPTS, ""))]
+
+
+def _encoded(
+    transformer: SwittiTransformer,
+    encoder: ClipTextEncoder,
+    name: str,
+    prompt: str,
+    tensors: dict[str, torch.Tensor],
+) -> SwittiText:
+    """An encoded text; adds its ids and features to `tensors`."""
+    limit = transformer.config.text_tokens
+    ids = torch.tensor(PromptTokenizer(encoder.tokenizer, limit).ids(prompt))
+    ids = ids if len(ids) <= limit else torch.cat((ids[: limit - 1], ids[-1:]))
+    tensors[f"{name}.ids"], tensors[f"{name}.features"] = ids, encoder.features(ids)
+    return _text(transformer, tensors[f"{name}.features"][None])
 
 
 def _random_text(transformer: SwittiTransformer, tokens: int, generator: torch.Generator) -> SwittiText:
@@ -150,10 +167,93 @@ def _store_pruned(
 
 
 @torch.no_grad()
+def record_first_scales(
+    transformer: SwittiTransformer,
+    vae: VarVae,
+    encoder: ClipTextEncoder | None,
+    model: SwittiEntry,
+    defaults: Defaults,
+    scales: int,
+    on_case: Callable[[str], None] = lambda name: None,
+) -> ReferenceCases:
+    """Records logits of the first scales on random indices, the latent of these indices, and its decoded image.
+
+    Args:
+        transformer: reference model; its weights may be views of files, in any element type.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    case = Case(f"first{scales}_guidance{defaults.guidance:g}", 1.0, defaults.guidance, scales=scales)
+    on_case(case.name)
+    texts = _texts(transformer, encoder, tensors)
+    _store_texts(case.name, texts[0], texts[-1], tensors)
+    with streamed_weights(transformer):
+        _store_random_run(case, transformer, vae, model, tensors, seed=2)
+    schedule = case.of(model.schedule())
+    latent = torch.zeros(1, model.latent_channels, *schedule.final_grid)
+    for k, grid in enumerate(schedule.grids):
+        codes = vae.codes(tensors[f"{case.name}.indices_{k}"]).T.view(1, -1, *grid)
+        latent = latent + vae.residual(codes, schedule.final_grid, k, len(schedule))
+    tensors |= {f"{case.name}.latent": latent[0], f"{case.name}.image": vae.decode(latent)[0]}
+    return ReferenceCases((case,), tensors)
+
+
+@torch.no_grad()
+def with_longest_text(
+    cases: ReferenceCases,
+    transformer: SwittiTransformer,
+    vae: VarVae,
+    encoder: ClipTextEncoder | None,
+    model: SwittiEntry,
+    defaults: Defaults,
+) -> ReferenceCases:
+    """The recorded runs, and one of the first scales on a text of as many tokens as the model reads.
+
+    The shortest text is the unconditional one, which every guided run has.
+    """
+    tensors, tokens = dict(cases.tensors), transformer.config.text_tokens
+    case = Case(f"text of {tokens}", 1.0, defaults.guidance, scales=_LONG_TEXT_SCALES)
+    if encoder is None:
+        generator = torch.Generator().manual_seed(3)
+        text, null = (_random_text(transformer, count, generator) for count in (tokens, _EMPTY_TOKENS))
+    else:
+        name = f"text{sum(tensor.endswith('.ids') for tensor in tensors)}"
+        words = " ".join(PROMPTS) + f" {PROMPTS[1]}" * tokens
+        text, null = _encoded(transformer, encoder, name, words, tensors), _encoded(transformer, encoder, "", "", {})
+    _store_texts(case.name, text, null, tensors)
+    with streamed_weights(transformer):
+        _store_random_run(case, transformer, vae, model, tensors, seed=3)
+    return replace(cases, cases=(*cases.cases, case), tensors=tensors)
+
+
+def _store_random_run(
+    case: Case,
+    transformer: SwittiTransformer,
+    vae: VarVae,
+    model: SwittiEntry,
+    tensors: dict[str, torch.Tensor],
+    seed: int,
+) -> None:
+    """Adds random indices of a case's first scales to `tensors`, and the logits that they give."""
+    generator = torch.Generator().manual_seed(seed)
+    for k, tokens in enumerate(case.of(model.schedule()).tokens):
+        tensors[f"{case.name}.indices_{k}"] = torch.randint(model.codes, (tokens,), generator=generator)
+    logits = forced_switti_logits(transformer, vae, ReferenceCases((case,), tensors), case, model)
+    tensors |= {f"{case.name}.logits_{k}": part for k, part in enumerate(logits)}
+
+
+@torch.no_grad()
 def forced_switti_logits(
     transformer: SwittiTransformer, vae: VarVae, cases: ReferenceCases, case: Case, model: SwittiEntry
 ) -> list[torch.Tensor]:
     """Logits of all scales of a recorded case, teacher-forced with its indices, in one call."""
+    rows, schedule = switti_rows(model, case.guidance), case.of(model.schedule())
+    texts, count = _case_texts(cases, case, guided=max(rows) == 2), len(schedule)
+    logits = pruned_switti_logits(transformer, vae, texts, cases.tokens(case, count), cases.keep(case, count), schedule)
+    return [part[:branches] for part, branches in zip(logits, rows, strict=False)]
+
+
+def _case_texts(cases: ReferenceCases, case: Case, guided: bool) -> SwittiText:
+    """Text of a recorded case, and the unconditional one beside it if it is guided."""
     text, null = (
         SwittiText(features[None], cases.tensors[f"{case.name}.{pooled}"][None], torch.ones(1, len(features)).bool())
         for features, pooled in (
@@ -161,7 +261,65 @@ def forced_switti_logits(
             (cases.tensors[f"{case.name}.negative"], "negative_pooled"),
         )
     )
-    rows, count = switti_rows(model, case.guidance), len(model.grids)
-    texts = text.beside(null) if max(rows) == 2 else text
-    logits = pruned_switti_logits(transformer, vae, texts, cases.tokens(case, count), cases.keep(case, count))
-    return [part[:branches] for part, branches in zip(logits, rows, strict=True)]
+    return text.beside(null) if guided else text
+
+
+@dataclass(frozen=True)
+class SwittiCalls:
+    """Blocks of Switti, called one by one on rows of one text: see `BlockCalls`."""
+
+    transformer: SwittiTransformer
+    model: SwittiEntry
+    texts: SwittiText
+
+    @staticmethod
+    def of_case(transformer: SwittiTransformer, model: SwittiEntry, cases: ReferenceCases, case: Case) -> SwittiCalls:
+        """Calls on the texts of a recorded case."""
+        guided = max(switti_rows(model, case.guidance)) == 2
+        return SwittiCalls(transformer, model, _case_texts(cases, case, guided))
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return self.model.schedule()
+
+    @property
+    def keeps_past(self) -> bool:
+        return self.model.keeps_past
+
+    @property
+    def depth(self) -> int:
+        return self.model.depth
+
+    def inputs(self, latent: torch.Tensor, scale: int) -> torch.Tensor:
+        return F.interpolate(latent[None], size=self.schedule.grids[scale], mode="area")[0].flatten(1).T
+
+    def prompt(self) -> SwittiPrompt:
+        return self.transformer.encode_prompt(self.texts.features, self.texts.pooled, self.texts.mask)
+
+    def rope(self, scale: int, at: torch.Tensor) -> Rope:
+        config = self.transformer.config
+        table = relative_rope_table(self.schedule, config.head_dim, config.rope_theta, config.rope_size)
+        return table[scale][0][at], table[scale][1][at]
+
+    def embed(self, inputs: torch.Tensor, scale: int) -> torch.Tensor:
+        return self.transformer.embed(inputs.expand(len(self.texts.mask), -1, -1), scale)
+
+    def own(self, i: int, x: torch.Tensor, prompt: SwittiPrompt, rope: Rope) -> KeyValue:
+        block = self.transformer.layers[i]
+        _, k, v = block.attn.project(block.attended_input(x, prompt.modulations[i]), rope)
+        return k.to(v.dtype), v
+
+    def block(
+        self,
+        i: int,
+        x: torch.Tensor,
+        prompt: SwittiPrompt,
+        rope: Rope,
+        past: KeyValue | None,
+        mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, KeyValue]:
+        layer, text_kv = self.transformer.layers[i], prompt.text_kv[i]
+        return layer(x, prompt.modulations[i], rope, text_kv, prompt.attention_mask, past, mask)
+
+    def logits(self, x: torch.Tensor, prompt: SwittiPrompt) -> torch.Tensor:
+        return self.transformer.logits(x, prompt.condition)

@@ -136,7 +136,7 @@ def test_pruned_rows_see_kept_ones_alone(golden: SwittiGolden) -> None:
     inputs = torch.cat([greedy[f"next_in_{k}"].flatten(2).mT for k in range(scales - 1)], dim=1).expand(2, -1, -1)
     with torch.no_grad():
         prompt = model.encode_prompt(text.features, text.pooled, text.mask)
-        logits = model(prompt, inputs, torch.cat(visible)).split(schedule.tokens, dim=1)
+        logits = model(prompt, inputs, schedule, torch.cat(visible)).split(schedule.tokens, dim=1)
     for k in (scales - 2, scales - 1):
         for row, branch in enumerate(("cond", "uncond")):
             if f"logits_raw_{branch}_{k}" in expected:

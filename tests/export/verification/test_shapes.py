@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers.samples import build_bundle, spec, write_sources
+from helpers.switti_samples import CASES, SwittiGolden, write_towers
 from ldp_runtime.bundle.files import REFERENCE, Bundle
 from ldp_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -88,3 +89,44 @@ def test_reduced_precisions_are_measured_at_these_shapes(bundles: Path, monkeypa
     for shape in exact.shapes:
         key = f"{shape.name}.logits"
         assert 100 * exact.rounding[key] < reduced.rounding[key] < 1
+
+
+@pytest.fixture(scope="module", params=CASES)
+def large_switti(request: pytest.FixtureRequest, bundles: Path) -> Bundle:
+    """A small Switti that is treated as a large one, in chunks of one block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, "_WHOLE_RUNS", 0.0)
+        patch.setattr(sizes, "_ONE_CALL", 1e7)
+        golden = SwittiGolden(request.param)
+        widths = tuple(golden.config["model"]["context_parts"])
+        return golden.build(bundles / f"large_{request.param}", 1, write_towers(bundles / f"towers_{request.param}", widths))
+
+
+def test_large_models_without_a_cache_are_checked_block_by_block(large_switti: Bundle) -> None:
+    """Scales that see themselves alone have no past; the longest text is encoded and read."""
+    model, schedule = large_switti.manifest.model, large_switti.manifest.schedule()
+    report = verify_bundle(large_switti, threads=1)
+    assert report.state == "verified"
+    alone = [check.name for check in report.checks if "alone" in check.name]
+    past = schedule.offsets[-2] if model.cached_layers else 0
+    last, tokens = len(schedule) - 1, schedule.tokens[-1]
+    assert alone[0] == f"scale {last} alone ({tokens} tokens after {past}), blocks 0 to 1"
+    assert len(alone) == 2 * model.depth
+    cases = ReferenceCases.load(large_switti.path(REFERENCE)).cases
+    assert [(case.name, case.scales) for case in cases] == [("first2_guidance6", 2), ("text of 77", 2)]
+    assert coverage(large_switti).tokens == sum(schedule.tokens[:2])
+
+
+def test_a_row_that_is_wrong_at_the_last_scale_alone(large_switti: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, tokens = OnnxRuntimeEngine.run, large_switti.manifest.schedule().tokens[-1]
+
+    def run(self: OnnxRuntimeEngine, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        original(self, inputs, outputs)
+        if self.name == "blocks_1_2" and len(inputs["cos"]) == tokens:
+            out = next(iter(outputs.values()))
+            out[0, tokens // 2] = out[0, tokens // 2 + 1]
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
+    failed = [check.name for check in verify_bundle(large_switti, threads=1).failures]
+    assert len(failed) == 1
+    assert "blocks 1 to 2" in failed[0]
