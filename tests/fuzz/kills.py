@@ -17,13 +17,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from helpers.samples import plan, write_sources
+from helpers.samples import spec, write_sources
 from ldp_runtime.bundle.files import VERSIONS, open_bundle
 from ldp_runtime.system.disk import SCRATCH
 
 from fuzz import Outcome
 from fuzz.samples import folder
-from ldp_export.building.build import build
+from fuzz.samples import sources as sources_of
+from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.plan import BuildPlan
+from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
 
 #: Events of Python's audit that change a disk, and the positions of the paths in their arguments.
@@ -41,8 +44,13 @@ _CHANGES = {
 _AGAIN = ("", "", "", "constants", "decoder", "reference")
 
 
+#: Models that are built, one of them more often; see `_builds`.
+_MODELS = ("infinity", "infinity", "switti")
+
+
 @dataclass(frozen=True)
 class Case:
+    model: str
     again: str
     share: float
 
@@ -50,7 +58,7 @@ class Case:
 def cases(seed: int) -> Iterator[Case]:
     rng = random.Random(seed)
     while True:
-        yield Case(rng.choice(_AGAIN), rng.random())
+        yield Case(rng.choice(_MODELS), rng.choice(_AGAIN), rng.random())
 
 
 def run(case: Case) -> Outcome:
@@ -62,18 +70,18 @@ def run(case: Case) -> Outcome:
 
 
 def _run(case: Case, root: Path) -> Outcome:
-    (_, second), after = _two_sources(), _versions()
-    shutil.copytree(_ready(), root, symlinks=True)
+    builds = _builds(case.model)
+    shutil.copytree(builds.ready, root, symlinks=True)
     for stage in (root / "stages").glob(f"{case.again}-*" if case.again else "-"):
         shutil.rmtree(stage)
-    victim = 1 + int(case.share * _calls(case.again))
-    died = in_a_child(lambda: _build_until(second, root, victim))
+    victim = 1 + int(case.share * builds.calls(case.again))
+    died = in_a_child(lambda: _build_until(builds, root, victim))
     if died not in (-signal.SIGKILL, 0):
         return "untyped"
-    served = open_bundle(root)
+    served, after = open_bundle(root), builds.versions
     if served.state != "verified" or served.folder.name not in after:
         return "wrong accepted"
-    if in_a_child(lambda: build(plan(second, root))) != 0:
+    if in_a_child(lambda: build(builds.plan(builds.sources[1], root))) != 0:
         return "right refused"
     names = {path.name for path in (root / VERSIONS).iterdir()}
     whole = open_bundle(root).folder.name == after[1] and names == set(after)
@@ -92,11 +100,11 @@ def in_a_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _build_until(sources: Sources, root: Path, victim: int) -> None:
-    """Builds, and dies before the call of that number."""
+def _build_until(builds: _Builds, root: Path, victim: int) -> None:
+    """Builds the second bundle, and dies before the call of that number."""
     counter = Counter(root)
     counter.victim = victim
-    build(plan(sources, root))
+    build(builds.plan(builds.sources[1], root))
 
 
 class Counter:
@@ -129,53 +137,68 @@ class Counter:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@lru_cache
-def _two_sources() -> tuple[Sources, Sources]:
-    one, two = (write_sources(folder() / f"kill_sources_{seed}", seed=seed) for seed in (0, 1))
-    return one, two
+@dataclass(frozen=True)
+class _Builds:
+    """Two builds of a model in one place, made once: the second has only to verify and publish.
+
+    Attributes:
+        model: name of the model in `_MODELS`.
+        sources: checkpoints of the first build and of the second.
+    """
+
+    model: str
+    sources: tuple[Sources, Sources]
+
+    def plan(self, sources: Sources, root: Path) -> BuildPlan:
+        return plan_build(spec() if self.model == "infinity" else infer_spec(sources), sources, BuildOptions(root))
+
+    @property
+    def ready(self) -> Path:
+        """Bundle of the first build, with the finished stages of the second."""
+        return self._finished() / "ready"
+
+    @property
+    def versions(self) -> tuple[str, str]:
+        """Names of the versions of the two builds."""
+        one, two = (self._finished() / "names").read_text().split()
+        return one, two
+
+    def _finished(self) -> Path:
+        place = folder() / f"kills-{self.model}"
+        if not (place / "names").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            first, second = self.sources
+            one, _ = build(self.plan(first, place / "ready"))
+            two, _ = build(self.plan(second, place / "other"))
+            shutil.rmtree(place / "ready/stages")
+            shutil.move(place / "other/stages", place / "ready/stages")
+            (place / "names").write_text(f"{one.manifest.version} {two.manifest.version}")
+        return place
+
+    def calls(self, again: str) -> int:
+        """Number of calls of a whole second build in which the stages of that name run again."""
+        note = self._finished() / f"calls-{again}"
+        if not note.exists():
+            root = folder() / f"counted-{self.model}-{again}/bundle"
+            shutil.copytree(self.ready, root, symlinks=True)
+            for stage in (root / "stages").glob(f"{again}-*" if again else "-"):
+                shutil.rmtree(stage)
+
+            def count() -> None:
+                counter = Counter(root)
+                build(self.plan(self.sources[1], root))
+                note.write_text(str(counter.count))
+
+            assert in_a_child(count) == 0
+            shutil.rmtree(root.parent)
+        return int(note.read_text())
 
 
 @lru_cache
-def _versions() -> tuple[str, str]:
-    """Names of the versions of the two builds."""
-    one, two = (_finished() / "names").read_text().split()
-    return one, two
-
-
-@lru_cache
-def _finished() -> Path:
-    """Folder of two bundles: "ready", in which the second build has only to verify and publish; and the names."""
-    place = folder() / "kills"
-    if not (place / "names").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        first, second = _two_sources()
-        one, _ = build(plan(first, place / "ready"))
-        two, _ = build(plan(second, place / "other"))
-        shutil.rmtree(place / "ready/stages")
-        shutil.move(place / "other/stages", place / "ready/stages")
-        (place / "names").write_text(f"{one.manifest.version} {two.manifest.version}")
-    return place
-
-
-def _ready() -> Path:
-    return _finished() / "ready"
-
-
-@lru_cache
-def _calls(again: str) -> int:
-    """Number of calls of a whole second build."""
-    note = _finished() / f"calls-{again}"
-    if not note.exists():
-        root = folder() / f"counted-{again}/bundle"
-        shutil.copytree(_ready(), root, symlinks=True)
-        for stage in (root / "stages").glob(f"{again}-*" if again else "-"):
-            shutil.rmtree(stage)
-
-        def count() -> None:
-            counter = Counter(root)
-            build(plan(_two_sources()[1], root))
-            note.write_text(str(counter.count))
-
-        assert in_a_child(count) == 0
-        shutil.rmtree(root.parent)
-    return int(note.read_text())
+def _builds(model: str) -> _Builds:
+    """Builds of two checkpoints; Switti's second one brings text towers."""
+    if model == "infinity":
+        one, two = (write_sources(folder() / f"kill_sources_{seed}", seed=seed) for seed in (0, 1))
+        return _Builds(model, (one, two))
+    whole = sources_of("switti")
+    return _Builds(model, (whole.with_text(()), whole))

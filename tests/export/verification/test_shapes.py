@@ -99,7 +99,9 @@ def large_switti(request: pytest.FixtureRequest, bundles: Path) -> Bundle:
         patch.setattr(sizes, "_ONE_CALL", 1e7)
         golden = SwittiGolden(request.param)
         widths = tuple(golden.config["model"]["context_parts"])
-        return golden.build(bundles / f"large_{request.param}", 1, write_towers(bundles / f"towers_{request.param}", widths))
+        return golden.build(
+            bundles / f"large_{request.param}", 1, write_towers(bundles / f"towers_{request.param}", widths)
+        )
 
 
 def test_large_models_without_a_cache_are_checked_block_by_block(large_switti: Bundle) -> None:

@@ -20,6 +20,8 @@ import torch
 from helpers.goldens import Golden
 from helpers.samples import spec
 from helpers.schedules import all_schedules
+from helpers.switti_samples import CASES as SWITTI_CASES
+from helpers.switti_samples import SwittiGolden
 from helpers.var_samples import VAR_MODELS
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.engines.tensorrt.library import load_library
@@ -49,6 +51,7 @@ from ldp_export.graphs.infinity import (
 )
 from ldp_export.graphs.onnx import export_graph
 from ldp_export.graphs.signature import MODEL_FILE, GraphSignature, TensorSpec
+from ldp_export.graphs.switti import SwittiBlocksGraph, SwittiPromptGraph
 from ldp_export.graphs.var import VarBlocksGraph, VarDecoderGraph, VarPromptGraph
 from ldp_export.models.registry import find_model
 
@@ -157,6 +160,21 @@ class TestEngines:
         assert build(chosen, prompt, tmp_path / "prompt-engine")["MATRIX_MULTIPLY"] > 0
         decoder = exported(VarDecoderGraph(vae, "bfloat16"), tmp_path / "decoder")
         assert build(chosen, decoder, tmp_path / "decoder-engine")["CONVOLUTION"] > 0
+
+    @pytest.mark.parametrize("name", SWITTI_CASES)
+    def test_switti_in_small(self, name: str, tmp_path: Path) -> None:
+        """Blocks with two attentions each, with a cache or without one; the prompt's graph attends to nothing."""
+        golden = SwittiGolden(name)
+        model, layout = golden.transformer, LatentLayout(golden.vae.config.channels)
+        chosen = builder(layout=layout, schedules=(model.config.schedule,), text_tokens=model.config.text_tokens)
+        chosen = replace(chosen, capabilities=("8.9",) if model.config.keeps_past else TARGETS)
+        blocks = exported(SwittiBlocksGraph(model, precision="bfloat16"), tmp_path / "blocks")
+        axes = [axis for profile in chosen.profiles(blocks.signature) for axis in profile.axes]
+        assert ("past" in axes) == model.config.keeps_past
+        layers = build(chosen, blocks, tmp_path / "blocks-engine")
+        assert layers["ATTENTION_INPUT"] == layers["ROTARY_EMBEDDING"] == 2 * model.config.depth
+        prompt = exported(SwittiPromptGraph(model, precision="bfloat16"), tmp_path / "prompt")
+        assert build(chosen, prompt, tmp_path / "prompt-engine")["MATRIX_MULTIPLY"] > 0
 
     def test_in_place_cache(self, in_place: ExportedGraph, golden_2b: Golden, tmp_path: Path) -> None:
         """Each block updates two caches, and attends to the part of them that is filled."""
