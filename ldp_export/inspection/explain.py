@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Run of one image: the image after each scale, its trace, and the full model's image beside the final one."""
+    """Run of one image: the image after each scale, its trace, and the full model's image and trace beside them."""
 
     prompt: str | int
     previews: tuple[Any, ...]
     image: Any
     full: Any
     trace: Trace
+    full_trace: Trace
 
 
 def explain(
@@ -50,7 +51,7 @@ def explain(
 
     pruned = pipe.draw(prompt, policy=policy, seed=seed, guidance_scale=guidance, callback_on_scale=keep)
     full = pipe.draw(prompt, policy="none", seed=pruned.seeds[0], guidance_scale=guidance)
-    return Explanation(prompt, tuple(previews), pruned.images[0], full.images[0], pruned.traces[0])
+    return Explanation(prompt, tuple(previews), pruned.images[0], full.images[0], pruned.traces[0], full.traces[0])
 
 
 def draw(explanation: Explanation, path: Path) -> None:
@@ -168,21 +169,22 @@ def draw_comparison(rows: Sequence[Explanation], path: Path) -> None:
             show(axis, dimmed(row.image, scale), f"scale {scale.scale}: {scale.kept_share:.0%} computed")
         for axis in axis_row[2 + len(thinned) : -1]:
             axis.axis("off")
-        _draw_counts(axis_row[-1], row.trace)
+        draw_counts(axis_row[-1], row)
     with written_result(path) as scratch:
         figure.savefig(scratch, dpi=110, format=path.suffix.removeprefix(".").lower() or "png")
     plt.close(figure)
 
 
-def _draw_counts(axis: Axes, trace: Trace) -> None:
+def draw_counts(axis: Axes, explanation: Explanation) -> None:
     """Draws tokens times branches of each scale: those of the full model, and those computed here."""
+    trace, full = explanation.trace, explanation.full_trace.scales
     ks = [scale.scale for scale in trace.scales]
     tokens = [s.tokens for s in trace.scales]
-    axis.bar(ks, [2 * s.tokens_full for s in trace.scales], color="0.88", label="full model")
+    axis.bar([s.scale for s in full], [s.rows * s.tokens for s in full], color="0.88", label="full model")
     axis.bar(ks, tokens, color="tab:blue", label="conditional")
     both = [s.tokens if s.rows == 2 else 0 for s in trace.scales]
     axis.bar(ks, both, bottom=tokens, color="tab:orange", label="unconditional")
     axis.set_title("tokens per scale", fontsize=8)
-    axis.set_xticks(ks)
+    axis.set_xticks([s.scale for s in full])
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=6, frameon=False, loc="upper left")

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ldp_calibration.drawing import pyplot
 from ldp_runtime import Pipeline, parse_policy
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.pipeline.trace import Trace
 from ldp_runtime.pruning.parse import policy_text
 
-from ldp_export.inspection.explain import Explanation, explain, title
+from ldp_export.inspection.explain import Explanation, draw_counts, explain, title
 
 
 @pytest.mark.parametrize(
@@ -42,4 +43,15 @@ def test_the_full_model_is_beside_a_bundles_default_policy(small_bundle: Bundle)
 def explained(policy: str) -> Explanation:
     image = np.zeros((8, 8, 3), np.uint8)
     trace = Trace(0, policy_text(parse_policy(policy)), (), 7, 521, 0.0)
-    return Explanation("a red circle", (), image, image, trace)
+    return Explanation("a red circle", (), image, image, trace, trace)
+
+
+@pytest.mark.parametrize(("guidance", "rows"), [(4.0, 2), (1.0, 1)])
+def test_bars_of_the_full_model_are_what_it_computes(small_bundle: Bundle, guidance: float, rows: int) -> None:
+    """Without guidance there is one branch, and scales that the policy skips were computed."""
+    with Pipeline.load(small_bundle) as pipe:
+        explanation = explain(pipe, "a red circle", "none:skip_last=2", seed=1, guidance=guidance)
+    axis = pyplot().figure().subplots()
+    draw_counts(axis, explanation)
+    grey = {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in axis.containers[0]}
+    assert grey == {k: rows * tokens for k, tokens in enumerate(small_bundle.manifest.schedule().tokens)}
