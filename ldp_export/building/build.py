@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,7 @@ def build(plan: BuildPlan, progress: Progress = silent) -> tuple[Bundle, Report 
 
 def _verify(bundle: Bundle, root: Path, device: str, count: int, progress: Progress) -> Report:
     """Verifies the bundle as the last of `count` steps, and saves the report beside it."""
+    started = time.perf_counter()
     progress(ProgressEvent("verify", count - 1, count, "started"))
     report = verify_bundle(
         bundle,
@@ -70,7 +72,7 @@ def _verify(bundle: Bundle, root: Path, device: str, count: int, progress: Progr
     )
     write_report(root, bundle.manifest, report.to_json())
     require_verified(report, bundle)
-    progress(ProgressEvent("verify", count - 1, count, "finished"))
+    progress(ProgressEvent("verify", count - 1, count, "finished", seconds=time.perf_counter() - started))
     return report
 
 

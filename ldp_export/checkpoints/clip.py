@@ -26,6 +26,8 @@ from ldp_export.models.sizes import ClipSizes
 
 #: What a CLIP model has beside its text tower.
 _ASIDE = re.compile(r"(vision_model\.|visual_projection\.|text_projection\.|logit_scale$|.*\.position_ids$)")
+#: Prefix of the text tower's tensors in a CLIP model, and one that every tower has.
+_TOWER, _TOKENS = "text_model.", "embeddings.token_embedding.weight"
 _TOWERS = "openai/clip-vit-large-patch14 first, then laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
 _WHOLE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 
@@ -125,12 +127,13 @@ def _tower(folder: Path) -> tuple[ClipSizes, State, str]:
 
 def holds_clip(state: State) -> bool:
     """True for the tensors of a CLIP model or of its text tower."""
-    return "text_model.embeddings.token_embedding.weight" in state
+    return f"{_TOWER}{_TOKENS}" in state or _TOKENS in state
 
 
 def tower_state(state: State) -> State:
-    """Tensors of the text tower."""
-    return {key: value for key, value in state.items() if not _ASIDE.match(key)}
+    """Tensors of the text tower, by their names in a whole CLIP model; a tower saved alone lacks their prefix."""
+    prefix = _TOWER if _TOKENS in state else ""
+    return {f"{prefix}{key}": value for key, value in state.items() if not _ASIDE.match(key)}
 
 
 def _sizes(folder: Path) -> ClipSizes:

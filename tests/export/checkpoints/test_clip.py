@@ -99,3 +99,15 @@ def test_weights_of_another_depth_are_refused(towers: tuple[Path, Path], tmp_pat
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="3 layers, the weights are of 2"):
         load_clip(folders)
+
+
+def test_a_tower_saved_alone_is_the_same(towers: tuple[Path, Path], tmp_path: Path) -> None:
+    """`CLIPTextModel` saves its tensors without the prefix that they have in a whole model."""
+    from transformers import CLIPTextModel
+
+    for folder in towers:
+        CLIPTextModel.from_pretrained(folder).save_pretrained(tmp_path / folder.name)
+        shutil.copy(folder / "tokenizer.json", tmp_path / folder.name)
+    whole, alone = load_clip(towers), load_clip([tmp_path / folder.name for folder in towers])
+    ids = torch.tensor([0, 5, 9, 1])
+    assert torch.equal(whole.features(ids), alone.features(ids))
