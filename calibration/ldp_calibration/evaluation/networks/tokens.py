@@ -1,0 +1,128 @@
+"""Tokens of CLIP's and BERT's texts, from their vocabularies, which are not part of this package."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ldp_runtime.errors import ConfigError, IntegrityError
+from ldp_runtime.system.installation import install
+from torch import Tensor
+
+from ldp_calibration.evaluation.networks.clip import CONTEXT, END
+from ldp_calibration.evaluation.networks.loading import transformers
+
+#: Most bytes of a vocabulary that is unpacked, and of its file.
+_MOST_BYTES = 16 * 2**20
+#: Single bytes, and these at the end of a word.
+_BYTES = 2 * 256
+#: Tokens of ImageReward's texts.
+BERT_CONTEXT = 35
+
+
+def clean(text: str) -> str:
+    """Text as CLIP reads it: mojibake mended, entities resolved twice, white space collapsed.
+
+    Raises:
+        ConfigError: ftfy is not installed.
+    """
+    try:
+        import ftfy
+    except ImportError as error:
+        raise ConfigError("ftfy is not installed", hint=install("scorers")) from error
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def clip_tokens(file: Path) -> Callable[[Sequence[str]], Tensor]:
+    """Function that turns texts into CLIP's token numbers [B, 77]: cut with the end kept, filled up with zeros.
+
+    Args:
+        file: `bpe_simple_vocab_16e6.txt.gz`, as CLIP publishes it.
+
+    Raises:
+        ConfigError: it is missing, or a library is.
+        IntegrityError: it is damaged.
+    """
+    clean("")  # refuses here if ftfy is missing
+    tokenizer = _clip_tokenizer(file)
+
+    def tokens(texts: Sequence[str]) -> Tensor:
+        rows = torch.zeros(len(texts), CONTEXT, dtype=torch.int64)
+        for row, text in zip(rows, texts, strict=True):
+            ids = tokenizer(clean(text), add_special_tokens=True)["input_ids"]
+            ids = ids if len(ids) <= CONTEXT else [*ids[: CONTEXT - 1], ids[-1]]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+    return tokens
+
+
+def _clip_tokenizer(file: Path) -> Any:
+    library = transformers()
+    merges = _merges(file)
+    letters = _byte_letters()
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    return library.CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+def _merges(file: Path) -> list[tuple[str, str]]:
+    """Pairs that are joined, the first ones first; CLIP takes as many as its vocabulary has room for."""
+    if not file.is_file():
+        raise ConfigError(f"CLIP's vocabulary is not there: {file}", hint="ldp-export evaluate fetch gets it")
+    try:
+        with gzip.open(file) as stream:
+            content = stream.read(_MOST_BYTES)
+        lines = content.decode().split("\n")[1 : END + 1 - _BYTES - 2 + 1]
+        pairs = [tuple(line.split()) for line in lines if line]
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            raise ValueError("a line of it is no pair of tokens")
+    except (OSError, EOFError, ValueError) as error:
+        raise IntegrityError(f"{file} is no vocabulary of CLIP: {error}", hint="get the file anew") from error
+    return [(first, second) for first, second in pairs]
+
+
+def _byte_letters() -> list[str]:
+    """Letters that stand for bytes in CLIP's vocabulary: printable ones first, by themselves; the others after."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
+
+
+def bert_tokens(file: Path) -> Callable[[Sequence[str]], tuple[Tensor, Tensor]]:
+    """Function that turns texts into BERT's token numbers and attention mask [B, 35] each: lower case, cut, filled up.
+
+    Args:
+        file: `vocab.txt` of bert-base-uncased.
+
+    Raises:
+        ConfigError: it is missing, or transformers is.
+        IntegrityError: it is damaged.
+    """
+    library = transformers()
+    if not file.is_file():
+        raise ConfigError(f"BERT's vocabulary is not there: {file}", hint="ldp-export evaluate fetch gets it")
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {file.stat().st_size} bytes")
+        words = file.read_text(encoding="utf-8").splitlines()
+        if missing := [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if word not in words]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{file} is no vocabulary of BERT: {error}", hint="get the file anew") from error
+    tokenizer = library.BertTokenizer(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
+
+    def tokens(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        found = tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=BERT_CONTEXT, return_tensors="pt"
+        )
+        return found["input_ids"], found["attention_mask"]
+
+    return tokens
