@@ -64,9 +64,11 @@ def test_scoring_goes_on_where_it_was(run: Run, monkeypatch: pytest.MonkeyPatch)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[5:9], *lines[:3]]) + lines[3][:20])  # in another order, and cut off
     asked: list[str] = []
-    plain = scoring.score_picture
+    plain = scoring.score_pictures
     monkeypatch.setattr(
-        scoring, "score_picture", lambda s, picture, *rest: asked.append(picture.path.name) or plain(s, picture, *rest)
+        scoring,
+        "score_pictures",
+        lambda s, pictures, *rest: asked.extend(p.path.name for p in pictures) or plain(s, pictures, *rest),
     )
     plan = score(run, scorer)
     assert (plan.left, plan.there, len(asked)) == (16 - 7, 48 - 9, 9)

@@ -119,9 +119,7 @@ def relations(box: np.ndarray, target: np.ndarray, position_threshold: float) ->
     if np.all(np.abs(apart) < 1e-3):
         return ()
     direction = apart / np.linalg.norm(offset)
-    return tuple(
-        names[int(value > 0)] for names, value in zip(_RELATIONS, direction, strict=True) if abs(value) > 0.5
-    )
+    return tuple(names[int(value > 0)] for names, value in zip(_RELATIONS, direction, strict=True) if abs(value) > 0.5)
 
 
 @dataclass

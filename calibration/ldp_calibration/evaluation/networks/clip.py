@@ -56,9 +56,7 @@ class ClipNetwork:
         device, dtype: where and in what precision it computes; vectors are float32.
     """
 
-    def __init__(
-        self, model: Any, tokens: Tokens, device: str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, model: Any, tokens: Tokens, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self._model, self._tokens = model.to(device, dtype), tokens
         self._device, self._dtype = device, dtype
 
@@ -124,9 +122,7 @@ def _build(size: ClipSize) -> Any:
         "eos_token_id": size.vocabulary - 1,
     }
     both = {"hidden_act": size.activation, "layer_norm_eps": 1e-5, "projection_dim": size.embed}
-    config = library.CLIPConfig(
-        vision_config=vision | both, text_config=text | both, projection_dim=size.embed
-    )
+    config = library.CLIPConfig(vision_config=vision | both, text_config=text | both, projection_dim=size.embed)
     return library.CLIPModel(config)
 
 

@@ -60,9 +60,7 @@ def padded_input(image: np.ndarray, side: int = 224, antialias: bool = True) -> 
     if scale != 1.0:
         height, width = round(height * scale), round(width * scale)
         size = (height, width)
-        pixels = functional.interpolate(
-            pixels[None], size, mode="bicubic", align_corners=False, antialias=antialias
-        )[0]
+        pixels = functional.interpolate(pixels[None], size, mode="bicubic", align_corners=False, antialias=antialias)[0]
     left, top = (side - width) // 2, (side - height) // 2
     padded = functional.pad(pixels, (left, side - width - left, top, side - height - top))
     return _normalised(padded, _CLIP)

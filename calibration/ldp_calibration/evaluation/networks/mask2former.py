@@ -40,6 +40,9 @@ class DetectorSize:
     classes: int = 80
 
 
+#: Size of GenEval's detector.
+SWIN_S = DetectorSize()
+
 _SWIN, _HEAD = "model.pixel_level_module.encoder", "model.transformer_module"
 _PIXELS = "model.pixel_level_module.decoder"
 #: Parameters that transformers' class has and detection never reads.
@@ -89,7 +92,7 @@ _NAMES = (
 _COMPUTED = "relative_position_index"
 
 
-def load_detector(tensors: Mapping[str, Tensor], size: DetectorSize = DetectorSize()) -> Any:
+def load_detector(tensors: Mapping[str, Tensor], size: DetectorSize = SWIN_S) -> Any:
     """Detector with weights by mmdet's names.
 
     Raises:
