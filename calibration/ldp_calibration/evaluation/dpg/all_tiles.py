@@ -29,6 +29,12 @@ class FullScore:
     kinds: Mapping[str, float]
 
 
+def tile_score(questions: Sequence[Question], answers: Answers, tile: int) -> float:
+    """Share of an item's questions that a tile answers well; raises as `all_tiles`."""
+    of_tile = {(item, 0, text): answer for (item, other, text), answer in answers.items() if other == tile}
+    return all_tiles(questions, of_tile, 1).score / 100
+
+
 def all_tiles(questions: Sequence[Question], answers: Answers, tiles: int) -> FullScore:
     """Score over every question of every tile.
 

@@ -16,13 +16,16 @@ from ldp_calibration.evaluation.dpg.questions import Question
 _MOST_BYTES = 256 * 2**20
 #: Picture's file, corners of the tile, and the question with its answer.
 _LINE = re.compile(r"(?P<file>.*?), \((?P<box>\d+, \d+, \d+, \d+)\), (?P<rest>.*)")
+_HINT = "a line is: picture, (left, top, right, bottom), question, answer; of the exported pictures"
+#: Questions with their answers by item and tile, as they stand in a file.
+Lines = Mapping[tuple[str, int], Sequence[str]]
 
 
-def read_answers(path: Path, questions: Sequence[Question]) -> tuple[dict[tuple[str, int, str], str], str]:
-    """Answers of a detail file, and its SHA-256.
+def read_detail(path: Path) -> tuple[Lines, str]:
+    """Lines of a detail file, and its SHA-256.
 
     Raises:
-        ConfigError: the file cannot be read, a line of it is none, or it answers a question twice, and differently.
+        ConfigError: the file cannot be read, or a line of it is none.
     """
     try:
         content = read_small(path, _MOST_BYTES)
@@ -31,50 +34,43 @@ def read_answers(path: Path, questions: Sequence[Question]) -> tuple[dict[tuple[
         raise ConfigError(
             f"cannot read the answers {path}: {error}", hint="name a detail file of the official script"
         ) from error
-    texts = _texts(questions)
-    found = dict[tuple[str, int, str], str]()
+    found = dict[tuple[str, int], list[str]]()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            key, answer = parsed(line, texts)
-            if found.setdefault(key, answer) != answer:
-                raise ValueError("the question was answered before, and differently")
+            place, rest = parsed(line)
         except ValueError as error:
-            raise ConfigError(
-                f"{path}, line {number}: {error}",
-                hint="a line is: picture, (left, top, right, bottom), question, answer; of the exported pictures",
-            ) from error
+            raise ConfigError(f"{path}, line {number}: {error}", hint=_HINT) from error
+        found.setdefault(place, []).append(rest)
     return found, hashlib.sha256(content).hexdigest()
 
 
-def _texts(questions: Sequence[Question]) -> dict[str, list[str]]:
-    """Questions of each item, the longest first: one may begin as another does."""
-    found = dict[str, list[str]]()
-    for question in questions:
-        found.setdefault(question.item, []).append(question.text)
-    return {item: sorted(texts, key=len, reverse=True) for item, texts in found.items()}
-
-
-def parsed(line: str, texts: Mapping[str, Sequence[str]]) -> tuple[tuple[str, int, str], str]:
-    """Item, tile and question of a line, and its answer.
-
-    Args:
-        texts: questions by item, which tell where a question ends: both may hold commas.
-
-    Raises:
-        ValueError: it is none of an item's questions.
-    """
+def parsed(line: str) -> tuple[tuple[str, int], str]:
+    """Picture and tile of a line, and its question with the answer. Raises ValueError if it is none."""
     found = _LINE.fullmatch(line)
     if not found:
         raise ValueError(f"{line[:80]!r} is no answer")
-    item = Path(found["file"].replace("\\", "/")).name.removesuffix(".png")
     left, top, right, bottom = map(int, found["box"].split(", "))
     if right <= left or bottom <= top:
         raise ValueError(f"({found['box']}) is no tile")
-    tile = (left > 0) + 2 * (top > 0)
-    for text in texts.get(item.split(".")[0], texts.get(item, ())):
-        if found["rest"].startswith(f"{text}, "):
-            return (item, tile, text), found["rest"][len(text) + 2 :]
-    raise ValueError(f"{item} has no question {found['rest'][:80]!r}")
+    item = Path(found["file"].replace("\\", "/")).name.removesuffix(".png")
+    return (item, (left > 0) + 2 * (top > 0)), found["rest"]
 
+
+def answers_of(lines: Lines, item: str, tile: int, questions: Sequence[Question]) -> dict[str, str]:
+    """Answers to the questions about a tile; both may hold commas, and one question may begin as another does.
+
+    Raises:
+        ConfigError: a line answers none of the questions, or one that was answered before, and differently.
+    """
+    texts = sorted((question.text for question in questions), key=len, reverse=True)
+    found = dict[str, str]()
+    for line in lines.get((item, tile), ()):
+        text = next((text for text in texts if line.startswith(f"{text}, ")), None)
+        if text is None:
+            raise ConfigError(f"{item} has no question {line[:80]!r}", hint=_HINT)
+        answer = line[len(text) + 2 :]
+        if found.setdefault(text, answer) != answer:
+            raise ConfigError(f"{item}, tile {tile} is answered twice, and differently: {text}", hint=_HINT)
+    return found

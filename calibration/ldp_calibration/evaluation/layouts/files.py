@@ -1,0 +1,99 @@
+"""Files of each layout: which picture lies where, and what stands beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ldp_runtime.errors import ConfigError
+from ldp_runtime.system.small_files import stays_inside
+
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
+from ldp_calibration.evaluation.pictures import Picture
+from ldp_calibration.evaluation.run import Run
+
+#: Pictures of a prompt in DPG-Bench's tiled file.
+TILES = 4
+
+
+@dataclass(frozen=True)
+class LayoutFile:
+    """A file: the pictures that it holds, or a text."""
+
+    path: str
+    pictures: tuple[Picture, ...] = ()
+    text: bytes | None = None
+
+
+def geneval(run: Run, pictures: Sequence[Picture]) -> Iterator[LayoutFile]:
+    """Folder of each prompt by its number, with its line of the benchmark and its samples."""
+    for number, prompt in enumerate(run.prompts):
+        yield LayoutFile(f"{number:05d}/metadata.jsonl", text=f"{json.dumps(geneval_metadata(prompt))}\n".encode())
+    for picture in pictures:
+        yield LayoutFile(f"{picture.record.prompt:05d}/samples/{picture.record.image:05d}.png", (picture,))
+
+
+def geneval_metadata(prompt: EvaluationPrompt) -> dict[str, Any]:
+    """Line of a prompt in the benchmark's file; of a rewritten prompt with the text as it was."""
+    if "include" not in prompt.facts:
+        raise _not_for("geneval", prompt)
+    clauses = {name: prompt.facts[name] for name in ("include", "exclude") if name in prompt.facts}
+    return {"tag": prompt.tag, **clauses, "prompt": prompt.facts.get("original", prompt.text)}
+
+
+def hpsv2(run: Run, pictures: Sequence[Picture]) -> Iterator[LayoutFile]:
+    """Folder of each style, with a file for each of its prompts."""
+    _require_images("hpsv2", run, 1)
+    for picture in pictures:
+        prompt = run.prompts[picture.record.prompt]
+        index = prompt.facts.get("index")
+        if not isinstance(index, int) or prompt.tag is None:
+            raise _not_for("hpsv2", prompt)
+        yield LayoutFile(f"{_name(prompt.tag)}/{index:05d}.png", (picture,))
+
+
+def imagereward(run: Run, pictures: Sequence[Picture]) -> Iterator[LayoutFile]:
+    """Files by the prompt's id and the picture's number."""
+    for picture in pictures:
+        prompt = run.prompts[picture.record.prompt]
+        if "id" not in prompt.facts:
+            raise _not_for("imagereward", prompt)
+        yield LayoutFile(f"{_name(prompt.facts['id'])}_{picture.record.image}.png", (picture,))
+
+
+def dpg(run: Run, pictures: Sequence[Picture]) -> Iterator[LayoutFile]:
+    """File of each item, with its four pictures in two rows."""
+    _require_images("dpg", run, TILES)
+    by_prompt = dict[int, list[Picture]]()
+    for picture in pictures:
+        by_prompt.setdefault(picture.record.prompt, []).append(picture)
+    for number, found in by_prompt.items():
+        prompt = run.prompts[number]
+        if "item_id" not in prompt.facts:
+            raise _not_for("dpg", prompt)
+        yield LayoutFile(f"{_name(prompt.facts['item_id'])}.png", tuple(found))
+
+
+def _require_images(layout: str, run: Run, count: int) -> None:
+    if run.settings.images != count:
+        raise ConfigError(
+            f"the layout {layout} holds {count} pictures of a prompt, and the run has {run.settings.images}",
+            hint=f"draw the run with --images {count}",
+        )
+
+
+def _name(text: object) -> str:
+    """Name of a file as a benchmark gives it. Raises ConfigError for one that leads elsewhere."""
+    name = str(text)
+    if not stays_inside(name) or "/" in name:
+        raise ConfigError(f"{name[:80]!r} is no name of a file", hint="fetch the benchmark anew")
+    return name
+
+
+def _not_for(layout: str, prompt: EvaluationPrompt) -> ConfigError:
+    return ConfigError(
+        f"the layout {layout} is not for the prompt {prompt.text[:80]!r}",
+        hint=f"it is for runs of --benchmark {layout}, or of a .jsonl with the same facts",
+    )
