@@ -1,7 +1,7 @@
 """Fréchet distance of two sets of pictures, by the features of a network that the user gives.
 
-Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium". It grows with
-fewer pictures: only sets of equal numbers compare.
+Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium". It grows
+with fewer pictures: only sets of equal numbers compare.
 """
 
 from __future__ import annotations

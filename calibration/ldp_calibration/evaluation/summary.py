@@ -13,8 +13,8 @@ from ldp_runtime.errors import ConfigError
 from ldp_calibration.evaluation.dpg.all_tiles import all_tiles
 from ldp_calibration.evaluation.dpg.official import OfficialScriptError, official_score
 from ldp_calibration.evaluation.dpg.questions import questions_of
+from ldp_calibration.evaluation.geneval.summary import metadata
 from ldp_calibration.evaluation.geneval.summary import summary as geneval_summary
-from ldp_calibration.evaluation.layouts.files import geneval_metadata
 from ldp_calibration.evaluation.pictures import Picture
 from ldp_calibration.evaluation.run import SCORES, Run, RunPolicy
 from ldp_calibration.evaluation.score import SETTINGS, scored_pictures, scorer_settings
@@ -69,15 +69,15 @@ def geneval_rows(run: Run, scored: Scored) -> list[dict[str, Any]]:
     """Results as the official script writes them, a picture each."""
     rows = list[dict[str, Any]]()
     for picture, score in scored:
-        metadata = geneval_metadata(run.prompts[picture.record.prompt])
+        line = metadata(run.prompts[picture.record.prompt])
         rows.append(
             {
                 "filename": f"{picture.record.prompt:05d}/samples/{picture.path.name}",
-                "tag": metadata["tag"],
-                "prompt": metadata["prompt"],
+                "tag": line["tag"],
+                "prompt": line["prompt"],
                 "correct": score.value == 1,
                 "reason": score.facts.get("reason", ""),
-                "metadata": json.dumps(metadata),
+                "metadata": json.dumps(line),
                 "details": json.dumps(score.facts.get("details", {})),
             }
         )
@@ -134,7 +134,7 @@ def _dpg(run: Run, scored: Scored) -> tuple[dict[str, Any], str]:
     try:
         official = official_score(questions, items, answers, tiles)
     except OfficialScriptError as error:
-        return numbers | {"official": None}, f"official: the script dies: {error}\nall tiles: {ours.score:.4f}"
+        return numbers | {"official": None}, f"official: the script dies: {error.message}\nall tiles: {ours.score:.4f}"
     numbers |= {"official": official.score, "official_failed": dict(official.failed)}
     failed = "".join(f"\n  left out officially: {item} ({why})" for item, why in official.failed.items())
     groups = "".join(f"\n  {group}: {value:.2f}" for group, value in ours.groups.items())

@@ -14,6 +14,7 @@ from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
 from ldp_calibration.evaluation.run import IMAGES, SCORES, Run, open_run
 from ldp_calibration.evaluation.score import plan_scores, read_scores, score, twins_of
 from ldp_calibration.evaluation.scorers.choose import open_scorer
+from ldp_calibration.evaluation.scorers.opening import Wish
 from ldp_calibration.evaluation.scorers.scorer import Scorer
 from ldp_calibration.fidelity import PSNR_CAP
 from ldp_runtime.errors import ConfigError, IntegrityError
@@ -179,7 +180,7 @@ def test_jpeg_figures_have_a_name_of_their_own(run: Run) -> None:
         ("psrn", {}, "unknown scorer 'psrn'"),
         ("psnr-jpeg200", {}, "JPEG quality"),
         ("lpips", {}, "lpips needs the weights of a network"),
-        ("lpips", {"weights": Path("/nowhere")}, "the weights of LPIPS's network are not there"),
+        ("lpips", {"wish": Wish(weights=Path("/nowhere"))}, "the weights of LPIPS's network are not there"),
     ],
 )
 def test_scorers_that_cannot_be_opened(name: str, options: dict, said: str) -> None:
@@ -191,7 +192,7 @@ def test_scorers_that_cannot_be_opened(name: str, options: dict, said: str) -> N
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / perceptual.VGG_WEIGHTS).write_bytes(b"weights of something else")
     with pytest.raises(IntegrityError, match="expected 397923af"):
-        open_scorer("lpips", weights=tmp_path)
+        open_scorer("lpips", wish=Wish(weights=tmp_path))
 
 
 def test_prompts_without_claims_are_refused_before_scoring(tmp_path: Path) -> None:

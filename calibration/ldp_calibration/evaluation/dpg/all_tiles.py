@@ -98,7 +98,9 @@ def _order(item: str, asked: Mapping[int, Question]) -> list[int]:
     raise IntegrityError(f"questions of {item} {why}", hint="fetch the file of questions anew")
 
 
-def _scores(item: str, asked: Mapping[int, Question], order: Sequence[int], tile: int, answers: Answers) -> dict[int, int]:
+def _scores(
+    item: str, asked: Mapping[int, Question], order: Sequence[int], tile: int, answers: Answers
+) -> dict[int, int]:
     scores = dict[int, int]()
     for number in order:
         question = asked[number]

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ldp_runtime.errors import IntegrityError
+
 from ldp_calibration.evaluation.dpg.questions import YES, Answers, Question
 
+_HINT = "`all_tiles` scores such a file"
 #: Words that the script's reader of tables takes for a missing value.
 _MISSING = frozenset(
     ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA")
@@ -19,7 +22,7 @@ _MISSING = frozenset(
 )
 
 
-class OfficialScriptError(ValueError):
+class OfficialScriptError(IntegrityError):
     """A file of questions that the official script cannot read."""
 
 
@@ -91,7 +94,9 @@ def _by_item(questions: Sequence[Question]) -> dict[str, dict[int, Question]]:
     An item whose rows lie in two blocks keeps the last; ids that are all numbers match no file.
     """
     if all(_is_number(question.dependency) for question in questions):
-        raise OfficialScriptError("no dependency of the file names two questions, and the script dies on numbers")
+        raise OfficialScriptError(
+            "no dependency of the file names two questions, and the script dies on numbers", hint=_HINT
+        )
     if all(_is_number(question.item) for question in questions):
         return {}
     found, last = dict[str, dict[int, Question]](), ""
@@ -115,7 +120,7 @@ def _is_number(text: str) -> bool:
 
 
 def _raw(asked: Mapping[int, Question], picture: str, tile: int, answers: Answers) -> dict[int, int]:
-    """Whether each question's answer is yes. Raises LookupError for one that was not asked."""
+    """Ones for questions whose answer is yes, by number. Raises LookupError for one that was not asked."""
     found = dict[int, int]()
     for number, question in asked.items():
         key = (picture, tile, question.text)

@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
+
+
+def metadata(prompt: EvaluationPrompt) -> dict[str, Any]:
+    """Line of a prompt in the benchmark's file; of a rewritten prompt with the text as it was."""
+    clauses = {name: prompt.facts[name] for name in ("include", "exclude") if name in prompt.facts}
+    return {"tag": prompt.tag, **clauses, "prompt": prompt.facts.get("original", prompt.text)}
+
 
 @dataclass(frozen=True)
 class GenevalSummary:

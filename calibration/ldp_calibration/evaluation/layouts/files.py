@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.system.small_files import stays_inside
 
 from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
+from ldp_calibration.evaluation.geneval.summary import metadata
 from ldp_calibration.evaluation.pictures import Picture
 from ldp_calibration.evaluation.run import Run
 
@@ -30,17 +30,11 @@ class LayoutFile:
 def geneval(run: Run, pictures: Sequence[Picture]) -> Iterator[LayoutFile]:
     """Folder of each prompt by its number, with its line of the benchmark and its samples."""
     for number, prompt in enumerate(run.prompts):
-        yield LayoutFile(f"{number:05d}/metadata.jsonl", text=f"{json.dumps(geneval_metadata(prompt))}\n".encode())
+        if "include" not in prompt.facts:
+            raise _not_for("geneval", prompt)
+        yield LayoutFile(f"{number:05d}/metadata.jsonl", text=f"{json.dumps(metadata(prompt))}\n".encode())
     for picture in pictures:
         yield LayoutFile(f"{picture.record.prompt:05d}/samples/{picture.record.image:05d}.png", (picture,))
-
-
-def geneval_metadata(prompt: EvaluationPrompt) -> dict[str, Any]:
-    """Line of a prompt in the benchmark's file; of a rewritten prompt with the text as it was."""
-    if "include" not in prompt.facts:
-        raise _not_for("geneval", prompt)
-    clauses = {name: prompt.facts[name] for name in ("include", "exclude") if name in prompt.facts}
-    return {"tag": prompt.tag, **clauses, "prompt": prompt.facts.get("original", prompt.text)}
 
 
 def hpsv2(run: Run, pictures: Sequence[Picture]) -> Iterator[LayoutFile]:

@@ -52,7 +52,7 @@ def _fill_unused(network: nn.Module, unused: str) -> None:
         if not tensor.is_meta:
             continue
         if not (unused and name.startswith(unused)):
-            raise InternalError(f"{name} has no value after loading", hint="report this: a buffer is not computed")
+            raise InternalError(f"{name} has no value after loading: a buffer is not computed")
         owner, _, last = name.rpartition(".")
         setattr(network.get_submodule(owner), last, nn.Parameter(torch.ones(tensor.shape)))
 

@@ -34,5 +34,5 @@ def _taps(size: int, wanted: int, is_row: bool) -> tuple[np.ndarray, np.ndarray,
     share = place - first.astype(np.float32)
     if is_row:
         share[(first < 0) | (first >= size - 1)] = 0
-    weights = [np.rint(part * np.float32(_ONE)).astype(np.int32) for part in (np.float32(1) - share, share)]
-    return np.clip(first, 0, size - 1), np.clip(first + 1, 0, size - 1), *weights
+    near, far = (np.rint(part * np.float32(_ONE)).astype(np.int32) for part in (np.float32(1) - share, share))
+    return np.clip(first, 0, size - 1), np.clip(first + 1, 0, size - 1), near, far

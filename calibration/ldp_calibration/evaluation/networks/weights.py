@@ -23,10 +23,14 @@ CLIP = "clip-vit-large-patch14.safetensors"
 HPS_V21, HPS_V20 = "HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"
 REWARD = "ImageReward.pt"
 CLIP_WORDS, BERT_WORDS, CLASSES = "bpe_simple_vocab_16e6.txt.gz", "bert-base-uncased-vocab.txt", "object_names.txt"
+#: Pictures whose scores are published, for the self-test.
+HPS_EXAMPLE = "selftest/hpsv2-demo.jpg"
+REWARD_EXAMPLES = tuple(f"selftest/imagereward-{i}.webp" for i in range(1, 5))
 #: Beginnings of the published files' SHA-256, so far as they are known beforehand.
 KNOWN = {
     DETECTOR: "743b7d99",
     CLIP_WORDS: "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+    HPS_EXAMPLE: "798dfb5b",
     CLASSES: "608f6a0e5c8ca1c7a92b818430141fe268c85b7930b50f4160f1d65893b5bacd",
 }
 #: Folder of what was converted, in the folder of weights.
