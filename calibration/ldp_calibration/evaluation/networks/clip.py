@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldp_calibration.evaluation.networks.loading import loaded, transformers
+from ldp_calibration.evaluation.networks.loading import loaded, thirds, transformers
 
 #: Number of the token that ends a text; tokens of a text.
 END, CONTEXT = 49407, 77
@@ -164,7 +164,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def _layer(layer: str, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if found := re.fullmatch(r"attn\.in_proj_(weight|bias)", name):
-        for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+        for part, rows in zip("qkv", thirds(f"{layer}.{name}", tensor), strict=True):
             yield f"{layer}.self_attn.{part}_proj.{found[1]}", rows
         return
     for before, after in _LAYERS:

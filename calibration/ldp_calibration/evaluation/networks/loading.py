@@ -57,6 +57,20 @@ def _fill_unused(network: nn.Module, unused: str) -> None:
         setattr(network.get_submodule(owner), last, nn.Parameter(torch.ones(tensor.shape)))
 
 
+def thirds(name: str, tensor: Tensor) -> tuple[Tensor, ...]:
+    """Query, key and value of a tensor that stacks them along its rows. Raises IntegrityError if it does not."""
+    if not tensor.ndim or len(tensor) % 3:
+        raise odd_shape(name, tensor)
+    return tensor.chunk(3)
+
+
+def odd_shape(name: str, tensor: Tensor) -> IntegrityError:
+    return IntegrityError(
+        f"the weight {name} has the shape {_shape(tensor.shape)}, which cannot be taken apart",
+        hint="get the published file anew",
+    )
+
+
 def check_keys(wanted: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:
     """Compares names and shapes of weights with those that a network has.
 

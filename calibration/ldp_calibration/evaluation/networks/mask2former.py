@@ -6,15 +6,14 @@ Source: Cheng et al., "Masked-attention Mask Transformer for Universal Image Seg
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ldp_runtime.errors import IntegrityError
 from torch import Tensor
 
-from ldp_calibration.evaluation.networks.loading import loaded, transformers
+from ldp_calibration.evaluation.networks.loading import loaded, odd_shape, thirds, transformers
 
 
 @dataclass(frozen=True)
@@ -133,12 +132,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors.items():
         if name.endswith(_COMPUTED):
             continue
-        try:
-            yield from _converted(name, tensor)
-        except RuntimeError as error:
-            raise IntegrityError(
-                f"{name} of the detector has the shape {tuple(tensor.shape)}: {error}", hint="get the file anew"
-            ) from error
+        yield from _converted(name, tensor)
 
 
 def _converted(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -150,22 +144,26 @@ def _converted(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         target = f"{_HEAD}.decoder.mask_predictor.mask_embedder.{int(found[1]) // 2}.0.{found[2]}"
         yield target, tensor
     elif found := re.fullmatch(r"backbone\.(stages\.\d+\.blocks\.\d+)\.attn\.w_msa\.qkv\.\w+", name):
-        yield from _split(f"{_SWIN}.swin.encoder.{found[1].replace('stages', 'layers')}.attention", kind, tensor)
+        yield from _split(
+            f"{_SWIN}.swin.encoder.{found[1].replace('stages', 'layers')}.attention", kind, thirds(name, tensor)
+        )
     elif found := re.fullmatch(r".+\.transformer_decoder\.(layers\.\d+)\.attentions\.1\.attn\.in_proj_\w+", name):
-        yield from _split(f"{_HEAD}.decoder.{found[1]}.self_attn", kind.removeprefix("in_proj_"), tensor)
+        yield from _split(f"{_HEAD}.decoder.{found[1]}.self_attn", kind.removeprefix("in_proj_"), thirds(name, tensor))
     elif ".downsample." in name:
-        yield _new_name(name), _regrouped(tensor)
+        yield _new_name(name), _regrouped(name, tensor)
     else:
         yield _new_name(name), tensor
 
 
-def _split(target: str, kind: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+def _split(target: str, kind: str, parts: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for part, rows in zip("qkv", parts, strict=True):
         yield f"{target}.{part}_proj.{kind}", rows
 
 
-def _regrouped(tensor: Tensor) -> Tensor:
+def _regrouped(name: str, tensor: Tensor) -> Tensor:
     """Last axis from channels of four neighbours (column by column) to neighbours (row by row) of channels."""
+    if not tensor.ndim or tensor.shape[-1] % 4:
+        raise odd_shape(name, tensor)
     grouped = tensor.reshape(*tensor.shape[:-1], -1, 4)[..., [0, 2, 1, 3]]
     return grouped.transpose(-1, -2).reshape(tensor.shape)
 

@@ -55,8 +55,6 @@ def _order(rows: np.ndarray) -> np.ndarray:
 def test_an_empty_mask_has_an_empty_box() -> None:
     logits = torch.full((1, 81), -9.0)
     logits[0, 3] = 9
-    (first, *_) = sorted(
-        detections(logits, torch.full((1, 8, 8), -1.0), 800, 800), key=lambda one: one.label != 3
-    )
+    (first, *_) = sorted(detections(logits, torch.full((1, 8, 8), -1.0), 800, 800), key=lambda one: one.label != 3)
     assert first.label == 3
     assert first.box.tolist() == [0, 0, 0, 0, 0]
