@@ -5,11 +5,16 @@ from __future__ import annotations
 import gzip
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
+from ldp_calibration.evaluation.benchmarks.shapes import shapes
+from ldp_calibration.evaluation.geneval.verdict import COLOURS
 from ldp_calibration.evaluation.networks import weights
 from ldp_calibration.evaluation.networks.clip import ClipSize
 from ldp_calibration.evaluation.networks.weights import Networks
+from ldp_calibration.evaluation.run import Run
 from safetensors.torch import load_file, save_file
 
 from helpers.evaluation_goldens import VECTORS, clip_size, clip_weights, detector_size, read, reward_size
@@ -61,3 +66,44 @@ def small_networks(folder: Path) -> Networks:
         reward_size(),
         known={},
     )
+
+
+def judged_prompts(count: int) -> tuple[EvaluationPrompt, ...]:
+    """Prompts of the small world with everything that published scorers and layouts want to know of them."""
+    return tuple(_judged(i, prompt) for i, prompt in enumerate(shapes().prompts[:count]))
+
+
+def _judged(number: int, prompt: EvaluationPrompt) -> EvaluationPrompt:
+    claims = prompt.facts["claims"]
+    include: list[dict[str, Any]] = [
+        {"class": kind, "count": prompt.facts.get("count", 1)} | ({"color": colour} if colour in COLOURS else {})
+        for kind, colour in claims
+    ]
+    if "relation" in prompt.facts:
+        include.reverse()  # the target comes first
+        include[1]["position"] = [prompt.facts["relation"], 0]
+    questions = [
+        {
+            "row": 2 * number + i,
+            "id": str(i + 1),
+            "dependency": "0" if i == 0 else "0,1",
+            "tuple": f"entity - whole ({i})",
+            "question": f"Is there, in picture {number}, thing {i}?",
+        }
+        for i in range(2)
+    ]
+    facts = {"include": include, "index": number, "id": f"s-{number}", "item_id": f"item{number}"}
+    return replace(prompt, facts=prompt.facts | facts | {"questions": questions})
+
+
+def write_answers(run: Run, policy: str, path: Path) -> None:
+    """A detail file as the official script writes it; what is answered hangs on the place alone."""
+    side, lines = 64, list[str]()
+    for i, prompt in enumerate(run.prompts):
+        for tile in range(run.settings.images):
+            left, top = tile % 2 * side, tile // 2 * side
+            for k, question in enumerate(prompt.facts["questions"]):
+                answer = "no" if (i + tile + k + len(policy)) % 3 == 0 else "yes"
+                box = f"({left}, {top}, {left + side}, {top + side})"
+                lines.append(f"out/{prompt.facts['item_id']}.png, {box}, {question['question']}, {answer}\n")
+    path.write_text("".join(lines))

@@ -144,9 +144,8 @@ def _converted(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         target = f"{_HEAD}.decoder.mask_predictor.mask_embedder.{int(found[1]) // 2}.0.{found[2]}"
         yield target, tensor
     elif found := re.fullmatch(r"backbone\.(stages\.\d+\.blocks\.\d+)\.attn\.w_msa\.qkv\.\w+", name):
-        yield from _split(
-            f"{_SWIN}.swin.encoder.{found[1].replace('stages', 'layers')}.attention", kind, thirds(name, tensor)
-        )
+        target = f"{_SWIN}.swin.encoder.{found[1].replace('stages', 'layers')}.attention"
+        yield from _split(target, kind, thirds(name, tensor))
     elif found := re.fullmatch(r".+\.transformer_decoder\.(layers\.\d+)\.attentions\.1\.attn\.in_proj_\w+", name):
         yield from _split(f"{_HEAD}.decoder.{found[1]}.self_attn", kind.removeprefix("in_proj_"), thirds(name, tensor))
     elif ".downsample." in name:

@@ -113,7 +113,7 @@ def _check(classes: Sequence[str]) -> Any:
         try:
             clauses = [*prompt.facts.get("include", ()), *prompt.facts.get("exclude", ())]
             known = all(_is_clause(clause, i, classes) for i, clause in enumerate(clauses))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             known = False
         if not known or not prompt.facts.get("include"):
             raise ConfigError(

@@ -128,7 +128,7 @@ def test_a_conversion_that_was_changed_is_refused(tmp_path: Path) -> None:
     read_weights(tmp_path / "a.pt", {})
     place = tmp_path / "converted" / "a.pt.safetensors"
     torch.save({**TENSORS, "b": torch.zeros(2)}, tmp_path / "a.pt")
-    with pytest.raises(IntegrityError, match="converted from another a.pt"):
+    with pytest.raises(IntegrityError, match=r"converted from another a.pt"):
         read_weights(tmp_path / "a.pt", {})
     save_file({**TENSORS, "b": torch.zeros(2)}, place)
     with pytest.raises(IntegrityError, match="was changed since it was converted"):
@@ -142,5 +142,5 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="geneval needs weights") as raised:
         existing(None, "a.pt", "geneval")
     assert "fetch --weights DIR geneval" in str(raised.value.hint)
-    with pytest.raises(ConfigError, match="a.pt is not in"):
+    with pytest.raises(ConfigError, match=r"a.pt is not in"):
         existing(tmp_path, "a.pt", "geneval")
