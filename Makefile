@@ -47,7 +47,7 @@ $(RUNS): pyproject.toml
 	touch $@
 
 $(READY): $(RUNS)
-	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,ray,ray-data,eval,dev,release,$(ENGINES)]" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,ray,ray-data,eval,scorers,dev,release,$(ENGINES)]" "$(TORCH)"
 	rm -f $(VENV)/.ready*
 	touch $@
 

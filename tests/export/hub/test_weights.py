@@ -46,9 +46,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def get(hub: Hub, folder: Path, *names: str) -> None:
-    fetch_weights(
-        plan_weights(names, folder), github=f"{hub.url}/raw", openmmlab=f"{hub.url}/raw/openmmlab/files/{COMMIT}"
-    )
+    openmmlab = f"{hub.url}/raw/openmmlab/files/{COMMIT}"
+    fetch_weights(plan_weights(names, folder), github=f"{hub.url}/raw", openmmlab=openmmlab)
 
 
 def fetch(*arguments: object) -> Result:

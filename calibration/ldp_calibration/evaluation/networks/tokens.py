@@ -66,11 +66,14 @@ def clip_tokens(file: Path) -> Callable[[Sequence[str]], Tensor]:
 def _clip_tokenizer(file: Path) -> Any:
     library = transformers()
     merges = _merges(file)
-    letters = _byte_letters()
+    letters = byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: i for i, word in enumerate(words)}
-    return library.CLIPTokenizer(vocab=vocabulary, merges=merges)
+    try:
+        return library.CLIPTokenizer(vocab=vocabulary, merges=merges)
+    except Exception as error:  # the library raises what has no type of its own
+        raise IntegrityError(f"{file} is no vocabulary of CLIP: {error}", hint="get the file anew") from error
 
 
 def _merges(file: Path) -> list[tuple[str, str]]:
@@ -89,7 +92,7 @@ def _merges(file: Path) -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs]
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """Letters that stand for bytes in CLIP's vocabulary: printable ones first, by themselves; the others after."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -44,7 +44,14 @@ def test_vocabularies_that_are_damaged(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="CLIP's vocabulary is not there"):
         clip_tokens(file)
     whole = gzip.compress(b"# version\nr e\n")
-    for content in (b"", b"text", whole[:-9], gzip.compress(b"# version\none two three\n"), gzip.compress(b"")):
+    for content in (
+        b"",
+        b"text",
+        whole[:-9],
+        gzip.compress(b"# version\none two three\n"),
+        gzip.compress("#\n一 x\n".encode()),
+        gzip.compress(b""),
+    ):
         file.write_bytes(content)
         with pytest.raises(IntegrityError, match="is no vocabulary of CLIP"):
             clip_tokens(file)
