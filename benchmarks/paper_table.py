@@ -1,19 +1,20 @@
 """The LD-Pruning paper's table as a recipe: commands, their cost, and what was measured beside what the paper says.
 
-    python -m benchmarks.paper_table --model infinity-8b                     # the commands, hours and disk; runs nothing
+    python -m benchmarks.paper_table --model infinity-8b                     # commands, hours and disk; runs nothing
     python -m benchmarks.paper_table --model infinity-8b --run BUNDLE --weights DIR --folder RUNS
     python -m benchmarks.paper_table --model infinity-8b --collect RUNS      # figures of the runs, into results/
-    python -m benchmarks.paper_table --page                                  # the page of results/, empty where nothing is
+    python -m benchmarks.paper_table --page                                  # the page, empty where nothing was measured
 
-`--run` fetches prompts, draws, scores, exports DPG's layout, and collects; it stops and goes on like its commands. DPG's
-answers come from the official script on the exported folders: put its detail files beside them as FOLDER/dpg/LABEL.txt
-(a policy's folder name), and run it again.
+`--run` fetches prompts, draws, scores, exports DPG's layout, and collects; it stops and goes on like its commands.
+DPG's answers come from the official script on the exported folders: put its detail files beside them, as
+FOLDER/dpg-layout/NAME.txt by the names of those folders, and run it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ ROWS = (
 )
 
 
-def commands(model: str, bundle: str, folder: str, weights: str) -> Iterator[tuple[str, list[str]]]:
+def commands(bundle: str, folder: str, weights: str) -> Iterator[tuple[str, list[str]]]:
     """Commands that repeat the table, with what each does."""
     step = ["ldp-export", "evaluate"]
     yield (
@@ -109,10 +110,9 @@ def commands(model: str, bundle: str, folder: str, weights: str) -> Iterator[tup
         ],
     )
     yield "weights (5.8 GB)", [*step, "fetch", "--weights", weights, "geneval", "hpsv2.1", "imagereward", "clip"]
-    policies = [part for row in ROWS if row.policy != "none" for part in ("--policy", row.policy)]
     for name in BENCHMARKS:
-        drawn = ["generate", bundle, "--benchmark", name, *policies, "--device", "cuda", "--output", f"{folder}/{name}"]
-        yield f"draw {name}", [*step, *drawn]
+        drawn = ["generate", bundle, "--benchmark", name, "--device", "cuda", "--output", f"{folder}/{name}"]
+        yield f"draw {name}", [*step, *drawn, *_policies()]
     for name, (_, _, scorers) in BENCHMARKS.items():
         chosen = [part for scorer in scorers for part in ("--scorer", scorer)]
         looked = [*chosen, "--weights", weights, "--device", "cuda"]
@@ -120,6 +120,10 @@ def commands(model: str, bundle: str, folder: str, weights: str) -> Iterator[tup
     yield "DPG's layout", [*step, "export", f"{folder}/dpg", "--layout", "dpg", "--output", f"{folder}/dpg-layout"]
     for name in BENCHMARKS:
         yield f"compare {name}", [*step, "compare", f"{folder}/{name}"]
+
+
+def _policies() -> list[str]:
+    return [part for row in ROWS if row.policy != "none" for part in ("--policy", row.policy)]
 
 
 def dpg_command(folder: Path) -> list[str] | None:
@@ -136,7 +140,7 @@ def dpg_command(folder: Path) -> list[str] | None:
 
 
 def cost(model: str, results: Path) -> dict[str, Any]:
-    """Pictures and most bytes of a policy; hours on one GPU by policy, of measured speeds, None where there are none."""
+    """Pictures and most bytes of a policy; hours on one GPU by policy, None where no speed was measured."""
     pictures = sum(prompts * images for prompts, images, _ in BENCHMARKS.values())
     seconds = gpu_seconds(model, results)
     hours = {row.policy: None if (s := seconds.get(row.measured)) is None else pictures * s / 3600 for row in ROWS}
@@ -164,16 +168,18 @@ def collected(folder: Path, run: Any) -> dict[str, dict[str, float]]:
             continue
         if scorer in ("psnr", "ssim", "lpips"):
             compared = json.loads((folder / name / "compare" / "compare.json").read_text())
-            values = {
-                p["label"]: p["results"].get(scorer, {}).get("mean", {}).get("value") for p in compared["policies"]
-            }
+            values = {p["label"]: p["results"][scorer]["mean"]["value"] for p in _scored_by(scorer, compared)}
         else:
             said = run(["ldp-export", "evaluate", "summary", str(folder / name), "--scorer", scorer, "--json"])
             values = {one["policy"]: one[key] for one in json.loads(said)["figures"]}
         for policy, value in values.items():
-            if value is not None:
-                found.setdefault(policy, {})[figure] = value
+            found.setdefault(policy, {})[figure] = value
     return found
+
+
+def _scored_by(scorer: str, compared: Mapping[str, Any]) -> list[Any]:
+    """Policies of a comparison that a scorer has figures of; the unpruned one is not compared with itself."""
+    return [policy for policy in compared["policies"] if scorer in policy["results"]]
 
 
 def table(model: str, results: Path) -> str:
@@ -206,23 +212,28 @@ def cost_table(results: Path) -> str:
     return "\n".join(lines)
 
 
-def commands_text() -> str:
-    """Commands as they are typed."""
-    lines = list[str]()
-    for what, command in commands(MODELS[1], "BUNDLE", "RUNS", "WEIGHTS"):
-        lines += [f"    # {what}", f"    {' '.join(_quoted(part) for part in command)}"]
+def commands_text(bundle: str, folder: str, weights: str) -> str:
+    """Commands as they are typed in a shell."""
+    policies = " ".join(_policies())
+    lines = [f'POLICIES="{policies}"']
+    for what, command in commands(bundle, folder, weights):
+        lines += [f"# {what}", shlex.join(command).replace(policies, "$POLICIES")]
     return "\n".join(lines)
 
 
-def _quoted(part: str) -> str:
-    return f"'{part}'" if " " in part else part
+#: Bundle, folder of runs and folder of weights, as the page names them.
+_PLACES = ("BUNDLE", "RUNS", "WEIGHTS")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def page_with_tables(page: str, results: Path) -> str:
     """Text of the page with everything between its markers written anew."""
     for model in MODELS:
         page = between(page, model, table(model, results))
-    return between(between(page, "cost", cost_table(results)), "commands", commands_text())
+    return between(between(page, "cost", cost_table(results)), "commands", _indented(commands_text(*_PLACES)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -248,8 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say(model: str, folder: Path, weights: str) -> None:
-    for what, command in commands(model, "BUNDLE", str(folder), weights):
-        print(f"# {what}\n{' '.join(map(_quoted, command))}\n")
+    print(commands_text("BUNDLE", str(folder), weights))
     found = cost(model, RESULTS)
     print(f"{found['pictures']} pictures a policy, {len(ROWS) + 1} policies with the null run:")
     print(f"at most {found['bytes'] * (len(ROWS) + 1) / 1e9:.0f} GB")
@@ -259,12 +269,12 @@ def _say(model: str, folder: Path, weights: str) -> None:
 
 def run_all(model: str, bundle: str, folder: Path, weights: str) -> None:
     """Runs every command, and collects what they found."""
-    for what, command in commands(model, bundle, str(folder), weights):
+    for what, command in commands(bundle, str(folder), weights):
         print(f"# {what}", flush=True)
         _called(command)
     answered = dpg_command(folder)
     if answered is None:
-        print(f"DPG waits for the official script's detail files: {folder}/dpg-layout/LABEL.txt for each policy")
+        print(f"DPG waits for the official script's detail files: {folder}/dpg-layout/NAME.txt by its folders' names")
     else:
         _called(answered)
     write_figures(model, folder)
