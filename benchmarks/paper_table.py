@@ -3,7 +3,7 @@
     python -m benchmarks.paper_table --model infinity-8b                     # commands, hours and disk; runs nothing
     python -m benchmarks.paper_table --model infinity-8b --run BUNDLE --weights DIR --folder RUNS
     python -m benchmarks.paper_table --model infinity-8b --collect RUNS      # figures of the runs, into results/
-    python -m benchmarks.paper_table --page                                  # the page, empty where nothing was measured
+    python -m benchmarks.paper_table --page                                  # pages; empty where nothing was measured
 
 `--run` fetches prompts, draws, scores, exports DPG's layout, and collects; it stops and goes on like its commands.
 DPG's answers come from the official script on the exported folders: put its detail files beside them, as
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paths import REPORTS, RESULTS
+from benchmarks.report import scorers
 from benchmarks.report.read import between
 
 MODELS = ("infinity-2b", "infinity-8b")
@@ -246,8 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", action="store_true", help="write the page from results/")
     options = parser.parse_args(arguments)
     if options.page:
-        page = REPORTS / "paper-table.md"
-        page.write_text(page_with_tables(page.read_text(), RESULTS))
+        write_pages()
     elif options.model is None:
         parser.error("--model infinity-2b or infinity-8b")
     elif options.collect:
@@ -256,6 +256,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_all(options.model, options.run, options.folder, options.weights)
     else:
         _say(options.model, options.folder, options.weights)
+
+
+def write_pages() -> None:
+    """Writes the tables of the pages on benchmarks of others, from the raw results alone."""
+    for path, text in pages(RESULTS).items():
+        path.write_text(text)
+
+
+def pages(results: Path) -> dict[Path, str]:
+    """Pages on benchmarks of others, with their tables."""
+    table, guide = REPORTS / "paper-table.md", REPORTS.parent / "guide" / "benchmarks.md"
+    return {
+        table: page_with_tables(table.read_text(), results),
+        guide: between(guide.read_text(), "scorers", scorers.table(results)),
+    }
 
 
 def _say(model: str, folder: Path, weights: str) -> None:

@@ -1,0 +1,33 @@
+"""Table of published scorers at true size, from the result of `benchmarks.study.scorers` alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def table(results: Path) -> str:
+    """Files, memory and seconds of each scorer; empty if the result is not there."""
+    path = results / "scorers-true-size-cpu.json"
+    if not path.is_file():
+        return ""
+    result = json.loads(path.read_text())
+    lines = [
+        "| scorer | file, MiB | first opening, s | later, s | s a picture | in fours | memory, MiB | in bfloat16 |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_row(name, one) for name, one in result["scorers"].items()),
+    ]
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return "\n".join((*lines, "", f"*{machine['processor']}, {machine['cores']} cores; {versions}.*"))
+
+
+def _row(name: str, one: dict[str, Any]) -> str:
+    plain, half, fours = one["float32"], one["bfloat16"], one.get("float32 in fours")
+    in_fours = "" if fours is None else f"{min(fours['seconds_a_picture']):.1f}"
+    memory = max(plain["peak_anonymous_mib"], one["first_opening"]["peak_anonymous_mib"])
+    return (
+        f"| `{name}` | {one['file_mib']} | {one['first_opening']['open_seconds']} | {plain['open_seconds']} "
+        f"| {min(plain['seconds_a_picture']):.1f} | {in_fours} | {memory} | {half['peak_anonymous_mib']} |"
+    )
