@@ -88,25 +88,26 @@ def write_released(model: str, folder: Path) -> dict[str, Any]:
 
     from ldp_export.checkpoints.synthetic import write_checkpoint
     from ldp_export.checkpoints.synthetic_t5 import write_t5
-    from ldp_export.hub.local import TEXT_ENCODER
     from ldp_export.models.registry import find_model
+    from ldp_export.models.t5 import T5Sizes
 
     spec = find_model(model)
     hub = spec.hub
+    sizes = spec.text_encoder
     assert hub is not None
-    assert spec.text_encoder is not None
+    assert isinstance(sizes, T5Sizes)
+    places = {part.name: folder / part.folder / part.path for part in hub.parts}
     shutil.rmtree(folder, ignore_errors=True)  # of a try that was killed
-    sharded = not Path(hub.transformer).suffix
-    written = write_checkpoint(spec, folder / "new", shard_bytes=2**32 if sharded else 2**50)
-    for source, name in ((written.transformer, hub.transformer), (written.vae, hub.vae)):
-        place = folder / name
+    written = write_checkpoint(spec, folder / "new", shard_bytes=2**50 if hub.main.is_file else 2**32)
+    for part, source in written.items():
+        place = places[part]
         if source.is_dir():
             source.rename(place)
         else:
             torch.save(load_file(source), place)
             source.unlink()
     shutil.rmtree(folder / "new", ignore_errors=True)
-    write_t5(spec.text_encoder, folder / TEXT_ENCODER, decoder=False)
+    write_t5(sizes, places["text_encoder"], decoder=False)
     return {"bytes": disk_bytes(folder)}
 
 

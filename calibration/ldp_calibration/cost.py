@@ -24,6 +24,7 @@ class BlockSizes(Protocol):
     def ffn(self) -> int: ...
 
     reads_text: ClassVar[bool]
+    ffn_matrices: ClassVar[int]
 
 
 def scale_flops(model: BlockSizes, tokens: int, past: int, rows: int) -> int:
@@ -33,7 +34,7 @@ def scale_flops(model: BlockSizes, tokens: int, past: int, rows: int) -> int:
     """
     C, token_rows = model.width, tokens * rows
     text = 2 * C * C if model.reads_text else 0  # query and proj
-    matrices = 2 * (4 * C * C + text + 2 * C * model.ffn)  # qkv and proj; text; ffn
+    matrices = 2 * (4 * C * C + text + model.ffn_matrices * C * model.ffn)  # qkv and proj; text; ffn
     attention = 4 * (past + tokens) * C
     return model.depth * token_rows * (matrices + attention)
 
@@ -43,13 +44,18 @@ def trace_flops(model: ModelEntry, trace: Trace) -> int:
     total, past = 0, 0
     for scale in trace.scales:
         total += scale_flops(model, scale.tokens, past, scale.rows)
-        past += scale.tokens
+        past += scale.tokens if model.cached_layers else 0
     return total
 
 
 def full_flops(model: ModelEntry, schedule: ScaleSchedule, guided: bool) -> int:
-    """Operations of the full model: every token, and both branches to the end if guidance is on."""
+    """Operations of the full model: every token, and both branches to the end of guidance if it is on."""
     return sum(
-        scale_flops(model, tokens, offset, 2 if guided else 1)
-        for tokens, offset in zip(schedule.tokens, schedule.offsets, strict=False)
+        scale_flops(
+            model,
+            tokens,
+            schedule.offsets[k] if model.cached_layers else 0,
+            2 if guided and k < model.guided_scales else 1,
+        )
+        for k, tokens in enumerate(schedule.tokens)
     )

@@ -109,7 +109,8 @@ class BenchPlan:
         if self.sources is None:
             return jobs
         files = self.sources
-        options = replace(self.options, weights=files.transformer, vae=files.vae, text_encoder=files.text_encoder)
+        parts = dict(files.items())
+        options = replace(self.options, weights=parts.pop("transformer"), **parts)
         eager = replace(jobs[UNPRUNED], kind="eager", options=options)
         if self.bundle.manifest.kv_cache == "static":  # its graphs are for engines only: eager PyTorch has none of them
             return {EAGER: eager} | jobs
@@ -254,13 +255,14 @@ def _sources(bundle: Bundle, options: BenchOptions, random: RandomWeights | None
         if random is not None:
             return random.sources
         spec = _registered(bundle.manifest.model.name)
-    sources = find_sources(spec, options.weights, options.vae, options.text_encoder)
-    if options.text_encoder is not None:
-        sources = replace(sources, text_encoder=options.text_encoder)
-    if bundle.manifest.has_text_encoder and sources.text_encoder is None:
+    given = (options.text_encoder, options.text_encoder_2)
+    sources = find_sources(spec, options.weights, options.vae, *given)
+    if any(path is not None for path in given):
+        sources = sources.with_text(given)
+    if bundle.manifest.has_text_encoder and not sources.text_encoders:
         raise ConfigError("the bundle has a text encoder, eager PyTorch needs one too", hint="give --text-encoder")
     if not bundle.manifest.has_text_encoder:
-        sources = replace(sources, text_encoder=None)
+        sources = sources.with_text(())
     sources.check()
     _check_hashes(bundle, sources)
     return sources

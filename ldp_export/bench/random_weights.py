@@ -22,7 +22,7 @@ from ldp_export.bench.given_shares import Shares
 from ldp_export.building.plan import CHECKPOINT, SHARES
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.synthetic import write_checkpoint
-from ldp_export.models.registry import InfinitySpec, VarSpec
+from ldp_export.models.registry import AnySpec
 
 #: The VAE's group norms take multiples of this many channels.
 _VAE_STEP = 32
@@ -45,7 +45,7 @@ class RandomWeights:
         return given_policies(self.shares.keep, self.shares.stop_scale)
 
 
-Spec = TypeVar("Spec", bound=InfinitySpec | VarSpec)
+Spec = TypeVar("Spec", bound=AnySpec)
 
 
 def smaller(spec: Spec, depth: int | None, width: int | None) -> Spec:
@@ -85,7 +85,7 @@ def random_spec(spec: Spec, depth: int | None = None, width: int | None = None) 
     return replace(made, name=f"{made.name}-random", hub=None, embedded=False)
 
 
-def write_random(spec: InfinitySpec | VarSpec, shares: Shares, output: Path) -> Sources:
+def write_random(spec: AnySpec, shares: Shares, output: Path) -> Sources:
     """Writes a checkpoint of random weights into the folder of a bundle; an interrupted one is written anew.
 
     Args:
@@ -102,7 +102,7 @@ def write_random(spec: InfinitySpec | VarSpec, shares: Shares, output: Path) -> 
     return _sources(folder)
 
 
-def _write_whole(spec: InfinitySpec | VarSpec, note: dict[str, Any], folder: Path) -> None:
+def _write_whole(spec: AnySpec, note: dict[str, Any], folder: Path) -> None:
     """Writes the checkpoint and its note aside, so that no half of them is ever in place."""
     shutil.rmtree(folder, ignore_errors=True)
     scratch = scratch_path(folder.parent)

@@ -15,7 +15,7 @@ from ldp_export.builders.base import Builder
 from ldp_export.builders.onnxruntime import Int8Builder, OnnxRuntimeBuilder
 from ldp_export.builders.tensorrt.optimization_profiles import buckets_of
 from ldp_export.builders.tensorrt.targets import check_precision, check_targets, parse_capabilities
-from ldp_export.models.registry import InfinitySpec, VarSpec
+from ldp_export.models.registry import AnySpec
 
 #: Default number of buckets of scales: early, middle, late. Thirteen (one per scale) take ten times as long to build as
 #: a single one.
@@ -58,7 +58,7 @@ class BackendOptions:
     quantize_share: float | None = None
 
 
-def choose_builder(options: BackendOptions, spec: InfinitySpec | VarSpec, size: str, precision: str) -> Builder:
+def choose_builder(options: BackendOptions, spec: AnySpec, size: str, precision: str) -> Builder:
     """Builder for a model, as the options ask for it.
 
     Args:
@@ -134,7 +134,7 @@ def default_precision(backend: Backend) -> Precision:
     return "bfloat16" if on_gpu else "float32"
 
 
-def _quantized(options: BackendOptions, spec: InfinitySpec | VarSpec, precision: str) -> QuantizedScales | None:
+def _quantized(options: BackendOptions, spec: AnySpec, precision: str) -> QuantizedScales | None:
     """Quantized last scales that the user asks for, or None.
 
     Raises:

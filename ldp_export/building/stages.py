@@ -18,7 +18,7 @@ from ldp_export import __version__
 from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, quantized_scales
 from ldp_export.building.cache import Stage, is_complete
 from ldp_export.building.plan import BuildPlan
-from ldp_export.families.base import graph_kind, graph_part, loaded_graph
+from ldp_export.families.base import graph_kind, graph_parts, loaded_graph
 from ldp_export.graphs.graph import OPSET
 from ldp_export.graphs.kv_cache import STATIC_OPSET
 from ldp_export.graphs.onnx import FORMAT, export_graph
@@ -94,10 +94,10 @@ class BuildStages:
         return Stage(engine + ENGINE, inputs, compile_engine, spent=place if discard else None)
 
     def _export_stage(self, name: str) -> Stage:
-        part, precision = graph_part(name), self.plan.precision(name)
+        parts, precision = graph_parts(name), self.plan.precision(name)
         inputs = {
-            "sources": {part: self.hashes[part]},
-            "architecture": asdict(self.plan.spec.vae if part == "vae" else self.plan.spec.transformer),
+            "sources": {part: self.hashes[part] for part in parts if part in self.hashes},
+            "architecture": asdict(self.plan.spec.vae if parts == ("vae",) else self.plan.spec.transformer),
             "opset": OPSET,
             "format": FORMAT,
             "precision": precision,

@@ -31,10 +31,15 @@ from ldp_runtime.system.disk import (
 )
 from ldp_runtime.system.small_files import is_plain_file, read_json, stays_inside
 
-from ldp_export.checkpoints.files.parts import CONFIG_FILE, INDEX_NAME, TOKENIZER_FILE, files_read
+from ldp_export.checkpoints.clip import holds_clip, tower_state
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, files_read, folder_of
 from ldp_export.checkpoints.files.tensors import State, listing, read_state
 from ldp_export.checkpoints.files.writer import TensorSource, check_types, write_tensors
+from ldp_export.checkpoints.switti import holds_switti
 from ldp_export.checkpoints.t5 import encoder_state
+from ldp_export.checkpoints.var import holds_var
+from ldp_export.models.hub_files import INDEX_NAME
+from ldp_export.models.switti import FLOAT32_ISLANDS as SWITTI_ISLANDS
 from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
 
 PRECISIONS: dict[str, torch.dtype] = {
@@ -59,6 +64,10 @@ _BLOCK = re.compile(r"(block_chunks\.\d+\.module\.|blocks\.)\d+\.")
 
 #: Attention mask that only training uses; it holds minus infinity for hidden tokens.
 _TRAINING_MASK = "attn_bias_for_masking"
+
+
+#: Weights of a block that stay float32, by family.
+_ISLANDS = ((holds_var, VAR_ISLANDS), (holds_switti, SWITTI_ISLANDS))
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class Conversion:
     @property
     def record(self) -> dict[str, object]:
         """Facts that determine the result; a begun conversion is continued only if its record is the same."""
-        beside = (self.source / name for name in self.beside)
+        beside = (folder_of(self.source) / name for name in self.beside)
         stats = [(file.name, file.stat()) for file in (*files_read(self.source), *beside)]
         return {
             "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
@@ -107,7 +116,8 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     """Plans a conversion after checking its source, target and disk.
 
     Args:
-        source: a `.pth` or safetensors file, a folder of shards, or the folder of a T5 model (its encoder is taken).
+        source: a `.pth` or safetensors file, a folder of shards, or the folder of a T5 or CLIP model. Of those the text
+            encoder is taken.
         target: a folder for the shards and their index, or the name of a single `.safetensors` file.
 
     Raises:
@@ -118,22 +128,33 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     check_precision(precision)
     if os.path.lexists(target):
         raise ConfigError(f"{target} exists", hint="name a new path, or delete it first")
-    state, is_text_encoder = read_state(source), is_plain_file(source / CONFIG_FILE)
+    state = read_state(source)
+    is_text_encoder = is_plain_file(source / CONFIG_FILE) and not holds_switti(state)
     if is_text_encoder:
-        state = encoder_state(state)
+        state = tower_state(state) if holds_clip(state) else encoder_state(state)
     state.pop(_TRAINING_MASK, None)
     changes = _changes_of_text_encoder if is_text_encoder else _changes_of_blocks(state)
     dtype = PRECISIONS[precision]
     sources = [TensorSource.of(k, v, dtype if changes(k) and v.dim() > 1 else None) for k, v in state.items()]
     check_types(sources)
     single = target.suffix.lower() == ".safetensors"
-    if single and is_text_encoder:
-        raise ConfigError(f"a text encoder is a folder, and {target} names a file", hint="name a folder")
+    beside = _beside(source, state, is_text_encoder)
+    if single and beside:
+        raise ConfigError(
+            f"{' and '.join(beside)} must lie beside the weights, and {target} names a file", hint="name a folder"
+        )
     shards = {target.name: sources} if single else _grouped(sources, shard_bytes)
-    plan = Conversion(source, target, precision, shards, (CONFIG_FILE, TOKENIZER_FILE) if is_text_encoder else ())
+    plan = Conversion(source, target, precision, shards, beside)
     _check_beside(plan)
     _check_disk(plan)
     return plan
+
+
+def _beside(source: Path, state: State, is_text_encoder: bool) -> tuple[str, ...]:
+    """Names of the small files that are read with the weights."""
+    if is_text_encoder:
+        return CONFIG_FILE, TOKENIZER_FILE
+    return (CONFIG_FILE,) if holds_switti(state) else ()  # it says what the training mask would
 
 
 def _changes_of_text_encoder(key: str) -> bool:
@@ -141,10 +162,9 @@ def _changes_of_text_encoder(key: str) -> bool:
 
 
 def _changes_of_blocks(state: State) -> Callable[[str], bool]:
-    """Tells which weights change: all of Infinity's blocks; of VAR's, some stay float32 as in the original code."""
-    if "class_emb.weight" not in state:
-        return lambda key: _BLOCK.match(key) is not None
-    return lambda key: _BLOCK.match(key) is not None and VAR_ISLANDS.match(key) is None
+    """Tells which weights change: all of Infinity's blocks; of other families', some stay float32 as in graphs."""
+    islands = next((islands for holds, islands in _ISLANDS if holds(state)), None)
+    return lambda key: _BLOCK.match(key) is not None and (islands is None or islands.match(key) is None)
 
 
 def _grouped(sources: list[TensorSource], shard_bytes: int) -> dict[str, list[TensorSource]]:
@@ -159,9 +179,11 @@ def _grouped(sources: list[TensorSource], shard_bytes: int) -> dict[str, list[Te
 
 
 def _check_beside(plan: Conversion) -> None:
-    absent = [name for name in plan.beside if not is_plain_file(plan.source / name)]
+    absent = [name for name in plan.beside if not is_plain_file(folder_of(plan.source) / name)]
     if absent:
-        raise CheckpointError(f"the text encoder {plan.source} lacks {listing(absent)}", hint="fetch it again")
+        raise CheckpointError(
+            f"{folder_of(plan.source)} lacks {listing(absent)}, read with the weights", hint="fetch it again"
+        )
 
 
 def _check_disk(plan: Conversion) -> None:
@@ -222,7 +244,7 @@ def _write_shards(plan: Conversion, begun: Path, meter: _Meter) -> None:
         index = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(shard_of.items()))}
         write_durably(begun / INDEX_NAME, json.dumps(index, indent=1).encode())
     for name in plan.beside:
-        shutil.copyfile(plan.source / name, begun / name)
+        shutil.copyfile(folder_of(plan.source) / name, begun / name)
     (begun / _RECORD).unlink()
 
 

@@ -12,8 +12,9 @@ from ldp_runtime.errors import CheckpointError
 from ldp_export.checkpoints.files.tensors import Part, State, read_state
 from ldp_export.checkpoints.infinity import infer_infinity_config, infer_infinity_vae_config, infinity_spec
 from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.switti import holds_switti, infer_switti_config, switti_spec
 from ldp_export.checkpoints.var import holds_var, infer_var_config, infer_var_vae_config, var_spec
-from ldp_export.models.registry import MODELS, InfinitySpec, VarSpec
+from ldp_export.models.registry import MODELS, AnySpec
 
 Inferred = TypeVar("Inferred")
 
@@ -24,24 +25,27 @@ class _Family:
 
     Attributes:
         holds: says whether a transformer's tensors are of this family.
-        config, vae_config: sizes of the transformer and of the VAE, from their tensors.
+        config, vae_config: sizes of the transformer (whose path is given too) and of the VAE, from their tensors.
         spec: specification from a name, a title and both sizes.
     """
 
     holds: Callable[[State], bool]
-    config: Callable[[State], Any]
+    config: Callable[[State, Path], Any]
     vae_config: Callable[[State], Any]
-    spec: Callable[[str, str, Any, Any], InfinitySpec | VarSpec]
+    spec: Callable[[str, str, Any, Any], AnySpec]
 
 
 #: Families in the order in which they are tried; the last one takes, and explains, whatever no other holds.
 _FAMILIES = (
-    _Family(holds_var, infer_var_config, infer_var_vae_config, var_spec),
-    _Family(lambda state: True, infer_infinity_config, infer_infinity_vae_config, infinity_spec),
+    _Family(holds_var, lambda state, _: infer_var_config(state), infer_var_vae_config, var_spec),
+    _Family(holds_switti, infer_switti_config, infer_var_vae_config, switti_spec),
+    _Family(
+        lambda state: True, lambda state, _: infer_infinity_config(state), infer_infinity_vae_config, infinity_spec
+    ),
 )
 
 
-def check_name(spec: InfinitySpec | VarSpec, sources: Sources) -> None:
+def check_name(spec: AnySpec, sources: Sources) -> None:
     """Compares the sizes in a checkpoint's headers with those of the named model, before any work.
 
     Raises:
@@ -59,7 +63,7 @@ def check_name(spec: InfinitySpec | VarSpec, sources: Sources) -> None:
     )
 
 
-def infer_spec(sources: Sources, name: str = "custom") -> InfinitySpec | VarSpec:
+def infer_spec(sources: Sources, name: str = "custom") -> AnySpec:
     """Infers family and architecture from the files alone.
 
     Raises:
@@ -74,7 +78,7 @@ def _family_of(transformer: Path) -> tuple[_Family, Any]:
     """Family of a transformer's file, and its sizes."""
     state = read_state(transformer, "transformer")
     family = next(family for family in _FAMILIES if family.holds(state))
-    return family, _in_file(transformer, lambda: family.config(state))
+    return family, _in_file(transformer, lambda: family.config(state, transformer))
 
 
 def _inferred(path: Path, part: Part, infer: Callable[[State], Inferred]) -> Inferred:

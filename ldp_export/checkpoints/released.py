@@ -8,12 +8,13 @@ from ldp_export.models.registry import NamedModel
 def released_bytes(spec: NamedModel) -> dict[str, int]:
     """Bytes of each released part, counted from the architecture's float32 tensors.
 
-    `HubFiles.vae_bytes` replaces the count of the VAE where it is given.
+    `HubPart.bytes` replaces the count of a part where it is given.
     """
     sizes = _counted_bytes(spec)
-    if spec.hub is not None and spec.hub.vae_bytes is not None:
-        sizes["vae"] = spec.hub.vae_bytes
-    return sizes if spec.text_encoder is None else sizes | {"text_encoder": 4 * spec.text_encoder.parameters}
+    if spec.text_encoder is not None:
+        sizes["text_encoder"] = 4 * spec.text_encoder.parameters
+    parts = () if spec.hub is None else spec.hub.parts
+    return sizes | {part.name: part.bytes for part in parts if part.bytes is not None}
 
 
 def _counted_bytes(spec: NamedModel) -> dict[str, int]:

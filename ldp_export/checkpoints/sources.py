@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ldp_runtime.errors import CheckpointError
 from ldp_runtime.system.small_files import is_plain_file
 
 from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, check_file, files_read
+from ldp_export.models.hub_files import TEXT_ENCODERS
 from ldp_export.models.registry import NamedModel
 
 #: Folder of the weights that are part of the package; each model has a folder in it.
@@ -23,6 +25,7 @@ class Sources:
     """Files or folders of a model's parts; without a text encoder, its bundle takes text features.
 
     Attributes:
+        text_encoder, text_encoder_2: folders in the layout of `transformers`; the second is of families with two.
         published: names of the parts that are files of the registry's model, not one's own.
         here: False before the files are there: paths are then names for a plan, and nothing is read.
     """
@@ -30,8 +33,25 @@ class Sources:
     transformer: Path
     vae: Path
     text_encoder: Path | None = None
+    text_encoder_2: Path | None = None
     published: tuple[str, ...] = ()
     here: bool = True
+
+    @property
+    def text_encoders(self) -> tuple[Path, ...]:
+        """Folders of the text encoders, in their order."""
+        return tuple(path for path in (self.text_encoder, self.text_encoder_2) if path is not None)
+
+    @classmethod
+    def of_parts(cls, places: Mapping[str, Path], here: bool = True) -> Sources:
+        """Parts at these paths, by name; text encoders may be left out."""
+        encoders = (places.get(name) for name in TEXT_ENCODERS)
+        return cls(places["transformer"], places["vae"], here=here).with_text(tuple(encoders))
+
+    def with_text(self, folders: Sequence[Path | None]) -> Sources:
+        """The same transformer and VAE with these text encoders."""
+        first, second = (*folders, None, None)[:2]
+        return replace(self, text_encoder=first, text_encoder_2=second)
 
     def all_published(self) -> Sources:
         """The same parts, each a file of the registry's model."""
@@ -48,8 +68,8 @@ class Sources:
                 check_file(path)
 
     def items(self) -> list[tuple[str, Path]]:
-        pairs = [("transformer", self.transformer), ("vae", self.vae), ("text_encoder", self.text_encoder)]
-        return [(part, path) for part, path in pairs if path is not None]
+        names = ("transformer", "vae", *TEXT_ENCODERS)
+        return [(name, path) for name in names if (path := getattr(self, name)) is not None]
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each part: of its file, or of those files of its folder that are read, in the order of names.
@@ -80,14 +100,10 @@ def hash_part(path: Path) -> str:
     return _contents(path)[0]
 
 
-def _publication(part: str, spec: NamedModel) -> tuple[str, str, str]:
+def _publication(name: str, spec: NamedModel) -> tuple[str, str, str]:
     """Repository, revision and licence of a part of a registry's model; a part of this package has a licence only."""
-    hub = spec.hub
-    if hub is None:
-        return "", "", spec.licence
-    if part == "text_encoder" and hub.text_encoder is not None:
-        return hub.text_encoder, hub.text_encoder_revision, hub.text_encoder_licence
-    return hub.repository, hub.revision, spec.licence
+    part = None if spec.hub is None else spec.hub.part(name)
+    return ("", "", spec.licence) if part is None else (part.repository, part.revision, part.licence or spec.licence)
 
 
 def _contents(path: Path) -> tuple[str, dict[str, FileEntry]]:
@@ -103,5 +119,5 @@ def _contents(path: Path) -> tuple[str, dict[str, FileEntry]]:
 
 def _files(path: Path) -> list[Path]:
     """Files of a part that are read: weights, and what a text encoder has beside them. Others do not change it."""
-    beside = (path / name for name in (CONFIG_FILE, TOKENIZER_FILE)) if path.is_dir() else ()
+    beside = [path / name for name in (CONFIG_FILE, TOKENIZER_FILE) if path.is_dir()]
     return sorted([*files_read(path), *(file for file in beside if is_plain_file(file))])

@@ -12,7 +12,7 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_export.checkpoints.files.tensors import State, read_state
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, renamed, shape_of
 from ldp_export.models.registry import VarSpec
-from ldp_export.models.sizes import VarConfig, VarVaeConfig
+from ldp_export.models.sizes import SwittiConfig, VarConfig, VarVaeConfig
 from ldp_export.models.var import VarTransformer
 from ldp_export.models.var_vae import VarVae
 
@@ -43,7 +43,7 @@ def infer_var_config(state: State) -> VarConfig:
             "the checkpoint has no attention temperature (blocks.0.attn.scale_mul_1H11)",
             hint="models trained without attn_l2_norm are not supported; no released one is",
         )
-    tokens = _tokens_of_scales(state["lvl_1L"])
+    tokens = tokens_of_scales(state["lvl_1L"])
     grids = tuple(math.isqrt(count) for count in tokens)
     if any(side * side != count or side == 0 for side, count in zip(grids, tokens, strict=True)):
         raise CheckpointError(
@@ -69,7 +69,7 @@ def infer_var_config(state: State) -> VarConfig:
         ) from error
 
 
-def _tokens_of_scales(levels: torch.Tensor) -> list[int]:
+def tokens_of_scales(levels: torch.Tensor) -> list[int]:
     """Number of tokens of each scale, from the scale of each token.
 
     Raises:
@@ -144,13 +144,18 @@ def check_var_files(transformer: Path, vae: Path, config: VarConfig, vae_config:
     state = read_state(transformer, "transformer")
     fitting_model(VarTransformer, config, _plain_transformer(state), str(transformer))
     if "lvl_1L" in state:
-        tokens, expected = _tokens_of_scales(state["lvl_1L"]), list(config.schedule.tokens)
+        tokens, expected = tokens_of_scales(state["lvl_1L"]), list(config.schedule.tokens)
         if tokens != expected:
             raise CheckpointError(
                 f"{transformer} has scales of {tokens} tokens, the model has {expected}",
                 hint="leave --model out: the sizes are then read from the file",
             )
-    fitting_model(VarVae, vae_config, _plain_vae(read_state(vae, "vae")), str(vae))
+    check_vae_file(vae, vae_config)
+
+
+def check_vae_file(path: Path, config: VarVaeConfig) -> None:
+    """Compares keys and shapes of a VAE's file with its architecture. Raises `CheckpointError`."""
+    fitting_model(VarVae, config, _plain_vae(read_state(path, "vae")), str(path))
 
 
 def _plain_transformer(state: State) -> State:
@@ -184,14 +189,19 @@ def var_spec(name: str, title: str, transformer: VarConfig, vae: VarVaeConfig) -
     Raises:
         CheckpointError: the transformer and the VAE do not belong together.
     """
+    check_codebooks(transformer, vae)
+    size = f"{transformer.grids[-1] * vae.stride}px"
+    return VarSpec(name, title, transformer, vae, size=size, top_p=0.95, licence="not stated")
+
+
+def check_codebooks(transformer: VarConfig | SwittiConfig, vae: VarVaeConfig) -> None:
+    """Raises CheckpointError if a transformer and a VAE have codebooks of different sizes."""
     ours, theirs = ((c.codes, c.channels) for c in (transformer, vae))
     if ours != theirs:
         raise CheckpointError(
             f"the transformer draws from {ours[0]} codes of {ours[1]} channels, the VAE has {theirs[0]} of {theirs[1]}",
             hint="give the VAE that belongs to the transformer",
         )
-    size = f"{transformer.grids[-1] * vae.stride}px"
-    return VarSpec(name, title, transformer, vae, size=size, top_p=0.95, licence="not stated")
 
 
 def original_var_state(model: VarTransformer) -> State:

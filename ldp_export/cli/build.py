@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
     from ldp_export.building.plan import BuildOptions, BuildPlan
     from ldp_export.hub.fetch import FetchPlan
-    from ldp_export.models.registry import InfinitySpec, VarSpec
+    from ldp_export.models.registry import AnySpec
     from ldp_export.verification.verify import Report
 
 
 #: Options that only --random-weights has.
 _RANDOM = ("depth", "width", "keep_from")
+_TEXT = ("text_encoder", "text_encoder_2")
 
 
 @click.command(
@@ -128,7 +129,7 @@ class _Chosen:
 
     @property
     def files(self) -> dict[str, Any]:
-        return {name: self.options[name] for name in ("weights", "vae", "text_encoder", "local_dir")}
+        return {name: self.options[name] for name in ("weights", "vae", *_TEXT, "local_dir")}
 
     def check_names(self, random_weights: bool) -> None:
         """Raises ConfigError for options that belong to another kind of build."""
@@ -146,7 +147,7 @@ class _Chosen:
                 hint="ldp-export build --random-weights --model infinity-2b --depth 2 --width 256",
             )
 
-    def build_options(self, spec: InfinitySpec | VarSpec) -> BuildOptions:
+    def build_options(self, spec: AnySpec) -> BuildOptions:
         """Options of the build of a model; raises ConfigError for what its backend or this machine does not offer."""
         from ldp_export.building.choose_builder import BackendOptions, choose_builder, default_precision
         from ldp_export.building.plan import BuildOptions
@@ -174,22 +175,18 @@ def _plan(chosen: _Chosen, dry_run: bool, as_json: bool) -> BuildPlan | None:
     from ldp_export.hub.resolve import find_sources, pending_fetch, resolve_model, with_defaults
     from ldp_export.models.registry import DEFAULT_MODEL, find_model
 
-    files, text_encoder = chosen.files, chosen.files["text_encoder"]
+    files = chosen.files
     defaults = {name: chosen.options[name] for name in ("guidance", "temperature", "policy")}
     pending = pending_fetch(chosen.model, **files, registry=dry_run)
     if pending is not None:
         # Options that would be refused after hours of downloading are refused before it.
         named = with_defaults(find_model(pending.spec.name), **defaults)
-        hub = pending.hub
-        encoder = text_encoder or (None if hub.text_encoder is None else Path(hub.text_encoder))
-        unfetched = BuildPlan(
-            named, Sources(Path(hub.transformer), Path(hub.vae), encoder, here=False), chosen.build_options(named)
-        )
+        names: dict[str, Path] = {part.name: Path(part.path or part.repository) for part in pending.hub.parts}
+        given = {name: files[name] for name in _TEXT if files[name] is not None}
+        unfetched = BuildPlan(named, Sources.of_parts(names | given, here=False), chosen.build_options(named))
         check_options(unfetched)
-        if text_encoder is not None:
-            from ldp_export.checkpoints.t5 import check_folder
-
-            check_folder(text_encoder)
+        if given:
+            unfetched.family.check_text()
         if dry_run:
             _show_pending(pending, unfetched, as_json)
             return None

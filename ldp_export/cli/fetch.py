@@ -35,7 +35,7 @@ Examples:
 )
 @click.option("--local-dir", type=click.Path(path_type=Path), help="A folder of its own instead of the hub's cache.")
 @precision_option("Convert into --local-dir: bfloat16, float16 or float32.  [default: the files as published]")
-@click.option("--no-text-encoder", is_flag=True, help="Leave the T5 encoder out.")
+@click.option("--no-text-encoder", is_flag=True, help="Leave text encoders out.")
 @click.option("--dry-run", is_flag=True, help="Say what would be downloaded, and stop.")
 @as_json
 def command(

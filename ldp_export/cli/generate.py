@@ -85,7 +85,11 @@ Examples:
     click.option("--temperature", type=float, help="[default: the bundle's]"),
     click.option("--top-k", type=int, help="1 draws the likeliest bits."),
     click.option("--top-p", type=float, help="0 switches the filter off."),
-    click.option("--more-smooth", is_flag=True, help="VAR only: mix codes instead of choosing them."),
+    click.option(
+        "--more-smooth/--no-more-smooth",
+        default=None,
+        help="VAR and Switti: mix codes instead of choosing them.  [default: as the model's settings recommend]",
+    ),
 )
 @grouped(
     "Result",
@@ -115,7 +119,7 @@ def command(
     top_k: int | None,
     top_p: float | None,
     num_images: int,
-    more_smooth: bool,
+    more_smooth: bool | None,
     seed: int | None,
     aspect_ratio: float | None,
     height: int | None,

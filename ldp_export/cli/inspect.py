@@ -96,7 +96,7 @@ def _print(bundle: Bundle) -> None:
             f"{k}{'*' if k in pruned else ' '}",
             f"{h}x{w}",
             str(h * w),
-            str(schedule.offsets[k]),
+            str(schedule.offsets[k] if manifest.model.cached_layers else 0),
             *_bits(manifest, quantized, k),
         )
     console.print(scales)
@@ -110,6 +110,8 @@ def _bits(manifest: Manifest, quantized: dict[int, QuantizedScales], scale: int)
 
 
 def _cache(manifest: Manifest) -> str:
+    if manifest.kv_cache == "none":
+        return "none: a scale sees itself alone"
     if manifest.cache_tokens is None:
         return "dynamic, a past of any length"
     return f"static, a cache of {manifest.cache_tokens} positions"

@@ -10,6 +10,7 @@ from ldp_export.cli.arguments.command import Command
 from ldp_export.cli.arguments.options import as_json, print_json
 
 if TYPE_CHECKING:
+    from ldp_export.models.hub_files import HubFiles
     from ldp_export.models.registry import NamedModel
 
 
@@ -56,14 +57,21 @@ def _row(spec: NamedModel) -> dict[str, Any]:
         "guidance": spec.guidance,
         "temperature": spec.temperature,
         "licence": spec.licence,
-        "weights": "embedded" if spec.embedded else hub.repository if hub else "none released",
-        "revision": hub.revision if hub else None,
-        "files": [hub.transformer, hub.vae] if hub else [],
-        "text_encoder": hub.text_encoder if hub else None,
+        "weights": "embedded" if spec.embedded else hub.main.repository if hub else "none released",
+        "revision": hub.main.revision if hub else None,
+        "parts": _parts(hub),
         "disk_bytes": sum(released_bytes(spec).values()),
         "memory_bytes": spec.run_bytes(),
         "local": "complete" if spec.embedded else here.state if hub else None,
         "local_bytes": here.bytes,
+    }
+
+
+def _parts(hub: HubFiles | None) -> dict[str, dict[str, str]]:
+    """Location of each part on the hub."""
+    return {
+        part.name: {"repository": part.repository, "revision": part.revision, "path": part.path}
+        for part in (hub.parts if hub else ())
     }
 
 

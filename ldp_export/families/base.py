@@ -11,6 +11,7 @@ from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 
 from ldp_export.graphs.signature import QUANTIZED
 from ldp_export.models.counts import Weights
+from ldp_export.models.hub_files import TEXT_ENCODERS, PartName
 from ldp_export.models.registry import NamedModel
 
 if TYPE_CHECKING:
@@ -66,6 +67,14 @@ class Family(Protocol):
 
         Raises:
             CheckpointError: the files do not fit.
+        """
+        ...
+
+    def check_text(self) -> None:
+        """Checks the files beside the text encoders' weights, which can be read before the model's are there.
+
+        Raises:
+            CheckpointError: one is missing, or is of no encoder that this family reads.
         """
         ...
 
@@ -147,6 +156,7 @@ def graph_blocks(graph: str, depth: int) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def graph_part(graph: str) -> str:
-    """Name of the part of the model (one of its sources) that holds a graph's weights."""
-    return {"text_encoder": "text_encoder", "decoder": "vae"}.get(graph_kind(graph), "transformer")
+def graph_parts(graph: str) -> tuple[PartName, ...]:
+    """Names of the parts of the model (its sources) that hold a graph's weights."""
+    of_kinds: dict[GraphKind, tuple[PartName, ...]] = {"text_encoder": TEXT_ENCODERS, "decoder": ("vae",)}
+    return of_kinds.get(graph_kind(graph), ("transformer",))

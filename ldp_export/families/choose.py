@@ -5,8 +5,9 @@ from __future__ import annotations
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.base import Family
 from ldp_export.families.infinity import InfinityFamily
+from ldp_export.families.switti import SwittiFamily
 from ldp_export.families.var import VarFamily
-from ldp_export.models.registry import InfinitySpec, NamedModel, VarSpec
+from ldp_export.models.registry import InfinitySpec, NamedModel, SwittiSpec, VarSpec
 
 
 def choose_family(spec: NamedModel, sources: Sources, size: str | None = None) -> Family:
@@ -15,6 +16,8 @@ def choose_family(spec: NamedModel, sources: Sources, size: str | None = None) -
     Raises:
         ConfigError: the model does not draw this size.
     """
+    if isinstance(spec, SwittiSpec):
+        return SwittiFamily(spec, sources, size)
     if isinstance(spec, VarSpec):
         return VarFamily(spec, sources, size)
     if isinstance(spec, InfinitySpec):

@@ -55,6 +55,8 @@ class InfinityFamily:
                 f"{spec.name} embeds {spec.transformer.levels} scales, {self.size} has {levels}",
                 hint="choose a smaller --size",
             )
+        if sources.text_encoder_2 is not None:
+            raise ConfigError(f"{spec.name} reads text with one encoder", hint="leave --text-encoder-2 out")
 
     @cached_property
     def _shapes(self) -> _Models:
@@ -123,9 +125,13 @@ class InfinityFamily:
 
     def check_files(self) -> None:
         from ldp_export.checkpoints.infinity import check_files
-        from ldp_export.checkpoints.t5 import check_folder
 
         check_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
+        self.check_text()
+
+    def check_text(self) -> None:
+        from ldp_export.checkpoints.t5 import check_folder
+
         if self.sources.text_encoder is not None:
             check_folder(self.sources.text_encoder)
 
@@ -140,11 +146,11 @@ class InfinityFamily:
             infinity_decoder_signature,
             infinity_prompt_signature,
         )
-        from ldp_export.graphs.t5 import t5_signature
+        from ldp_export.graphs.t5 import text_encoder_signature
 
         t, kind = self.spec.transformer, graph_kind(graph)
         if kind == "text_encoder":
-            return t5_signature(t.text_channels)
+            return text_encoder_signature(t.text_channels)
         if kind == "decoder":
             return infinity_decoder_signature(self.spec.vae)
         of_blocks = infinity_prompt_signature if kind == "prompt" else infinity_blocks_signature

@@ -16,7 +16,7 @@ from ldp_export.checkpoints.files.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.base import chunk_names, counted_bytes, graph_blocks, loaded_graph
 from ldp_export.models.registry import VarSpec
-from ldp_export.verification.recording.sizes import recorded_var_bytes
+from ldp_export.verification.recording.sizes import recorded_codebook_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,8 @@ class VarFamily:
             raise ConfigError(
                 f"{spec.name} draws one size only, not {size!r}", hint="its positions are learned; leave the size out"
             )
-        if sources.text_encoder is not None:
-            raise ConfigError(f"{spec.name} draws classes and reads no text", hint="leave the text encoder out")
+        if sources.text_encoders:
+            raise ConfigError(f"{spec.name} draws classes and reads no text", hint="leave text encoders out")
 
     @cached_property
     def _shapes(self) -> tuple[VarTransformer, VarVae]:
@@ -86,6 +86,9 @@ class VarFamily:
 
         check_var_files(self.sources.transformer, self.sources.vae, self.spec.transformer, self.spec.vae)
 
+    def check_text(self) -> None:
+        """Nothing: there is no text."""
+
     def graph_names(self, chunk: int | None) -> list[str]:
         return ["prompt", *chunk_names("blocks", self.spec.transformer.depth, chunk), "decoder"]
 
@@ -120,24 +123,17 @@ class VarFamily:
         return VarBlocksGraph(transformer, *graph_blocks(graph, self.spec.transformer.depth), precision)
 
     def constants(self) -> dict[str, torch.Tensor]:
-        import torch
-
-        from ldp_export.graphs.var import var_placement
+        from ldp_export.graphs.var import codebook_constants, var_placement
 
         transformer, vae = self._mapped
-        phis = vae.phis
-        tensors = var_placement(transformer) | {
-            "codebook": vae.quantize.embedding.weight.detach(),
-            "phi_weight": torch.stack([phi.weight.detach() for phi in phis]),
-            "phi_bias": torch.stack([phi.bias.detach() for phi in phis if phi.bias is not None]),
-        }
-        return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+        placed = {name: tensor.contiguous() for name, tensor in var_placement(transformer).items()}
+        return placed | codebook_constants(vae)
 
     coverage = "all scales"
 
     @property
     def reference_bytes(self) -> int:
-        return recorded_var_bytes(self.entry)
+        return recorded_codebook_bytes(self.entry)
 
     @property
     def reference_memory(self) -> int:
@@ -148,14 +144,12 @@ class VarFamily:
     def record(
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
     ) -> ReferenceCases:
-        import torch
-
         from ldp_export.checkpoints.var import load_var, load_var_vae
         from ldp_export.models.var import FLOAT32_ISLANDS
         from ldp_export.reference.quantized import products_in_8_bits
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.var import forced_var_logits, record_var_cases
-        from ldp_export.verification.rounding import measure_quantized, measure_rounding
+        from ldp_export.verification.rounding import in_precision, measure_quantized, measure_rounding
 
         transformer = load_var(self.sources.transformer, self.spec.transformer)
         vae = load_var_vae(self.sources.vae, self.spec.vae)
@@ -169,9 +163,7 @@ class VarFamily:
         rounding = dict(cases.rounding)
         if precision != "float32":
             say(f"rounding of {precision}")
-            for name, parameter in transformer.named_parameters():
-                stays = FLOAT32_ISLANDS.match(name) is not None
-                parameter.data = parameter.data.to(torch.float32 if stays else getattr(torch, precision))
+            in_precision(transformer, precision, FLOAT32_ISLANDS)
             rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
         if quantized is not None:
             say(f"rounding of {quantized}")

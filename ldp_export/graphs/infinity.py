@@ -206,7 +206,7 @@ class InfinityBlocksGraph(Graph):
         """Runs a block like `InfinityBlock.forward`, but with `attend`; also returns the K/V outputs of its layer."""
         gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0].float() + modulation).split(1, dim=1)
         q, k, v = block.sa.project(modulate(x, scale1, shift1, self.eps), None)  # [R, L, H, c]
-        q, k = _rotate(q, rope).to(v.dtype), _rotate(k, rope).to(v.dtype)
+        q, k = rotated(q, rope).to(v.dtype), rotated(k, rope).to(v.dtype)
         attended, kept = attend(q, k, v)
         x = x + gate1 * block.sa.proj(attended).float()
         q = block.ca.mat_q(block.ca_norm(x)).unflatten(-1, (block.ca.heads, -1))
@@ -215,7 +215,7 @@ class InfinityBlocksGraph(Graph):
         return x, kept
 
 
-def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+def rotated(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     """Rotates x [R, L, H, c] like `models.infinity.rotate`, but as a single ONNX operator."""
     rows, tokens, heads, _ = x.shape
     cos, sin = (t[None].expand(rows, tokens, -1) for t in rope)

@@ -13,7 +13,7 @@ from ldp_export.graphs.signature import Axis, GraphSignature, TensorSpec
 from ldp_export.models.layers import linear
 
 
-def t5_signature(channels: int) -> GraphSignature:
+def text_encoder_signature(channels: int) -> GraphSignature:
     ids = TensorSpec("ids", (Axis.ROWS, Axis.TEXT), "int64")
     return GraphSignature("text_encoder", (ids,), (TensorSpec("features", (Axis.ROWS, Axis.TEXT, channels)),))
 
@@ -30,7 +30,7 @@ class T5EncoderGraph(Graph):
 
     def __init__(self, encoder: nn.Module, precision: Precision = "float32") -> None:
         config: Any = encoder.config
-        super().__init__(t5_signature(config.d_model), precision)
+        super().__init__(text_encoder_signature(config.d_model), precision)
         for module in encoder.modules():
             if type(module) in _FLOAT32_RESULTS:
                 module.__class__ = _FLOAT32_RESULTS[type(module)]

@@ -62,6 +62,16 @@ def var_placement(model: VarTransformer) -> dict[str, torch.Tensor]:
     return {"level_offsets": offsets, "positions": model.pos_1LC[0].detach().float()}
 
 
+def codebook_constants(vae: VarVae) -> dict[str, torch.Tensor]:
+    """Codebook and phi convolutions in float32, which the runtime uses between engine calls."""
+    tensors = {
+        "codebook": vae.quantize.embedding.weight.detach(),
+        "phi_weight": torch.stack([phi.weight.detach() for phi in vae.phis]),
+        "phi_bias": torch.stack([phi.bias.detach() for phi in vae.phis if phi.bias is not None]),
+    }
+    return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+
+
 def var_blocks_signature(config: VarConfig, first: int, last: int, precision: Precision = "float32") -> GraphSignature:
     """Inputs and outputs of blocks [first, last), in the graph's order; keys and values have the graph's precision."""
     R, L, P = Axis.ROWS, Axis.TOKENS, Axis.PAST

@@ -16,7 +16,8 @@ from ldp_runtime.system.small_files import read_json
 from ldp_export.checkpoints.convert import PRECISIONS, Conversion, check_precision, convert, plan_conversion
 from ldp_export.checkpoints.released import released_bytes
 from ldp_export.checkpoints.sources import Sources
-from ldp_export.hub.local import TEXT_ENCODER, TRANSFORMER, VAE
+from ldp_export.hub.local import CONVERTED
+from ldp_export.models.hub_files import TEXT_ENCODERS
 from ldp_export.models.registry import NamedModel
 from ldp_export.progress import Progress, ProgressEvent, silent
 
@@ -58,7 +59,7 @@ def check_room(spec: NamedModel, folder: Path, precision: str, text_encoder: boo
     """Checks that all converted parts fit on the folder's disk, before gigabytes are downloaded.
 
     Args:
-        text_encoder: True if the text encoder is converted too.
+        text_encoder: True if text encoders are converted too.
         to_fetch: bytes still to be downloaded to the same disk; 0 if they go to another disk.
 
     Raises:
@@ -67,7 +68,7 @@ def check_room(spec: NamedModel, folder: Path, precision: str, text_encoder: boo
     share = PRECISIONS[precision].itemsize / 4
     parts = {part: size * (1 if part == "vae" else share) for part, size in released_bytes(spec).items()}
     done = {part for part, target in _targets(folder).items() if target.exists()}
-    left = parts.keys() - done - (set() if text_encoder else {"text_encoder"})
+    left = parts.keys() - done - (set() if text_encoder else set(TEXT_ENCODERS))
     needed = sum(parts[part] for part in left)
     require_room(folder, int(needed) + to_fetch, f"converting {spec.name}", "free some space, or choose another disk")
 
@@ -105,7 +106,7 @@ def convert_model(
 
 
 def _targets(folder: Path) -> dict[str, Path]:
-    return {"transformer": folder / TRANSFORMER, "vae": folder / VAE, "text_encoder": folder / TEXT_ENCODER}
+    return {part: folder / name for part, name in CONVERTED.items()}
 
 
 def _record(folder: Path) -> dict[str, Any]:

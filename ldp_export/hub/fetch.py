@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,22 +13,13 @@ from ldp_runtime.errors import CheckpointError, ConfigError, HubError
 from ldp_runtime.system.disk import gigabytes, require_room
 from ldp_runtime.system.small_files import is_plain_file, kind_of
 
-from ldp_export.checkpoints.files.parts import INDEX_NAME
 from ldp_export.checkpoints.released import released_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.hub.client import HubFile, cache_folder, endpoint, list_repository
 from ldp_export.hub.download import PARTIAL, blob_path, download, download_to_cache, require_below
-from ldp_export.hub.local import (
-    TEXT_ENCODER,
-    TRANSFORMER,
-    VAE,
-    LocalFiles,
-    is_file,
-    is_file_of,
-    is_file_of_text_encoder,
-    local_files,
-)
-from ldp_export.models.registry import HubFiles, NamedModel
+from ldp_export.hub.local import CONVERTED, LocalFiles, local_files, part_place
+from ldp_export.models.hub_files import HubFiles, HubPart
+from ldp_export.models.registry import NamedModel
 from ldp_export.progress import Progress, ProgressEvent, silent
 
 #: Seconds between two reports of a download.
@@ -36,6 +27,8 @@ _REPORT_EVERY = 0.2
 #: Share and bytes by which a published transformer's file, for its container, may differ from the size of its weights
 #: in float32 (or 16 bits).
 _SIZE_TOLERANCE = (0.02, 2**20)
+#: Files of a repository in the layout of `transformers`, in words.
+_WHOLE = "encoder and tokenizer"
 
 
 @dataclass(frozen=True)
@@ -131,16 +124,17 @@ def plan_fetch(
     """
     hub = _published(spec)
     if revision is not None:
-        hub = replace(hub, revision=revision)
-    listed = list_repository(hub.repository, hub.revision)
-    model = [file for file in listed if is_file_of(hub, file.path)]
-    transformer = hub.transformer if is_file(hub.transformer) else f"{hub.transformer}/{INDEX_NAME}"
-    _require(model, [transformer, hub.vae], hub.repository, hub.revision, listed)
-    _check_size(spec, hub, model)
-    encoder = _list_text_encoder(hub) if text_encoder else []
-    folder = None if local_dir is None else local_dir / TEXT_ENCODER
-    files = [_wanted(file, local_dir) for file in model] + [_wanted(file, folder) for file in encoder]
-    plan = FetchPlan(spec, hub, tuple(files), local_dir)
+        hub = hub.at(revision)
+    hub = hub if text_encoder else hub.without_text()
+    listed = {repository: list_repository(repository, at) for repository, at in hub.repositories.items()}
+    files: dict[tuple[str, str], WantedFile] = {}
+    for part in hub.parts:
+        chosen = _files_of(part, listed[part.repository])
+        if part == hub.main:
+            _check_size(spec, part, chosen)
+        folder = None if local_dir is None else local_dir / part.folder
+        files |= {(part.repository, file.path): _wanted(file, folder) for file in chosen}
+    plan = FetchPlan(spec, hub, tuple(files.values()), local_dir)
     hint = "free some space, or choose another disk with --local-dir or HF_HUB_CACHE"
     require_room(plan.folder, plan.bytes_to_fetch, f"fetching {spec.name}", hint)
     return plan
@@ -153,34 +147,27 @@ def registry_plan(spec: NamedModel, reason: str, local_dir: Path | None = None, 
         reason: words for why the hub was not asked.
     """
     hub, sizes = _published(spec), released_bytes(spec)
-    parts = [(hub.repository, hub.revision, path, part) for path, part in _parts(hub)]
-    if text_encoder and hub.text_encoder is not None:
-        parts.append((hub.text_encoder, hub.text_encoder_revision, "encoder and tokenizer", "text_encoder"))
+    hub = hub if text_encoder else hub.without_text()
     here = not local_files(spec, local_dir, text_encoder).missing
     folder = local_dir or cache_folder()
     files = [
         WantedFile(
-            HubFile(repository, revision, revision, path, sizes[part], "", None),
+            HubFile(part.repository, part.revision, part.revision, part.path or _WHOLE, sizes[part.name], "", None),
             folder,
             "complete" if here else "absent",
-            sizes[part] if here else 0,
+            sizes[part.name] if here else 0,
         )
-        for repository, revision, path, part in parts
+        for part in hub.parts
     ]
     return FetchPlan(spec, hub, tuple(files), local_dir, reason)
 
 
-def _parts(hub: HubFiles) -> list[tuple[str, str]]:
-    return [(hub.transformer, "transformer"), (hub.vae, "vae")]
-
-
-def _list_text_encoder(hub: HubFiles) -> list[HubFile]:
-    if hub.text_encoder is None:
-        return []
-    listed = list_repository(hub.text_encoder, hub.text_encoder_revision)
-    files = [file for file in listed if is_file_of_text_encoder(file.path)]
-    _require(files, ["config.json", "tokenizer.json"], hub.text_encoder, hub.text_encoder_revision, listed)
-    return files
+def _files_of(part: HubPart, listed: list[HubFile]) -> list[HubFile]:
+    """Files of a part; raises HubError if its repository lacks one."""
+    names = [file.path for file in listed]
+    chosen = set(part.chosen(names))
+    _require(chosen, part.required(names), part.repository, part.revision, listed)
+    return [file for file in listed if file.path in chosen]
 
 
 def _published(spec: NamedModel) -> HubFiles:
@@ -195,10 +182,7 @@ def _published(spec: NamedModel) -> HubFiles:
     )
 
 
-def _require(
-    files: Iterable[HubFile], names: Iterable[str], repository: str, revision: str, all_: list[HubFile]
-) -> None:
-    there = {file.path for file in files}
+def _require(there: set[str], names: Iterable[str], repository: str, revision: str, all_: list[HubFile]) -> None:
     absent = [name for name in names if name not in there]
     if absent:
         held = ", ".join(sorted(file.path for file in all_)[:12])
@@ -208,15 +192,15 @@ def _require(
         )
 
 
-def _check_size(spec: NamedModel, hub: HubFiles, files: list[HubFile]) -> None:
+def _check_size(spec: NamedModel, transformer: HubPart, files: list[HubFile]) -> None:
     """Raises CheckpointError, before gigabytes are fetched, if the transformer has another size than its name says."""
-    size = sum(file.size for file in files if file.path != hub.vae and not file.path.endswith(".json"))
+    size = sum(file.size for file in files if not file.path.endswith(".json"))
     expected = released_bytes(spec)["transformer"]
     allowed = _SIZE_TOLERANCE[0] * expected + _SIZE_TOLERANCE[1]
     if any(abs(size - expected * share) < allowed for share in (1, 0.5)):
         return
     raise CheckpointError(
-        f"{hub.transformer} of {hub.repository} has {gigabytes(size)}; the transformer of {spec.name} has "
+        f"{transformer.path} of {transformer.repository} has {gigabytes(size)}; the transformer of {spec.name} has "
         f"{gigabytes(expected)} in float32",
         hint="the revision or the mirror holds another model under this name: see --revision and HF_ENDPOINT",
     )
@@ -247,69 +231,48 @@ def fetch(plan: FetchPlan, progress: Progress = silent) -> Sources:
     for index, wanted in enumerate(plan.files):
         meter = _Meter(wanted.file, index, len(plan.files), progress)
         paths[wanted.file.repository, wanted.file.path] = _fetch_one(wanted, plan.local_dir, meter)
-    hub = plan.hub
-    if plan.local_dir is not None:
-        encoder = any(wanted.file.repository == hub.text_encoder for wanted in plan.files)
-        return raw_sources(hub, plan.local_dir, encoder).all_published()
-    vae = paths[hub.repository, hub.vae]
-    root = _root(vae, hub.vae)
-    encoder = next((path for (name, _), path in paths.items() if name == hub.text_encoder), None)
-    return Sources(root / hub.transformer, vae, encoder.parent if encoder else None).all_published()
+    return Sources.of_parts({part.name: _fetched_place(part, paths) for part in plan.hub.parts}).all_published()
 
 
-def fetched_sources(spec: NamedModel, local_dir: Path | None, text_encoder: Path | None) -> Sources:
+def _fetched_place(part: HubPart, paths: dict[tuple[str, str], Path]) -> Path:
+    name = next(iter(part.chosen(path for repository, path in paths if repository == part.repository)))
+    return part_place(part, paths[part.repository, name], name)
+
+
+def fetched_sources(spec: NamedModel, local_dir: Path | None, text_encoders: tuple[Path | None, ...]) -> Sources:
     """Parts of a hub model, from the cache of this machine or from `local_dir`. Downloads nothing.
+
+    Args:
+        text_encoders: text encoders of one's own, which the hub's then are not asked for.
 
     Raises:
         CheckpointError: files are missing in the cache or the folder.
     """
-    hub, own_encoder = _published(spec), text_encoder is None
-    if local_dir is not None:
-        sources = _from_folder(spec, hub, local_dir, own_encoder)
-    else:
-        sources = _from_cache(spec, hub, own_encoder)
-    if own_encoder:
+    _published(spec)
+    own = any(path is not None for path in text_encoders)
+    sources = _found(spec, local_dir, not own)
+    if not own:
         return sources.all_published()
-    return replace(replace(sources, text_encoder=None).all_published(), text_encoder=text_encoder)
+    return sources.with_text(()).all_published().with_text(text_encoders)
 
 
-def _from_folder(spec: NamedModel, hub: HubFiles, folder: Path, text_encoder: bool) -> Sources:
-    converted = Sources(folder / TRANSFORMER, folder / VAE, folder / TEXT_ENCODER)
-    if converted.transformer.exists():
-        return (
-            converted
-            if converted.text_encoder and converted.text_encoder.exists()
-            else replace(converted, text_encoder=None)
-        )
-    _require_local(spec, local_files(spec, folder, text_encoder), str(folder), f" --local-dir {folder}")
-    return raw_sources(hub, folder, text_encoder and hub.text_encoder is not None)
+def _found(spec: NamedModel, folder: Path | None, text_encoder: bool) -> Sources:
+    if folder is not None:
+        converted = {name: folder / path for name, path in CONVERTED.items()}
+        if converted["transformer"].exists():
+            return Sources.of_parts({name: path for name, path in converted.items() if path.exists() or name == "vae"})
+    here = local_files(spec, folder, text_encoder)
+    where, option = (f"the cache {cache_folder()}", "") if folder is None else (str(folder), f" --local-dir {folder}")
+    _require_local(spec, here, where, option)
+    return Sources.of_parts({part.name: here.place(part) for part in dict.fromkeys(file.part for file in here.files)})
 
 
-def _from_cache(spec: NamedModel, hub: HubFiles, text_encoder: bool) -> Sources:
-    here = local_files(spec, text_encoder=text_encoder)
-    _require_local(spec, here, f"the cache {cache_folder()}")
-    paths = {name: path for name, path in here.files if path is not None}
-    vae = paths[hub.vae]
-    encoder = paths.get("tokenizer.json")
-    return Sources(_root(vae, hub.vae) / hub.transformer, vae, encoder.parent if encoder else None)
-
-
-def _require_local(spec: NamedModel, here: LocalFiles, where: str, option: str = "") -> None:
+def _require_local(spec: NamedModel, here: LocalFiles, where: str, option: str) -> None:
     if here.missing:
         raise CheckpointError(
             f"{where} lacks {', '.join(here.missing[:5])} of {spec.name}",
             hint=f"fetch it where the hub can be reached: ldp-export fetch {spec.name}{option}",
         )
-
-
-def raw_sources(hub: HubFiles, folder: Path, text_encoder: bool) -> Sources:
-    """Parts in a folder that holds the repository's files under their own names."""
-    return Sources(folder / hub.transformer, folder / hub.vae, folder / TEXT_ENCODER if text_encoder else None)
-
-
-def _root(path: Path, name: str) -> Path:
-    """Folder of the snapshot in which the file `name` is at `path`."""
-    return path.parents[len(Path(name).parts) - 1]
 
 
 def _fetch_one(wanted: WantedFile, local_dir: Path | None, meter: _Meter) -> Path:

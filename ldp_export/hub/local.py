@@ -4,42 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ldp_runtime.system.small_files import read_json
 
-from ldp_export.checkpoints.files.parts import INDEX_NAME, shards_of
+from ldp_export.checkpoints.files.parts import shards_of
 from ldp_export.hub.client import cache_folder, hub_module
 from ldp_export.hub.download import PARTIAL, repository_cache
-from ldp_export.models.registry import HubFiles, NamedModel
+from ldp_export.models.hub_files import INDEX_NAME, SINGLE_NAME, HubPart
+from ldp_export.models.registry import NamedModel
 
-#: Names in a --local-dir: of the text encoder's folder, and of the transformer and the VAE once they are converted.
-TEXT_ENCODER = "text_encoder"
-TRANSFORMER, VAE = "transformer", "vae.safetensors"
-_SINGLE = "model.safetensors"
+#: Names of converted parts in a --local-dir.
+CONVERTED = {
+    "transformer": "transformer",
+    "vae": "vae.safetensors",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+}
 
 Locate = Callable[[str], Path | None]
 
 
 @dataclass(frozen=True)
+class LocalFile:
+    """A file of a part: its path in the repository, and its path on this machine (None: not here)."""
+
+    part: HubPart
+    name: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
 class LocalFiles:
-    """Files of a model: their path in the repository, and their path on this machine (None: not here).
+    """Files of a model.
 
     Attributes:
         begun: True if the download of a file has begun.
     """
 
-    files: tuple[tuple[str, Path | None], ...]
+    files: tuple[LocalFile, ...]
     begun: bool = False
 
     @property
     def missing(self) -> list[str]:
-        return [name for name, path in self.files if path is None]
+        """Names of the files that are not here, with the repository's where it is not the model's."""
+        lacking = [file for file in self.files if file.path is None]
+        own = self.files[0].part.repository if self.files else ""
+        return [f.name if f.part.repository == own else f"{f.part.repository}/{f.name}" for f in lacking]
 
     @property
     def bytes(self) -> int:
-        return sum(path.stat().st_size for _, path in self.files if path is not None)
+        return sum(path.stat().st_size for path in {file.path for file in self.files} if path is not None)
 
     @property
     def state(self) -> Literal["complete", "partial", "absent"]:
@@ -47,38 +63,40 @@ class LocalFiles:
             return "complete"
         return "partial" if self.begun or len(self.missing) < len(self.files) else "absent"
 
+    def place(self, part: HubPart) -> Path:
+        """Path of a part that is here: of its file, or of its folder."""
+        file = next(file for file in self.files if file.part == part and file.path is not None)
+        assert file.path is not None
+        return part_place(part, file.path, file.name)
+
 
 def local_files(spec: NamedModel, local_dir: Path | None = None, text_encoder: bool = True) -> LocalFiles:
     """Finds a model's files on the disk; needs no network, and reads only the indexes of shards."""
-    hub = spec.hub
-    if hub is None:
+    if spec.hub is None:
         return LocalFiles(())
-    locate = _in_folder(local_dir) if local_dir else _in_cache(hub.repository, hub.revision)
-    files = part_files(hub.transformer, locate) + part_files(hub.vae, locate)
-    begun = _has_partial(local_dir or repository_cache(hub.repository))
-    if text_encoder and hub.text_encoder is not None:
-        folder = None if local_dir is None else local_dir / TEXT_ENCODER
-        locate = _in_folder(folder) if folder else _in_cache(hub.text_encoder, hub.text_encoder_revision)
-        files += text_encoder_files(locate)
-    return LocalFiles(tuple(files), begun)
+    hub = spec.hub if text_encoder else spec.hub.without_text()
+    files, folders = [], set[Path]()
+    for part in hub.parts:
+        locate = _in_folder(local_dir / part.folder) if local_dir else _in_cache(part.repository, part.revision)
+        files += [LocalFile(part, name, locate(name)) for name in part_files(part, locate)]
+        folders.add(local_dir or repository_cache(part.repository))
+    return LocalFiles(tuple(files), any(map(_has_partial, folders)))
 
 
-def part_files(name: str, locate: Locate) -> list[tuple[str, Path | None]]:
-    """Files of a part: the file itself, or a folder's index and the shards that it names."""
-    if is_file(name):
-        return [(name, locate(name))]
-    index = f"{name}/{INDEX_NAME}"
-    place = locate(index)
-    shards = shard_names(place) if place else []
-    return [(index, place), *((f"{name}/{shard}", locate(f"{name}/{shard}")) for shard in shards)]
+def part_files(part: HubPart, locate: Locate) -> list[str]:
+    """Names of a part's files: the file itself, or a folder's index and the shards that it names."""
+    if part.is_file:
+        return [part.path, *part.beside]
+    index = locate(part.within(INDEX_NAME))
+    if index is None and not part.path:
+        return [*part.beside, SINGLE_NAME]
+    shards = shard_names(index) if index else []
+    return [*part.beside, part.within(INDEX_NAME), *map(part.within, shards)]
 
 
-def text_encoder_files(locate: Locate) -> list[tuple[str, Path | None]]:
-    files = [(name, locate(name)) for name in ("config.json", "tokenizer.json")]
-    index, single = locate(INDEX_NAME), locate(_SINGLE)
-    if index is not None and single is None:
-        return files + [(INDEX_NAME, index), *((shard, locate(shard)) for shard in shard_names(index))]
-    return files + [(_SINGLE, single)]
+def part_place(part: HubPart, path: Path, name: str) -> Path:
+    """Path of a part on this machine, from that of the file `name` of its repository."""
+    return path.parents[len(PurePosixPath(name).parts) - 1] / part.path
 
 
 def shard_names(index: Path) -> list[str]:
@@ -105,21 +123,3 @@ def _in_cache(repository: str, revision: str) -> Locate:
 
 def _has_partial(folder: Path) -> bool:
     return folder.is_dir() and next(folder.rglob(f"*{PARTIAL}"), None) is not None
-
-
-def is_file(name: str) -> bool:
-    """True if a transformer's name has an ending, as files have; else it names a folder of shards."""
-    return bool(Path(name).suffix)
-
-
-def is_file_of(hub: HubFiles, path: str) -> bool:
-    """True if a path of the repository belongs to the transformer or the VAE."""
-    return path in (hub.transformer, hub.vae) or (
-        path.startswith(f"{hub.transformer}/") and path.endswith((".safetensors", ".index.json"))
-    )
-
-
-def is_file_of_text_encoder(path: str) -> bool:
-    return "/" not in path and (
-        path in ("config.json", "tokenizer.json") or path.endswith((".safetensors", ".safetensors.index.json"))
-    )

@@ -12,7 +12,7 @@ from ldp_export.checkpoints.sources import EMBEDDED, Sources
 from ldp_export.hub.client import UnreachableHubError
 from ldp_export.hub.fetch import FetchPlan, plan_fetch, registry_plan
 from ldp_export.hub.local import local_files
-from ldp_export.models.registry import DEFAULT_MODEL, InfinitySpec, NamedModel, VarSpec, find_model
+from ldp_export.models.registry import DEFAULT_MODEL, AnySpec, NamedModel, find_model
 
 
 def resolve_model(
@@ -20,11 +20,12 @@ def resolve_model(
     weights: Path | None = None,
     vae: Path | None = None,
     text_encoder: Path | None = None,
+    text_encoder_2: Path | None = None,
     guidance: float | None = None,
     temperature: float | None = None,
     local_dir: Path | None = None,
     policy: str | None = None,
-) -> tuple[InfinitySpec | VarSpec, Sources]:
+) -> tuple[AnySpec, Sources]:
     """The model and its files, all on this machine; without a name, sizes are read from the given files.
 
     Raises:
@@ -34,11 +35,11 @@ def resolve_model(
     if name is None and (weights is not None or vae is not None):
         from ldp_export.checkpoints.infer import infer_spec
 
-        sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder, local_dir)
+        sources = find_sources(find_model(DEFAULT_MODEL), weights, vae, text_encoder, text_encoder_2, local_dir)
         spec = infer_spec(sources)
     else:
         spec = find_model(name or DEFAULT_MODEL)
-        sources = find_sources(spec, weights, vae, text_encoder, local_dir)
+        sources = find_sources(spec, weights, vae, text_encoder, text_encoder_2, local_dir)
         if not spec.embedded:
             from ldp_export.checkpoints.infer import check_name
 
@@ -47,8 +48,8 @@ def resolve_model(
 
 
 def with_defaults(
-    spec: InfinitySpec | VarSpec, guidance: float | None, temperature: float | None, policy: str | None = None
-) -> InfinitySpec | VarSpec:
+    spec: AnySpec, guidance: float | None, temperature: float | None, policy: str | None = None
+) -> AnySpec:
     """The model with other defaults; raises ConfigError for values that every request would refuse."""
     if guidance is not None:
         if not math.isfinite(guidance):
@@ -76,6 +77,7 @@ def pending_fetch(
     weights: Path | None = None,
     vae: Path | None = None,
     text_encoder: Path | None = None,
+    text_encoder_2: Path | None = None,
     local_dir: Path | None = None,
     registry: bool = False,
 ) -> FetchPlan | None:
@@ -91,14 +93,15 @@ def pending_fetch(
     spec = find_model(name or DEFAULT_MODEL)
     if weights or vae or local_dir or spec.hub is None:
         return None
-    if local_files(spec, text_encoder=text_encoder is None).state == "complete":
+    published_text = text_encoder is None and text_encoder_2 is None
+    if local_files(spec, text_encoder=published_text).state == "complete":
         return None
     try:
-        return plan_fetch(spec, text_encoder=text_encoder is None)
+        return plan_fetch(spec, text_encoder=published_text)
     except UnreachableHubError as error:
         if not registry:
             raise
-        return registry_plan(spec, error.message, text_encoder=text_encoder is None)
+        return registry_plan(spec, error.message, text_encoder=published_text)
 
 
 def find_sources(
@@ -106,6 +109,7 @@ def find_sources(
     weights: Path | None = None,
     vae: Path | None = None,
     text_encoder: Path | None = None,
+    text_encoder_2: Path | None = None,
     local_dir: Path | None = None,
 ) -> Sources:
     """Parts of a model: the given paths, else the package's own files, else fetched files. Downloads nothing.
@@ -123,9 +127,9 @@ def find_sources(
             raise ConfigError(f"{given} is given without {missing}", hint="give --weights and --vae together")
         if local_dir is not None:
             raise ConfigError("--weights and --vae are files of their own", hint="leave --local-dir out")
-        sources = Sources(weights, vae, text_encoder)
+        sources = Sources(weights, vae, text_encoder, text_encoder_2)
     elif spec.embedded:
-        if text_encoder is not None or local_dir is not None:
+        if any(given is not None for given in (text_encoder, text_encoder_2, local_dir)):
             raise ConfigError(
                 f"{spec.name} brings its own files, text encoder included",
                 hint="leave --text-encoder and --local-dir out, or name another --model, or --weights and --vae",
@@ -136,7 +140,7 @@ def find_sources(
     elif spec.hub is not None:
         from ldp_export.hub.fetch import fetched_sources
 
-        sources = fetched_sources(spec, local_dir, text_encoder)
+        sources = fetched_sources(spec, local_dir, (text_encoder, text_encoder_2))
     else:
         raise ConfigError(
             f"no weights of {spec.name} were ever released", hint="give your own with --weights and --vae"

@@ -11,11 +11,12 @@ from torch import nn
 
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
-from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, VarConfig, VarVaeConfig
+from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, SwittiConfig, VarConfig, VarVaeConfig
+from ldp_export.models.switti import SwittiTransformer
 from ldp_export.models.var import VarTransformer
 from ldp_export.models.var_vae import VarVae
 
-Config = InfinityConfig | InfinityVaeConfig | VarConfig | VarVaeConfig
+Config = InfinityConfig | InfinityVaeConfig | SwittiConfig | VarConfig | VarVaeConfig
 
 
 @cache
@@ -25,6 +26,7 @@ def empty_model(config: Config) -> nn.Module:
         InfinityConfig: InfinityTransformer,
         InfinityVaeConfig: InfinityVae,
         VarConfig: VarTransformer,
+        SwittiConfig: SwittiTransformer,
         VarVaeConfig: VarVae,
     }
     with torch.device("meta"):

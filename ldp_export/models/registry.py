@@ -12,34 +12,21 @@ from ldp_runtime.schedule import TEMPLATES, ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
 
 from ldp_export.models.counts import Counts, counts_of
-from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, VarConfig, VarVaeConfig, ffn_width
+from ldp_export.models.hub_files import SINGLE_NAME, HubFiles, HubPart, PartName
+from ldp_export.models.sizes import (
+    ClipSizes,
+    ClipTowersSizes,
+    InfinityConfig,
+    InfinityVaeConfig,
+    SwittiConfig,
+    VarConfig,
+    VarVaeConfig,
+    ffn_width,
+)
 from ldp_export.models.t5 import FLAN_T5_XL, T5Sizes
 
-
-@dataclass(frozen=True)
-class HubFiles:
-    """Repositories and names of a model's files on the hub.
-
-    A revision is a commit if one is known to hold the files, else the branch `main`.
-
-    Attributes:
-        repository, revision: repository and revision of the transformer and the VAE.
-        transformer: name of a file, or of a folder of shards with its index file.
-        vae: name of a file.
-        vae_bytes: size of the VAE's file if it holds more than the VAE; None: the size of the VAE's tensors.
-        text_encoder, text_encoder_revision: repository of the T5 encoder and its tokenizer; None for class-conditional
-            models.
-        text_encoder_licence: licence stated by the text encoder's repository.
-    """
-
-    repository: str
-    transformer: str
-    vae: str
-    revision: str = "main"
-    vae_bytes: int | None = None
-    text_encoder: str | None = "google/flan-t5-xl"
-    text_encoder_revision: str = "7d6315df2c2fb742f0f5b556879d730926ca9001"
-    text_encoder_licence: str = "Apache-2.0"
+#: Sizes of what reads a text.
+TextSizes = T5Sizes | ClipTowersSizes
 
 
 @dataclass(frozen=True)
@@ -55,11 +42,12 @@ class NamedModel:
         policy: text of the policy that its bundle uses for requests that name none.
         embedded: True if the weights are part of this package.
         quantizes_on_gpu: True if PyTorch's fused blocks, which multiply 8-bit numbers on a GPU, know this family.
+        released_text: sizes of the text encoder of this family's released models.
     """
 
     name: str
     title: str
-    transformer: InfinityConfig | VarConfig
+    transformer: InfinityConfig | VarConfig | SwittiConfig
     vae: InfinityVaeConfig | VarVaeConfig
     patch: int = 1
     size: str = "1M"
@@ -73,11 +61,12 @@ class NamedModel:
     embedded: bool = field(default=False)
     family: ClassVar[str] = ""
     quantizes_on_gpu: ClassVar[bool] = False
+    released_text: ClassVar[TextSizes] = FLAN_T5_XL
 
     @property
-    def text_encoder(self) -> T5Sizes | None:
+    def text_encoder(self) -> TextSizes | None:
         """Sizes of the hub's text encoder; None for class-conditional models and for models that no hub holds."""
-        return FLAN_T5_XL if self.hub is not None and self.hub.text_encoder is not None else None
+        return self.released_text if self.hub is not None and self.hub.text_encoders else None
 
     @property
     def defaults(self) -> Defaults:
@@ -126,10 +115,14 @@ class NamedModel:
         Args:
             element: bytes of one number: 2 for bfloat16, 4 for float32.
         """
-        t, encoder = self.transformer, self.text_encoder
+        encoder = self.text_encoder
+        return element * (self.parameters + (encoder.encoder_parameters if encoder else 0) + self._cached)
+
+    @property
+    def _cached(self) -> int:
+        """Numbers in the KV cache of both branches."""
         past = max(schedule.offsets[-2] for schedule in self.schedules)
-        cache = 2 * 2 * t.depth * past * t.width
-        return element * (self.parameters + (encoder.encoder_parameters if encoder else 0) + cache)
+        return 2 * 2 * self.transformer.depth * past * self.transformer.width
 
 
 @dataclass(frozen=True)
@@ -166,6 +159,58 @@ class VarSpec(NamedModel):
         return (self.transformer.schedule,)
 
 
+#: Scale from which the original's demos draw without guidance, by number of scales.
+_FIRST_UNGUIDED = {10: 8, 14: 11}
+#: CLIP-L and OpenCLIP bigG.
+_CLIP_TOWERS = ClipTowersSizes(
+    ClipSizes(layers=12, width=768, heads=12, ffn=3072, vocabulary=49408),
+    ClipSizes(layers=32, width=1280, heads=20, ffn=5120, vocabulary=49408, activation="gelu"),
+)
+
+
+@dataclass(frozen=True)
+class SwittiSpec(NamedModel):
+    """A model of the Switti family, from texts to codebook indices, with the settings of the original's demos.
+
+    Attributes:
+        temperature: of the scales after guidance has ended.
+        first_guided, more_smooth, first_smooth: see `SwittiEntry`.
+    """
+
+    transformer: SwittiConfig
+    vae: VarVaeConfig
+    guidance: float = 6.0
+    temperature: float = 0.1
+    top_k: int = 400
+    top_p: float = 0.95
+    first_guided: int = 0
+    more_smooth: bool = True
+    first_smooth: int = 2
+    family: ClassVar[str] = "switti"
+    released_text: ClassVar[TextSizes] = _CLIP_TOWERS
+
+    @property
+    def _cached(self) -> int:
+        return super()._cached if self.transformer.keeps_past else 0
+
+    @property
+    def first_unguided(self) -> int:
+        """Scale at which guidance ends."""
+        schedule = self.transformer.schedule
+        return _FIRST_UNGUIDED.get(len(schedule), schedule.detail_scales()[0])
+
+    @property
+    def layout(self) -> LatentLayout:
+        return LatentLayout(self.vae.channels)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.transformer.text_tokens
+
+    def schedules_of(self, size: str) -> tuple[ScaleSchedule, ...]:
+        return (self.transformer.schedule,)
+
+
 def _infinity(depth: int, width: int, heads: int, bits: int, chunks: int) -> InfinityConfig:
     """Sizes of an Infinity transformer with flan-t5-xl's text channels and the original number of pooling heads."""
     text_channels = 2048
@@ -190,6 +235,68 @@ _VAR_VAE = VarVaeConfig()
 _HUB = "FoundationVision/Infinity"
 #: Bytes of a BSQ VAE file: 440 MB are the VAE, the rest was used only in training.
 _VAE_FILE = 1_560_000_000
+_BESIDE_TEXT = ("config.json", "tokenizer.json")
+T5_FILES = HubPart(
+    "text_encoder",
+    "google/flan-t5-xl",
+    revision="7d6315df2c2fb742f0f5b556879d730926ca9001",
+    beside=_BESIDE_TEXT,
+    folder="text_encoder",
+    licence="Apache-2.0",
+)
+#: Both repositories hold whole CLIP models, towers of pictures included.
+_CLIP = (
+    HubPart(
+        "text_encoder",
+        "openai/clip-vit-large-patch14",
+        beside=_BESIDE_TEXT,
+        folder="text_encoder",
+        bytes=1_710_000_000,
+        licence="MIT",
+    ),
+    HubPart(
+        "text_encoder_2",
+        "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+        beside=_BESIDE_TEXT,
+        folder="text_encoder_2",
+        bytes=10_160_000_000,
+        licence="MIT",
+    ),
+)
+
+
+def infinity_hub(
+    transformer: str,
+    vae: str,
+    revision: str = "main",
+    repository: str = _HUB,
+    text_encoder: HubPart = T5_FILES,
+    vae_bytes: int | None = _VAE_FILE,
+) -> HubFiles:
+    """Files of an Infinity model: transformer and VAE from one repository, the text encoder from another."""
+    return HubFiles(
+        (
+            HubPart("transformer", repository, transformer, revision),
+            HubPart("vae", repository, vae, revision, bytes=vae_bytes),
+            text_encoder,
+        )
+    )
+
+
+def _var_hub(depth: int, revision: str) -> HubFiles:
+    names: tuple[tuple[PartName, str], ...] = (("transformer", f"var_d{depth}.pth"), ("vae", "vae_ch160v4096z32.pth"))
+    return HubFiles(tuple(HubPart(part, "FoundationVision/var", name, revision) for part, name in names))
+
+
+def _switti_hub(name: str) -> HubFiles:
+    """Files of a Switti model; its `config.json` names the heads and the rotary settings."""
+    return HubFiles(
+        (
+            HubPart("transformer", f"yresearch/{name}", SINGLE_NAME, beside=("config.json",), folder=name),
+            HubPart("vae", "yresearch/VQVAE-Switti", SINGLE_NAME, folder="VQVAE-Switti"),
+            *_CLIP,
+        )
+    )
 
 
 def _var(depth: int, pixels: int = 256, revision: str = "6d0ee6598a42f75079aa79e58b012b57b284c91b") -> VarSpec:
@@ -206,7 +313,24 @@ def _var(depth: int, pixels: int = 256, revision: str = "6d0ee6598a42f75079aa79e
         size=f"{pixels}px",
         guidance=4.0,
         top_p=0.95,
-        hub=HubFiles("FoundationVision/var", f"var_d{depth}.pth", "vae_ch160v4096z32.pth", revision, text_encoder=None),
+        hub=_var_hub(depth, revision),
+    )
+
+
+#: Released models, by their names on the hub, and the pixels of a side.
+_SWITTI = {"Switti": 512, "Switti-AR": 512, "Switti-1024": 1024, "Switti-1024-AR": 1024}
+_SWITTI_GRIDS = {
+    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+}
+
+
+def _switti(name: str, pixels: int) -> SwittiSpec:
+    keeps_past = name.endswith("-AR")
+    config = SwittiConfig(30, 1920, heads=30, ffn=5120, grids=_SWITTI_GRIDS[pixels], keeps_past=keeps_past)
+    title = f"Switti{', autoregressive' if keeps_past else ''}, {pixels}x{pixels}"
+    return SwittiSpec(
+        name.lower(), title, config, _VAR_VAE, size=f"{pixels}px", licence="Apache-2.0", hub=_switti_hub(name)
     )
 
 
@@ -238,7 +362,7 @@ _SPECS = (
         _VAE_D32,
         guidance=4.0,
         temperature=0.5,
-        hub=HubFiles(_HUB, "infinity_2b_reg.pth", "infinity_vae_d32reg.pth", vae_bytes=_VAE_FILE),
+        hub=infinity_hub("infinity_2b_reg.pth", "infinity_vae_d32reg.pth"),
     ),
     InfinitySpec(
         "infinity-8b",
@@ -247,7 +371,7 @@ _SPECS = (
         _VAE_D56,
         patch=2,
         guidance=3.0,
-        hub=HubFiles(_HUB, "infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth", vae_bytes=_VAE_FILE),
+        hub=infinity_hub("infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth"),
     ),
     InfinitySpec(
         "infinity-8b-512",
@@ -257,7 +381,7 @@ _SPECS = (
         patch=2,
         size="0.25M",
         guidance=3.0,
-        hub=HubFiles(_HUB, "infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify.pth", vae_bytes=_VAE_FILE),
+        hub=infinity_hub("infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify.pth"),
     ),
     InfinitySpec(
         "infinity-125m",
@@ -265,17 +389,14 @@ _SPECS = (
         _infinity(12, 768, 8, 16, 4),
         _VAE_D16,
         size="0.06M",
-        hub=HubFiles(
-            _HUB,
-            "infinity_125M_256x256.pth",
-            "infinity_vae_d16.pth",
-            revision="d4c15777e41bd36eb8eef5a854b018d19962b6d9",
-            vae_bytes=_VAE_FILE,
+        hub=infinity_hub(
+            "infinity_125M_256x256.pth", "infinity_vae_d16.pth", "d4c15777e41bd36eb8eef5a854b018d19962b6d9"
         ),
     ),
     *(_var(depth) for depth in (16, 20, 24, 30)),
     # No commit is known to hold this file, so the revision is the branch.
     _var(36, 512, "main"),
+    *(_switti(name, pixels) for name, pixels in _SWITTI.items()),
     _unreleased("infinity-layer16", 16, 1152, 12),
     _unreleased("infinity-layer24", 24, 1536, 16),
     _unreleased("infinity-layer32", 32, 2080, 20),
@@ -285,11 +406,13 @@ _SPECS = (
     _unreleased("infinity-20b", 58, 4608, 36, chunks=2),
 )
 
-MODELS: dict[str, InfinitySpec | VarSpec] = {spec.name: spec for spec in _SPECS}
+#: A model of any family.
+AnySpec = InfinitySpec | VarSpec | SwittiSpec
+MODELS: dict[str, AnySpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_MODEL = "infinity-shapes"
 
 
-def find_model(name: str) -> InfinitySpec | VarSpec:
+def find_model(name: str) -> AnySpec:
     """Model of that name. Raises ConfigError, which suggests the nearest names."""
     if name in MODELS:
         return MODELS[name]

@@ -43,6 +43,7 @@ class InfinityConfig:
     chunks: int = 1
     norm_eps: float = 1e-6
     reads_text: ClassVar[bool] = True
+    ffn_matrices: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
@@ -146,6 +147,7 @@ class VarConfig:
     shared_ada: bool = False
     norm_eps: float = 1e-6
     reads_text: ClassVar[bool] = False
+    ffn_matrices: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -172,6 +174,129 @@ class VarConfig:
         """The same architecture with another number of blocks and channels, and heads of the same size."""
         sizes = {"heads": width // self.head_dim, "ffn": self.ffn * width // self.width}
         return replace(self, depth=depth, width=width, **sizes)
+
+
+@dataclass(frozen=True)
+class SwittiConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        grids: sides of the square scales.
+        codes: size of the codebook.
+        channels: channels of a code.
+        text_channels: channels of the text features: those of both text towers, one after the other.
+        pooled_channels: channels of the pooled text, of the second tower alone.
+        text_tokens: tokens of every text; shorter ones are masked.
+        keeps_past: True if scales see the keys and values of earlier ones (the autoregressive variant).
+        rope_theta, rope_size: base of the rotary angles, and the position of a scale's last row and column.
+        crop: height, width, top and left of the crop that the model is told of.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    ffn: int
+    codes: int = 4096
+    channels: int = 32
+    text_channels: int = 2048
+    pooled_channels: int = 1280
+    text_tokens: int = 77
+    grids: tuple[int, ...] = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+    keeps_past: bool = False
+    rope_theta: float = 10000.0
+    rope_size: int = 128
+    crop: tuple[int, int, int, int] = (512, 512, 0, 0)
+    norm_eps: float = 1e-6
+    reads_text: ClassVar[bool] = True
+    ffn_matrices: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 4 or self.width % 8:
+            raise ConfigError(
+                f"width {self.width} over {self.heads} heads must give a head dimension divisible by 4",
+                hint="choose a width that is a multiple of 8, and of four times the heads",
+            )
+        if self.pooled_channels >= self.text_channels:
+            raise ConfigError(
+                f"{self.pooled_channels} of the {self.text_channels} text channels are pooled, which leaves the first "
+                "text tower none",
+                hint="the text features are those of both text towers; the pooled vector is of the second alone",
+            )
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule.of_squares(self.grids)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def summary(self) -> str:
+        """Sizes in words, which tell models apart."""
+        grids, kind = " ".join(map(str, self.grids)), "all scales so far" if self.keeps_past else "one scale"
+        return (
+            f"{self.depth} blocks of width {self.width} that see {kind}, {self.codes} codes, and grids of sides {grids}"
+        )
+
+    def resized(self, depth: int, width: int) -> SwittiConfig:
+        """The same architecture with another number of blocks and channels, and heads of the same size."""
+        sizes = {"heads": width // self.head_dim, "ffn": self.ffn * width // self.width}
+        return replace(self, depth=depth, width=width, **sizes)
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """Sizes of a CLIP text tower.
+
+    Attributes:
+        layers, width, heads, ffn, vocabulary: the usual sizes of a transformer.
+        positions: tokens of the longest text.
+        activation: "quick_gelu" or "gelu".
+    """
+
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    vocabulary: int
+    positions: int = 77
+    activation: str = "quick_gelu"
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(
+                f"width {self.width} does not divide into {self.heads} heads",
+                hint="choose a width that is a multiple of the heads",
+            )
+
+    @property
+    def parameters(self) -> int:
+        layer = 4 * self.width * (self.width + 1) + 2 * self.width * self.ffn + self.ffn + 5 * self.width
+        return (self.vocabulary + self.positions) * self.width + self.layers * layer + 2 * self.width
+
+
+@dataclass(frozen=True)
+class ClipTowersSizes:
+    """Sizes of both text towers of Switti, of which a build takes everything but the projections."""
+
+    clip_l: ClipSizes
+    clip_bigg: ClipSizes
+
+    @property
+    def encoder_parameters(self) -> int:
+        """Number of parameters of both towers."""
+        return sum(tower.parameters for tower in (self.clip_l, self.clip_bigg))
+
+    @property
+    def encoder_islands(self) -> int:
+        """Number of the weights that stay float32: those of the normalizations."""
+        return sum((2 * tower.layers + 1) * 2 * tower.width for tower in (self.clip_l, self.clip_bigg))
+
+    @property
+    def parameters(self) -> int:
+        return self.encoder_parameters
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ldp_runtime.numerics import scalar
-from ldp_runtime.schedule import rope_table
+from ldp_runtime.schedule import relative_rope_table, rope_table
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -74,6 +74,7 @@ class ComputedIn(TorchFunctionMode):
 def _forget() -> None:
     """Clears the caches of tensors that a scope would fill with values of its type."""
     rope_table.cache_clear()
+    relative_rope_table.cache_clear()
     scalar.cache_clear()
 
 

@@ -15,8 +15,10 @@ from ldp_runtime.token_layout import LatentLayout
 from torch.nn import functional as F
 
 from ldp_export.models.infinity import InfinityTransformer
+from ldp_export.models.switti import SwittiTransformer
 from ldp_export.models.var import VarTransformer
 from ldp_export.models.var_vae import VarVae
+from ldp_export.reference.switti import SwittiText
 
 
 @torch.no_grad()
@@ -75,15 +77,47 @@ def pruned_var_logits(
     """
     schedule = model.config.schedule
     visible = [_mask(kept, count) for kept, count in zip(keep, schedule.tokens, strict=True)]
-    latent, inputs = torch.zeros(1, model.config.channels, *schedule.final_grid), []
+    sequence = _inputs_of_indices(vae, indices, visible, schedule)
+    logits = model(labels, sequence.expand(len(labels), -1, -1), torch.cat(visible))
+    return [part[:, mask] for part, mask in zip(logits.split(schedule.tokens, dim=1), visible, strict=True)]
+
+
+@torch.no_grad()
+def pruned_switti_logits(
+    model: SwittiTransformer,
+    vae: VarVae,
+    texts: SwittiText,
+    indices: Sequence[torch.Tensor],
+    keep: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor]:
+    """Teacher-forced logits of the kept tokens of Switti; see `pruned_var_logits`.
+
+    Args:
+        texts: one for each row.
+        indices: codebook indices of the full grid of every scale [h*w].
+
+    Returns:
+        Logits [R, kept, codes] of every scale.
+    """
+    schedule = model.config.schedule
+    visible = [_mask(kept, count) for kept, count in zip(keep, schedule.tokens, strict=True)]
+    sequence = _inputs_of_indices(vae, indices, visible, schedule)
+    prompt = model.encode_prompt(texts.features, texts.pooled, texts.mask)
+    logits = model(prompt, sequence.expand(len(texts.mask), -1, -1), torch.cat(visible))
+    return [part[:, mask] for part, mask in zip(logits.split(schedule.tokens, dim=1), visible, strict=True)]
+
+
+def _inputs_of_indices(
+    vae: VarVae, indices: Sequence[torch.Tensor], visible: Sequence[torch.Tensor], schedule: ScaleSchedule
+) -> torch.Tensor:
+    """Inputs of scales 1.. concatenated [1, total - 1, channels]; the code of a pruned token is zero."""
+    latent, inputs = torch.zeros(1, vae.config.channels, *schedule.final_grid), []
     for k, grid in enumerate(schedule.grids[:-1]):
         codes = torch.where(visible[k][:, None], vae.codes(indices[k]), torch.tensor(0.0))
         latent = latent + vae.residual(codes.T.view(1, -1, *grid), schedule.final_grid, k, len(schedule))
         down = F.interpolate(latent, size=schedule.grids[k + 1], mode="area")
         inputs.append(down.flatten(2).transpose(1, 2))
-    sequence = torch.cat(inputs, dim=1) if inputs else torch.zeros(1, 0, model.config.channels)
-    logits = model(labels, sequence.expand(len(labels), -1, -1), torch.cat(visible))
-    return [part[:, mask] for part, mask in zip(logits.split(schedule.tokens, dim=1), visible, strict=True)]
+    return torch.cat(inputs, dim=1) if inputs else torch.zeros(1, 0, vae.config.channels)
 
 
 def _mask(kept: torch.Tensor | None, tokens: int) -> torch.Tensor:

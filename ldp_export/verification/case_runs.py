@@ -10,11 +10,11 @@ from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import QuantizedScales
 from ldp_runtime.engines.blocks import Blocks, PromptRows
 from ldp_runtime.engines.cache_memory import CacheMemory
-from ldp_runtime.families.choose import guidance_weights, placement
-from ldp_runtime.guidance import per_scale
+from ldp_runtime.families.choose import guidance_end, guidance_weights, placement, temperatures
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
-from ldp_runtime.pipeline.conditions import class_rows, text_rows
+from ldp_runtime.pipeline.conditions import class_rows, text_rows, texts_rows
 from ldp_runtime.pipeline.open_engines import Engines
+from ldp_runtime.pipeline.request import TextFeatures
 from ldp_runtime.pipeline.run import Run
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
@@ -30,8 +30,25 @@ def case_rows(bundle: Bundle, engines: Engines, reference: ReferenceCases, case:
     guided = any(g != 1 for g in guidance_weights(bundle.manifest.model, case.guidance, len(schedule)))
     if case.label is not None:
         return class_rows(engines, bundle.manifest, case.label, guided)
-    features = reference.tensors[f"{case.name}.features"].to(engines.prompt.device)
-    return text_rows(engines, bundle.manifest, features, guided)
+    return rows_of_text(bundle, engines, reference, case, guided)
+
+
+def rows_of_text(
+    bundle: Bundle, engines: Engines, reference: ReferenceCases, case: Case, guided: bool, tokens: int | None = None
+) -> PromptRows:
+    """Rows of the first `tokens` (None: all) of a recorded case's text, with the unconditional one if it is guided."""
+    text = recorded_text(reference, case, engines, "features", "pooled")
+    text = TextFeatures(text.rows[:tokens], text.pooled)
+    if not guided or f"{case.name}.negative" not in reference.tensors:
+        return text_rows(engines, bundle.manifest, text, guided)
+    negative = recorded_text(reference, case, engines, "negative", "negative_pooled")
+    return texts_rows(engines, bundle.manifest, [text, negative])
+
+
+def recorded_text(reference: ReferenceCases, case: Case, engines: Engines, rows: str, pooled: str) -> TextFeatures:
+    """Text of a recorded case by the names of its tensors, on the device of the engines."""
+    vector = reference.tensors.get(f"{case.name}.{pooled}")
+    return TextFeatures(reference.tensors[f"{case.name}.{rows}"], vector).to(engines.prompt.device)
 
 
 def run_case(
@@ -68,12 +85,15 @@ def image_state(
     manifest, codec, S = bundle.manifest, engines.codec, len(schedule)
     device, defaults = engines.blocks.device, manifest.defaults
     noise = codec.noise(case.seed or 0, schedule) if tokens is None else tokens
+    guided, ended = temperatures(manifest.model, defaults.temperature, S)
     settings = ImageSettings(
         codec if tokens is None else RecordedCodec(codec),
         guidance_weights(manifest.model, case.guidance, S),
-        per_scale(defaults.temperature, S, "temperature"),
+        guided,
         SamplingFilter(defaults.top_k, defaults.top_p),
         Policy(None if keep is None else GivenMasks(keep)),
+        ended,
+        guidance_end(manifest.model, case.guidance, S),
     )
     return ImageState.new(settings, schedule, case.seed or 0, tuple(n.to(device) for n in noise), device)
 

@@ -33,9 +33,11 @@ class Case:
 
     Tensors:
         features: [T, Ct], of a text; a class has its `label` instead.
+        pooled: [P], of models that read one.
+        negative, negative_pooled: of the unconditional text, of models that learned none.
         bits_k: [h*w, bits], tokens of Infinity.
-        indices_k: [h*w], tokens of VAR.
-        logits_k: [rows, computed, V].
+        indices_k: [h*w], tokens of VAR and Switti.
+        logits_k: [rows, computed, V]; one row once guidance has ended.
         latent: [d, H, W].
         image: [3, H, W], for cases that have one.
         keep_k: [kept], indices of the kept tokens at pruned scales.
@@ -149,7 +151,7 @@ class ReferenceCases:
 
     def tokens(self, case: Case, scales: int) -> list[torch.Tensor]:
         """Drawn tokens of every scale: bits as bool, or indices into the codebook."""
-        if case.label is not None:
+        if f"{case.name}.indices_0" in self.tensors:
             return [self.tensors[f"{case.name}.indices_{k}"] for k in range(scales)]
         return [self.tensors[f"{case.name}.bits_{k}"].bool() for k in range(scales)]
 

@@ -62,7 +62,7 @@ class RecordedCodec:
         return self.codec.gap(conditional, unconditional)
 
     def draw(
-        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int, ended: bool
     ) -> torch.Tensor:
         """Codes [L, channels] of the recorded tokens that stand in for the noise; the scores decide nothing."""
         return self.codec.codes(noise)

@@ -13,10 +13,13 @@ embedding's. It is measured on a reference model that computes in 8 bits.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import torch
+from ldp_runtime.bundle.manifest import Precision
 from ldp_runtime.errors import VerificationError
+from torch import nn
 
 from ldp_export.graphs.graph import Graph
 from ldp_export.verification.bounds import scale_rounding, text_rounding, with_neighbours
@@ -74,6 +77,13 @@ def measure_quantized(cases: ReferenceCases, logits: Callable[[Case], Sequence[t
             name = quantized_rounding(k)
             worst[name] = max(worst.get(name, 0.0), error) if math.isfinite(error) else math.inf
     return worst
+
+
+def in_precision(model: nn.Module, precision: Precision, islands: re.Pattern[str]) -> None:
+    """Rounds a model's parameters to a precision in place, but for those whose names match `islands`."""
+    for name, parameter in model.named_parameters():
+        stays = islands.match(name) is not None
+        parameter.data = parameter.data.to(torch.float32 if stays else getattr(torch, precision))
 
 
 def quantized_rounding(scale: int) -> str:

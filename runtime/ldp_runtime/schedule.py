@@ -199,3 +199,26 @@ def rope_table(schedule: ScaleSchedule, head_dim: int) -> tuple[tuple[torch.Tens
         angles = torch.cat([ys[:, None] * theta, xs[:, None] * theta], dim=1)  # [h*w, head_dim/2]
         table.append((angles.cos(), angles.sin()))
     return tuple(table)
+
+
+@lru_cache(maxsize=4)
+def relative_rope_table(
+    schedule: ScaleSchedule, head_dim: int, theta: float, size: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Rotary cosines and sines of every scale, whose positions run from 0 to `size` whatever its number of tokens.
+
+    Each scale has a (cos, sin) pair of [h*w, head_dim / 2] float32. The first half of the angles depends on the column,
+    the second half on the row, as in Switti. Tables are cached: callers must not write to them.
+    """
+    import torch
+
+    if head_dim % 4:
+        raise InternalError(f"2-D RoPE needs a head dimension divisible by 4, got {head_dim}")
+    frequencies = 1.0 / theta ** (4 * _counted(head_dim // 4) / head_dim)
+    table = []
+    for h, w in schedule.grids:
+        # With one position all angles are 0, whatever the step.
+        xs, ys = (_counted(side)[:, None] * (frequencies * (size / max(side - 1, 1))) for side in (w, h))
+        angles = torch.cat([xs.repeat(h, 1), ys.repeat_interleave(w, 0)], dim=1)  # [h*w, head_dim/2]
+        table.append((angles.cos(), angles.sin()))
+    return tuple(table)

@@ -13,14 +13,14 @@ from ldp_runtime.errors import ConfigError, IntegrityError
 logger = logging.getLogger(__name__)
 
 
-#: T5 ends every text with </s>.
+#: T5 ends every text with </s>, also where its tokenizer does not say so.
 END_OF_TEXT = 1
 #: Token of whatever the vocabulary lacks.
 _UNKNOWN = "<unk>"
 
 
 class PromptTokenizer:
-    """A `tokenizer.json` with T5's conventions: no cleaning of the text, </s> (id 1) at the end, no padding.
+    """A `tokenizer.json` with its own cleaning of texts; a cut text keeps its end token, and none is padded.
 
     Args:
         quotes: the log may quote prompts: it warns of the words that the model does not know. Else it counts them.
@@ -36,6 +36,8 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_tokens, self._quotes = max_tokens, quotes
+        around = self._tokenizer.encode("").ids
+        self._end = around[-1] if around else END_OF_TEXT
 
     def __call__(self, prompt: str) -> torch.Tensor:
         """Token ids [T] (int64); a prompt longer than the model reads is cut, as in the originals, with a warning.
@@ -50,15 +52,15 @@ class PromptTokenizer:
             of = f"{', '.join(map(repr, words))} of {prompt!r}" if self._quotes else f"{len(words)} words of a prompt"
             level = logging.WARNING if self._quotes else logging.INFO
             logger.log(level, "the model does not know %s, and reads them as one unknown word", of)
-        ids = _ended(encoded.ids)
+        ids = self._ended(encoded.ids)
         if len(ids) > self.max_tokens:
             logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
-            ids = [*ids[: self.max_tokens - 1], END_OF_TEXT]
+            ids = [*ids[: self.max_tokens - 1], self._end]
         return torch.tensor(ids, dtype=torch.int64, device="cpu")
 
     def ids(self, prompt: str) -> list[int]:
-        """All token ids of a prompt, </s> included; more than `max_tokens` are not cut here."""
-        return _ended(self._tokenizer.encode(prompt).ids)
+        """All token ids of a prompt, its end included; more than `max_tokens` are not cut here."""
+        return self._ended(self._tokenizer.encode(prompt).ids)
 
     def _unknown_words(self, prompt: str, encoded: Encoding) -> list[str]:
         """Words (or characters) that have no token of their own, each once."""
@@ -67,6 +69,5 @@ class PromptTokenizer:
         words = dict.fromkeys(prompt[start:end].strip() for start, end in spans)
         return [word for word in words if word]
 
-
-def _ended(ids: list[int]) -> list[int]:
-    return ids if ids and ids[-1] == END_OF_TEXT else [*ids, END_OF_TEXT]
+    def _ended(self, ids: list[int]) -> list[int]:
+        return ids if ids and ids[-1] == self._end else [*ids, self._end]

@@ -125,5 +125,5 @@ def _any_request(model: ServedModel, seed: int) -> ImageRequest:
         width=None,
         output_type="pil",
         cfg_insertion_layer=(0,),
-        more_smooth=False,
+        more_smooth=None,
     ).images[0]

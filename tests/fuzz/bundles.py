@@ -20,7 +20,7 @@ from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.errors import ConfigError, LdpError
 
 from fuzz import Outcome
-from fuzz.samples import Family, bundle, copied, copy_of, damaged, drawn, mutated, picture, rewrite
+from fuzz.samples import FAMILIES, Family, bundle, copied, copy_of, damaged, drawn, mutated, picture, rewrite
 
 HOW = ("file", "kind of file", "manifest", "sealed manifest", "sealed file", "pointer", "report", "stray")
 
@@ -35,7 +35,7 @@ class Case:
 def cases(seed: int) -> Iterator[Case]:
     rng = random.Random(seed)
     while True:
-        yield Case(rng.choice(("infinity", "var")), rng.choice(HOW), rng.randrange(2**32))
+        yield Case(rng.choice(FAMILIES), rng.choice(HOW), rng.randrange(2**32))
 
 
 def run(case: Case) -> Outcome:

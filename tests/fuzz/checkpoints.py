@@ -18,17 +18,21 @@ import torch
 from ldp_runtime.errors import LdpError
 
 from fuzz import Outcome
-from fuzz.samples import ODD, damaged, folder, mutated, places, sources
+from fuzz.samples import ODD, Family, damaged, folder, mutated, places, sources
+from ldp_export.checkpoints.clip import load_clip
 from ldp_export.checkpoints.convert import convert, plan_conversion
 from ldp_export.checkpoints.files.tensors import read_state, save_state
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.switti import load_switti
 from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.checkpoints.var import load_var, load_var_vae
 
 State = dict[str, torch.Tensor]
-PARTS = ("infinity", "infinity vae", "var", "var vae", "text encoder", "convert")
+PARTS = ("infinity", "infinity vae", "var", "var vae", "switti", "text encoder", "text tower", "convert")
+#: Parts that are a folder.
+_FOLDERS = ("text encoder", "text tower")
 HOW = ("bytes", "header", "keys", "types", "shapes", "container", "config", "kind of file", "beside", "name", "shards")
 
 
@@ -48,6 +52,7 @@ def cases(seed: int) -> Iterator[Case]:
 def run(case: Case) -> Outcome:
     place = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=folder()))
     rng = random.Random(case.seed)
+    _copy_settings(case.part, place)
     try:
         path, same = _DAMAGE[case.how](rng, case.part, place)
         try:
@@ -65,25 +70,31 @@ def _read(part: str, path: Path, place: Path) -> State:
     """Values of a part as a build would use them."""
     if part == "text encoder":
         return dict(load_text_encoder(path).module.state_dict())
+    if part == "text tower":
+        return dict(load_clip((path, sources("switti").text_encoders[1])).module.state_dict())
     if part == "convert":
         return read_state(convert(plan_conversion(path, place / "converted", "float32")))
-    family = "var" if part.startswith("var") else "infinity"
-    whole = sources(family)
+    whole = sources(_family(part))
     given = Sources(whole.transformer, path) if part.endswith("vae") else Sources(path, whole.vae)
     given.check()
     given.hashes()
     spec: Any = infer_spec(given)
     loaders: dict[str, Callable[..., torch.nn.Module]] = {
-        "infinity": load_infinity, "infinity vae": load_infinity_vae, "var": load_var, "var vae": load_var_vae
+        "infinity": load_infinity, "infinity vae": load_infinity_vae, "var": load_var, "var vae": load_var_vae,
+        "switti": load_switti,
     }  # fmt: skip
     return dict(loaders[part](path, spec.vae if part.endswith("vae") else spec.transformer).state_dict())
 
 
+def _family(part: str) -> Family:
+    named: Family = "var" if part.startswith("var") else "infinity"
+    return "switti" if part in ("switti", "text tower") else named
+
+
 def _path(part: str) -> Path:
-    whole = sources("var" if part.startswith("var") else "infinity")
-    if part == "text encoder":
-        assert whole.text_encoder is not None
-        return whole.text_encoder
+    whole = sources(_family(part))
+    if part in _FOLDERS:
+        return whole.text_encoders[0]
     return whole.vae if part.endswith("vae") else whole.transformer
 
 
@@ -109,13 +120,19 @@ Made = tuple[Path, bool | None]
 
 def _written(part: str, place: Path, state: State) -> Path:
     """A state as safetensors, in the folder of a text encoder if it is one."""
-    if part != "text encoder":
+    if part not in _FOLDERS:
         save_state(state, place / "model.safetensors")
         return place / "model.safetensors"
     shutil.copytree(_path(part), place / "encoder")
     (place / "encoder/model.safetensors").unlink()
     save_state(state, place / "encoder/model.safetensors")
     return place / "encoder"
+
+
+def _copy_settings(part: str, place: Path) -> None:
+    """Copies what says beside Switti's tensors which attention they are for."""
+    if part == "switti":
+        shutil.copy(_path(part).parent / "config.json", place / "config.json")
 
 
 def _file_of(path: Path) -> Path:
@@ -162,16 +179,21 @@ def _keys(rng: random.Random, part: str, place: Path) -> Made:
         name = rng.choice(extra)
         state[name] = torch.zeros(1)
         # The conversion keeps what it is given; a text encoder is taken from a whole model's file.
+        # So it is of a T5 model's; of CLIP's, only what towers of pictures are called is left aside.
         either = part == "convert" or (part == "text encoder" and not name.startswith("encoder."))
         return _written(part, place, state), None if either else False
     state[rng.choice((f"{key}_", f"module.{key}", key.replace(".", "..", 1), key.upper()))] = state.pop(key)
     return _written(part, place, state), None if _ignored(key) or part == "convert" else False
 
 
+#: Names in a CLIP model of what is not its text tower.
+_ASIDE = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
+
+
 def _ignored(key: str) -> bool:
     """True for keys that are not needed, or whose lack another name makes up for."""
     return key.startswith(("lvl_1L", "attn_bias")) or "lfq.mask" in key or "zero_k" in key or "ema_vocab" in key or (
-        "embed_tokens" in key or key == "shared.weight"
+        "embed_tokens" in key or key == "shared.weight" or key.startswith(_ASIDE) or key.endswith("position_ids")
     )  # fmt: skip
 
 
@@ -181,7 +203,7 @@ def _types(rng: random.Random, part: str, place: Path) -> Made:
     kinds = (torch.complex64, torch.uint16, torch.float8_e5m2, torch.int64, torch.bool, torch.uint8)
     state[key] = state[key].to(rng.choice(kinds))
     torch.save(state, place / "odd.pth")
-    if part == "text encoder":
+    if part in _FOLDERS:
         return place / "odd.pth", False
     return place / "odd.pth", None if part == "convert" else False
 
@@ -199,7 +221,7 @@ def _shapes(rng: random.Random, part: str, place: Path) -> Made:
 
 def _container(rng: random.Random, part: str, place: Path) -> Made:
     """Weights inside what training writes."""
-    if part == "text encoder":
+    if part in _FOLDERS:
         return _bytes(rng, part, place)
     state = _state(part)
     vae = part.endswith("vae")
@@ -216,14 +238,16 @@ def _container(rng: random.Random, part: str, place: Path) -> Made:
 
 
 def _config(rng: random.Random, part: str, place: Path) -> Made:
-    if part != "text encoder":
+    if part not in (*_FOLDERS, "switti"):
         return _keys(rng, part, place)
-    path = _written(part, place, _state(part)) / "config.json"
+    written = _written(part, place, _state(part))
+    path = (written.parent if part == "switti" else written) / "config.json"
     value = json.loads(path.read_text())
-    what = rng.randrange(4)
+    what = rng.randrange(4) if part in _FOLDERS else 2
     if what == 0:
-        value["num_layers"] = rng.choice((0, -1, 2, 10_000_000, 2**63, "1", None, 1.5, True, []))
-        same = None if value["num_layers"] is True else False
+        holder, name = (value["text_config"], "num_hidden_layers") if part == "text tower" else (value, "num_layers")
+        holder[name] = rng.choice((0, -1, 3, 10_000_000, 2**63, "1", None, 1.5, True, []))
+        same = None if holder[name] is True else False
     elif what == 1:
         value["model_type"], same = rng.choice(("umt5", "mt5", "bert", "", None, 5, "T5")), False
     else:
@@ -233,7 +257,7 @@ def _config(rng: random.Random, part: str, place: Path) -> Made:
     if rng.random() < 0.1:
         text, same = rng.choice(("[" * 1000, "[" * 10**6, "", "null", text[:-5], "{" + text, " " * 17 * 2**20)), False
     path.write_text(text)
-    return path.parent, same
+    return written, same
 
 
 def _kind(rng: random.Random, part: str, place: Path) -> Made:
@@ -249,11 +273,12 @@ def _kind(rng: random.Random, part: str, place: Path) -> Made:
 
 def _beside(rng: random.Random, part: str, place: Path) -> Made:
     """Hidden files and notes beside a folder's one file change nothing."""
-    if part == "text encoder":
+    if part in _FOLDERS:
         path = _written(part, place, _state(part))
     else:
         path = place / "folder"
         path.mkdir()
+        _copy_settings(part, path)
         save_state(_state(part), path / "model.safetensors")
     for name in rng.sample(("._model.safetensors", ".DS_Store", "README.md", ".x.safetensors"), 2):
         (path / name).write_bytes(b"\0\5\x16\7" * 30)
@@ -262,7 +287,7 @@ def _beside(rng: random.Random, part: str, place: Path) -> Made:
 
 def _name(rng: random.Random, part: str, place: Path) -> Made:
     """Safetensors under another ending, and the reverse."""
-    if part == "text encoder":
+    if part in _FOLDERS:
         return _bytes(rng, part, place)
     path = place / f"weights{rng.choice(('.ckpt', '.pth', '.SAFETENSORS', '.bin', '', '.safetensors'))}"
     if rng.random() < 0.5:
@@ -275,10 +300,11 @@ def _name(rng: random.Random, part: str, place: Path) -> Made:
 
 def _shards(rng: random.Random, part: str, place: Path) -> Made:
     """A folder of two shards whose index is odd."""
-    if part == "text encoder":
+    if part in _FOLDERS:
         return _config(rng, part, place)
     state, path = _state(part), place / "shards"
     path.mkdir()
+    _copy_settings(part, path)
     names = sorted(state)
     halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for name, keys in halves.items():

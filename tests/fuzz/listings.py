@@ -26,7 +26,7 @@ from fuzz.samples import ODD, folder, mutated
 from ldp_export.checkpoints.infinity import original_infinity_vae_state
 from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.hub.fetch import fetch, plan_fetch
-from ldp_export.models.registry import HubFiles, InfinitySpec
+from ldp_export.models.registry import T5_FILES, InfinitySpec, infinity_hub
 
 MODEL, ENCODER = "acme/tiny", "acme/t5"
 _NAMES = (
@@ -131,7 +131,8 @@ def _tree(place: Path, asked: Path) -> dict[str, bytes]:
 
 
 def tiny() -> InfinitySpec:
-    files = HubFiles(MODEL, "w", "tiny_vae.pth", revision="main", text_encoder=ENCODER, text_encoder_revision="main")
+    text = replace(T5_FILES, repository=ENCODER, revision="main")
+    files = infinity_hub("w", "tiny_vae.pth", repository=MODEL, text_encoder=text, vae_bytes=None)
     return replace(spec(), name="infinity-tiny", hub=files)
 
 

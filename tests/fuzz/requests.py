@@ -18,9 +18,11 @@ from ldp_runtime import LHEP, SATS, Pipeline, Policy, StopAt, TopK, TopP
 from ldp_runtime.errors import ConfigError, LdpError
 
 from fuzz import Outcome
-from fuzz.samples import ODD, Family, bundle
+from fuzz.samples import FAMILIES, ODD, Family, bundle
 
-CHANNELS, LONGEST = 32, 16  # of the sample's text
+#: Channels and most tokens of a text of the samples.
+WIDTH = {"infinity": 32, "switti": 112}
+CHANNELS, LONGEST = WIDTH["infinity"], 16
 PROMPTS = (
     "a red circle",
     "the small blue star on the left of a large green square",
@@ -47,7 +49,7 @@ class Case:
 def cases(seed: int) -> Iterator[Case]:
     rng = random.Random(seed)
     while True:
-        yield Case(rng.choice(("infinity", "infinity", "var")), rng.choice((0, 0, 1, 1, 1, 2)), rng.randrange(2**32))
+        yield Case(rng.choice(("infinity", *FAMILIES)), rng.choice((0, 0, 1, 1, 1, 2)), rng.randrange(2**32))
 
 
 def run(case: Case) -> Outcome:
@@ -107,11 +109,11 @@ def _good(rng: random.Random, family: Family) -> dict[str, Any]:
         request["class_labels"] = [rng.randrange(2) for _ in range(count)]
     elif rng.random() < 0.3:
         drawn = torch.Generator("cpu").manual_seed(rng.randrange(2**32))
-        shapes = [(rng.randint(1, LONGEST), CHANNELS) for _ in range(count)]
+        shapes = [(rng.randint(1, LONGEST), WIDTH[family]) for _ in range(count)]
         request["prompt_embeds"] = [torch.randn(shape, generator=drawn, dtype=torch.float32) for shape in shapes]
     else:
         request["prompt"] = [rng.choice(PROMPTS) for _ in range(count)]
-    if family == "infinity" and rng.random() < 0.4:
+    if family != "var" and rng.random() < 0.4:
         request["negative_prompt"] = rng.choice(("green", "", " ", ["red"] * count, [""] * count))
     optional = {
         "guidance_scale": lambda: rng.choice((1.0, 0.0, 3.0, -2.0, 1e6)),
@@ -120,14 +122,14 @@ def _good(rng: random.Random, family: Family) -> dict[str, Any]:
         "top_p": lambda: rng.choice((0.0, 0.5, 0.97, 1.0)),
         "num_images_per_prompt": lambda: rng.choice((1, 2)),
         "policy": lambda: rng.choice(POLICIES),
-        "aspect_ratio": lambda: rng.choice((1.0, 1.1 if family == "infinity" else 1.0)),  # VAR draws squares
+        "aspect_ratio": lambda: rng.choice((1.0, 1.1 if family == "infinity" else 1.0)),  # the others draw squares
     }
     for name, value in optional.items():
         if rng.random() < 0.4:
             request[name] = value()
     request["seed"] = rng.choice((0, 7, 2**32, 2**63 - 10, 2**63, 2**64 - 10, rng.getrandbits(63)))
-    if family == "var" and rng.random() < 0.3:
-        request["more_smooth"] = True
+    if family != "infinity" and rng.random() < 0.3:
+        request["more_smooth"] = family == "var"
     return request
 
 
@@ -146,7 +148,12 @@ def _dressed(rng: random.Random, name: str, value: Any) -> Any:
 
 
 def _names(family: Family) -> list[str]:
-    return [*_ODD, *(("class_labels", "more_smooth") if family == "var" else ("prompt", "prompt_embeds"))]
+    own = {
+        "infinity": ("prompt", "prompt_embeds"),
+        "var": ("class_labels", "more_smooth"),
+        "switti": ("prompt", "prompt_embeds", "pooled_prompt_embeds", "more_smooth"),
+    }
+    return [*_ODD, *own[family]]
 
 
 def _odd(rng: random.Random, name: str) -> Any:

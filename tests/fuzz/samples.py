@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 import torch
 from helpers.samples import build_bundle, write_sources
+from helpers.switti_samples import SwittiGolden, write_towers
 from helpers.var_samples import VAR_MODELS, build_var_bundle
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle, open_bundle
 
 from ldp_export.checkpoints.sources import Sources
 
-Family = Literal["infinity", "var"]
+Family = Literal["infinity", "var", "switti"]
+FAMILIES: tuple[Family, ...] = ("infinity", "var", "switti")
 #: Environment variable that names the folder in which samples stay between processes.
 FOLDER = "FUZZ_FOLDER"
 
@@ -39,6 +41,9 @@ def sources(family: Family) -> Sources:
     place = folder() / f"{family}_sources"
     if family == "var":
         return VAR_MODELS["a phi each, one block"].write(place)
+    if family == "switti":
+        place = place if place.exists() else write_towers(place)[0].parent
+        return SwittiGolden("switti_small").sources.with_text((place / "clip_l", place / "clip_bigg"))
     if place.exists():
         return Sources(place / "transformer.safetensors", place / "vae.safetensors", place / "text_encoder")
     return write_sources(place, text_encoder=True)
@@ -50,6 +55,8 @@ def bundle(family: Family) -> Bundle:
     place = folder() / f"{family}_bundle"
     if (place / "CURRENT").exists():
         return open_bundle(place)
+    if family == "switti":
+        return SwittiGolden("switti_small").build(place, towers=sources(family).text_encoders)
     return build_bundle(sources(family), place) if family == "infinity" else build_var_bundle(sources(family), place)
 
 

@@ -16,6 +16,7 @@ from ldp_runtime.guidance import per_scale
 from ldp_runtime.pipeline.batch import ImageSettings, ImageState
 from ldp_runtime.pipeline.conditions import text_rows
 from ldp_runtime.pipeline.open_engines import Engines
+from ldp_runtime.pipeline.request import TextFeatures
 from ldp_runtime.pipeline.run import Run
 from ldp_runtime.sampling import SamplingFilter
 from ldp_runtime.schedule import ScaleSchedule
@@ -54,7 +55,7 @@ def run_loop(
     engines, model = engines_of(pipe), pipe.manifest.model
     schedule = schedule or pipe.manifest.schedule()
     S, codec = len(schedule), engines.codec
-    prompt = text_rows(engines, pipe.manifest, text, guided=True)
+    prompt = text_rows(engines, pipe.manifest, TextFeatures(text), guided=True)
     settings = ImageSettings(
         codec if bits is None else RecordedCodec(codec),
         guidance_weights(model, guidance, S),

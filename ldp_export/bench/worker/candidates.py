@@ -42,6 +42,13 @@ def conditions_of(job: Job, manifest: Manifest) -> Conditions:
     return [torch.randn(shape, generator=generator) for _ in range(job.embeds.count)]
 
 
+def empty_text(manifest: Manifest) -> list[torch.Tensor]:
+    """Random features that stand in for the empty text, where a bundle needs one and cannot encode it; else none."""
+    if manifest.model.learns_unconditional or manifest.has_text_encoder:
+        return []
+    return [torch.randn(2, manifest.model.text_channels, generator=torch.Generator().manual_seed(0))]
+
+
 class EngineCandidate:
     """A bundle's engines, driven by the pipeline."""
 
@@ -62,6 +69,8 @@ class EngineCandidate:
         chosen = policy_of_command(policy, pipe.root, pipe.manifest)
         options: dict[str, Any] = {"seed": list(seeds), "policy": chosen, "output_type": "torch"}
         options["aspect_ratio"] = self.aspect_ratio
+        if empty := empty_text(pipe.manifest):
+            options["negative_prompt_embeds"] = empty
         result = pipe(prompt_embeds=features, **options) if features else pipe.draw(others, **options)
         traces = result.traces
         return Drawing(

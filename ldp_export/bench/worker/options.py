@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 from ldp_runtime.errors import ConfigError
 
+from ldp_export.models.hub_files import TEXT_ENCODERS
+
 #: The three scopes of a latency; papers mostly time the second, users wait for the third.
 #: "blocks": the transformer's calls of all scales.
 #: "image": also the loop around them and the decoder, from encoded text to pixels.
@@ -34,8 +36,8 @@ class BenchOptions:
         aspect_ratio: height / width of every image; the nearest one that the model draws is taken.
         share_engines: load engines once for all their policies: large models do not fit several times.
         eager: False leaves eager PyTorch out.
-        weights, vae, text_encoder: the eager candidate's checkpoint. Default: found by the model's name, or beside a
-            bundle of random weights.
+        weights, vae, text_encoder, text_encoder_2: the eager candidate's checkpoint. Default: found by the model's
+            name, or beside a bundle of random weights.
     """
 
     prompts: tuple[str, ...] | None = None
@@ -54,6 +56,7 @@ class BenchOptions:
     weights: Path | None = None
     vae: Path | None = None
     text_encoder: Path | None = None
+    text_encoder_2: Path | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):  # JSON has lists only
@@ -77,7 +80,7 @@ class BenchOptions:
             raise ConfigError(f"unknown scope {self.scope!r}", hint=f"one of {', '.join(get_args(Scope))}")
         if self.device not in ("cpu", "cuda"):
             raise ConfigError(f"unknown device {self.device!r}", hint="cpu or cuda")
-        files = [name for name in ("weights", "vae", "text_encoder") if getattr(self, name) is not None]
+        files = [name for name in ("weights", "vae", *TEXT_ENCODERS) if getattr(self, name) is not None]
         if files and not self.eager:
             raise ConfigError(
                 f"{', '.join(files)} given, but the eager candidate that would read them is switched off",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -118,26 +118,29 @@ class Laps:
         self.ends.append((len(self.watch.spans), self.watch.now()))
 
     def drawing(self, images: torch.Tensor, manifest: Manifest, schedule: ScaleSchedule, rows: int) -> Drawing:
-        """Drawing of images [B, 3, H, W], with every token computed in `rows` branches."""
+        """Drawing of images [B, 3, H, W], with every token computed in `rows` branches, or in one without guidance."""
         if self.watch.device.type == "cuda":
             torch.cuda.synchronize(self.watch.device)
-        count, tokens = len(images), schedule.total_tokens
+        count, tokens, guided = len(images), schedule.total_tokens, manifest.model.guided_scales
+        branches = [rows if k < guided else 1 for k in range(len(schedule))]
         return Drawing(
             images=images,
             text_s=self._spent("text"),
             blocks_s=self._spent("blocks"),
             decode_s=self._spent("decode"),
             tokens=(tokens,) * count,
-            row_tokens=(tokens * rows,) * count,
+            row_tokens=(sum(n * r for n, r in zip(schedule.tokens, branches, strict=True)),) * count,
             tokens_full=tokens,
-            scales=tuple(self._scales(schedule, rows)),
+            scales=tuple(self._scales(schedule, branches)),
             flops=count * full_flops(manifest.model, schedule, rows == 2),
         )
 
     def _spent(self, phase: str, first: int = 0, end: int | None = None) -> float:
         return sum(self.watch.seconds(a, b) for name, a, b in self.watch.spans[first:end] if name == phase)
 
-    def _scales(self, schedule: ScaleSchedule, rows: int) -> Iterator[tuple[float, float, float, float]]:
-        for (first, start), (end, stop), own in zip(self.ends, self.ends[1:], schedule.tokens, strict=False):
+    def _scales(self, schedule: ScaleSchedule, rows: Sequence[int]) -> Iterator[tuple[float, float, float, float]]:
+        for (first, start), (end, stop), own, branches in zip(
+            self.ends, self.ends[1:], schedule.tokens, rows, strict=False
+        ):
             blocks = self._spent("blocks", first, end)
-            yield blocks, max(0.0, self.watch.seconds(start, stop) - blocks), float(own), float(rows)
+            yield blocks, max(0.0, self.watch.seconds(start, stop) - blocks), float(own), float(branches)

@@ -9,9 +9,15 @@ from typing import Any
 from ldp_runtime.errors import CheckpointError
 from ldp_runtime.system.small_files import is_plain_file, kind_of, read_json, stays_inside
 
-INDEX_NAME = "model.safetensors.index.json"
+from ldp_export.models.hub_files import INDEX_NAME, SINGLE_NAME
+
 #: Files that a text encoder has beside its weights.
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
+
+
+def folder_of(path: Path) -> Path:
+    """Folder of a checkpoint, in which the files beside its weights lie."""
+    return path if path.is_dir() else path.parent
 
 
 def files_read(path: Path) -> list[Path]:
@@ -33,6 +39,8 @@ def only_file(folder: Path) -> Path:
         for path in sorted(folder.iterdir())
         if path.suffix.lower() == ".safetensors" and not path.name.startswith(".")
     ]
+    if len(files) > 1 and any(path.name == SINGLE_NAME for path in files):
+        return folder / SINGLE_NAME  # others are the same weights for other libraries
     if len(files) != 1:
         raise CheckpointError(
             f"{folder} holds {len(files)} safetensors files and no {INDEX_NAME}",

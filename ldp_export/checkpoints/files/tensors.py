@@ -16,8 +16,9 @@ import torch
 from ldp_runtime.errors import CheckpointError
 from safetensors import safe_open
 
-from ldp_export.checkpoints.files.parts import INDEX_NAME, check_file, only_file, weight_map
+from ldp_export.checkpoints.files.parts import check_file, only_file, weight_map
 from ldp_export.checkpoints.files.writer import TensorSource, write_tensors
+from ldp_export.models.hub_files import INDEX_NAME
 
 State = dict[str, torch.Tensor]
 #: Part of a model that is wanted of a file.

@@ -112,17 +112,22 @@ weights_options = grouped(
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
-        help="Infinity or VAR transformer in the original layout: .pth, safetensors, or a folder of shards.",
+        help="Transformer of Infinity, VAR or Switti in the original layout: .pth, safetensors, or a folder of shards.",
     ),
     click.option(
         "--vae",
         type=click.Path(path_type=Path),
-        help="BSQ VAE (or VAR's VQ VAE) in the original layout: .pth or safetensors.",
+        help="Its VAE in the original layout: .pth or safetensors.",
     ),
     click.option(
         "--text-encoder",
         type=click.Path(path_type=Path),
-        help="Folder of a T5 encoder: config.json, safetensors, tokenizer.json.",
+        help="Folder of its text encoder (config.json, safetensors, tokenizer.json): T5, or Switti's CLIP-L.",
+    ),
+    click.option(
+        "--text-encoder-2",
+        type=click.Path(path_type=Path),
+        help="Folder of the second one, for models with two: Switti's OpenCLIP bigG.",
     ),
 )
 

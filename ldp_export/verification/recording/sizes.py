@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ldp_runtime.architecture.infinity import InfinityEntry
+from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.architecture.var import VarEntry
 from ldp_runtime.schedule import ScaleSchedule
 
@@ -68,8 +69,8 @@ def scales_to_record(model: InfinityEntry, parameters: int) -> int | None:
     return max(affordable, default=2)
 
 
-def recorded_var_bytes(model: VarEntry) -> int:
-    """Bytes that `record_var_cases` saves: logits of five rows and a pruned one, indices, latents, images."""
+def recorded_codebook_bytes(model: VarEntry | SwittiEntry) -> int:
+    """Bytes of the runs of a codebook's model: logits of five rows and a pruned one, indices, latents, images."""
     schedule = model.schedule()
     h, w = schedule.final_grid
     logits = 4 * 6 * schedule.total_tokens * model.codes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from ldp_runtime.bundle.manifest import Defaults
@@ -50,6 +51,26 @@ def record_var_cases(
     return ReferenceCases(tuple(cases), tensors)
 
 
+class DrawSettings(Protocol):
+    """Settings that a draw of indices depends on."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+
+
+class DrawnIndices(Protocol):
+    """Run of one image that draws an index for each token, by scale."""
+
+    @property
+    def guided(self) -> Sequence[torch.Tensor]: ...
+    @property
+    def indices(self) -> Sequence[torch.Tensor | None]: ...
+
+
 def _guided(guidance: float, transformer: VarTransformer) -> bool:
     """True if any scale is guided. The ramp of guidance begins with none, so a single scale has none."""
     return guidance != 0 and len(transformer.config.grids) > 1
@@ -67,7 +88,7 @@ def _clearest(
     return max(runs, key=lambda entry: entry[2])
 
 
-def closest_decision(run: VarRun, schedule: ScaleSchedule, settings: VarSettings) -> float:
+def closest_decision(run: DrawnIndices, schedule: ScaleSchedule, settings: DrawSettings) -> float:
     """Smallest distance, in logits, of any drawn index to becoming another one, in a run of one image.
 
     Each draw takes the largest of l - log E (logit, exponential noise) among the codes that top-k and top-p leave.
@@ -77,6 +98,7 @@ def closest_decision(run: VarRun, schedule: ScaleSchedule, settings: VarSettings
     generator = torch.Generator().manual_seed(settings.seed)
     closest = sys.float_info.max  # files hold no infinity
     for logits, indices, tokens in zip(run.guided, run.indices, schedule.tokens, strict=True):
+        assert indices is not None
         noise = torch.empty(tokens, logits.shape[-1]).exponential_(1, generator=generator)
         drawn = indices[0][:, None]
         loose = _filtered(logits[0], settings, 1)
@@ -88,7 +110,7 @@ def closest_decision(run: VarRun, schedule: ScaleSchedule, settings: VarSettings
     return closest
 
 
-def _filtered(logits: torch.Tensor, settings: VarSettings, side: int) -> torch.Tensor:
+def _filtered(logits: torch.Tensor, settings: DrawSettings, side: int) -> torch.Tensor:
     """Logits filtered with limits that are a little wider (side 1) or narrower (side -1) than the settings'."""
     top_k, top_p = settings.top_k, settings.top_p
     if top_k > 1:

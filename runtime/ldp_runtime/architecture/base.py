@@ -15,11 +15,14 @@ class BaseEntry(BaseModel, ABC):
     """Architecture of a model, as far as the runtime needs it.
 
     Each family adds its own fields. All of them have a tag `family`, and the `size` that names their schedule. They
-    have `text_channels` (0 for models of classes) and `classes` (0 for models of texts).
+    have `text_channels` (0 for models of classes) and `classes` (0 for models of texts). They have `pooled_channels` (0
+    for models that read no pooled text) and `more_smooth` (True if requests that do not say have it).
 
     Attributes:
         reads_text: True if images are drawn from texts, False if they are drawn from class labels.
         mixes_codes: True if tokens may be drawn as mixtures of codes (`more_smooth`).
+        ffn_matrices: matrix products of a feed-forward layer.
+        learns_unconditional: True if the unconditional condition is part of the weights; else it is an empty text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +36,8 @@ class BaseEntry(BaseModel, ABC):
     vae_stride: int
     reads_text: ClassVar[bool] = True
     mixes_codes: ClassVar[bool] = False
+    ffn_matrices: ClassVar[int] = 2
+    learns_unconditional: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -53,6 +58,16 @@ class BaseEntry(BaseModel, ABC):
     @abstractmethod
     def logits(self) -> int:
         """Number of logits per token."""
+
+    @property
+    def guided_scales(self) -> int:
+        """Number of first scales that a single number of guidance is for."""
+        return len(self.schedule())
+
+    @property
+    def cached_layers(self) -> int:
+        """Number of layers whose keys and values later scales read."""
+        return self.depth
 
     @property
     @abstractmethod

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ldp_runtime.architecture.infinity import InfinityEntry
+from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.architecture.var import VarEntry
 
-ModelEntry = Annotated[InfinityEntry | VarEntry, Field(discriminator="family")]
+ModelEntry = Annotated[InfinityEntry | VarEntry | SwittiEntry, Field(discriminator="family")]

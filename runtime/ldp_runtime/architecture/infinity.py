@@ -19,6 +19,8 @@ class InfinityEntry(BaseEntry):
     levels: int
     patch: int
     classes: ClassVar[int] = 0
+    pooled_channels: ClassVar[int] = 0
+    more_smooth: ClassVar[bool] = False
 
     @property
     def layout(self) -> LatentLayout:

@@ -26,6 +26,8 @@ class VarEntry(BaseEntry):
     grids: tuple[int, ...]
     phi_share: float
     text_channels: ClassVar[int] = 0
+    pooled_channels: ClassVar[int] = 0
+    more_smooth: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     mixes_codes: ClassVar[bool] = True
 

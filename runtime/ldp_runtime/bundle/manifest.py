@@ -33,7 +33,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 #: "dynamic": engines concatenate the past and new keys and values; "static": they write into a cache of fixed size.
-KvCacheKind = Literal["dynamic", "static"]
+#: "none": the model keeps no keys and values (Switti).
+KvCacheKind = Literal["dynamic", "static", "none"]
 
 
 Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
@@ -215,17 +216,19 @@ class Manifest(_Entry):
     @property
     def cache_type(self) -> str:
         """Name of the element type of keys and values."""
-        return self._keys.dtype
+        return "float32" if self._keys is None else self._keys.dtype
 
     @property
     def cache_tokens(self) -> int | None:
         """Number of positions of a static KV cache; None for a dynamic one."""
-        size = self._keys.shape[2]
+        size = None if self._keys is None else self._keys.shape[2]
         return size if self.kv_cache == "static" and isinstance(size, int) else None
 
     @property
     def kv_cache(self) -> KvCacheKind:
         """Kind of the engines' KV cache, read from the names of their inputs."""
+        if self._keys is None:
+            return "none"
         return "static" if self._keys.name.startswith("cache_") else "dynamic"
 
     @property
@@ -234,9 +237,11 @@ class Manifest(_Entry):
         return Path(self.chunks("blocks")[0].file).name == FUSED_WEIGHTS
 
     @property
-    def _keys(self) -> TensorEntry:
-        """Input of the first blocks graph that holds its first layer's keys."""
+    def _keys(self) -> TensorEntry | None:
+        """Input of the first blocks graph that holds its first layer's keys; None for models that keep none."""
         tensors = self.chunks("blocks")[0].inputs
+        if not self.model.cached_layers:
+            return None
         return next(tensor for tensor in tensors if tensor.name.startswith(("past_k_", "cache_k_")))
 
     @property

@@ -164,9 +164,9 @@ class Blocks:
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
             inputs = {name: tensor for name, tensor in tensors.items() if name in chunk.inputs}
             outputs = {"logits" if is_last else "hidden_out": out}
-            for layer in range(chunk.first, chunk.last):
-                inputs |= reads[layer]
-                outputs |= writes[layer]
+            for read, written in zip(reads[chunk.first : chunk.last], writes[chunk.first : chunk.last], strict=True):
+                inputs |= read
+                outputs |= written
             chunk.engine.run(inputs, outputs)
             tensors["hidden"] = out
         if remember:

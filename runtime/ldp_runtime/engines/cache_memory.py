@@ -103,7 +103,7 @@ class CacheMemory:
 
     def _dynamic(self, memory: torch.Tensor, capacity: int, rows: int, spare: int) -> DynamicKVCache:
         shape = self.plan.shape
-        sizes = (shape.depth, capacity, rows, shape.heads, shape.head_dim)
+        sizes = (shape.cached_layers, capacity, rows, shape.heads, shape.head_dim)
         return DynamicKVCache(*sizes, self._device, getattr(torch, shape.cache), spare, memory)
 
     def _rows_of(self, lease: Lease[Any]) -> list[LayerMemory]:

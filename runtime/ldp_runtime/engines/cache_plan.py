@@ -33,6 +33,7 @@ class ModelShape:
         cache: name of the element type of keys and values.
         cache_tokens: positions of a static KV cache, which engines write in place; None for a dynamic one.
         writes_all: True if engines also write keys and values of the last scale, which nobody reads.
+        cached: number of layers whose keys and values are kept; None: all of them.
     """
 
     depth: int
@@ -42,13 +43,19 @@ class ModelShape:
     cache: str = "float32"
     cache_tokens: int | None = None
     writes_all: bool = False
+    cached: int | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, writes_all: bool) -> ModelShape:
         """Sizes of a bundle's transformer."""
         model = manifest.model
         sizes = (model.depth, model.width, model.heads, model.logits)
-        return cls(*sizes, manifest.cache_type, manifest.cache_tokens, writes_all)
+        return cls(*sizes, manifest.cache_type, manifest.cache_tokens, writes_all, model.cached_layers)
+
+    @property
+    def cached_layers(self) -> int:
+        """Number of layers whose keys and values later scales read."""
+        return self.depth if self.cached is None else self.cached
 
     @property
     def head_dim(self) -> int:
@@ -139,7 +146,7 @@ class CachePlan:
 
     def elements(self, positions: int, rows: int, spare: int = 0) -> int:
         """Elements of the memory of a dynamic cache."""
-        exact = dynamic_elements(self.shape.depth, positions, rows, self.shape.width, spare)
+        exact = dynamic_elements(self.shape.cached_layers, positions, rows, self.shape.width, spare)
         return -(-exact // _ALIGNED) * _ALIGNED
 
 

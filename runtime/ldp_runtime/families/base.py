@@ -1,6 +1,6 @@
 """Interface between the scale loop and a family's tokens; all else in the loop is the same for every family.
 
-Two families implement it: bits (`infinity.py`) and indices into a codebook (`var.py`).
+The families implement it: bits (`infinity.py`), and indices into a codebook (`var.py`, `switti.py`).
 
 Notation of the recursion: R_k are the codes of scale k on the token grid. F_k = F_{k-1} + Up(R_k) is the accumulated
 latent, and Down(F_{k-1}) the input of scale k.
@@ -78,9 +78,13 @@ class Codec(Protocol):
         ...
 
     def draw(
-        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int, ended: bool
     ) -> torch.Tensor:
-        """Codes [L, channels] drawn from guided scores, divided by temperature, and the noise of the same tokens."""
+        """Codes [L, channels] drawn from guided scores, divided by temperature, and the noise of the same tokens.
+
+        Args:
+            ended: guidance has ended before this scale; see `ImageState.guidance_ended`.
+        """
         ...
 
     def mixing(self) -> Codec:

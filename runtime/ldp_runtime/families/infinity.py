@@ -103,7 +103,7 @@ class BitCodec:
         return gap_per_token(conditional, unconditional)
 
     def draw(
-        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int, ended: bool
     ) -> torch.Tensor:
         return self.codes(sample_bits(scores, noise, rule))
 

@@ -83,12 +83,16 @@ class CodebookCodec:
         return 2 * (conditional - unconditional).var(dim=-1)
 
     def draw(
-        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, scale: int, scales: int, ended: bool
     ) -> torch.Tensor:
-        allowed = filter_logits(scores, rule.top_k, rule.top_p)
         if self.more_smooth:
+            allowed = filter_logits(scores, rule.top_k, rule.top_p)
             return mixture_weights(allowed, noise, progress(scale, scales)) @ self.codebook
-        return self.codes(sample_index(allowed, noise))
+        return self.codes(self.index(scores, noise, rule))
+
+    def index(self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter) -> torch.Tensor:
+        """Indices [L] drawn from filtered scores."""
+        return sample_index(filter_logits(scores, rule.top_k, rule.top_p), noise)
 
     def codes(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.codebook[tokens]

@@ -40,6 +40,8 @@ class ImageSettings:
         temperature: of the logits, one number per scale.
         filter: top-k and top-p.
         policy: tokens to compute, and the scale at which the unconditional branch stops.
+        ended_temperature: temperatures once guidance has ended; None: as before.
+        guidance_end: first scale at which guidance has ended; None: it lasts.
     """
 
     codec: Codec
@@ -47,16 +49,23 @@ class ImageSettings:
     temperature: tuple[float, ...]
     filter: SamplingFilter
     policy: Policy
+    ended_temperature: tuple[float, ...] | None = None
+    guidance_end: int | None = None
 
     @property
     def is_guided(self) -> bool:
         """True if any scale has guidance."""
         return self.last_guided >= 0
 
-    def may_overflow(self, scale: int) -> bool:
+    def temperature_at(self, scale: int, ended: bool) -> float:
+        """Temperature of a scale; `ended` says that guidance has ended before it."""
+        after = self.ended_temperature if ended else None
+        return (self.temperature if after is None else after)[scale]
+
+    def may_overflow(self, scale: int, ended: bool) -> bool:
         """True if guidance and temperature could take logits of up to 1e18 beyond float32."""
         weight = self.guidance[scale]
-        return (abs(weight) + abs(1 - weight)) / self.temperature[scale] > 1e20
+        return (abs(weight) + abs(1 - weight)) / self.temperature_at(scale, ended) > 1e20
 
     @cached_property
     def last_guided(self) -> int:
@@ -139,6 +148,15 @@ class ImageState:
     def is_drawn_after(self, scale: int) -> bool:
         """True if no scale follows."""
         return scale >= self.scales - 1
+
+    def guidance_ended(self, scale: int) -> bool:
+        """True if guidance has ended before this scale: by its window, or since the policy stopped it for good.
+
+        A policy that recalls the guidance of earlier scales goes on guiding.
+        """
+        end = self.settings.guidance_end
+        stopped = self.settings.is_guided and not self.unconditional and self.difference is None
+        return end is not None and (scale >= end or stopped)
 
     def needs_unconditional(self, scale: int) -> bool:
         """True if a scale from this one on uses the unconditional branch."""

@@ -13,7 +13,7 @@ from ldp_runtime.engines.tensors import axis_sizes, empty
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.numerics import check_finite
 from ldp_runtime.pipeline.open_engines import Engines
-from ldp_runtime.pipeline.request import ImageRequest, Text
+from ldp_runtime.pipeline.request import ImageRequest, Text, TextFeatures, pooled_by_last_token
 from ldp_runtime.tokenizer import PromptTokenizer
 
 #: Rows of one condition: the conditional one, and the unconditional one (None without guidance).
@@ -42,7 +42,7 @@ def condition_rows(
 
 
 def _image_rows(
-    engines: Engines, manifest: Manifest, encoded: Mapping[Text, torch.Tensor], image: ImageRequest
+    engines: Engines, manifest: Manifest, encoded: Mapping[Text, TextFeatures], image: ImageRequest
 ) -> PromptRows:
     """Rows [conditional, unconditional] of one image; without guidance the conditional row alone."""
     guided = image.is_guided
@@ -51,14 +51,35 @@ def _image_rows(
     features = encoded[image.condition]
     if not guided or image.negative is None:
         return text_rows(engines, manifest, features, guided)
-    texts = (features, encoded[image.negative])
-    return PromptRows.stack([run_prompt(engines, manifest, {"features": text[None]}) for text in texts])
+    return texts_rows(engines, manifest, [features, encoded[image.negative]])
 
 
-def text_rows(engines: Engines, manifest: Manifest, features: torch.Tensor, guided: bool) -> PromptRows:
-    """Rows of one text [T, text_channels]; the unconditional text is cut to its length, so that one call does both."""
-    rows = [features, engines.constants["unconditional_text"][: len(features)]] if guided else [features]
-    return run_prompt(engines, manifest, {"features": torch.stack(rows)})
+def text_rows(engines: Engines, manifest: Manifest, features: TextFeatures, guided: bool) -> PromptRows:
+    """Rows of one text, and with guidance of the unconditional one."""
+    texts = [features, _unconditional(engines, manifest, features)] if guided else [features]
+    return texts_rows(engines, manifest, texts)
+
+
+def _unconditional(engines: Engines, manifest: Manifest, features: TextFeatures) -> TextFeatures:
+    """Unconditional text: learned rows, cut to the prompt's length, so that one call does both; or an empty text."""
+    rows = engines.constants["unconditional_text"]
+    if manifest.model.learns_unconditional:
+        return TextFeatures(rows[: len(features.rows)])
+    return pooled_by_last_token(rows, manifest.model.pooled_channels)
+
+
+def texts_rows(engines: Engines, manifest: Manifest, texts: Sequence[TextFeatures]) -> PromptRows:
+    """A row of each text; those of one length share a call."""
+    if len({len(text.rows) for text in texts}) == 1:
+        return run_prompt(engines, manifest, prompt_inputs(texts))
+    return PromptRows.stack([run_prompt(engines, manifest, prompt_inputs([text])) for text in texts])
+
+
+def prompt_inputs(texts: Sequence[TextFeatures]) -> dict[str, torch.Tensor]:
+    """Inputs of the prompt graph from equally long texts."""
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    inputs = {"features": torch.stack([text.rows for text in texts])}
+    return inputs | ({"pooled": torch.stack(pooled)} if pooled else {})
 
 
 def class_rows(engines: Engines, manifest: Manifest, label: int, guided: bool) -> PromptRows:
@@ -71,16 +92,16 @@ def class_rows(engines: Engines, manifest: Manifest, label: int, guided: bool) -
 
 def _encoded(
     engines: Engines, manifest: Manifest, tokenizer: PromptTokenizer | None, images: Sequence[ImageRequest]
-) -> dict[Text, torch.Tensor]:
-    """Features [T, text_channels] of each text; tensors are hashed by identity.
+) -> dict[Text, TextFeatures]:
+    """Features of each text; encoded ones are hashed by identity.
 
     Texts of as many tokens share a call. Each is encoded at its own length, so the others cannot affect it. All are
     encoded before the first prompt is run: the text encoder may have to leave memory.
     """
     wanted = [text for image in images for text in (image.condition, image.negative if image.is_guided else None)]
-    texts = [text for text in dict.fromkeys(wanted) if isinstance(text, str | torch.Tensor)]
-    encoded: dict[Text, torch.Tensor] = {
-        text: text.to(engines.prompt.device) for text in texts if isinstance(text, torch.Tensor)
+    texts = [text for text in dict.fromkeys(wanted) if isinstance(text, str | TextFeatures)]
+    encoded: dict[Text, TextFeatures] = {
+        text: text.to(engines.prompt.device) for text in texts if isinstance(text, TextFeatures)
     }
     by_length: dict[int, dict[str, torch.Tensor]] = {}
     for text in (text for text in texts if isinstance(text, str)):
@@ -94,7 +115,8 @@ def _encoded(
     try:
         for same in by_length.values():
             for part in _calls(manifest, list(same)):
-                encoded |= zip(part, _features(engines, manifest, [same[text] for text in part]), strict=True)
+                features = _features(engines, manifest, [same[text] for text in part])
+                encoded |= zip(part, (_of_encoder(manifest, rows) for rows in features), strict=True)
     finally:
         engines.release_text_encoder()
     return encoded
@@ -116,12 +138,17 @@ def _features(engines: Engines, manifest: Manifest, ids: Sequence[torch.Tensor])
     return features
 
 
+def _of_encoder(manifest: Manifest, rows: torch.Tensor) -> TextFeatures:
+    pooled = manifest.model.pooled_channels
+    return pooled_by_last_token(rows, pooled) if pooled else TextFeatures(rows)
+
+
 def _split(rows: PromptRows) -> Branches:
     return (rows, None) if rows.rows == 1 else (rows.take([0]), rows.take([1]))
 
 
 def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.Tensor]) -> PromptRows:
-    """Runs the prompt graph on text features [R, T, text_channels] of equally long texts, or on class labels [R]."""
+    """Runs the prompt graph on labels [R], or on features [R, T, text_channels] and pooled vectors of equal texts."""
     graphs, device = manifest.chunks("prompt"), engines.prompt.device
     inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
     sizes = axis_sizes(graphs[0].inputs, inputs, "prompt")

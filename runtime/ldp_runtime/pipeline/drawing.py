@@ -231,7 +231,15 @@ def start_run(
     device = engines.blocks.device
     states = []
     for image in images:
-        settings = ImageSettings(_codec(engines, image), image.guidance, image.temperature, image.filter, image.policy)
+        settings = ImageSettings(
+            _codec(engines, image),
+            image.guidance,
+            image.temperature,
+            image.filter,
+            image.policy,
+            image.ended_temperature,
+            image.guidance_end,
+        )
         drawn = noise(image.seed, settings.codec, image.schedule)
         states.append(ImageState.new(settings, image.schedule, image.seed, drawn, device))
     return Run(engines.blocks, placement, states, rows(images), quantized, memory), states

@@ -45,8 +45,9 @@ class Engines:
         codec: codec of the model's tokens.
         constants: tensors of the bundle by name.
             `level_offsets` [levels, C]: added by `blocks` to every token of scale k >= 1.
-            `unconditional_text` [text_tokens, text_channels]: Infinity only.
-            `positions` [tokens, C], `codebook`, `phi_weight`, `phi_bias`: VAR only; see `CodebookCodec`.
+            `unconditional_text` [tokens, text_channels]: learned rows (Infinity), or an encoded empty text (Switti).
+            `positions` [tokens, C]: VAR only.
+            `codebook`, `phi_weight`, `phi_bias`: VAR and Switti; see `CodebookCodec`.
         cuda_graphs: counts of captured and replayed CUDA graphs; None if the backend captures none.
     """
 

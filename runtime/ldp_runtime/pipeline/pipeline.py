@@ -188,6 +188,8 @@ class Pipeline:
         prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        negative_pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         temperature: float | Sequence[float] | None = None,
         top_k: int | None = None,
@@ -200,7 +202,7 @@ class Pipeline:
         width: int | Sequence[int] | None = None,
         output_type: str = "pil",
         cfg_insertion_layer: Sequence[int] = (0,),
-        more_smooth: bool = False,
+        more_smooth: bool | None = None,
         callback_on_scale: ScaleCallback | None = None,
         callback_on_image: ImageCallback | None = None,
     ) -> GenerationResult:
@@ -212,9 +214,13 @@ class Pipeline:
             class_labels: a class label or several, instead of prompts, for class-conditional models (VAR).
             negative_prompt: text to steer away from, one for all or one each; None uses the learned unconditional text.
             negative_prompt_embeds: text features of the negative prompts, instead of `negative_prompt`.
-            guidance_scale: one weight per scale (1 means no guidance), or one number g. For text models, g is the
-                weight of every scale. For class models it sets the original's ramp: scale k of S has 1 + g k / (S - 1).
-            temperature: temperature of the logits, one number or one per scale.
+            pooled_prompt_embeds, negative_pooled_prompt_embeds: Switti only: pooled vectors [pooled_channels] of the
+                features; None takes them from the last token, as its text encoder does.
+            guidance_scale: one weight per scale (1 means no guidance), or one number g. For Infinity, g is the weight
+                of every scale. For VAR and Switti it sets the originals' ramp: scale k of S has 1 + g k / (S - 1).
+                Switti's ends at the scale that its bundle names.
+            temperature: temperature of the logits, one number or one per scale. Switti's number is that of the scales
+                after guidance has ended.
             top_k: for bits, 1 draws the likeliest and any other number is off; for codes, the k likeliest can be drawn.
             top_p: bits of probability <= 1 - top_p cannot be drawn, nor the least likely codes that together have no
                 more than that. 0 is off.
@@ -228,7 +234,8 @@ class Pipeline:
                 warning that says what is drawn.
             output_type: "pil", "numpy", "torch" or "latent".
             cfg_insertion_layer: position where guidance is mixed; engines do so at the logits, so only [0] is allowed.
-            more_smooth: VAR only: draw mixtures of codebook entries, as the original's option of that name.
+            more_smooth: VAR and Switti: draw mixtures of codebook entries, as the originals' option of that name; None
+                does what the model's recommended settings do.
             callback_on_scale: function that sees a `ScaleEvent` after each scale; it returns False to stop.
             callback_on_image: function that sees an `ImageEvent` once an image is finished. Images of a request that
                 takes several batches come while later ones are not yet begun. It returns False to stop.
@@ -251,6 +258,8 @@ class Pipeline:
             prompt_embeds=prompt_embeds,
             negative_prompt=negative_prompt,
             negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,
@@ -436,8 +445,9 @@ class Pipeline:
         elif self.manifest.has_text_encoder:
             self(["a picture"] * batch, seed=0, output_type="torch")
         else:
-            features = self._open_engines().constants["unconditional_text"][:8]
-            self(prompt_embeds=[features] * batch, seed=0, output_type="torch")
+            shape = min(8, self.manifest.limits.text_tokens), self.manifest.model.text_channels
+            features = torch.ones(shape, dtype=torch.float32, device="cpu")
+            self(prompt_embeds=[features] * batch, negative_prompt_embeds=features, seed=0, output_type="torch")
 
     def close(self) -> None:
         """Releases the engines' memory, once a running call has ended; a forked child only forgets them."""

@@ -16,8 +16,8 @@ from ldp_runtime.arguments import is_list, listed, number, shown, truth, whole_n
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.bundle.sizes import sizes
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.families.choose import guidance_weights
-from ldp_runtime.guidance import check_weights, last_guided_scale, per_scale
+from ldp_runtime.families.choose import guidance_end, guidance_weights, temperatures
+from ldp_runtime.guidance import check_weights, last_guided_scale
 from ldp_runtime.numerics import all_finite
 from ldp_runtime.pruning.policy import Policy
 from ldp_runtime.sampling import SamplingFilter
@@ -29,8 +29,24 @@ logger = logging.getLogger(__name__)
 OutputType = Literal["pil", "numpy", "torch", "latent"]
 
 
-#: A prompt in words, or its text features [T, text_channels].
-Text = str | torch.Tensor
+@dataclass(frozen=True, eq=False)
+class TextFeatures:
+    """An encoded text.
+
+    Attributes:
+        rows: features of its tokens [T, text_channels].
+        pooled: pooled vector [pooled_channels], for models that read one.
+    """
+
+    rows: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> TextFeatures:
+        return TextFeatures(self.rows.to(device), None if self.pooled is None else self.pooled.to(device))
+
+
+#: A prompt in words, or encoded.
+Text = str | TextFeatures
 
 
 #: Most images of a request, unless a pipeline is loaded with another number.
@@ -79,7 +95,8 @@ class ImageRequest:
         temperature: of the logits, one number per scale.
         filter: top-k and top-p.
         policy: what is pruned of it.
-        more_smooth: VAR only: draw mixtures of codebook entries.
+        more_smooth: VAR and Switti: draw mixtures of codebook entries.
+        ended_temperature, guidance_end: see `ImageSettings`.
     """
 
     condition: Text | int
@@ -90,6 +107,8 @@ class ImageRequest:
     temperature: tuple[float, ...]
     filter: SamplingFilter
     policy: Policy
+    ended_temperature: tuple[float, ...]
+    guidance_end: int
     more_smooth: bool = False
 
     @property
@@ -114,6 +133,8 @@ def make_request(
     prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None,
     negative_prompt: str | Sequence[str] | None,
     negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None,
+    pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    negative_pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
     guidance_scale: float | Sequence[float] | None,
     temperature: float | Sequence[float] | None,
     top_k: int | None,
@@ -126,7 +147,7 @@ def make_request(
     width: int | Sequence[int] | None,
     output_type: str,
     cfg_insertion_layer: Sequence[int],
-    more_smooth: bool,
+    more_smooth: bool | None,
     max_images: int = MAX_IMAGES,
 ) -> Request:
     """Checks the arguments of `Pipeline.__call__` and fills in the bundle's defaults.
@@ -139,12 +160,14 @@ def make_request(
     """
     _check_layers(cfg_insertion_layer)
     each = whole_number("num_images_per_prompt", num_images_per_prompt, 1, max_images)
-    more_smooth = truth("more_smooth", more_smooth)
+    more_smooth = manifest.model.more_smooth if more_smooth is None else truth("more_smooth", more_smooth)
     check_output_type(output_type)
     if more_smooth and not manifest.model.mixes_codes:
         raise ConfigError(f"more_smooth mixes codebook entries; {manifest.model.name} draws bits", hint="leave it out")
     texts = {"prompt": prompt, "prompt_embeds": prompt_embeds}
     texts |= {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
+    texts |= {"pooled_prompt_embeds": pooled_prompt_embeds}
+    texts |= {"negative_pooled_prompt_embeds": negative_pooled_prompt_embeds}
     if manifest.model.reads_text:
         conditions, negatives = _prompts(manifest, class_labels, texts, max_images)
     else:
@@ -164,6 +187,7 @@ def make_request(
         raise ConfigError(
             f"images of {len(settings)} sizes make no array", hint='ask for output_type="pil", or for one size a call'
         )
+    _check_unconditional(manifest, negatives, [own[0] for own in settings.values()])
     seeds = _seeds(seed, count)
     images = []
     for i in range(count):
@@ -183,6 +207,18 @@ def _check_layers(layers: Any) -> None:
         )
 
 
+def _check_unconditional(
+    manifest: Manifest, negatives: Sequence[Text | None], guidance: Sequence[tuple[float, ...]]
+) -> None:
+    """Raises ConfigError if guidance needs an encoded empty text, and neither bundle nor request has one."""
+    guided = any(last_guided_scale(weights) >= 0 for weights in guidance)
+    if guided and None in negatives and not (manifest.model.learns_unconditional or manifest.has_text_encoder):
+        raise ConfigError(
+            f"{manifest.model.name} is guided by an encoded empty text, and this bundle has no text encoder",
+            hint="pass negative_prompt_embeds, or build the bundle with --text-encoder",
+        )
+
+
 def _settings(
     manifest: Manifest,
     schedule: ScaleSchedule,
@@ -191,22 +227,24 @@ def _settings(
     top_k: int | None,
     top_p: float | None,
     policy: Policy,
-) -> tuple[tuple[float, ...], tuple[float, ...], SamplingFilter, Policy]:
-    """Guidance, temperature, filter and policy of images of one size, with the bundle's defaults filled in."""
+) -> tuple[tuple[float, ...], tuple[float, ...], SamplingFilter, Policy, tuple[float, ...], int]:
+    """Settings of images of one size in the order of `ImageRequest`, with the bundle's defaults filled in."""
     defaults, S = manifest.defaults, len(schedule)
-    temperatures = per_scale(defaults.temperature if temperature is None else temperature, S, "temperature")
-    if any(t <= 0 for t in temperatures):
-        raise ConfigError(f"temperature must be positive, got {temperatures}", hint="top_k=1 draws the likeliest bits")
-    if any(not _FLOAT32.tiny <= t <= _FLOAT32.max for t in temperatures):
+    given = defaults.temperature if temperature is None else temperature
+    guided, ended = temperatures(manifest.model, given, S)
+    if any(t <= 0 for t in ended):
+        raise ConfigError(f"temperature must be positive, got {ended}", hint="top_k=1 draws the likeliest bits")
+    if any(not _FLOAT32.tiny <= t <= _FLOAT32.max for t in ended):
         raise ConfigError(
-            f"temperature is beyond float32, got {temperatures}", hint="numbers around 1; top_k=1 draws the likeliest"
+            f"temperature is beyond float32, got {ended}", hint="numbers around 1; top_k=1 draws the likeliest"
         )
     policy.check(schedule)
     _check_cache(manifest, schedule, policy)
-    weights = guidance_weights(manifest.model, defaults.guidance if guidance_scale is None else guidance_scale, S)
+    guidance = defaults.guidance if guidance_scale is None else guidance_scale
+    weights = guidance_weights(manifest.model, guidance, S)
     check_weights(weights)
     rule = SamplingFilter(defaults.top_k if top_k is None else top_k, defaults.top_p if top_p is None else top_p)
-    return weights, temperatures, rule, policy
+    return weights, guided, rule, policy, ended, guidance_end(manifest.model, guidance, S)
 
 
 def _labels(model: ModelEntry, labels: int | Sequence[int] | None, texts: Mapping[str, object], most: int) -> list[int]:
@@ -288,10 +326,20 @@ def check_output_type(output_type: object) -> None:
 def _texts(manifest: Manifest, texts: Mapping[str, Any], name: str, most: int) -> list[Text] | None:
     """Words or features of a request's prompts or negative prompts; None if there are none."""
     words, features = texts[name], texts[f"{name}_embeds"]
+    pooled_name = f"{name.removesuffix('prompt')}pooled_prompt_embeds"
+    pooled = texts[pooled_name]
+    if pooled is not None and (features is None or not manifest.model.pooled_channels):
+        raise ConfigError(
+            f"{pooled_name} is given, but {manifest.model.name} reads no pooled text"
+            if not manifest.model.pooled_channels
+            else f"{pooled_name} is given without {name}_embeds",
+            hint="leave it out" if not manifest.model.pooled_channels else "give both, or the words",
+        )
     if words is not None and features is not None and not _is_unused(name, words):
         raise ConfigError(f"{name} and {name}_embeds are given, not both", hint="leave one of them out")
     if features is not None:
-        return list(_features(manifest, features, f"{name}_embeds", most))
+        rows = _features(manifest, features, f"{name}_embeds", most)
+        return [*_with_pooled(manifest, rows, pooled, pooled_name, most)]
     return None if words is None else list(_words(manifest, words, name, most))
 
 
@@ -326,9 +374,45 @@ def _features(manifest: Manifest, features: Any, name: str, most: int) -> list[t
     return [_read_features(manifest, row, name) for row in rows]
 
 
+def _with_pooled(
+    manifest: Manifest, rows: Sequence[torch.Tensor], pooled: Any, name: str, most: int
+) -> list[TextFeatures]:
+    """Encoded texts; without a pooled vector, that of the last token, as its text tower pools."""
+    channels = manifest.model.pooled_channels
+    if not channels:
+        return [TextFeatures(each) for each in rows]
+    if pooled is None:
+        return [pooled_by_last_token(each, channels) for each in rows]
+    if isinstance(pooled, torch.Tensor):
+        pooled = [pooled] if pooled.dim() < 2 else list(pooled)
+    if not is_list(pooled) or len(vectors := listed(name, pooled, most)) != len(rows):
+        raise ConfigError(f"{name} must be one vector for each of {len(rows)} texts", hint=f"[{channels}] each")
+    for vector in vectors:
+        _check_dense(vector, name)
+        if vector.shape != (channels,):
+            raise ConfigError(f"{name} must be [{channels}], got {list(vector.shape)}", hint="of the second text tower")
+    return [TextFeatures(each, _own_numbers(v, name)) for each, v in zip(rows, vectors, strict=True)]
+
+
+def pooled_by_last_token(rows: torch.Tensor, channels: int) -> TextFeatures:
+    """Encoded text of features [T, text_channels], pooled by its last token: the last `channels` of its last row."""
+    return TextFeatures(rows, rows[-1, -channels:].contiguous())
+
+
 def _read_features(manifest: Manifest, row: Any, name: str) -> torch.Tensor:
     """Text features [T, text_channels] as float32, contiguous, of their own memory."""
     channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
+    _check_dense(row, name)
+    if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
+        raise ConfigError(
+            f"{name} must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}",
+            hint="pass the last hidden state of the model's text encoder, without padding",
+        )
+    return _own_numbers(row, name)
+
+
+def _check_dense(row: Any, name: str) -> None:
+    """Raises ConfigError for what is no dense tensor of a type that features have."""
     if not isinstance(row, torch.Tensor):
         raise ConfigError(f"{name} must be tensors, got {shown(row)}", hint="see torch.as_tensor")
     if row.layout != torch.strided or row.is_nested or row.dtype not in _FEATURE_TYPES or row.is_meta:
@@ -337,11 +421,10 @@ def _read_features(manifest: Manifest, row: Any, name: str) -> torch.Tensor:
             f"{name} must be dense tensors of {kinds}, got {row.dtype} ({row.layout}) on {row.device}",
             hint="convert them: .to_dense(), .to(torch.float32)",
         )
-    if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
-        raise ConfigError(
-            f"{name} must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}",
-            hint="pass the last hidden state of the model's text encoder, without padding",
-        )
+
+
+def _own_numbers(row: torch.Tensor, name: str) -> torch.Tensor:
+    """Finite numbers of a caller's tensor as float32, contiguous, of their own memory."""
     with torch.inference_mode(False), torch.no_grad():
         own = torch.empty(row.shape, dtype=torch.float32, device=row.device).copy_(row)
         if not all_finite(own):

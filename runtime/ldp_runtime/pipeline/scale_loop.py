@@ -85,14 +85,16 @@ def _sample(
     elif rule is not None and image.difference is not None and weight != 1:
         missing = rule.missing(scores, recall(image.difference, kept, grid), k)
         scores = scores if missing is None else scores + scalar(weight - 1) * missing
-    tempered = scores / scalar(own.temperature[k])
-    if own.may_overflow(k):
+    ended = image.guidance_ended(k)
+    temperature = own.temperature_at(k, ended)
+    tempered = scores / scalar(temperature)
+    if own.may_overflow(k, ended):
         watch.see(
             tempered,
-            f"guidance {weight:g} and temperature {own.temperature[k]:g} gave NaN or infinity at scale {k}",
+            f"guidance {weight:g} and temperature {temperature:g} gave NaN or infinity at scale {k}",
             hint="ask for a smaller guidance_scale, or a larger temperature",
         )
-    return own.codec.draw(tempered, image.noise_at(k, kept), own.filter, k, len(schedule)), gap
+    return own.codec.draw(tempered, image.noise_at(k, kept), own.filter, k, len(schedule), ended), gap
 
 
 def _accumulate(

@@ -60,7 +60,7 @@ def to_requests(body: GenerationBody, model: ServedModel, most_images: int) -> A
             width=width,
             output_type="pil",
             cfg_insertion_layer=(0,),
-            more_smooth=False,
+            more_smooth=None,
         )
     except ConfigError as error:
         raise BadRequest(error.message, _param(error.message)) from None

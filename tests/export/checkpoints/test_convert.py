@@ -229,7 +229,7 @@ def test_bad_input_is_refused_before_work(pth: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match="exists"):
         plan_conversion(pth, pth, "bfloat16")
     encoder = write_text_encoder(tmp_path / "t5", 32)
-    with pytest.raises(ConfigError, match="a text encoder is a folder"):
+    with pytest.raises(ConfigError, match=r"config.json and tokenizer.json must lie beside"):
         plan_conversion(encoder, tmp_path / "encoder.safetensors", "bfloat16")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         plan_conversion(tmp_path / "none", tmp_path / "out", "bfloat16")

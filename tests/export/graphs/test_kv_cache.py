@@ -69,7 +69,7 @@ def test_batches_in_slots(in_place: Pipeline, small_pipe: Pipeline, slots: int) 
         assert few._memory.slots_taken <= slots
     assert few._memory.slots_taken == 0
     for request, (latent, _) in zip(requests, drawing.results(), strict=True):
-        single = small_pipe(prompt_embeds=request.condition, policy=request.policy, seed=3, output_type="latent")  # pyright: ignore
+        single = small_pipe(prompt_embeds=request.condition.rows, policy=request.policy, seed=3, output_type="latent")  # pyright: ignore
         assert torch.equal(single.images[0], latent)
     expected = estimate_memory(few.manifest, 3, slots).kv_cache
     assert few._memory.size == few._memory.plan.size == expected

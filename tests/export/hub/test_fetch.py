@@ -29,7 +29,7 @@ from ldp_export.hub.fetch import fetch, plan_fetch
 from ldp_export.hub.local import local_files
 from ldp_export.hub.resolve import find_sources, resolve_model
 from ldp_export.models import registry
-from ldp_export.models.registry import HubFiles, InfinitySpec
+from ldp_export.models.registry import T5_FILES, InfinitySpec, infinity_hub
 from ldp_export.progress import ProgressEvent
 
 NAME = "infinity-tiny"
@@ -62,14 +62,8 @@ def hub(published: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def tiny(transformer: str = "tiny_reg.pth", repository: str = "acme/tiny", revision: str = "main") -> InfinitySpec:
-    files = HubFiles(
-        repository,
-        transformer,
-        "tiny_vae.pth",
-        revision=revision,
-        text_encoder="acme/t5",
-        text_encoder_revision="main",
-    )
+    text = replace(T5_FILES, repository="acme/t5", revision="main")
+    files = infinity_hub(transformer, "tiny_vae.pth", revision, repository, text, vae_bytes=None)
     return replace(spec(), name=NAME, hub=files)
 
 

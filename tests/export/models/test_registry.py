@@ -13,11 +13,12 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_export.checkpoints.infinity import original_infinity_state
 from ldp_export.checkpoints.original import original_state
 from ldp_export.checkpoints.released import released_bytes
+from ldp_export.graphs.clip import ClipTowersGraph
 from ldp_export.hub.resolve import find_sources, resolve_model
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
-from ldp_export.models.registry import DEFAULT_MODEL, MODELS, InfinitySpec, find_model
-from ldp_export.models.sizes import ffn_width
+from ldp_export.models.registry import DEFAULT_MODEL, MODELS, InfinitySpec, SwittiSpec, find_model
+from ldp_export.models.sizes import ClipTowersSizes, ffn_width
 from ldp_export.models.t5 import FLAN_T5_XL
 
 #: Parameters of the released transformers, and all their numbers with buffers, whose four bytes each are the files.
@@ -132,9 +133,40 @@ def test_sizes_of_the_text_encoder() -> None:
 def test_hub_models_say_where_they_come_from(name: str) -> None:
     hub = find_model(name).hub
     assert hub is not None
-    assert re.fullmatch(r"[0-9a-f]{40}|main", hub.revision)
-    assert re.fullmatch(r"[0-9a-f]{40}", hub.text_encoder_revision)
-    assert (hub.text_encoder is None) == name.startswith("var")
+    assert all(re.fullmatch(r"[0-9a-f]{40}|main", part.revision) for part in hub.parts)
+    assert [part.name for part in hub.parts[:2]] == ["transformer", "vae"]
+    readers = {"var": 0, "infinity": 1, "switti": 2}[find_model(name).family]
+    assert [part.name for part in hub.text_encoders] == ["text_encoder", "text_encoder_2"][:readers]
+    assert all(part.licence for part in hub.text_encoders)
+
+
+def test_sizes_of_switti_as_published() -> None:
+    """Counts and bytes of the original's parameters and files, and its grids."""
+    for name, parameters, size, tokens in (
+        ("switti", 2_470_518_256, 9_902_161_344, 2240),
+        ("switti-1024-ar", 2_470_525_936, 10_239_464_956, 9451),
+    ):
+        spec = find_model(name)
+        assert isinstance(spec, SwittiSpec)
+        assert spec.counts is not None
+        assert spec.counts.transformer == parameters
+        assert spec.counts.vae == 108_948_355
+        assert 0 < size - spec.counts.transformer_bytes < 100_000  # the header
+        assert spec.transformer.schedule.total_tokens == tokens
+        assert spec.transformer.keeps_past == name.endswith("-ar")
+    assert [find_model(name).guidance for name in ("switti", "switti-1024")] == [6.0, 6.0]
+
+
+def test_sizes_of_the_clip_towers() -> None:
+    from ldp_export.models.clip import ClipTowers
+
+    sizes = find_model("switti").text_encoder
+    assert isinstance(sizes, ClipTowersSizes)
+    with torch.device("meta"):
+        towers = ClipTowers(sizes.clip_l, sizes.clip_bigg)
+    weights = {name: p.numel() for name, p in towers.named_parameters()}
+    assert sum(weights.values()) == sizes.encoder_parameters
+    assert sum(n for name, n in weights.items() if ClipTowersGraph.ISLANDS.match(name)) == sizes.encoder_islands
 
 
 def test_unknown_names_suggest_near_ones() -> None:

@@ -77,7 +77,10 @@ def run_loop(
         images.append(ImageState(own, schedule, settings.seed, drawn, codec.empty_latent(schedule), guided))
     found = LoopRun(images)
     requests = [
-        ImageRequest(label, None, 0, schedule, weights, own.temperature, own.filter, own.policy) for label in labels
+        ImageRequest(
+            label, None, 0, schedule, weights, own.temperature, own.filter, own.policy, own.temperature, len(schedule)
+        )
+        for label in labels
     ]
     run = Run(
         OverheardBlocks(engines.blocks, found.logits.__setitem__),
