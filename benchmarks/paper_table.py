@@ -114,8 +114,8 @@ def commands(bundle: str, folder: str, weights: str) -> Iterator[tuple[str, list
     for name in BENCHMARKS:
         drawn = ["generate", bundle, "--benchmark", name, "--device", "cuda", "--output", f"{folder}/{name}"]
         yield f"draw {name}", [*step, *drawn, *_policies()]
-    for name, (_, _, scorers) in BENCHMARKS.items():
-        chosen = [part for scorer in scorers for part in ("--scorer", scorer)]
+    for name, (_, _, judges) in BENCHMARKS.items():
+        chosen = [part for scorer in judges for part in ("--scorer", scorer)]
         looked = [*chosen, "--weights", weights, "--device", "cuda"]
         yield f"score {name}", [*step, "score", f"{folder}/{name}", *looked]
     yield "DPG's layout", [*step, "export", f"{folder}/dpg", "--layout", "dpg", "--output", f"{folder}/dpg-layout"]

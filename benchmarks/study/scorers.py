@@ -27,6 +27,7 @@ SCORERS: dict[str, tuple[tuple[str, str], ...]] = {
     "imagereward": (("REWARD", "reward(VIT_L_BERT)"),),
     "clip": (("CLIP", "clip(VIT_L)"),),
 }
+HALVES = ("bfloat16", "float16")
 _WRITE = """
 import gzip
 from benchmarks.study.scorer_names import clip, detector, random_weights, reward
@@ -126,7 +127,7 @@ def _machine() -> dict[str, Any]:
 
 
 def prove(name: str, folder: Path) -> dict[str, Any]:
-    """Figures of one scorer: seconds and memory of opening, and of scoring one by one, in fours, and in bfloat16."""
+    """Figures of one scorer: seconds and memory of opening, and of scoring one by one, in fours, and in half precision."""
     files = ", ".join(f"(weights.{file}, {shapes})" for file, shapes in SCORERS[name])
     measured(_WRITE.format(folder=str(folder), files=f"{files},"))
     figures: dict[str, Any] = {"file_mib": sum(path.stat().st_size for path in folder.iterdir()) // 2**20}
@@ -135,9 +136,10 @@ def prove(name: str, folder: Path) -> dict[str, Any]:
     figures["float32"] = _scored(name, folder, "float32", 1, pictures=3)
     if name != "geneval":  # its pictures go through the detector one by one
         figures["float32 in fours"] = _scored(name, folder, "float32", 4, pictures=4)
-    figures["bfloat16"] = _scored(name, folder, "bfloat16", 1, pictures=3)
+    for half in HALVES:
+        figures[half] = _scored(name, folder, half, 1, pictures=2)
     plain = figures["float32"]["scores"]
-    for other in ("float32 in fours", "bfloat16"):
+    for other in ("float32 in fours", *HALVES):
         if other in figures:
             pairs = zip(plain, figures[other]["scores"], strict=False)
             figures[other]["largest_difference"] = max(abs(a - b) for a, b in pairs)

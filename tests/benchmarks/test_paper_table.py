@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from helpers.evaluation import painted_run
@@ -35,7 +36,11 @@ def test_pages_are_what_the_raw_files_give() -> None:
 def test_commands_are_commands() -> None:
     for _, command in paper_table.commands("bundle", "runs", "weights"):
         _, verb, step, *rest = command
-        options = {option for part in main.commands[verb].get_command(None, step).params for option in part.opts}  # type: ignore[attr-defined]
+        group = main.get_command(click.Context(main), verb)
+        assert isinstance(group, click.Group)
+        found = group.get_command(click.Context(group), step)
+        assert found is not None
+        options = {option for part in found.params for option in part.opts}
         assert {part for part in rest if part.startswith("--")} <= options
 
 

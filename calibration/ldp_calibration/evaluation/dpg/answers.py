@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ldp_runtime.errors import ConfigError
-from ldp_runtime.system.small_files import read_small
+from ldp_runtime.system.small_files import read_small, text_lines
 
 from ldp_calibration.evaluation.dpg.questions import Question
 
@@ -29,7 +29,7 @@ def read_detail(path: Path) -> tuple[Lines, str]:
     """
     try:
         content = read_small(path, _MOST_BYTES)
-        lines = content.decode().splitlines()
+        lines = text_lines(content)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read the answers {path}: {error}", hint="name a detail file of the official script"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import html
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from ldp_runtime.errors import ConfigError, IntegrityError
 from ldp_runtime.system.installation import install
+from ldp_runtime.system.small_files import read_small, text_lines
 from torch import Tensor
 
 from ldp_calibration.evaluation.networks.clip import CONTEXT, END
@@ -21,12 +21,14 @@ from ldp_calibration.evaluation.networks.loading import transformers
 _MOST_BYTES = 16 * 2**20
 #: Single bytes, and these at the end of a word.
 _BYTES = 2 * 256
+#: Endings after an apostrophe (a long s is one, too), words, single figures, and what lies between.
+_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 #: Tokens of ImageReward's texts.
 BERT_CONTEXT = 35
 
 
 def clean(text: str) -> str:
-    """Text as CLIP reads it: mojibake mended, entities resolved twice, white space collapsed.
+    """Text as CLIP reads it: mojibake mended, entities resolved twice, white space collapsed, in lower case.
 
     Raises:
         ConfigError: ftfy is not installed.
@@ -35,8 +37,7 @@ def clean(text: str) -> str:
         import ftfy
     except ImportError as error:
         raise ConfigError("ftfy is not installed", hint=install("scorers")) from error
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return re.sub(r"\s+", " ", text).strip()
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
 def clip_tokens(file: Path) -> Callable[[Sequence[str]], Tensor]:
@@ -50,30 +51,34 @@ def clip_tokens(file: Path) -> Callable[[Sequence[str]], Tensor]:
         IntegrityError: it is damaged.
     """
     clean("")  # refuses here if ftfy is missing
-    tokenizer = _clip_tokenizer(file)
+    tokenizer, start, end = _clip_tokenizer(file)
 
     def tokens(texts: Sequence[str]) -> Tensor:
         rows = torch.zeros(len(texts), CONTEXT, dtype=torch.int64)
         for row, text in zip(rows, texts, strict=True):
-            ids = tokenizer(clean(text), add_special_tokens=True)["input_ids"]
-            ids = ids if len(ids) <= CONTEXT else [*ids[: CONTEXT - 1], ids[-1]]
+            ids = [start, *tokenizer.encode(clean(text)).ids[: CONTEXT - 2], end]
             row[: len(ids)] = torch.tensor(ids)
         return rows
 
     return tokens
 
 
-def _clip_tokenizer(file: Path) -> Any:
-    library = transformers()
+def _clip_tokenizer(file: Path) -> tuple[Any, int, int]:
+    """Tokenizer of cleaned texts, and the numbers of start and end. Texts that spell these out are texts to it."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
     merges = _merges(file)
     letters = byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: i for i, word in enumerate(words)}
     try:
-        return library.CLIPTokenizer(vocab=vocabulary, merges=merges)
+        tokenizer: Any = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
     except Exception as error:  # the library raises what has no type of its own
         raise IntegrityError(f"{file} is no vocabulary of CLIP: {error}", hint="get the file anew") from error
+    split = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
+    return tokenizer, len(words), len(words) + 1
 
 
 def _merges(file: Path) -> list[tuple[str, str]]:
@@ -113,9 +118,7 @@ def bert_tokens(file: Path) -> Callable[[Sequence[str]], tuple[Tensor, Tensor]]:
     if not file.is_file():
         raise ConfigError(f"BERT's vocabulary is not there: {file}", hint="ldp-export evaluate fetch gets it")
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has {file.stat().st_size} bytes")
-        words = file.read_text(encoding="utf-8").splitlines()
+        words = text_lines(read_small(file, _MOST_BYTES))
         if missing := [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if word not in words]:
             raise ValueError(f"it lacks {', '.join(missing)}")
     except (OSError, ValueError) as error:

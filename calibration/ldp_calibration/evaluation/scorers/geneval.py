@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from ldp_runtime.errors import ConfigError, IntegrityError
-from ldp_runtime.system.small_files import read_small
+from ldp_runtime.system.small_files import read_small, text_lines
 
 from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
 from ldp_calibration.evaluation.geneval.colours import ColourClassifier
@@ -98,7 +98,7 @@ def open_geneval(wish: Wish) -> Opened:
 
 def _class_names(path: Any, count: int) -> list[str]:
     try:
-        names = read_small(path).decode().splitlines()
+        names = text_lines(read_small(path))
         if len(names) != count:
             raise ValueError(f"it holds {len(names)} names, not {count}")
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.evaluation_networks import words_file
-from ldp_calibration.evaluation.networks.tokens import bert_tokens, clean, clip_tokens
+from ldp_calibration.evaluation.networks.tokens import bert_tokens, byte_letters, clean, clip_tokens
 from ldp_runtime.errors import ConfigError, IntegrityError
 
 
@@ -15,6 +15,8 @@ from ldp_runtime.errors import ConfigError, IntegrityError
     ("text", "cleaned"),
     [
         ("  a\n\t red   cat ", "a red cat"),
+        ("A \u3000Red\u2028Cat", "a red cat"),
+        ("ΣΟΦΟΣ", "σοφος"),  # the last sigma is another letter
         ("caf&amp;eacute;", "café"),
         ("cafÃ© â€” a", "café — a"),
         ("&lt;b&gt;", "<b>"),
@@ -37,6 +39,24 @@ def test_texts_are_joined_cut_and_filled_up(tmp_path: Path) -> None:
     assert found[3, 0] == start
     assert found[3, 1:76].tolist() == [512 + 4] * 75
     assert found[3, 76] == end
+
+
+def test_what_is_a_word(tmp_path: Path) -> None:
+    """Numbers of bytes, taken apart as the original's pattern does; names of special tokens are text like any other."""
+    (found,) = clip_tokens(words_file(tmp_path))(["cat's 12<|endoftext|>é'LL"])
+    end = 512 + 6
+    ids = found[1 : found.tolist().index(end)].tolist()
+    ends = [i for i in ids if 256 <= i < 512 or i == 512 + 4]
+    letters = {256 + i: letter for i, letter in enumerate(byte_letters())} | {512 + 4: "cat"}
+    assert [letters[i] for i in ends] == ["cat", "s", "1", "2", "|", "t", ">", "©", "l"]
+
+
+def test_words_are_lines_whatever_else_may_end_one(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u2028", "\x85", "cat"]
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join([*words, ""]).encode())
+    ids, mask = bert_tokens(tmp_path / "vocab.txt")(["a Cat"])
+    assert ids[0, :5].tolist() == [2, 1, 6, 3, 0]
+    assert mask[0, :5].tolist() == [1, 1, 1, 1, 0]
 
 
 def test_vocabularies_that_are_damaged(tmp_path: Path) -> None:
