@@ -6,8 +6,8 @@
     python -m benchmarks.paper_table --page                                  # pages; empty where nothing was measured
 
 `--run` fetches prompts, draws, scores, exports DPG's layout, and collects; it stops and goes on like its commands.
-DPG's answers come from the official script on the exported folders: put its detail files beside them, as
-FOLDER/dpg-layout/NAME.txt by the names of those folders, and run it again.
+DPG's answers come from the official script on the exported folders, with --res-path FOLDER/dpg-layout/NAME.txt by the
+names of those folders, which writes NAME_detail.txt; then run it again.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def dpg_command(folder: Path) -> list[str] | None:
     if not record.is_file():
         return None
     places = json.loads(record.read_text())["policies"]
-    answers = {label: folder / "dpg-layout" / f"{place}.txt" for label, place in places.items()}
+    answers = {label: folder / "dpg-layout" / f"{place}_detail.txt" for label, place in places.items()}
     if not all(path.is_file() for path in answers.values()):
         return None
     given = [part for label, path in answers.items() for part in ("--answers", f"{label}={path}")]
@@ -289,7 +289,7 @@ def run_all(model: str, bundle: str, folder: Path, weights: str) -> None:
         _called(command)
     answered = dpg_command(folder)
     if answered is None:
-        print(f"DPG waits for the official script's detail files: {folder}/dpg-layout/NAME.txt by its folders' names")
+        print(f"DPG waits for the official script's detail files: {folder}/dpg-layout/NAME_detail.txt")
     else:
         _called(answered)
     write_figures(model, folder)

@@ -127,7 +127,7 @@ def _machine() -> dict[str, Any]:
 
 
 def prove(name: str, folder: Path) -> dict[str, Any]:
-    """Figures of one scorer: seconds and memory of opening, and of scoring one by one, in fours, and in half precision."""
+    """Figures of one scorer: seconds and memory of opening, of scoring one by one, in fours, in half precision."""
     files = ", ".join(f"(weights.{file}, {shapes})" for file, shapes in SCORERS[name])
     measured(_WRITE.format(folder=str(folder), files=f"{files},"))
     figures: dict[str, Any] = {"file_mib": sum(path.stat().st_size for path in folder.iterdir()) // 2**20}

@@ -82,7 +82,7 @@ def test_figures_of_runs_stand_before_the_papers(tmp_path: Path, monkeypatch: py
     invoked(["", "evaluate", "export", str(dpg.folder), "--layout", "dpg", "--output", str(folder / "dpg-layout")])
     for policy in ("none", "ld-paper"):
         assert paper_table.dpg_command(folder) is None
-        write_answers(dpg, policy, folder / "dpg-layout" / f"{policy}.txt")
+        write_answers(dpg, policy, folder / "dpg-layout" / f"{policy}_detail.txt")
     invoked(paper_table.dpg_command(folder) or [])
     figures = paper_table.collected(folder, invoked)
     assert set(figures["none"]) == {"GenEval", "DPG"}

@@ -97,12 +97,14 @@ def _judged(number: int, prompt: EvaluationPrompt) -> EvaluationPrompt:
 
 
 def write_answers(run: Run, policy: str, path: Path) -> None:
-    """A detail file as the official script writes it; what is answered hangs on the place alone."""
+    """A detail file as the official script writes it, which never asks the first row of its file."""
     side, lines = 64, list[str]()
     for i, prompt in enumerate(run.prompts):
         for tile in range(run.settings.images):
             left, top = tile % 2 * side, tile // 2 * side
             for k, question in enumerate(prompt.facts["questions"]):
+                if question["row"] == 0:
+                    continue
                 answer = "no" if (i + tile + k + len(policy)) % 3 == 0 else "yes"
                 box = f"({left}, {top}, {left + side}, {top + side})"
                 lines.append(f"out/{prompt.facts['item_id']}.png, {box}, {question['question']}, {answer}\n")

@@ -131,6 +131,7 @@ def _dpg(run: Run, scored: Scored) -> tuple[dict[str, Any], str]:
     questions, tiles = questions_of(run.prompts), run.settings.images
     ours = all_tiles(questions, answers, tiles)
     numbers: dict[str, Any] = {"all_tiles": ours.score, "groups": dict(ours.groups), "kinds": dict(ours.kinds)}
+    numbers["oddities"] = list(ours.oddities)
     try:
         official = official_score(questions, items, answers, tiles)
     except OfficialScriptError as error:
@@ -138,6 +139,7 @@ def _dpg(run: Run, scored: Scored) -> tuple[dict[str, Any], str]:
     numbers |= {"official": official.score, "official_failed": dict(official.failed)}
     failed = "".join(f"\n  left out officially: {item} ({why})" for item, why in official.failed.items())
     groups = "".join(f"\n  {group}: {value:.2f}" for group, value in ours.groups.items())
+    groups += "".join(f"\n  {oddity}" for oddity in ours.oddities)
     return numbers, f"official: {official.score:.4f}{failed}\nall tiles: {ours.score:.4f}{groups}"
 
 

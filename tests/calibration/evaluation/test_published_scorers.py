@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from helpers.evaluation import painted_run, tree
 from helpers.evaluation_networks import judged_prompts, small_networks, write_answers
+from ldp_calibration.evaluation.dpg.questions import read_questions
 from ldp_calibration.evaluation.networks import weights
 from ldp_calibration.evaluation.networks.weights import Networks
 from ldp_calibration.evaluation.run import Run, open_run
@@ -171,7 +172,7 @@ def test_answers_of_the_official_vqa(run: Run, tmp_path: Path) -> None:
     for lines, said in (
         (whole[:-1], "1 of 2 answers are missing"),
         (["nonsense\n", *whole], "line 1: 'nonsense' is no answer"),
-        ([*whole, whole[0].replace("thing 0", "thing 7")], "item0 has no question"),
+        ([*whole, whole[0].replace("thing 1", "thing 7")], "item0 has no question"),
         ([whole[0].replace(", no", ", yes").replace("yes\n", "perhaps\n"), *whole], "answered twice, and differently"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -195,6 +196,8 @@ def test_layouts_hold_the_pictures(run: Run, tmp_path: Path) -> None:
     line = json.loads((geneval / "metadata.jsonl").read_text())
     assert list(line) == ["tag", "include", "prompt"]
     assert (tmp_path / "imagereward" / "none" / "s-0_3.png").read_bytes() == drawn[3]
+    asked = read_questions((tmp_path / "dpg" / "questions.csv").read_bytes())
+    assert [one.text for one in asked[1:]] == [q["question"] for p in run.prompts for q in p.facts["questions"]]
     tiled = np.asarray(Image.open(tmp_path / "dpg" / "ld" / "item1.png"))
     side = tiled.shape[0] // 2
     pictures = [
@@ -241,6 +244,19 @@ def test_layouts_of_other_prompts_and_folders_are_refused(run: Run, tmp_path: Pa
     made = command("export", run.folder, "--layout", "dpg", "--output", tmp_path / "out")
     assert "holds something else" in made.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_prompts_that_share_an_id_are_refused(tmp_path: Path) -> None:
+    prompts = judged_prompts(2)
+    prompts[1].facts["item_id"] = prompts[0].facts["item_id"]
+    run = painted_run(tmp_path / "run", {"none": set()}, images=4, prompts=prompts)
+    made = command("export", run.folder, "--layout", "dpg", "--output", tmp_path / "out")
+    assert "1 files would be written twice: item0.png" in made.output
+    prompts[1].facts.update(item_id="other", questions=[{"row": 2}])
+    run = painted_run(tmp_path / "bare", {"none": set()}, images=4, prompts=prompts)
+    made = command("export", run.folder, "--layout", "dpg", "--output", tmp_path / "out")
+    assert "has no questions of DPG-Bench" in made.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:

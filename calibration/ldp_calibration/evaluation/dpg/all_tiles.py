@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from ldp_runtime.errors import ConfigError, IntegrityError
 
+from ldp_calibration.evaluation.dpg.official import passed_over
 from ldp_calibration.evaluation.dpg.questions import YES, Answers, Question
 
 #: Most missing answers that a message names.
@@ -21,12 +22,14 @@ class FullScore:
     Attributes:
         score: 100 times the mean over items; tiles: means over questions of an item's tiles.
         groups, kinds: 100 times the mean over questions and tiles, of groups ("entity") and kinds ("entity - whole").
+        oddities: what is odd about the file: rows that the official script did not ask, parents that are not there.
     """
 
     score: float
     tiles: Mapping[str, tuple[float, ...]]
     groups: Mapping[str, float]
     kinds: Mapping[str, float]
+    oddities: tuple[str, ...] = ()
 
 
 def tile_score(questions: Sequence[Question], answers: Answers, tile: int) -> float:
@@ -38,72 +41,94 @@ def tile_score(questions: Sequence[Question], answers: Answers, tile: int) -> fl
 def all_tiles(questions: Sequence[Question], answers: Answers, tiles: int) -> FullScore:
     """Score over every question of every tile.
 
+    Rows that the official script passes over count if they were asked. A number that stands at several rows means all
+    of them; a parent that is not there holds nothing back.
+
     Raises:
         ConfigError: answers are missing; the message lists some.
-        IntegrityError: questions of an item share a number, or depend on one that is not there, or on themselves.
+        IntegrityError: questions of an item depend on each other in a circle.
     """
-    by_item = dict[str, dict[int, Question]]()
-    for question in questions:
-        _add(by_item.setdefault(question.item, {}), question)
-    _check_answers(questions, answers, tiles)
+    asked, oddities = _asked(questions, answers, tiles)
+    by_item = dict[str, list[Question]]()
+    for question in asked:
+        by_item.setdefault(question.item, []).append(question)
     kinds, groups = dict[str, list[int]](), dict[str, list[int]]()
     means = dict[str, tuple[float, ...]]()
-    for item, asked in by_item.items():
-        order, found = _order(item, asked), list[float]()
+    for item, of_item in by_item.items():
+        parents = _parents(of_item)
+        oddities += _absent(of_item)
+        order, found = _order(item, parents), list[float]()
         for tile in range(tiles):
-            scores = _scores(item, asked, order, tile, answers)
+            scores = _scores(of_item, parents, order, tile, answers)
             found.append(sum(scores.values()) / len(scores))
-            for number, question in asked.items():
-                kinds.setdefault(question.kind, []).append(scores[number])
-                groups.setdefault(question.group, []).append(scores[number])
+            for i, question in enumerate(of_item):
+                kinds.setdefault(question.kind, []).append(scores[i])
+                groups.setdefault(question.group, []).append(scores[i])
         means[item] = tuple(found)
     total = sum(sum(found) / tiles for found in means.values()) / len(means)
-    return FullScore(100 * total, means, _percent(groups), _percent(kinds))
+    return FullScore(100 * total, means, _percent(groups), _percent(kinds), tuple(oddities))
 
 
 def _percent(found: Mapping[str, Sequence[int]]) -> dict[str, float]:
     return {name: 100 * sum(values) / len(values) for name, values in found.items()}
 
 
-def _add(asked: dict[int, Question], question: Question) -> None:
-    if question.number in asked:
-        raise IntegrityError(
-            f"{question.item} has two questions {question.number}", hint="fetch the file of questions anew"
-        )
-    asked[question.number] = question
-
-
-def _check_answers(questions: Sequence[Question], answers: Answers, tiles: int) -> None:
-    keys = [(q.item, tile, q.text) for q in questions for tile in range(tiles)]
-    missing = [key for key in keys if key not in answers]
+def _asked(questions: Sequence[Question], answers: Answers, tiles: int) -> tuple[list[Question], list[str]]:
+    """Questions that count, and which rows were not asked, as the official script passes them over."""
+    over = passed_over(questions)
+    silent = {
+        q.row
+        for q in questions
+        if q.row in over and not any((q.item, tile, q.text) in answers for tile in range(tiles))
+    }
+    kept = [q for q in questions if q.row not in silent]
+    if {q.item for q in kept} != {q.item for q in questions}:
+        kept = list(questions)  # an item of which nothing was asked has no score
+    missing = [(q, tile) for q in kept for tile in range(tiles) if (q.item, tile, q.text) not in answers]
     if missing:
-        named = "; ".join(f"{item}, tile {tile}: {text}" for item, tile, text in missing[:_NAMED])
+        named = "; ".join(f"{q.item}, tile {tile}: {q.text}" for q, tile in missing[:_NAMED])
         raise ConfigError(
-            f"{len(missing)} of {len(keys)} answers are missing: {named}",
-            hint="run the official script over all exported pictures, and give all of its detail files",
+            f"{len(missing)} of {len(kept) * tiles} answers are missing: {named}",
+            hint="run the official script over all exported pictures, with --csv questions.csv, which the export wrote",
         )
+    return kept, [f"not asked: row {q.row + 1}, {q.item}: {q.text}" for q in questions if q.row in silent]
 
 
-def _order(item: str, asked: Mapping[int, Question]) -> list[int]:
-    """Numbers of an item's questions, parents first."""
-    absent = sorted({parent for question in asked.values() for parent in question.parents} - asked.keys())
+def _parents(asked: Sequence[Question]) -> list[set[int]]:
+    """Places of each question's parents in its item."""
+    places = dict[int, set[int]]()
+    for i, question in enumerate(asked):
+        places.setdefault(question.number, set()).add(i)
+    return [set[int]().union(*(places.get(number, set()) for number in question.parents)) for question in asked]
+
+
+def _absent(asked: Sequence[Question]) -> list[str]:
+    numbers = {question.number for question in asked}
+    return [
+        f"a parent that is not there: row {question.row + 1}, {question.item}: {number}"
+        for question in asked
+        for number in question.parents
+        if number not in numbers
+    ]
+
+
+def _order(item: str, parents: Sequence[set[int]]) -> list[int]:
+    """Places of an item's questions, parents first."""
     try:
-        if absent:
-            raise ValueError(f"depend on {', '.join(map(str, absent))}, which are not there")
-        return list(TopologicalSorter({n: question.parents for n, question in asked.items()}).static_order())
+        return list(TopologicalSorter(dict(enumerate(parents))).static_order())
     except CycleError as error:
-        why = f"depend on each other: {' on '.join(map(str, error.args[1]))}"
-    except ValueError as error:
-        why = str(error)
-    raise IntegrityError(f"questions of {item} {why}", hint="fetch the file of questions anew")
+        circle = ", ".join(str(place + 1) for place in error.args[1])
+        raise IntegrityError(
+            f"questions of {item} depend on each other: its rows {circle}",
+            hint="mend the file of questions; the published one has none such that is known",
+        ) from error
 
 
 def _scores(
-    item: str, asked: Mapping[int, Question], order: Sequence[int], tile: int, answers: Answers
+    asked: Sequence[Question], parents: Sequence[set[int]], order: Sequence[int], tile: int, answers: Answers
 ) -> dict[int, int]:
     scores = dict[int, int]()
-    for number in order:
-        question = asked[number]
-        has_parents = all(scores[parent] for parent in question.parents)
-        scores[number] = int(has_parents and answers[item, tile, question.text] == YES)
+    for i in order:
+        has_parents = all(scores[parent] for parent in parents[i])
+        scores[i] = int(has_parents and answers[asked[i].item, tile, asked[i].text] == YES)
     return scores

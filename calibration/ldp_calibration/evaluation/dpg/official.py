@@ -99,13 +99,26 @@ def _by_item(questions: Sequence[Question]) -> dict[str, dict[int, Question]]:
         )
     if all(_is_number(question.item) for question in questions):
         return {}
-    found, last = dict[str, dict[int, Question]](), ""
-    for question in questions[1:]:
-        if question.item != last:
+    return _last_blocks(questions)
+
+
+def _last_blocks(questions: Sequence[Question]) -> dict[str, dict[int, Question]]:
+    """Questions that the script keeps, by item and number."""
+    found, last = dict[str, dict[int, Question]](), dict[str, int]()
+    for question in questions:
+        if question.row == 0:
+            continue
+        if question.row != last.get(question.item, -1) + 1:
             found[question.item] = {}
         found[question.item][question.number] = question
-        last = question.item
+        last[question.item] = question.row
     return found
+
+
+def passed_over(questions: Sequence[Question]) -> frozenset[int]:
+    """Rows that the script never asks: the first, those of earlier blocks, and those whose number comes again."""
+    kept = {question.row for asked in _last_blocks(questions).values() for question in asked.values()}
+    return frozenset(question.row for question in questions) - kept
 
 
 def _is_number(text: str) -> bool:

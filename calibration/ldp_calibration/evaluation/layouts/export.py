@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,36 @@ from ldp_runtime.errors import ConfigError, suggestion
 from ldp_runtime.system.disk import full_disk_is_typed, remove_leftovers, write_durably, written_whole
 from ldp_runtime.system.small_files import read_json
 
-from ldp_calibration.evaluation.layouts.files import LayoutFile, dpg, geneval, hpsv2, imagereward
+from ldp_calibration.evaluation.layouts.files import LayoutFile, dpg, dpg_questions, geneval, hpsv2, imagereward
 from ldp_calibration.evaluation.pictures import Picture, all_pictures, content
 from ldp_calibration.evaluation.run import Run, RunPolicy
 
-#: Layouts by name: files of a policy's pictures, and the JPEG quality that the script needs, if it reads no PNG.
-LAYOUTS: dict[str, tuple[Callable[[Run, Sequence[Picture]], Iterator[LayoutFile]], int | None]] = {
-    "geneval": (geneval, None),
-    "hpsv2": (hpsv2, 95),
-    "imagereward": (imagereward, None),
-    "dpg": (dpg, None),
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout.
+
+    Attributes:
+        files: of a policy's pictures; beside: files by name that lie beside the policies' folders.
+        jpeg: quality of JPEG files, which the script needs if it reads no PNG ones.
+    """
+
+    files: Callable[[Run, Sequence[Picture]], Iterator[LayoutFile]]
+    jpeg: int | None = None
+    beside: Callable[[Run], Mapping[str, bytes]] = lambda run: {}
+
+
+#: Layouts by name.
+LAYOUTS = {
+    "geneval": Layout(geneval),
+    "hpsv2": Layout(hpsv2, jpeg=95),
+    "imagereward": Layout(imagereward),
+    "dpg": Layout(dpg, beside=dpg_questions),
 }
 #: Record of an export, beside the policies' folders.
 RECORD = "exported.json"
+#: Most files that a message names.
+_NAMED = 5
 Report = Callable[[int, int, str], None]
 
 
@@ -50,18 +69,23 @@ def export(
         raise ConfigError(
             f"unknown layout {layout!r}", hint=f"{suggestion(layout, LAYOUTS)}there are {', '.join(LAYOUTS)}"
         )
-    files, needed = LAYOUTS[layout]
-    quality = jpeg if jpeg is not None else needed
+    chosen = LAYOUTS[layout]
+    quality = jpeg if jpeg is not None else chosen.jpeg
     if quality is not None and layout == "dpg":
         raise ConfigError("the script of dpg reads PNG files", hint="leave --jpeg out")
     policies = [run.settings.policy(label) for label in labels] or list(run.settings.policies)
-    planned = {policy.folder: list(files(run, all_pictures(run, [policy]))) for policy in policies}
+    planned = {policy.folder: list(chosen.files(run, all_pictures(run, [policy]))) for policy in policies}
+    for files in planned.values():
+        _check_paths(files)
+    beside = chosen.beside(run)
     settings = _settings(run, layout, quality, policies)
     _check_output(output, settings)
     total, done = sum(map(len, planned.values())), 0
     with full_disk_is_typed(output):
         output.mkdir(parents=True, exist_ok=True)
         write_durably(output / RECORD, f"{json.dumps(settings, indent=1)}\n".encode())
+        for name, text in beside.items():
+            write_durably(output / name, text)
         for folder, wanted in planned.items():
             for file in wanted:
                 report(done, total, folder)
@@ -81,6 +105,16 @@ def _settings(run: Run, layout: str, quality: int | None, policies: Sequence[Run
         "jpeg": quality,
         "policies": {policy.label: policy.folder for policy in policies},
     }
+
+
+def _check_paths(files: Sequence[LayoutFile]) -> None:
+    """Raises ConfigError for a path that two files would have."""
+    twice = [path for path, count in Counter(file.path for file in files).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"{len(twice)} files would be written twice: {', '.join(twice[:_NAMED])}",
+            hint="give each prompt of the run an id of its own",
+        )
 
 
 def _check_output(output: Path, settings: dict[str, Any]) -> None:

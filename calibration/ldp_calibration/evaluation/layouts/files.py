@@ -10,12 +10,15 @@ from ldp_runtime.errors import ConfigError
 from ldp_runtime.system.small_files import stays_inside
 
 from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
+from ldp_calibration.evaluation.dpg.questions import asking_all
 from ldp_calibration.evaluation.geneval.summary import metadata
 from ldp_calibration.evaluation.pictures import Picture
 from ldp_calibration.evaluation.run import Run
 
 #: Pictures of a prompt in DPG-Bench's tiled file.
 TILES = 4
+#: DPG-Bench's file of questions, beside the policies' folders.
+QUESTIONS = "questions.csv"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ def dpg(run: Run, pictures: Sequence[Picture]) -> Iterator[LayoutFile]:
         if "item_id" not in prompt.facts:
             raise _not_for("dpg", prompt)
         yield LayoutFile(f"{_name(prompt.facts['item_id'])}.png", tuple(found))
+
+
+def dpg_questions(run: Run) -> dict[str, bytes]:
+    """File of questions that makes the script ask all of them."""
+    try:
+        return {QUESTIONS: asking_all(run.prompts)}
+    except ValueError as error:
+        raise ConfigError(str(error), hint="fetch the benchmark dpg anew, and draw its prompts") from error
 
 
 def _require_images(layout: str, run: Run, count: int) -> None:

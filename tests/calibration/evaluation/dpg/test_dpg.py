@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from helpers.evaluation_goldens import VECTORS, read
 from ldp_calibration.evaluation.benchmarks import dpg
-from ldp_calibration.evaluation.dpg.all_tiles import all_tiles
+from ldp_calibration.evaluation.dpg.all_tiles import all_tiles, tile_score
 from ldp_calibration.evaluation.dpg.answers import answers_of, read_detail
-from ldp_calibration.evaluation.dpg.official import OfficialScriptError, official_score
-from ldp_calibration.evaluation.dpg.questions import Answers, Question, questions_of, read_questions
+from ldp_calibration.evaluation.dpg.official import OfficialScriptError, official_score, passed_over
+from ldp_calibration.evaluation.dpg.questions import Answers, Question, asking_all, questions_of, read_questions
 from ldp_runtime.errors import ConfigError, IntegrityError
 
 CASES = sorted((VECTORS / "dpg").iterdir())
@@ -64,8 +64,10 @@ def test_detail_files_of_the_original_are_read(folder: Path, tmp_path: Path) -> 
     assert count == len(set(expected["detail_txt"].splitlines()))
 
 
-def question(number: int, *parents: int, item: str = "a", kind: str = "entity - whole") -> Question:
-    return Question(item, number, parents, ",".join(map(str, parents or (0,))), kind, f"is {number}?")
+def question(number: int, *parents: int, item: str = "a", kind: str = "entity - whole", row: int = -1) -> Question:
+    """A question; its row is that of its number unless it is given."""
+    row = number if row < 0 else row
+    return Question(item, number, parents, ",".join(map(str, parents or (0,))), kind, f"is {number}?", row)
 
 
 def answered(questions: list[Question], no: set[tuple[int, int]], tiles: int) -> Answers:
@@ -74,12 +76,16 @@ def answered(questions: list[Question], no: set[tuple[int, int]], tiles: int) ->
 
 
 def test_everything_counts_with_parents_first() -> None:
-    chain = [question(3, 2), question(2, 1, kind="attribute - color"), question(1)]  # children stand before parents
+    chain = [  # children stand before parents
+        question(3, 2, row=0),
+        question(2, 1, kind="attribute - color", row=1),
+        question(1, row=2),
+    ]
     found = all_tiles(chain, answered(chain, {(1, 1)}, 2), 2)
     assert found.tiles == {"a": (1.0, 0.0)}
     assert found.score == 50
     assert found.groups == {"entity": 50, "attribute": 50}
-    official = official_score([*chain, question(1, 2, 3, item="b")], ["a"], answered(chain, {(1, 1)}, 2), 2)
+    official = official_score([*chain, question(1, 2, 3, item="b", row=3)], ["a"], answered(chain, {(1, 1)}, 2), 2)
     assert official.score == 50
     assert official.groups == {"attribute": 100, "entity": 0}  # of the last tile alone, and before zeroing
 
@@ -89,17 +95,49 @@ def test_one_no_among_parents_is_enough() -> None:
     assert all_tiles(asked, answered(asked, {(2, 0)}, 1), 1).tiles == {"a": (1 / 3,)}
 
 
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ([question(1, 7)], "depend on 7, which are not there"),
-        ([question(1, 2), question(2, 1)], "depend on each other"),
-        ([question(1), question(1)], "has two questions 1"),
-    ],
-)
-def test_broken_questions_are_errors(asked: list[Question], said: str) -> None:
-    with pytest.raises(IntegrityError, match=said):
+def test_a_circle_of_questions_is_an_error() -> None:
+    asked = [question(1, 2), question(2, 1)]
+    with pytest.raises(IntegrityError, match="depend on each other"):
         all_tiles(asked, answered(asked, set(), 1), 1)
+
+
+def test_odd_rows_count_and_are_named() -> None:
+    asked = [question(1, 7), question(2), question(2, row=3), question(3, 2, row=4)]
+    answers = dict(answered(asked, set(), 1))
+    found = all_tiles(asked, answers, 1)
+    assert found.tiles == {"a": (1.0,)}
+    assert found.oddities == ("a parent that is not there: row 2, a: 7",)
+    answers["a", 0, "is 2?"] = "no"
+    assert all_tiles(asked, answers, 1).tiles == {"a": (1 / 4,)}
+
+
+def test_rows_that_the_official_script_never_asks_need_no_answer() -> None:
+    asked = [question(1, row=0), question(2, 1, row=1), question(3, row=2), question(1, item="b", row=3)]
+    answers = {key: value for key, value in answered(asked, {(3, 0)}, 1).items() if key[2] != "is 1?" or key[0] == "b"}
+    found = all_tiles(asked, answers, 1)
+    assert found.tiles == {"a": (1 / 2,), "b": (1.0,)}
+    assert found.oddities == ("not asked: row 1, a: is 1?", "a parent that is not there: row 2, a: 1")
+    assert tile_score(asked[:3], answers, 0) == 1 / 2
+    blocks = [question(1, row=1), question(2, row=2), question(2, row=7)]
+    assert passed_over(blocks) == {1, 2}
+    only = [question(1, row=0), question(1, item="b", row=1)]
+    with pytest.raises(ConfigError, match="1 of 2 answers are missing: a, tile 0") as raised:
+        all_tiles(only, {("b", 0, "is 1?"): "yes"}, 1)
+    assert "--csv questions.csv" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("folder", CASES, ids=[path.name for path in CASES])
+def test_the_exported_questions_ask_everything(folder: Path) -> None:
+    prompts = dpg.read({"dpg_bench.csv": (folder / "questions.csv").read_bytes()})
+    written = read_questions(asking_all(prompts))
+    assert passed_over(written) == {0}
+    assert written[0].text == written[1].text
+    wanted = sorted((q.item, q.kind, q.text) for q in questions_of(prompts))
+    assert sorted((q.item, q.kind, q.text) for q in written[1:]) == wanted
+    answers = {(q.item, 0, q.text): "yes" for q in written}
+    names = sorted({q.item for q in written if "." not in q.item})
+    if not all(name.isdecimal() for name in names):
+        assert official_score(written, names, answers, 1).failed == {}
 
 
 def test_missing_answers_are_errors() -> None:
@@ -111,7 +149,7 @@ def test_missing_answers_are_errors() -> None:
 
 
 def test_questions_and_answers_with_commas() -> None:
-    asked = [Question("a", 1, (), "0", "k", "Is it red"), Question("a", 2, (), "0", "k", "Is it red, or blue")]
+    asked = [Question("a", 1, (), "0", "k", "Is it red", 1), Question("a", 2, (), "0", "k", "Is it red, or blue", 2)]
     lines = {("a", 0): ["Is it red, yes, it is", "Is it red, or blue, no"]}
     assert answers_of(lines, "a", 0, asked) == {"Is it red": "yes, it is", "Is it red, or blue": "no"}
 
