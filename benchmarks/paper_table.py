@@ -110,7 +110,10 @@ def commands(bundle: str, folder: str, weights: str) -> Iterator[tuple[str, list
             *("--accept-license", "geneval-rewritten", "--accept-license", "hpsv2"),
         ],
     )
-    yield "weights (5.8 GB)", [*step, "fetch", "--weights", weights, "geneval", "hpsv2.1", "imagereward", "clip"]
+    yield (
+        "weights (6.3 GB)",
+        [*step, "fetch", "--weights", weights, "geneval", "hpsv2.1", "imagereward", "clip", "lpips"],
+    )
     for name in BENCHMARKS:
         drawn = ["generate", bundle, "--benchmark", name, "--device", "cuda", "--output", f"{folder}/{name}"]
         yield f"draw {name}", [*step, *drawn, *_policies()]
@@ -292,6 +295,7 @@ def run_all(model: str, bundle: str, folder: Path, weights: str) -> None:
         print(f"DPG waits for the official script's detail files: {folder}/dpg-layout/NAME_detail.txt")
     else:
         _called(answered)
+        _called(["ldp-export", "evaluate", "compare", str(folder / "dpg")])
     write_figures(model, folder)
 
 
@@ -309,7 +313,9 @@ def write_figures(model: str, folder: Path) -> None:
 
 def _called(command: list[str], quiet: bool = False) -> str:
     given = [sys.executable, "-m", "ldp_export", *command[1:]]
-    made = subprocess.run(given, check=True, text=True, stdout=subprocess.PIPE if quiet else None)
+    made = subprocess.run(given, text=True, stdout=subprocess.PIPE if quiet else None)
+    if made.returncode:
+        raise SystemExit(made.returncode)  # the command has said why
     return made.stdout or ""
 
 

@@ -173,6 +173,10 @@ def _feedforward(layer: str, dim: int, inner: int, norms: int) -> Shapes:
         yield from _norm(f"{layer}.norms.{i}", dim)
 
 
+#: Factor of the detector's last layer, by which it is sure enough of some classes that objects are found.
+_SURE = 8
+
+
 def random_weights(shapes: Shapes, seed: int = 0) -> dict[str, Any]:
     """Weights of these shapes, half precision as published ones are; matrices scaled by their columns."""
     import math
@@ -187,6 +191,6 @@ def random_weights(shapes: Shapes, seed: int = 0) -> dict[str, Any]:
         elif len(shape) < 2:
             found[name] = torch.ones(shape).half() if name.endswith("weight") else torch.zeros(shape).half()
         else:
-            scale = 1 / math.sqrt(math.prod(shape[1:]))
+            scale = (_SURE if name.endswith("cls_embed.weight") else 1) / math.sqrt(math.prod(shape[1:]))
             found[name] = (torch.randn(shape, generator=generator) * scale).half()
     return found

@@ -60,21 +60,25 @@ from ldp_calibration.evaluation.scorers.scorer import Sample
 wish = Wish(weights=Path({folder!r}), networks=Networks(known={{}}), precision={precision!r}, batch={batch})
 scorer = open_scorer({name!r}, wish=wish)
 opened = time.perf_counter() - started
-facts = {{"include": [{{"class": "thing 3", "count": 1, "color": "red"}}]}}
+clauses = [dict({{"class": f"thing {{i}}", "count": 1}}, **(dict(color="red") if i < 4 else {{}})) for i in range(80)]
+facts = {{"include": clauses}}
 prompt = EvaluationPrompt("a red thing on a table", "colors", facts)
 scorer.check(prompt)
 def sample(i):
     pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     return Sample(pixels.repeat(16, 0).repeat(16, 1), np.zeros((0, 0, 3), np.uint8), prompt)
-times, scores = [], []
+times, scores, objects = [], [], []
 for begin in range(0, {pictures}, {batch}):
     before = time.perf_counter()
-    scores += scorer.score([sample(i) for i in range(begin, begin + {batch})])
+    found = scorer.score([sample(i) for i in range(begin, begin + {batch})])
     times.append(time.perf_counter() - before)
+    scores += [one.value for one in found]
+    objects += [sum(map(len, one.facts["details"].values())) for one in found if "details" in one.facts]
 print(json.dumps(dict(
     open_seconds=round(opened, 1),
     seconds_a_picture=[round(t / {batch}, 2) for t in times],
-    scores=[one.value for one in scores],
+    scores=scores,
+    **(dict(objects=objects) if objects else {{}}),
 )))
 """
 #: Classes and colours of the detector's pictures are looked at besides, whatever random weights find.
@@ -100,10 +104,11 @@ print(json.dumps(dict(colour_class_seconds=round(texts, 2), colour_object_second
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=new_folder, required=True, help="a new folder for about 5 GB; is deleted")
-    parser.add_argument("--output", type=result_file, help="write the figures as JSON")
+    parser.add_argument("--output", type=result_file, help="write the figures as JSON; those of other scorers stay")
     parser.add_argument("--scorer", choices=SCORERS, action="append", help="these only; repeatable")
     args = parser.parse_args()
-    figures: dict[str, Any] = {"weights": "random", "machine": _machine(), "scorers": {}}
+    before = json.loads(args.output.read_text())["scorers"] if args.output and args.output.exists() else {}
+    figures: dict[str, Any] = {"weights": "random", "machine": _machine(), "scorers": before}
     for name in args.scorer or SCORERS:
         args.folder.mkdir(parents=True)
         try:
@@ -111,8 +116,8 @@ def main() -> None:
         finally:
             shutil.rmtree(args.folder, ignore_errors=True)
         print(json.dumps({name: figures["scorers"][name]}, indent=1), flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(figures, indent=1) + "\n")
+        if args.output:
+            args.output.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _machine() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldp_calibration.evaluation.networks import weights
+from ldp_calibration.perceptual import VGG_WEIGHTS
 from ldp_runtime.errors import ConfigError, HubError, suggestion
 from ldp_runtime.system.disk import write_durably
 from ldp_runtime.system.small_files import is_plain_file, read_json
@@ -28,6 +29,8 @@ RECORD = "fetched.json"
 _MOST_BYTES = 2 * 2**30
 #: Server of the detector's weights.
 OPENMMLAB = "https://download.openmmlab.com"
+#: Server of torchvision's weights.
+PYTORCH = "https://download.pytorch.org"
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,14 @@ class PublishedWeights:
 
     Attributes:
         name: in the folder of weights.
-        host: "hub", "github" or "openmmlab"; repository: on it, or "" where there are none.
+        host: "hub", "github", "openmmlab" or "pytorch"; repository: on it, or "" where there are none.
         revision: commit; of the hub also a branch, which the first fetch pins.
         sha256: beginning of its hash, so far as it is known.
         size: megabytes, about.
     """
 
     name: str
-    host: Literal["hub", "github", "openmmlab"]
+    host: Literal["hub", "github", "openmmlab", "pytorch"]
     repository: str
     revision: str
     path: str
@@ -99,6 +102,18 @@ WEIGHTS: dict[str, tuple[PublishedWeights, ...]] = {
         _hub(weights.BERT_WORDS, "google-bert/bert-base-uncased", "main", "vocab.txt", "Apache-2.0", 0.23),
     ),
     "clip": (_CLIP, _WORDS),
+    "lpips": (
+        PublishedWeights(
+            VGG_WEIGHTS,
+            "pytorch",
+            "",
+            "",
+            f"models/{VGG_WEIGHTS}",
+            "BSD-3-Clause code; weights trained on ImageNet",
+            553,
+            "397923af",
+        ),
+    ),
     "selftest": (
         PublishedWeights(
             weights.HPS_EXAMPLE,
@@ -124,6 +139,9 @@ WEIGHTS: dict[str, tuple[PublishedWeights, ...]] = {
         ),
     ),
 }
+
+#: Weights that are fetched only by name: an earlier version, and one whose licence is of its code alone.
+_NAMED_ONLY = ("hpsv2.0", "lpips")
 
 
 @dataclass(frozen=True)
@@ -214,7 +232,7 @@ def plan_weights(names: Sequence[str], folder: Path) -> WeightsPlan:
                 f"there are no weights of {name!r} to fetch",
                 hint=f"{suggestion(name, WEIGHTS)}there are {', '.join(WEIGHTS)}",
             )
-    chosen = names or [name for name in WEIGHTS if name != "hpsv2.0"]
+    chosen = names or [name for name in WEIGHTS if name not in _NAMED_ONLY]
     files = tuple({file.name: file for name in chosen for file in WEIGHTS[name]}.values())
     record = read_record(folder)
     here = {file.name for file in files if _is_here(folder / file.name, record.get(file.name, {}))}
@@ -235,7 +253,12 @@ def _is_here(path: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def fetch_weights(
-    plan: WeightsPlan, progress: Progress = silent, *, github: str = GITHUB, openmmlab: str = OPENMMLAB
+    plan: WeightsPlan,
+    progress: Progress = silent,
+    *,
+    github: str = GITHUB,
+    openmmlab: str = OPENMMLAB,
+    pytorch: str = PYTORCH,
 ) -> None:
     """Downloads the files that are not here; stopped at any moment it goes on where it was.
 
@@ -245,7 +268,7 @@ def fetch_weights(
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     record = read_record(plan.folder)
-    servers = {"github": github, "openmmlab": openmmlab}
+    servers = {"github": github, "openmmlab": openmmlab, "pytorch": pytorch}
     for index, file in enumerate(plan.files):
         if file.name in plan.here:
             continue

@@ -41,7 +41,7 @@ Examples:
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
-    help="Get weights into this folder instead: of geneval, hpsv2.1, hpsv2.0, imagereward, clip; selftest's pictures.",
+    help="Get weights into this folder: of geneval, hpsv2.1, hpsv2.0, imagereward, clip, lpips; selftest's pictures.",
 )
 @click.option("--github-mirror", metavar="URL", help="Server instead of https://raw.githubusercontent.com.")
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched, and stop; needs no network.")

@@ -33,7 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     folders = dict[str, Path]()
     for name, files in WEIGHTS.items():
         for file in files:
-            repository = file.repository or "openmmlab/files"
+            repository = file.repository or f"{file.host}/files"
             folders[repository] = tmp_path / "served" / repository
             path = folders[repository] / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,8 +46,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def get(hub: Hub, folder: Path, *names: str) -> None:
-    openmmlab = f"{hub.url}/raw/openmmlab/files/{COMMIT}"
-    fetch_weights(plan_weights(names, folder), github=f"{hub.url}/raw", openmmlab=openmmlab)
+    openmmlab, pytorch = (f"{hub.url}/raw/{host}/files/{COMMIT}" for host in ("openmmlab", "pytorch"))
+    fetch_weights(plan_weights(names, folder), github=f"{hub.url}/raw", openmmlab=openmmlab, pytorch=pytorch)
 
 
 def fetch(*arguments: object) -> Result:
@@ -61,7 +61,9 @@ def test_every_network_of_a_scorer_has_a_source() -> None:
     assert {weights.CLIP_WORDS, weights.BERT_WORDS, weights.CLASSES} <= names
     for file in (file for files in WEIGHTS.values() for file in files):
         assert file.host == "hub" or file.sha256 or len(file.revision) == 40
-        assert file.licence in ("MIT", "Apache-2.0")
+    free = plan_weights((), Path("nowhere")).files
+    assert {file.licence for file in free} == {"MIT", "Apache-2.0"}
+    assert not {file.name for file in WEIGHTS["lpips"]} & {file.name for file in free}
 
 
 def test_files_are_fetched_once_and_pinned(hub: Hub, tmp_path: Path) -> None:
