@@ -14,8 +14,8 @@ def table(results: Path) -> str:
         return ""
     result = json.loads(path.read_text())
     lines = [
-        "| scorer | file, MiB | first opening, s | later, s | s a picture | in fours | memory, MiB | in bfloat16 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| scorer | files, MiB | first opening, s | later, s | s a picture | in fours | memory, MiB | float16 | bfloat16 |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(_row(name, one) for name, one in result["scorers"].items()),
     ]
     machine = result["machine"]
@@ -24,10 +24,16 @@ def table(results: Path) -> str:
 
 
 def _row(name: str, one: dict[str, Any]) -> str:
-    plain, half, fours = one["float32"], one["bfloat16"], one.get("float32 in fours")
+    plain, fours = one["float32"], one.get("float32 in fours")
     in_fours = "" if fours is None else f"{min(fours['seconds_a_picture']):.1f}"
-    memory = max(plain["peak_anonymous_mib"], one["first_opening"]["peak_anonymous_mib"])
+    memory = max(part["peak_anonymous_mib"] for part in one.values() if isinstance(part, dict))
+    halves = " | ".join(_change(one, half) for half in ("float16", "bfloat16"))
     return (
         f"| `{name}` | {one['file_mib']} | {one['first_opening']['open_seconds']} | {plain['open_seconds']} "
-        f"| {min(plain['seconds_a_picture']):.1f} | {in_fours} | {memory} | {half['peak_anonymous_mib']} |"
+        f"| {min(plain['seconds_a_picture']):.1f} | {in_fours} | {memory} | {halves} |"
     )
+
+
+def _change(one: dict[str, Any], half: str) -> str:
+    """Largest change of a score in half precision; empty for verdicts, of which random weights tell nothing."""
+    return "" if "objects" in one["float32"] else f"{one[half]['largest_difference']:.1g}"

@@ -77,14 +77,14 @@ def tokens_of(table: Mapping[str, Sequence[int]]) -> Callable[[Sequence[str]], t
 
 
 @cache
-def colour_network(folder: Path = VECTORS / "geneval_color") -> ClipNetwork:
+def colour_network(folder: Path = VECTORS / "geneval_color", dtype: torch.dtype = torch.float32) -> ClipNetwork:
     size = clip_size(read(folder / "clip_config.json"))
     model = load_clip(clip_weights(folder / "clip.safetensors"), size, "of the vectors")
-    return ClipNetwork(model, tokens_of(read(folder / "cases.json")["token_ids"]))
+    return ClipNetwork(model, tokens_of(read(folder / "cases.json")["token_ids"]), dtype=dtype)
 
 
 @cache
-def preference_network(folder: Path = VECTORS / "hpsv2") -> ClipNetwork:
+def preference_network(folder: Path = VECTORS / "hpsv2", dtype: torch.dtype = torch.float32) -> ClipNetwork:
     ids = read(folder / "expected.json")["token_ids"]
     table = {
         text: numbers
@@ -94,7 +94,7 @@ def preference_network(folder: Path = VECTORS / "hpsv2") -> ClipNetwork:
     table["a red cat"] = [END - 1, 320, 736, 2368, END]
     size = clip_size(read(folder / "config.json"))
     model = load_clip(clip_weights(folder / "weights.safetensors"), size, "of the vectors")
-    return ClipNetwork(model, tokens_of(table))
+    return ClipNetwork(model, tokens_of(table), dtype=dtype)
 
 
 def detector_size(folder: Path = VECTORS / "mask2former") -> DetectorSize:

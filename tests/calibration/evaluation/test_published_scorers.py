@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from helpers.evaluation import painted_run, tree
 from helpers.evaluation_networks import judged_prompts, small_networks, write_answers
+from ldp_calibration.evaluation.benchmarks.prompts import as_lines
 from ldp_calibration.evaluation.dpg.questions import read_questions
 from ldp_calibration.evaluation.networks import weights
 from ldp_calibration.evaluation.networks.weights import Networks
@@ -53,8 +54,8 @@ def run(tmp_path: Path) -> Run:
     return painted_run(tmp_path / "run", {"none": {1}, "ld": {1, 2}}, images=4, prompts=judged_prompts(3))
 
 
-def through_all(run: Run, wish: Wish, answers: Path, scorers: Sequence[str]) -> None:
-    """Scores a run by everything that can, summarises and compares it."""
+def through_all(run: Run, wish: Wish, answers: Path, scorers: Sequence[str], besides: Sequence[str] = ()) -> None:
+    """Scores a run by published scorers and by answers, summarises and compares it; `besides` were scored before."""
     for policy in run.settings.policies:
         write_answers(run, policy.label, answers / f"{policy.label}.txt")
     files = {policy.label: answers / f"{policy.label}.txt" for policy in run.settings.policies}
@@ -69,8 +70,8 @@ def through_all(run: Run, wish: Wish, answers: Path, scorers: Sequence[str]) -> 
     compared = command("compare", run.folder, "--resamples", "1000", "--json")
     assert compared.exit_code == 0, compared.output
     found = json.loads(compared.stdout)
-    assert set(found["scorers"]) == {*scorers, "dpg"}
-    assert all(set(one["results"]) == {*scorers, "dpg"} for one in found["policies"])
+    assert set(found["scorers"]) == {*scorers, *besides, "dpg"}
+    assert all({*scorers, "dpg"} <= set(one["results"]) for one in found["policies"])
     shown = command("summary", run.folder)
     assert "Overall score (avg. over tasks)" in shown.stdout
     assert "all tiles" in shown.stdout
@@ -82,6 +83,40 @@ def test_all_scorers_to_the_end(run: Run, wish: Wish, tmp_path: Path) -> None:
     assert set(row) == {"filename", "tag", "prompt", "correct", "reason", "metadata", "details"}
     assert json.loads(row["metadata"])["prompt"] == run.prompts[0].text
     assert row["correct"] or row["reason"]
+
+
+@pytest.mark.slow
+def test_a_hundred_pictures_of_the_embedded_model(wish: Wish, tmp_path: Path) -> None:
+    """Drawn, laid out and scored as a user does it; `shapes` and likeness stand beside the published scorers."""
+
+    def done(*arguments: object) -> None:
+        made = CliRunner().invoke(main, list(map(str, arguments)))
+        assert made.exit_code == 0, made.output
+
+    bundle, prompts, four, one = (tmp_path / name for name in ("bundle", "prompts.jsonl", "four", "one"))
+    prompts.write_bytes(as_lines(judged_prompts(25)))
+    done("build", "--output", bundle)
+    generate = ("evaluate", "generate", bundle, "--benchmark", prompts, "--policy", "ld")
+    done(*generate, "--images", 4, "--output", four)
+    done(*generate, "--images", 1, "--no-null", "--output", one)
+    for scorer in ("shapes", "psnr", "ssim"):
+        done("evaluate", "score", four, "--scorer", scorer)
+    for layout, folder, count in (
+        ("geneval", four, 125),
+        ("imagereward", four, 100),
+        ("dpg", four, 25),
+        ("hpsv2", one, 25),
+    ):
+        out = tmp_path / layout
+        done("evaluate", "export", folder, "--layout", layout, "--policy", "ld", "--output", out)
+        assert len([path for path in (out / "ld").rglob("*") if path.is_file()]) == count
+    run = open_run(four)
+    assert [len(drawn.stem) for drawn in (four / "images" / "ld").rglob("*.png")] == [5] * 100
+    through_all(run, wish, tmp_path, ("geneval", *NETWORKS), besides=("shapes", "psnr", "ssim"))
+    compared = json.loads((four / "compare" / "compare.json").read_text())
+    by_label = {policy["label"]: policy["results"] for policy in compared["policies"]}
+    assert by_label["none"]["shapes"]["mean"]["value"] > 0.8
+    assert by_label["ld"]["psnr"]["mean"]["value"] > 20
 
 
 def _scored(run: Run, name: str) -> list:

@@ -43,3 +43,20 @@ def test_colours_are_those_of_the_original(case: dict[str, Any]) -> None:
 
     verdict = judge(case["metadata"], {case["metadata"]["include"][0]["class"]: boxes}, colours)
     assert (verdict.correct, verdict.reason, seen) == (case["correct"], case["reason"], case["colors"])
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.1), (torch.bfloat16, 0.8)])
+def test_half_precision_is_near(dtype: torch.dtype, bound: float) -> None:
+    """Bounds for logits, which are a hundred cosines; a colour changes only where two logits are that near."""
+    classifier = ColourClassifier(colour_network(dtype=dtype))
+    differences = list[float]()
+    with np.load(FOLDER / "arrays.npz") as file:
+        for case in CASES[::6]:
+            key, name = case["image"][7:12], case["metadata"]["include"][0]["class"]
+            logits = classifier.logits(name, torch.from_numpy(file[f"{key}_preprocessed"])).numpy()
+            expected = file[f"{key}_logits"]
+            differences.append(float(np.abs(logits - expected).max()))
+            lead = np.diff(np.sort(expected, axis=1)[:, -2:], axis=1)[:, 0]
+            clear = lead > 2 * bound
+            np.testing.assert_array_equal(logits.argmax(1)[clear], expected.argmax(1)[clear])
+    assert 0 < max(differences) < bound
