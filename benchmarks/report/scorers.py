@@ -14,7 +14,7 @@ def table(results: Path) -> str:
         return ""
     result = json.loads(path.read_text())
     lines = [
-        "| scorer | files, MiB | first opening, s | later, s | s a picture | in fours | memory, MiB | float16 | bfloat16 |",
+        "| scorer | MiB | first opening, s | later, s | s a picture | in fours | memory, MiB | float16 | bfloat16 |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_row(name, one) for name, one in result["scorers"].items()),
     ]
