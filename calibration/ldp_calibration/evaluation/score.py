@@ -63,8 +63,9 @@ def scored_policies(run: Run, needs_twin: bool, labels: Sequence[str] = ()) -> l
 
 def check_scorer(run: Run, scorer: Scorer, replace: bool) -> None:
     """Raises ConfigError if the run holds scores of another version of the scorer, unless they are to be replaced."""
-    path = scores_folder(run, scorer.name) / SETTINGS
-    if replace or not path.exists():
+    folder = scores_folder(run, scorer.name)
+    path = folder / SETTINGS
+    if replace or not path.exists() or not any(file.stat().st_size for file in folder.glob("*.jsonl")):
         return
     known = scorer_settings(run, scorer.name)
     if known != scorer.settings:

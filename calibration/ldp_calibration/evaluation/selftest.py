@@ -59,7 +59,10 @@ def selftest(wish: Wish, examples: Sequence[Example] = EXAMPLES) -> list[Checked
     """
     folder = wish.weights
     if folder is None or not folder.is_dir():
-        raise ConfigError(f"there is no folder of weights {folder}", hint="ldp-export evaluate fetch --weights DIR")
+        raise ConfigError(
+            "the self-test needs a folder of weights" if folder is None else f"there is no folder of weights {folder}",
+            hint="ldp-export evaluate fetch --weights DIR hpsv2.0 imagereward selftest, then --weights DIR here",
+        )
     found = list(_checked(wish, folder, examples))
     if all(one.score is None for one in found):
         raise ConfigError(

@@ -89,6 +89,8 @@ def command(
 
     run = open_run(run_folder)
     wish = wish_of(weights, device, precision, batch, answers)
+    for policy in wish.answers:
+        run.settings.policy(policy)  # refuses one that the run has not
     opening = partial(open_scorer, jpeg=jpeg, wish=wish)
     chosen = list(dict.fromkeys(names or run.settings.scorers))
     if dry_run:

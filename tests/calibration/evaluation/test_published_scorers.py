@@ -208,13 +208,30 @@ def test_answers_of_the_official_vqa(run: Run, tmp_path: Path) -> None:
         (whole[:-1], "1 of 2 answers are missing"),
         (["nonsense\n", *whole], "line 1: 'nonsense' is no answer"),
         ([*whole, whole[0].replace("thing 1", "thing 7")], "item0 has no question"),
+        (whole[:1], "2 of 2 answers are missing: item1, tile 0"),
         ([whole[0].replace(", no", ", yes").replace("yes\n", "perhaps\n"), *whole], "answered twice, and differently"),
     ):
         with pytest.raises(ConfigError, match=said):
             scored(lines)
+    detail.write_text("")
+    with pytest.raises(ConfigError, match="holds no answers"):
+        open_scorer("dpg", wish=Wish(answers={"none": detail}))
     scored(whole)
+    unknown = command("score", run.folder, "--scorer", "dpg", "--answers", f"nnone={detail}")
+    assert unknown.exit_code == ConfigError.exit_code
+    assert "nnone" in unknown.output
     with pytest.raises(ConfigError, match="no answers about the pictures of ld"):
         score(run, open_scorer("dpg", wish=Wish(answers={"none": detail})), replace=True)
+
+
+def test_what_was_refused_holds_nothing_up(run: Run, tmp_path: Path) -> None:
+    """Settings without a score are no earlier version."""
+    for policy in ("none", "ld"):
+        write_answers(run, policy, tmp_path / f"{policy}.txt")
+    files = {"none": tmp_path / "none.txt", "ld": tmp_path / "ld.txt"}
+    with pytest.raises(ConfigError, match="no answers about the pictures of none"):
+        score(run, open_scorer("dpg", wish=Wish(answers={"ld": files["ld"]})))
+    assert score(run, open_scorer("dpg", wish=Wish(answers=files))).left == 24
 
 
 def test_layouts_hold_the_pictures(run: Run, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def read_detail(path: Path) -> tuple[Lines, str]:
         except ValueError as error:
             raise ConfigError(f"{path}, line {number}: {error}", hint=_HINT) from error
         found.setdefault(place, []).append(rest)
+    if not found:
+        raise ConfigError(f"{path} holds no answers", hint=_HINT)
     return found, hashlib.sha256(content).hexdigest()
 
 

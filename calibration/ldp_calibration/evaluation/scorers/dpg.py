@@ -40,8 +40,17 @@ def open_dpg(wish: Wish) -> Opened:
         keyed = {(item, sample.number, text): answer for text, answer in found.items()}
         return Score(_PERCENT * tile_score(questions, keyed, sample.number), {"answers": found})
 
+    def check(prompt: EvaluationPrompt) -> None:
+        """Every file answers every question of the prompt, about as many tiles as it knows of any."""
+        questions = _questions(prompt)
+        item = questions[0].item
+        for lines, _ in read.values():
+            for tile in range(1 + max(number for _, number in lines)):
+                found = answers_of(lines, item, tile, questions)
+                tile_score(questions, {(item, tile, text): answer for text, answer in found.items()}, tile)
+
     settings = {"answers": {policy: digest for policy, (_, digest) in read.items()}, "counted": "all questions"}
-    return Opened(score, settings, _questions)
+    return Opened(score, settings, check)
 
 
 def _questions(prompt: EvaluationPrompt) -> list[Question]:
