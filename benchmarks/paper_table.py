@@ -186,19 +186,25 @@ def _scored_by(scorer: str, compared: Mapping[str, Any]) -> list[Any]:
     return [policy for policy in compared["policies"] if scorer in policy["results"]]
 
 
+#: Figures of likeness to the unpruned pictures, which have a table of their own.
+LIKENESS = ("PSNR", "SSIM", "LPIPS")
+
+
 def table(model: str, results: Path) -> str:
     """Rows of a model: what was measured, empty where nothing was, and the paper's figure in brackets."""
-    path = results / f"paper-table-{model}.json"
-    here: dict[str, dict[str, float]] = json.loads(path.read_text())["figures"] if path.is_file() else {}
-    lines = [f"| {model} | policy | {' | '.join(FIGURES)} |", f"|---|---|{'---|' * len(FIGURES)}"]
-    for row in ROWS:
-        said = row.paper.get(model, (None,) * len(FIGURES))
-        cells = [
-            _cell(here.get(row.policy, {}).get(figure), paper, FIGURES[figure][0])
-            for figure, paper in zip(FIGURES, said, strict=True)
-        ]
-        lines.append(f"| {row.title} | `{row.policy}` | {' | '.join(cells)} |")
+    scores = tuple(figure for figure in FIGURES if figure not in LIKENESS)
+    lines = [f"| {model} | policy | {' | '.join(scores)} |", f"|---|---|{'---|' * len(scores)}"]
+    lines += [f"| {row.title} | `{row.policy}` | {_cells(row, model, scores, results)} |" for row in ROWS]
+    lines += ["", f"| {model}, likeness | {' | '.join(LIKENESS)} |", f"|---|{'---|' * len(LIKENESS)}"]
+    lines += [f"| `{row.policy}` | {_cells(row, model, LIKENESS, results)} |" for row in ROWS if row.policy != "none"]
     return "\n".join(lines)
+
+
+def _cells(row: Row, model: str, figures: Sequence[str], results: Path) -> str:
+    path = results / f"paper-table-{model}.json"
+    here: dict[str, float] = json.loads(path.read_text())["figures"].get(row.policy, {}) if path.is_file() else {}
+    said = dict(zip(FIGURES, row.paper.get(model, (None,) * len(FIGURES)), strict=True))
+    return " | ".join(_cell(here.get(figure), said[figure], FIGURES[figure][0]) for figure in figures)
 
 
 def _cell(here: float | None, paper: float | None, digits: int) -> str:

@@ -14,8 +14,8 @@ def table(results: Path) -> str:
         return ""
     result = json.loads(path.read_text())
     lines = [
-        "| scorer | MiB | first opening, s | later, s | s a picture | in fours | memory, MiB | float16 | bfloat16 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| scorer | first opening, s | later, s | s a picture | in fours | memory, MiB | float16, bfloat16 |",
+        "|---|---|---|---|---|---|---|",
         *(_row(name, one) for name, one in result["scorers"].items()),
     ]
     machine = result["machine"]
@@ -27,10 +27,10 @@ def _row(name: str, one: dict[str, Any]) -> str:
     plain, fours = one["float32"], one.get("float32 in fours")
     in_fours = "" if fours is None else f"{min(fours['seconds_a_picture']):.1f}"
     memory = max(part["peak_anonymous_mib"] for part in one.values() if isinstance(part, dict))
-    halves = " | ".join(_change(one, half) for half in ("float16", "bfloat16"))
+    halves = ", ".join(_change(one, half) for half in ("float16", "bfloat16"))
     return (
-        f"| `{name}` | {one['file_mib']} | {one['first_opening']['open_seconds']} | {plain['open_seconds']} "
-        f"| {min(plain['seconds_a_picture']):.1f} | {in_fours} | {memory} | {halves} |"
+        f"| `{name}` | {one['first_opening']['open_seconds']} | {plain['open_seconds']} "
+        f"| {min(plain['seconds_a_picture']):.1f} | {in_fours} | {memory} | {halves.strip(', ')} |"
     )
 
 

@@ -93,6 +93,8 @@ def test_figures_of_runs_stand_before_the_papers(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(paper_table, "_called", lambda command, quiet=False: invoked(command))
     paper_table.write_figures("infinity-8b", folder)
     assert str(tmp_path) not in (tmp_path / "paper-table-infinity-8b.json").read_text()
-    row = next(line for line in paper_table.table("infinity-8b", tmp_path).splitlines() if "`ld-paper`" in line)
-    assert f"| {figures['ld-paper']['PSNR']:.2f} (26.87) |" in row
-    assert "| (30.65) |" in row  # not measured
+    scores, likeness = (
+        line for line in paper_table.table("infinity-8b", tmp_path).splitlines() if "`ld-paper`" in line
+    )
+    assert f"| {figures['ld-paper']['DPG']:.2f} | (30.65) |" in scores  # the paper has no DPG; HPSv2.1 is not measured
+    assert f"| {figures['ld-paper']['PSNR']:.2f} (26.87) |" in likeness
