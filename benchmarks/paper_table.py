@@ -144,11 +144,12 @@ def dpg_command(folder: Path) -> list[str] | None:
 
 
 def cost(model: str, results: Path) -> dict[str, Any]:
-    """Pictures and most bytes of a policy; hours on one GPU by policy, None where no speed was measured."""
+    """Pictures and most bytes of a policy, DPG's layout with them; hours on one GPU, None where none were measured."""
     pictures = sum(prompts * images for prompts, images, _ in BENCHMARKS.values())
     seconds = gpu_seconds(model, results)
     hours = {row.policy: None if (s := seconds.get(row.measured)) is None else pictures * s / 3600 for row in ROWS}
-    return {"pictures": pictures, "bytes": pictures * _PICTURE, "hours": hours}
+    laid_out = BENCHMARKS["dpg"][0] * BENCHMARKS["dpg"][1]
+    return {"pictures": pictures, "bytes": (pictures + laid_out) * _PICTURE, "hours": hours}
 
 
 def gpu_seconds(model: str, results: Path) -> dict[str | None, float]:

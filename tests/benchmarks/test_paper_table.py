@@ -17,7 +17,7 @@ from ldp_calibration.evaluation.scorers.opening import Wish
 from ldp_runtime.pruning.parse import parse_policy
 
 from benchmarks import paper_table
-from benchmarks.paths import RESULTS
+from benchmarks.paths import REPORTS, RESULTS
 from benchmarks.report import scorers
 from ldp_export.cli import main
 
@@ -66,6 +66,8 @@ def test_cost_is_of_measured_speeds() -> None:
     assert found["pictures"] == 553 * 4 + 1065 * 4 + 3200 + 1000
     assert found["hours"]["none"] == pytest.approx(found["pictures"] * 0.7386 / 3600, rel=1e-3)
     assert found["hours"]["lhep"] is None
+    text = (REPORTS / "paper-table.md").read_text()
+    assert f"{10 * found['bytes'] / 1e9:.0f} GB at most" in " ".join(text.split())
 
 
 def test_figures_of_runs_stand_before_the_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
