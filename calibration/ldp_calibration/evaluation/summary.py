@@ -149,6 +149,7 @@ SUMMARIES: dict[str, Callable[[Run, Scored], tuple[dict[str, Any], str]]] = {
     "hpsv2.1": _hps,
     "hpsv2.1-no-antialias": _hps,
     "hpsv2.0": _hps,
+    "hpsv2.0-no-antialias": _hps,
     "imagereward": _mean,
     "clip": _mean,
     "dpg": _dpg,

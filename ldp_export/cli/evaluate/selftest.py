@@ -50,7 +50,7 @@ def command(weights: Path | None, device: str, precision: str, batch: int, as_js
         )
     else:
         for one in found:
-            words = {None: f"not checked: {one.why}", True: "right", False: "WRONG"}[one.is_right]
+            words = {None: f"does not count: {one.why}", True: "right", False: "WRONG"}[one.is_right]
             score = "" if one.score is None else f", here {one.score:.4f}"
             click.echo(
                 f"{one.example.scorer}, {one.example.picture}: published {one.example.score:.4f}{score}: {words}"

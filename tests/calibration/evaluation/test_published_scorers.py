@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +97,9 @@ def test_a_hundred_pictures_of_the_embedded_model(wish: Wish, tmp_path: Path) ->
     bundle, prompts, four, one = (tmp_path / name for name in ("bundle", "prompts.jsonl", "four", "one"))
     prompts.write_bytes(as_lines(judged_prompts(25)))
     done("build", "--output", bundle)
-    generate = ("evaluate", "generate", bundle, "--benchmark", prompts, "--policy", "ld")
+    generate = ("evaluate", "generate", bundle, "--benchmark", prompts, "--policy", "ld", "--no-null")
     done(*generate, "--images", 4, "--output", four)
-    done(*generate, "--images", 1, "--no-null", "--output", one)
+    done(*generate, "--images", 1, "--output", one)
     for scorer in ("shapes", "psnr", "ssim"):
         done("evaluate", "score", four, "--scorer", scorer)
     for layout, folder, count in (
@@ -311,6 +312,24 @@ def test_prompts_that_share_an_id_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_pictures_that_are_no_squares(
+    files: tuple[Path, Networks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks take them; DPG's layout is refused before a file is written."""
+
+    def painted(_: object, is_right: bool, noise: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(noise).integers(0, 256, (96, 250, 3), dtype=np.uint8))
+
+    monkeypatch.setattr("helpers.evaluation.painted", painted)
+    run = painted_run(tmp_path / "run", {"none": set()}, images=4, prompts=judged_prompts(1))
+    wish = Wish(weights=files[0], networks=files[1], batch=4)
+    for name in ("geneval", "hpsv2.1", "imagereward", "clip"):
+        assert score(run, open_scorer(name, wish=wish)).left == 4
+    made = command("export", run.folder, "--layout", "dpg", "--output", tmp_path / "out")
+    assert "pictures of 250x96 are no squares" in made.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     prompts = judged_prompts(1)
     prompts[0].facts["item_id"] = prompts[0].facts["id"] = "../../evil"
@@ -327,11 +346,19 @@ def test_the_self_test(files: tuple[Path, Networks]) -> None:
     with pytest.raises(ConfigError, match="holds none of what the self-test needs"):
         selftest(wish)
     (folder / "selftest").mkdir(exist_ok=True)
-    Image.new("RGB", (90, 60), "red").save(folder / weights.HPS_EXAMPLE, "JPEG")
-    (first, *others) = selftest(wish)
+    noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / weights.HPS_EXAMPLE, "JPEG")
+    (first, plain, *others) = selftest(wish)
     assert first.score is not None
     assert not first.is_right  # random weights
     assert all(one.is_right is None and "is not in" in one.why for one in others)
+    assert (plain.example.scorer, plain.is_right) == ("hpsv2.0-no-antialias", False)
+    assert plain.score is not None
+    either = [Example(n, weights.HPS_EXAMPLE, "a", plain.score, 1e-4) for n in ("hpsv2.0", "hpsv2.0-no-antialias")]
+    either = [replace(one, prompt=first.example.prompt) for one in either]
+    aside, found = selftest(wish, either)
+    assert (aside.is_right, found.is_right) == (None, True)
+    assert aside.why == "the published score is that of hpsv2.0-no-antialias"
     right = Example("hpsv2.0", weights.HPS_EXAMPLE, first.example.prompt, first.score, 1e-4)
     assert [one.is_right for one in selftest(wish, [right])] == [True]
     known = Networks(networks.detector, networks.clip, networks.hps, networks.reward, {weights.HPS_EXAMPLE: "0000"})

@@ -159,10 +159,6 @@ def _tiled(images: Sequence[Any]) -> Any:
     from PIL import Image
 
     width, height = images[0].size
-    if width != height:
-        raise ConfigError(
-            f"pictures of {width}x{height} are no squares, which dpg's script cuts out", hint="draw squares"
-        )
     tiled = Image.new("RGB", (2 * width, 2 * height))
     for i, image in enumerate(images):
         tiled.paste(image, (i % 2 * width, i // 2 * height))

@@ -70,6 +70,7 @@ def dpg(run: Run, pictures: Sequence[Picture]) -> Iterator[LayoutFile]:
         prompt = run.prompts[number]
         if "item_id" not in prompt.facts:
             raise _not_for("dpg", prompt)
+        _check_square(found[0])
         yield LayoutFile(f"{_name(prompt.facts['item_id'])}.png", tuple(found))
 
 
@@ -79,6 +80,17 @@ def dpg_questions(run: Run) -> dict[str, bytes]:
         return {QUESTIONS: asking_all(run.prompts)}
     except ValueError as error:
         raise ConfigError(str(error), hint="fetch the benchmark dpg anew, and draw its prompts") from error
+
+
+def _check_square(picture: Picture) -> None:
+    from PIL import Image
+
+    with Image.open(picture.path) as image:
+        width, height = image.size
+    if width != height:
+        raise ConfigError(
+            f"pictures of {width}x{height} are no squares, which dpg's script cuts out", hint="draw squares"
+        )
 
 
 def _require_images(layout: str, run: Run, count: int) -> None:

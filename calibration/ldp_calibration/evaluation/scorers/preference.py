@@ -53,6 +53,10 @@ def open_hps_v20(wish: Wish) -> Opened:
     return _open_hps(wish, weights.HPS_V20, "hpsv2.0", antialias=True)
 
 
+def open_hps_v20_no_antialias(wish: Wish) -> Opened:
+    return _open_hps(wish, weights.HPS_V20, "hpsv2.0", antialias=False)
+
+
 def _open_hps(wish: Wish, file: str, scorer: str, antialias: bool) -> Opened:
     wish.check()
     size = (wish.networks or weights.Networks()).hps
