@@ -47,7 +47,7 @@ $(RUNS): pyproject.toml
 	touch $@
 
 $(READY): $(RUNS)
-	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,ray,ray-data,eval,dev,release,$(ENGINES)]" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[build,cpu,serve,ray,ray-data,eval,scorers,dev,release,$(ENGINES)]" "$(TORCH)"
 	rm -f $(VENV)/.ready*
 	touch $@
 
@@ -94,6 +94,7 @@ bench-policies: $(RUNS)
 results: $(RUNS)
 	$(BIN)/python -m benchmarks.report.page
 	$(BIN)/python -m benchmarks.study.ablation $(BUNDLE) --draw
+	$(BIN)/python -m benchmarks.paper_table --page
 
 # Random weights of Infinity's shape, narrow and shallow, at two sizes: speed only. They keep what the study's `ld-fast` kept.
 RANDOM := --random-weights --model infinity-2b --depth 2 --width 256 --keep-from benchmarks/results/infinity-shapes-ablation.json

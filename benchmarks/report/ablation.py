@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.report.read import read_result
+from benchmarks.report.read import between, read_result
 from benchmarks.report.verdicts import gains
 
 _STYLE = {"paper": ("tab:orange", "s"), "ours": ("tab:blue", "o"), "controls": ("black", "x")}
@@ -117,11 +116,11 @@ def page_with_tables(page: str, result: dict[str, Any], results: Path) -> str:
         results: folder of the raw results, those on non-inferiority among them.
     """
     for group in result["groups"]:
-        page = _between(page, group, _table(result, group))
-    page = _between(page, "setting", _setting(result))
-    page = _between(page, "margins", _margins(result))
+        page = between(page, group, _table(result, group))
+    page = between(page, "setting", _setting(result))
+    page = between(page, "margins", _margins(result))
     sets = {name: read_result(results / f"non-inferior-{file}.json") for file, name in NON_INFERIOR.items()}
-    return _between(page, "non-inferior", non_inferior_table(sets))
+    return between(page, "non-inferior", non_inferior_table(sets))
 
 
 def non_inferior_table(sets: Mapping[str, dict[str, Any]]) -> str:
@@ -145,13 +144,6 @@ def non_inferior_table(sets: Mapping[str, dict[str, Any]]) -> str:
 
 def _points(interval: Sequence[float]) -> str:
     return f"{interval[0]:+.1f} [{interval[1]:+.1f}, {interval[2]:+.1f}]"
-
-
-def _between(text: str, name: str, content: str) -> str:
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"the page has no markers for {name!r}")
-    return pattern.sub(lambda match: match[1] + content + "\n" + match[2], text)
 
 
 def _table(result: dict[str, Any], group: str) -> str:

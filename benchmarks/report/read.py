@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,11 @@ def read_result(path: Path) -> dict[str, Any]:
         groups = result["groups"].items()
         result["groups"] = {name: {p: _NOTES.get(n, n) for p, n in notes.items()} for name, notes in groups}
     return result
+
+
+def between(text: str, name: str, content: str) -> str:
+    """Text of a page with a content between the markers of a name."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"the page has no markers for {name!r}")
+    return pattern.sub(lambda match: match[1] + content + "\n" + match[2], text)

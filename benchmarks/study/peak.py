@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 _FRAME = """
 import json, sys, threading, time
@@ -33,8 +34,11 @@ print(json.dumps({"seconds": round(time.perf_counter() - started, 1), "peak_anon
 """
 
 
-def measured(code: str) -> dict[str, float]:
-    """Runs code in a fresh interpreter: {"seconds", "peak_anonymous_mib"}, importing PyTorch not counted as time."""
+def measured(code: str) -> dict[str, Any]:
+    """Runs code in a fresh interpreter: {"seconds", "peak_anonymous_mib"}, importing PyTorch not counted as time.
+
+    Lines of JSON that the code prints are part of the answer.
+    """
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{_FRAME}{code}{_END}"]
     made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(made.stdout.splitlines()[-1])
+    return {key: value for line in made.stdout.splitlines() for key, value in json.loads(line).items()}

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from ldp_calibration.evaluation.benchmarks.published import MOST_BYTES, PublishedFile
@@ -73,11 +74,24 @@ class RawFile:
         return self.matches(path)
 
     def errors(self) -> AbstractContextManager[None]:
-        return _raw_errors(self)
+        return raw_errors(self)
+
+
+class Addressed(Protocol):
+    """A file at a server's address, for messages; see `RemoteFile`."""
+
+    @property
+    def repository(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def server(self) -> str: ...
+    @property
+    def mirror(self) -> str: ...
 
 
 @contextmanager
-def _raw_errors(file: RawFile) -> Generator[None]:
+def raw_errors(file: Addressed) -> Generator[None]:
     """Turns the client's error types into HubError."""
     hub_module()
     from huggingface_hub import errors

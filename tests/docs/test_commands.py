@@ -25,10 +25,13 @@ def shown_pages() -> list[Path]:
 
 
 def shell_lines(text: str) -> Iterator[str]:
-    """Commands of a block: lines that end in a backslash go on."""
+    """Commands of a block: lines that end in a backslash go on, and its own variables stand for what they hold."""
+    held = dict[str, str]()
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        if assigned := re.fullmatch(r'\s*([A-Z]+)="(.*)"', line):
+            held[assigned[1]] = assigned[2]
         if line.strip().startswith(PROGRAM + " "):
-            yield line.strip()
+            yield re.sub(r"\$([A-Z]+)", lambda name: held.get(name[1], name[0]), line.strip())
 
 
 def commands(page: Path) -> list[str]:

@@ -76,13 +76,13 @@ def _counted(step: str, run: Path, victim: int, note: Callable[[int], object] = 
 
     counter = Counter(run)
     counter.victim = victim
-    plain = score.score_picture
+    plain = score.score_pictures
 
-    def ticking(*given: Any) -> float:
+    def ticking(*given: Any) -> Any:
         counter.tick()
         return plain(*given)
 
-    score.score_picture = ticking
+    score.score_pictures = ticking
     _step(step, run)
     note(counter.count)
 

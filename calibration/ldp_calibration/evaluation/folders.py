@@ -70,7 +70,7 @@ def folder_fidelity(
     """
     pictures, squares, count = dict[str, PairFidelity](), 0.0, 0
     for name in _pairs(candidate, reference):
-        image, other = (_read(folder / name, jpeg) for folder in (candidate, reference))
+        image, other = (read_picture(folder / name, jpeg) for folder in (candidate, reference))
         if image.shape != other.shape:
             raise ConfigError(
                 f"{name} is {image.shape[1]}x{image.shape[0]} in {candidate}, and {other.shape[1]}x{other.shape[0]} in "
@@ -93,7 +93,7 @@ def folder_fidelity(
 
 def _pairs(candidate: Path, reference: Path) -> list[str]:
     """Paths of pictures that both folders hold."""
-    names = [_pictures(folder) for folder in (candidate, reference)]
+    names = [pictures_of(folder) for folder in (candidate, reference)]
     single = sorted(names[0] ^ names[1])
     if single:
         more = f" and {len(single) - _NAMED} more" if len(single) > _NAMED else ""
@@ -104,14 +104,16 @@ def _pairs(candidate: Path, reference: Path) -> list[str]:
     return sorted(names[0])
 
 
-def _pictures(folder: Path) -> set[str]:
+def pictures_of(folder: Path) -> set[str]:
+    """Paths of the pictures below a folder. Raises ConfigError if there are none."""
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS}
     if not found:
         raise ConfigError(f"there are no pictures in {folder}", hint=f"name a folder of {', '.join(_ENDINGS)}")
     return found
 
 
-def _read(path: Path, jpeg: int | None) -> np.ndarray:
+def read_picture(path: Path, jpeg: int | None) -> np.ndarray:
+    """Pixels [H, W, 3] of a file, as a JPEG file of a quality if one is given. Raises IntegrityError if it is none."""
     try:
         return pixels(path.read_bytes(), jpeg)
     except OSError as error:  # Pillow's own errors are of this kind

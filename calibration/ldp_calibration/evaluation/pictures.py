@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ldp_runtime.errors import IntegrityError
 from ldp_runtime.system.disk import full_disk_is_typed, remove_leftovers, written_whole
-from ldp_runtime.system.small_files import is_plain_file, parse_json, read_small
+from ldp_runtime.system.small_files import is_plain_file, parse_json, read_small, text_lines
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldp_calibration.evaluation.run import Run, RunPolicy
@@ -95,7 +95,7 @@ def prompt_pictures(run: Run, policy: RunPolicy, prompt: int) -> list[Picture]:
     """
     folder = run.prompt_folder(policy, prompt)
     try:
-        lines = read_small(folder / INDEX).decode().splitlines()
+        lines = text_lines(read_small(folder / INDEX))
     except FileNotFoundError:
         raise ValueError("it is not drawn") from None
     except (OSError, ValueError) as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ldp_runtime.system.small_files import read_json
 
 from ldp_calibration.evaluation.pictures import Picture, all_pictures, content, pixels
 from ldp_calibration.evaluation.run import SCORES, UNPRUNED, Run, RunPolicy
-from ldp_calibration.evaluation.scorers.scorer import Scorer
+from ldp_calibration.evaluation.scorers.scorer import Sample, Score, Scorer
 from ldp_calibration.resumable import appended, read_entries
 
 SETTINGS = "scorer.json"
@@ -62,8 +63,9 @@ def scored_policies(run: Run, needs_twin: bool, labels: Sequence[str] = ()) -> l
 
 def check_scorer(run: Run, scorer: Scorer, replace: bool) -> None:
     """Raises ConfigError if the run holds scores of another version of the scorer, unless they are to be replaced."""
-    path = scores_folder(run, scorer.name) / SETTINGS
-    if replace or not path.exists():
+    folder = scores_folder(run, scorer.name)
+    path = folder / SETTINGS
+    if replace or not path.exists() or not any(file.stat().st_size for file in folder.glob("*.jsonl")):
         return
     known = scorer_settings(run, scorer.name)
     if known != scorer.settings:
@@ -131,15 +133,16 @@ def _key(picture: Picture, twins: Twins) -> Key:
     return record.prompt, record.image, record.sha256, "" if twin is None else twin.record.sha256
 
 
-def known_scores(run: Run, scorer: str, fingerprint: str, policy: RunPolicy) -> dict[Key, float]:
+def known_scores(run: Run, scorer: str, fingerprint: str, policy: RunPolicy) -> dict[Key, Score]:
     """Scores of a policy by an unchanged scorer."""
-    found = dict[Key, float]()
+    found = dict[Key, Score]()
     for entry in read_entries(_file(run, scorer, policy)):
         if entry.get("scorer") == fingerprint:
             key = (entry.get("prompt"), entry.get("image"), entry.get("picture"), entry.get("twin"))
-            score = entry.get("score")
-            if isinstance(score, int | float) and [type(part) for part in key] == [int, int, str, str]:
-                found[key] = float(score)  # pyright: ignore[reportArgumentType]
+            score, facts = entry.get("score"), entry.get("facts", {})
+            is_score = isinstance(score, int | float) and isinstance(facts, dict)
+            if is_score and [type(part) for part in key] == [int, int, str, str]:
+                found[key] = Score(float(score), facts)  # pyright: ignore[reportArgumentType]
     return found
 
 
@@ -176,12 +179,12 @@ def score(
             write_durably(folder / SETTINGS, settings)
             for policy in scored_policies(run, scorer.kind.needs_twin, labels):
                 with appended(_file(run, scorer.name, policy)) as add:
-                    for picture in found.missing[policy.label]:
-                        report(done, found.left, f"{scorer.name}: {picture.record.text}")
-                        add(
-                            _entry(scorer, _key(picture, found.twins), score_picture(scorer, picture, found.twins, run))
-                        )
-                        done += 1
+                    for pictures in batches(found.missing[policy.label], scorer.batch):
+                        report(done, found.left, f"{scorer.name}: {pictures[0].record.text}")
+                        scores = score_pictures(scorer, pictures, found.twins, run)
+                        for picture, one in zip(pictures, scores, strict=True):
+                            add(_entry(scorer, _key(picture, found.twins), one))
+                        done += len(pictures)
                 _sort(run, scorer, policy, found)
         report(done, found.left, "")
         return found
@@ -195,16 +198,36 @@ def _remove_scores(run: Run, scorer: Scorer, settings: bytes, labels: Sequence[s
         _file(run, scorer.name, policy).unlink(missing_ok=True)
 
 
-def score_picture(scorer: Scorer, picture: Picture, twins: Twins, run: Run) -> float:
-    """Score of one picture, whose file is looked at once more."""
+def batches(pictures: Sequence[Picture], size: int) -> Iterator[Sequence[Picture]]:
+    """Pictures in parts of a size; the last one may be smaller."""
+    return (pictures[begin : begin + size] for begin in range(0, len(pictures), size))
+
+
+def score_pictures(scorer: Scorer, pictures: Sequence[Picture], twins: Twins, run: Run) -> list[Score]:
+    """Scores of pictures, whose files are looked at once more.
+
+    Raises:
+        IntegrityError: a score is not finite.
+    """
+    scores = scorer.score([_sample(scorer, picture, twins, run) for picture in pictures])
+    for picture, one in zip(pictures, scores, strict=True):
+        if not isfinite(one.value):
+            raise IntegrityError(
+                f"{scorer.name} gives {picture.path} the score {one.value}",
+                hint="look at the weights and the precision: --precision float32 has the widest range",
+            )
+    return scores
+
+
+def _sample(scorer: Scorer, picture: Picture, twins: Twins, run: Run) -> Sample:
     record = picture.record
     twin = twins.get((record.prompt, record.image))
     image = pixels(content(picture), scorer.jpeg)
     other = _EMPTY if twin is None else pixels(content(twin), scorer.jpeg)
-    return round(scorer.score(image, other, run.prompts[record.prompt]), 6)
+    return Sample(image, other, run.prompts[record.prompt], picture.policy.label, record.image)
 
 
-def _entry(scorer: Scorer, key: Key, value: float) -> dict[str, Any]:
+def _entry(scorer: Scorer, key: Key, found: Score) -> dict[str, Any]:
     prompt, image, picture, twin = key
     return {
         "prompt": prompt,
@@ -212,7 +235,8 @@ def _entry(scorer: Scorer, key: Key, value: float) -> dict[str, Any]:
         "picture": picture,
         "twin": twin,
         "scorer": scorer.fingerprint,
-        "score": value,
+        "score": round(found.value, 6),
+        **({"facts": dict(found.facts)} if found.facts else {}),
     }
 
 
@@ -236,16 +260,20 @@ def read_scores(run: Run, scorer: str, fingerprint: str, policy: RunPolicy, twin
         IntegrityError: pictures are missing or damaged.
         ConfigError: some have no score.
     """
-    known, settings = known_scores(run, scorer, fingerprint, policy), run.settings
-    scores = np.full((len(run.prompts), settings.images), np.nan)
-    for picture in all_pictures(run, [policy]):
-        value = known.get(_key(picture, twins))
-        if value is not None:
-            scores[picture.record.prompt, picture.record.image] = value
-    lacking = int(np.isnan(scores).sum())
-    if lacking:
+    found = scored_pictures(run, scorer, fingerprint, policy, twins)
+    return np.array([one.value for _, one in found]).reshape(len(run.prompts), run.settings.images)
+
+
+def scored_pictures(
+    run: Run, scorer: str, fingerprint: str, policy: RunPolicy, twins: Twins
+) -> list[tuple[Picture, Score]]:
+    """Pictures of a policy with their scores, by prompt and number; raises as `read_scores`."""
+    known = known_scores(run, scorer, fingerprint, policy)
+    pictures = all_pictures(run, [policy])
+    found = [(picture, known[key]) for picture in pictures if (key := _key(picture, twins)) in known]
+    if lacking := len(pictures) - len(found):
         raise ConfigError(
-            f"{lacking} of {scores.size} pictures of {policy.label} have no score of {scorer}",
+            f"{lacking} of {len(pictures)} pictures of {policy.label} have no score of {scorer}",
             hint=f"ldp-export evaluate score {run.folder} --scorer {scorer}",
         )
-    return scores
+    return found

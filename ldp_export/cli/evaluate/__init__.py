@@ -11,7 +11,7 @@ from ldp_export.cli.arguments.command import Verbs
     "evaluate",
     cls=Verbs,
     package=__name__,
-    verbs=("fetch", "generate", "score", "compare", "folders"),
+    verbs=("fetch", "generate", "score", "compare", "summary", "export", "folders", "fid", "selftest"),
     kind="step",
     subcommand_metavar="STEP ...",
     context_settings={"help_option_names": ["-h", "--help"]},

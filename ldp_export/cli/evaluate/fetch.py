@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 @click.command(
     "fetch",
     cls=Command,
-    short_help="Get the prompts of benchmarks of others.",
+    short_help="Get prompts, or weights of scorers, of others.",
     epilog="""\b
 Examples:
   ldp-export evaluate fetch --dry-run             what there is, its licences and hashes
   ldp-export evaluate fetch geneval dpg
   ldp-export evaluate fetch hpsv2 --accept-license hpsv2
   ldp-export evaluate fetch imagereward --local-dir /mnt/usb/benchmarks
+  ldp-export evaluate fetch --weights weights geneval hpsv2.1
 """,
 )
-@click.argument("names", nargs=-1, metavar="[BENCHMARK]...")
+@click.argument("names", nargs=-1, metavar="[BENCHMARK|SCORER]...")
 @click.option(
     "--accept-license",
     "accepted",
@@ -37,6 +38,11 @@ Examples:
     help="Fetch this one though it has no licence, or terms that limit its use; repeatable.",
 )
 @click.option("--local-dir", type=click.Path(path_type=Path), help="A folder of its own instead of the user's cache.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Get weights into this folder: of geneval, hpsv2.1, hpsv2.0, imagereward, clip, lpips; selftest's pictures.",
+)
 @click.option("--github-mirror", metavar="URL", help="Server instead of https://raw.githubusercontent.com.")
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched, and stop; needs no network.")
 @as_json
@@ -44,6 +50,7 @@ def command(
     names: tuple[str, ...],
     accepted: tuple[str, ...],
     local_dir: Path | None,
+    weights: Path | None,
     github_mirror: str | None,
     dry_run: bool,
     as_json: bool,
@@ -57,6 +64,9 @@ def command(
     from ldp_export.hub.raw import GITHUB, check_server
 
     mirror = GITHUB if github_mirror is None else check_server(github_mirror)
+    if weights is not None:
+        _get_weights(names, weights, mirror, dry_run, as_json)
+        return
     if local_dir is not None:
         check_folder(local_dir)
     chosen = chosen_benchmarks(names, accepted, with_terms=dry_run)
@@ -75,6 +85,23 @@ def command(
         for plan in plans:
             done = "was here" if plan.is_here else "every hash checked"
             click.echo(f"{plan.published.name} ({plan.published.licence}): {done}, {plan.folder}")
+
+
+def _get_weights(names: tuple[str, ...], folder: Path, mirror: str, dry_run: bool, as_json: bool) -> None:
+    from ldp_export.hub.weights import fetch_weights, plan_weights
+
+    check_folder(folder)
+    plan = plan_weights(names, folder)
+    if not dry_run:
+        with shown_progress(as_json) as progress:
+            fetch_weights(plan, progress, github=mirror)
+    if as_json:
+        print_json({"dry_run": dry_run, "weights": plan.to_json()})
+        return
+    for file in plan.files:
+        there = "is here" if file.name in plan.here else ("is to be fetched" if dry_run else "was fetched")
+        source = file.repository or file.host
+        click.echo(f"{file.name}: {file.size:g} MB from {source}, licence {file.licence}; {there}")
 
 
 def _show(plans: Sequence[BenchmarkPlan]) -> None:

@@ -60,6 +60,16 @@ def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
     return content
 
 
+def text_lines(content: bytes) -> list[str]:
+    """Lines of a UTF-8 text, ended as lines of files are; what else Unicode lets end a line is part of it.
+
+    Raises:
+        ValueError: it is no UTF-8 text.
+    """
+    lines = content.decode().replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_json(path: Path) -> Any:
     """Value in a small file of JSON; raises as `read_small` and `parse_json`."""
     return parse_json(read_small(path))

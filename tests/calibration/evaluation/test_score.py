@@ -14,6 +14,7 @@ from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
 from ldp_calibration.evaluation.run import IMAGES, SCORES, Run, open_run
 from ldp_calibration.evaluation.score import plan_scores, read_scores, score, twins_of
 from ldp_calibration.evaluation.scorers.choose import open_scorer
+from ldp_calibration.evaluation.scorers.opening import Wish
 from ldp_calibration.evaluation.scorers.scorer import Scorer
 from ldp_calibration.fidelity import PSNR_CAP
 from ldp_runtime.errors import ConfigError, IntegrityError
@@ -64,9 +65,11 @@ def test_scoring_goes_on_where_it_was(run: Run, monkeypatch: pytest.MonkeyPatch)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[5:9], *lines[:3]]) + lines[3][:20])  # in another order, and cut off
     asked: list[str] = []
-    plain = scoring.score_picture
+    plain = scoring.score_pictures
     monkeypatch.setattr(
-        scoring, "score_picture", lambda s, picture, *rest: asked.append(picture.path.name) or plain(s, picture, *rest)
+        scoring,
+        "score_pictures",
+        lambda s, pictures, *rest: asked.extend(p.path.name for p in pictures) or plain(s, pictures, *rest),
     )
     plan = score(run, scorer)
     assert (plan.left, plan.there, len(asked)) == (16 - 7, 48 - 9, 9)
@@ -177,7 +180,7 @@ def test_jpeg_figures_have_a_name_of_their_own(run: Run) -> None:
         ("psrn", {}, "unknown scorer 'psrn'"),
         ("psnr-jpeg200", {}, "JPEG quality"),
         ("lpips", {}, "lpips needs the weights of a network"),
-        ("lpips", {"weights": Path("/nowhere")}, "the weights of LPIPS's network are not there"),
+        ("lpips", {"wish": Wish(weights=Path("/nowhere"))}, "the weights of LPIPS's network are not there"),
     ],
 )
 def test_scorers_that_cannot_be_opened(name: str, options: dict, said: str) -> None:
@@ -189,7 +192,7 @@ def test_scorers_that_cannot_be_opened(name: str, options: dict, said: str) -> N
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / perceptual.VGG_WEIGHTS).write_bytes(b"weights of something else")
     with pytest.raises(IntegrityError, match="expected 397923af"):
-        open_scorer("lpips", weights=tmp_path)
+        open_scorer("lpips", wish=Wish(weights=tmp_path))
 
 
 def test_prompts_without_claims_are_refused_before_scoring(tmp_path: Path) -> None:

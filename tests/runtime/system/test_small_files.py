@@ -16,6 +16,7 @@ from ldp_runtime.system.small_files import (
     parse_json,
     read_json,
     stays_inside,
+    text_lines,
 )
 
 
@@ -50,6 +51,14 @@ def test_plain_values_are_read(tmp_path: Path) -> None:
 def test_numbers_that_json_lacks_are_written_as_null() -> None:
     value = {"a": float("inf"), "b": [float("nan"), (1.5, -float("inf"))], "c": 2, "d": True}
     assert parse_json(json_text(value)) == {"a": None, "b": [None, [1.5, None]], "c": 2, "d": True}
+
+
+def test_lines_end_as_lines_of_files_do() -> None:
+    assert text_lines("a\u2028b\x85\x0cc\r\n\nd".encode()) == ["a\u2028b\x85\x0cc", "", "d"]
+    assert text_lines(b"a\n") == ["a"]
+    assert text_lines(b"") == []
+    with pytest.raises(ValueError, match="utf-8"):
+        text_lines(b"\xff")
 
 
 def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:

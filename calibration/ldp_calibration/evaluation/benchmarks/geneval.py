@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ldp_runtime.system.small_files import parse_json
+from ldp_runtime.system.small_files import parse_json, text_lines
 
 from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
 
@@ -16,7 +16,7 @@ IMAGES = 4
 def read(files: Mapping[str, bytes]) -> list[EvaluationPrompt]:
     """Prompts with what they claim (`include`, `exclude`), tagged by task. Raises ValueError for another format."""
     prompts = list[EvaluationPrompt]()
-    for line in files[_PROMPTS].decode().splitlines():
+    for line in text_lines(files[_PROMPTS]):
         entry = parse_json(line)
         text, tag = entry.pop("prompt"), entry.pop("tag")
         prompts.append(EvaluationPrompt(text, tag, entry))

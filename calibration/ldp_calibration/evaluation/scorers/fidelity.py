@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ldp_runtime.errors import ConfigError
 
 from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
-from ldp_calibration.evaluation.scorers.scorer import ScoreFunction, installed_version
+from ldp_calibration.evaluation.scorers.opening import Opened, Wish
+from ldp_calibration.evaluation.scorers.scorer import installed_version, one_by_one
 
 #: Most numbers of a picture that one thread compares best.
 _SMALL = 3 * 512 * 512
@@ -22,13 +21,13 @@ def _unit(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) / np.float32(255)
 
 
-def open_psnr(_: Path | None) -> tuple[ScoreFunction, dict[str, Any]]:
+def open_psnr(_: Wish) -> Opened:
     from ldp_calibration.fidelity import PSNR_CAP, psnr_db
 
-    return lambda image, twin, _: psnr_db(_unit(image), _unit(twin)), {"cap_db": PSNR_CAP}
+    return Opened(one_by_one(lambda image, twin, _: psnr_db(_unit(image), _unit(twin))), {"cap_db": PSNR_CAP})
 
 
-def open_ssim(_: Path | None) -> tuple[ScoreFunction, dict[str, Any]]:
+def open_ssim(_: Wish) -> Opened:
     from ldp_calibration.fidelity import ssim
 
     installed = installed_version("torchmetrics")
@@ -41,7 +40,7 @@ def open_ssim(_: Path | None) -> tuple[ScoreFunction, dict[str, Any]]:
         with _one_thread(image.size <= _SMALL):
             return ssim(_unit(image), _unit(twin))
 
-    return score, {"torchmetrics": installed}
+    return Opened(one_by_one(score), {"torchmetrics": installed})
 
 
 @contextmanager
@@ -58,12 +57,13 @@ def _one_thread(wanted: bool) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def open_lpips(weights: Path | None) -> tuple[ScoreFunction, dict[str, Any]]:
+def open_lpips(wish: Wish) -> Opened:
     from ldp_calibration.fidelity import lpips
     from ldp_calibration.perceptual import VGG_WEIGHTS, load_distance
 
-    if weights is None:
+    if wish.weights is None:
         raise ConfigError("lpips needs the weights of a network", hint=f"--weights FOLDER, which holds {VGG_WEIGHTS}")
-    load_distance(weights / VGG_WEIGHTS)  # refuses here what is missing
+    vgg = wish.weights / VGG_WEIGHTS
+    load_distance(vgg)  # refuses here what is missing
     settings = {"network": VGG_WEIGHTS, "version": "0.1"}
-    return lambda image, twin, _: lpips(_unit(image), _unit(twin), weights / VGG_WEIGHTS), settings
+    return Opened(one_by_one(lambda image, twin, _: lpips(_unit(image), _unit(twin), vgg)), settings)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,8 +15,38 @@ from ldp_runtime.system.installation import install
 
 from ldp_calibration.evaluation.benchmarks.prompts import EvaluationPrompt
 
-#: Picture and twin [H, W, 3] uint8 (the twin is empty for scorers that need none), and the prompt.
-ScoreFunction = Callable[[np.ndarray, np.ndarray, EvaluationPrompt], float]
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture to score.
+
+    Attributes:
+        image, twin: [H, W, 3] uint8; the twin is empty for scorers that need none.
+        policy: label of the policy that drew it; number: of the picture among those of its prompt.
+    """
+
+    image: np.ndarray
+    twin: np.ndarray
+    prompt: EvaluationPrompt
+    policy: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score of a picture; `facts` say how it came about, as JSON."""
+
+    value: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: Scores of pictures, in their order.
+ScoreFunction = Callable[[Sequence[Sample]], list[Score]]
+
+
+def one_by_one(score: Callable[[np.ndarray, np.ndarray, EvaluationPrompt], float]) -> ScoreFunction:
+    """Scores of pictures by a function of picture, twin and prompt."""
+    return lambda samples: [Score(score(one.image, one.twin, one.prompt)) for one in samples]
 
 
 @dataclass(frozen=True)
@@ -29,15 +59,17 @@ class ScorerKind:
         unit, digits: how means are written.
         higher_is_better: False for distances.
         margin: loss that counts as none unless the user says otherwise, in the scores' own unit; None: none is known.
+        extra: of this package, which brings the scorer's libraries.
     """
 
     name: str
-    needs_twin: bool
+    needs_twin: bool = False
     is_verdict: bool = False
     unit: str = ""
     digits: int = 3
     higher_is_better: bool = True
     margin: float | None = None
+    extra: str = "eval"
 
     @property
     def scale(self) -> float:
@@ -54,6 +86,7 @@ class Scorer:
         settings: everything that its numbers depend on; numbers of other settings are never mixed.
         jpeg: quality of the JPEG files that the pictures are compared as, or None.
         check: raises ConfigError for a prompt whose pictures it cannot judge.
+        batch: number of pictures that it scores at a time.
     """
 
     name: str
@@ -62,6 +95,7 @@ class Scorer:
     score: ScoreFunction
     jpeg: int | None = None
     check: Callable[[EvaluationPrompt], object] = lambda prompt: None
+    batch: int = 1
 
     @property
     def fingerprint(self) -> str:
@@ -73,8 +107,8 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def installed_version(package: str) -> str:
+def installed_version(package: str, extra: str = "eval") -> str:
     try:
         return version(package)
     except PackageNotFoundError as error:
-        raise ConfigError(f"{package} is not installed", hint=install("eval")) from error
+        raise ConfigError(f"{package} is not installed", hint=install(extra)) from error

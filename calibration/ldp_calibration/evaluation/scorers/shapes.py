@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ldp_calibration.evaluation.benchmarks.shapes import claims_of
-from ldp_calibration.evaluation.scorers.scorer import ScoreFunction, installed_version
+from ldp_calibration.evaluation.scorers.opening import Opened, Wish
+from ldp_calibration.evaluation.scorers.scorer import installed_version, one_by_one
 
 
-def open_shapes(_: Path | None) -> tuple[ScoreFunction, dict[str, Any]]:
+def open_shapes(_: Wish) -> Opened:
     from ldp_calibration.shapes import evaluator
 
     rules = {name: getattr(evaluator, name) for name in ("MIN_CHROMA", "MIN_AREA", "MIN_OVERLAP")}
     settings = {"evaluator": evaluator_hash(), "scipy": installed_version("scipy"), **rules}
-    return lambda image, _, prompt: float(evaluator.judge(image, claims_of(prompt))), settings
+    score = one_by_one(lambda image, _, prompt: float(evaluator.judge(image, claims_of(prompt))))
+    return Opened(score, settings, claims_of)
 
 
 @cache

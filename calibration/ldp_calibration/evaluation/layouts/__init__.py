@@ -1,0 +1,1 @@
+"""Layouts: folders of pictures as the official scripts read them."""
