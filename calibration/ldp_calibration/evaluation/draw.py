@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ldp_runtime.arguments import shown
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.errors import ConfigError, IntegrityError
@@ -27,6 +29,7 @@ from ldp_calibration.evaluation.times import entry, new_times_file, read_times, 
 from ldp_calibration.processes import in_processes
 from ldp_calibration.resumable import Add, appended
 
+_SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 #: Says how far the work is: done, total, in words.
 Report = Callable[[int, int, str], None]
 
@@ -41,10 +44,10 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """Parses "0/4". Raises ConfigError for anything else."""
-        index, slash, count = text.partition("/")
-        if not slash or not (index.isdecimal() and count.isdecimal()) or not int(index) < int(count):
-            raise ConfigError(f"cannot read the shard {text!r}", hint="0/4 is the first of four, 3/4 the last")
-        return cls(int(index), int(count))
+        found = _SHARD.fullmatch(text)
+        if found is None or not int(found[1]) < int(found[2]):
+            raise ConfigError(f"cannot read the shard {shown(text)}", hint="0/4 is the first of four, 3/4 the last")
+        return cls(int(found[1]), int(found[2]))
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ from ldp_runtime.pipeline.pipeline import Condition, Pipeline
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.parse import parse_policy
 from ldp_runtime.pruning.policy import Policy
-from ldp_runtime.system.disk import exclusive, write_durably
+from ldp_runtime.system.disk import exclusive, remove_leftovers, write_durably
 
 from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.evaluation.benchmarks.benchmark import Benchmark
@@ -111,6 +111,7 @@ def calibrate(
     scorers = _scorers(budget)
     search_set, held_out = _split(len(prompts), seed, held_out_share)
     with exclusive(work / "lock", f"search is going on in {work}"):
+        remove_leftovers(work)
         fitted = remembered_fit(pipe, prompts, search_set[:_FITTED_PROMPTS], seed, work / "fits.json", report)
         with _trials(pipe, prompts, tried, fitted, scorers, work, seed, device) as (measure, known):
             searched = _searched(measure, known, search_set, report)
