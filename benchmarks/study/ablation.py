@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ldp_calibration.fits import fit
-from ldp_calibration.report import save_fits
+from ldp_calibration.search.fits import fit
+from ldp_calibration.search.report import save_fits
 from ldp_calibration.shapes import CATEGORIES, sample_prompt
 from ldp_calibration.stats import front, mean_interval
 from ldp_runtime.bundle.files import open_bundle

@@ -2,8 +2,8 @@
 
     python -m benchmarks.study.precision_verdicts bundles/infinity-shapes bundles/infinity-shapes-int8
 
-200 held-out prompts, one seed each, the same for all; PSNR against what the first bundle draws unpruned. About a minute
-for each bundle and policy on two quiet cores. Writes benchmarks/results/precision-verdicts-cpu.json.
+200 held-out prompts, one seed each, the same for all; PSNR against what the first bundle draws unpruned. The harness of
+`evaluate` draws and scores, so an interrupted study goes on. Writes benchmarks/results/precision-verdicts-cpu.json.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from ldp_calibration.evaluation.pictures import all_pictures, content, pixels
+from ldp_calibration.evaluation.run import UNPRUNED, Run
+from ldp_calibration.evaluation.score import read_scores, score
+from ldp_calibration.evaluation.scorers.choose import open_scorer
 from ldp_calibration.fidelity import psnr_db
-from ldp_calibration.shapes.evaluator import Score, judge, object_mask
+from ldp_calibration.shapes.evaluator import Score, object_mask
 from ldp_runtime.bundle.files import open_bundle
-from ldp_runtime.pipeline.pipeline import Pipeline
-from rich.progress import track
 
 from benchmarks.paths import RESULTS, result_file
 from benchmarks.report.read import GRAMMAR
-from benchmarks.study.rows import Setting
+from benchmarks.study.rows import Setting, drawn_run, say
 from ldp_export.bench.hardware import hardware, software
 from ldp_export.bench.plan import label
 
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs/precision"), help="Folder of the pictures.")
     parser.add_argument("--output", type=result_file, default=RESULT)
     options = parser.parse_args(arguments)
     setting = Setting(open_bundle(options.bundles[0]).manifest.digest, "", options.prompts)
@@ -45,51 +49,61 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": {"hardware": hardware(), "software": software()},
         "prompts": setting.prompts,
         "bundle": setting.digest[:16],
-        "rows": rows(options.bundles, options.policies, setting),
+        "rows": rows(options.bundles, options.policies, setting, options.runs, options.workers),
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def rows(bundles: Sequence[Path], policies: Sequence[str], setting: Setting) -> list[dict[str, Any]]:
+def rows(
+    bundles: Sequence[Path], policies: Sequence[str], setting: Setting, runs: Path, workers: int
+) -> list[dict[str, Any]]:
     """Of each bundle and policy; the first bundle's unpruned pictures are what all others are compared with."""
     found, references = [], None
+    pruned = [policy for policy in policies if policy != UNPRUNED]
     for path in bundles:
-        with Pipeline.load(path) as pipe:
-            for policy in policies if references is not None else ("none", *(p for p in policies if p != "none")):
-                pictures, accepted = draw(pipe, policy, setting)
-                references = pictures if references is None else references
-                found.append({"engines": label(pipe.manifest), "policy": policy} | row(pictures, references, accepted))
+        manifest = open_bundle(path, "sizes").manifest
+        run = drawn_run(path, setting, pruned, runs / manifest.digest[:16], workers, say)
+        for policy in policies if references is not None else (UNPRUNED, *pruned):
+            drawn, accepted = pictures(run, policy), verdicts(run, policy)
+            references = drawn if references is None else references
+            found.append({"engines": label(manifest), "policy": policy} | row(drawn, references, accepted))
     return found
 
 
-def draw(pipe: Pipeline, policy: str, setting: Setting) -> tuple[list[np.ndarray], int]:
-    """A picture [H, W, 3] in [0, 1] of each prompt, and how many of them the evaluator accepts."""
-    pictures, accepted = [], 0
-    for i, prompt in enumerate(track(setting.texts(), f"{label(pipe.manifest)}, {policy}")):
-        drawn = pipe(prompt.text, seed=setting.first_seed + i, policy=policy, output_type="numpy").images[0]
-        pictures.append(drawn)
-        accepted += judge(in_bytes(drawn), prompt)
-    return pictures, accepted
+def pictures(run: Run, policy: str) -> list[np.ndarray]:
+    """Pictures [H, W, 3] uint8 of a policy, one of each prompt."""
+    return [pixels(content(picture)) for picture in all_pictures(run, [run.settings.policy(policy)])]
+
+
+def verdicts(run: Run, policy: str) -> int:
+    """Number of pictures that the evaluator accepts."""
+    scorer = open_scorer("shapes")
+    score(run, scorer, [policy], report=say)
+    return int(read_scores(run, scorer.name, scorer.fingerprint, run.settings.policy(policy), {}).sum())
 
 
 def row(pictures: Sequence[np.ndarray], references: Sequence[np.ndarray], accepted: int) -> dict[str, Any]:
-    """What is reported of one bundle under one policy; no PSNR of the references themselves."""
+    """What is reported of one bundle under one policy; no PSNR of the references themselves.
+
+    Args:
+        pictures, references: [H, W, 3] uint8.
+    """
     score = Score(accepted, len(pictures))
     pairs = list(zip(pictures, references, strict=True))
     same = pictures is references
-    masks = [object_mask(in_bytes(reference)) for reference in references]
-    objects = [psnr_db(a, b, mask) for (a, b), mask in zip(pairs, masks, strict=True) if mask.any()]
+    masks = [object_mask(reference) for reference in references]
+    objects = [psnr_db(in_unit(a), in_unit(b), mask) for (a, b), mask in zip(pairs, masks, strict=True) if mask.any()]
     return {
         "accepted": score.rate,
         "accepted_ci95": score.interval,
-        "psnr_db": None if same else mean(psnr_db(a, b) for a, b in pairs),
+        "psnr_db": None if same else mean(psnr_db(in_unit(a), in_unit(b)) for a, b in pairs),
         "psnr_objects_db": None if same or not objects else mean(objects),
     }
 
 
-def in_bytes(picture: np.ndarray) -> np.ndarray:
-    return (picture.clip(0, 1) * 255).astype(np.uint8)
+def in_unit(picture: np.ndarray) -> np.ndarray:
+    return picture / np.float32(255)
 
 
 if __name__ == "__main__":

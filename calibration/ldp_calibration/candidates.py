@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldp_runtime.pipeline.pipeline import Pipeline
+from ldp_runtime.bundle.manifest import Manifest
 
 _RHOS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2)
 #: The last one exceeds any change: the branch then stops after the first scale where it may.
@@ -10,14 +10,14 @@ _DELTAS = (0.05, 0.15, 0.25, 0.4, 9)
 _STOPS = ("delta=none", "delta=9,then=reuse", "delta=0.25,then=reuse")
 
 
-def candidates(pipe: Pipeline) -> list[str]:
+def candidates(manifest: Manifest) -> list[str]:
     """LHEP alone (several scores and fills), SATS alone, both, fewer pruned scales, and the controls."""
     return [
         *_lhep(),
         *(f"ld-paper:scales=,delta={delta}{after}" for delta in _DELTAS for after in _then()),
         *_both(),
         *(f"ld-paper:rho={rho},fill=zero,border=ignored,skip_last=1" for rho in _RHOS[1::2]),
-        *_controls(len(pipe.manifest.schedule())),
+        *_controls(len(manifest.schedule())),
     ]
 
 

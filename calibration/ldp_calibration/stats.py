@@ -5,9 +5,10 @@ Every bootstrap is seeded: equal values give equal intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from ldp_runtime.errors import InternalError
@@ -15,6 +16,8 @@ from ldp_runtime.errors import InternalError
 RESAMPLES = 2000
 #: A mean (or a ratio) with its 95 % interval.
 Interval = tuple[float, float, float]
+#: Centre of values along an axis.
+Centre = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of times and its 95 % interval; no interval where there is only one pair."""
+    """A ratio of times and its 95 % interval; no interval where too few were measured."""
 
     value: float
     low: float | None
@@ -49,21 +52,37 @@ def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = RESAM
 
 
 def resampled_interval(
-    values: np.ndarray, share: float, seed: int = 0, resamples: int = RESAMPLES, strata: np.ndarray | None = None
+    values: np.ndarray,
+    share: float,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    strata: np.ndarray | None = None,
+    centre: Centre = np.mean,
 ) -> tuple[float, float]:
     """Interval of a mean that leaves out `share` on each side, by the bootstrap, widened for few values.
 
-    Expanded percentiles (Hesterberg 2015). Resampled means spread too little, by n - 1 over n in each stratum; few
-    values know little of their spread. At least one value more than strata.
+    At least one value more than strata.
 
     Args:
         strata: group of each value, or None; see `resampled_means`.
+        centre: of each group, see `resampled_means`.
+    """
+    freedom = len(values) - (1 if strata is None else len(np.unique(strata)))
+    return expanded_interval(resampled_means(values, seed, resamples, strata, centre), share, len(values), freedom)
+
+
+def expanded_interval(draws: np.ndarray, share: float, count: int, freedom: int) -> tuple[float, float]:
+    """Interval of what was resampled, which leaves out `share` on each side.
+
+    Expanded percentiles (Hesterberg 2015). Resampled means spread too little, by n - 1 over n in each stratum; few
+    values know little of their spread.
+
+    Args:
+        count, freedom: number of values, and the same less the number of strata.
     """
     from scipy.stats import norm, t
 
-    freedom = len(values) - (1 if strata is None else len(np.unique(strata)))
-    expanded = float(norm.cdf(sqrt(len(values) / freedom) * t.ppf(share, freedom)))
-    draws = resampled_means(values, seed, resamples, strata)
+    expanded = float(norm.cdf(sqrt(count / freedom) * t.ppf(share, freedom)))
     low, high = np.percentile(draws, [100 * expanded, 100 * (1 - expanded)])
     return float(low), float(high)
 
@@ -82,18 +101,23 @@ def bound(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES, up
 
 
 def resampled_means(
-    values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, strata: np.ndarray | None = None
+    values: np.ndarray,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    strata: np.ndarray | None = None,
+    centre: Centre = np.mean,
 ) -> np.ndarray:
-    """Means of values that are drawn anew [resamples].
+    """Means of values that are drawn anew [resamples]: the one bootstrap of everything that has an interval.
 
     Args:
         strata: group of each value. Values are then drawn anew within each group, and the groups' means count alike.
+        centre: taken of each group [resamples, values] along its last axis, in the place of a mean.
     """
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
     groups = [values] if strata is None else [values[strata == group] for group in np.unique(strata)]
     for group in groups:
-        total += group[rng.integers(len(group), size=(resamples, len(group)))].mean(axis=1)
+        total += centre(group[rng.integers(len(group), size=(resamples, len(group)))], axis=1)
     return total / len(groups)
 
 
@@ -103,10 +127,18 @@ def geometric_mean(ratios: Sequence[float] | np.ndarray, seed: int = 0) -> Inter
     return float(np.exp(mean)), float(np.exp(low)), float(np.exp(high))
 
 
+#: Fewest prompts whose spread gives a 95 % interval. Of five values, all lie on one side of their centre in one case of
+#: sixteen, and what is drawn anew of them never reaches beyond the outermost.
+LEAST_PROMPTS = 6
+#: Times of each prompt group.
+Times = Mapping[int, np.ndarray]
+
+
 def paired_ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Ratio:
     """Speed-up of `other` over `base`: base / other, pair by pair.
 
-    The bootstrap draws prompts anew, then repetitions within each.
+    The geometric mean over prompts of the median over repetitions: a slow outlier moves a median little, and prompts
+    count alike. Intervals: see `ratio_of_times`.
 
     Args:
         base, other: times [prompts, repetitions]; entries of the same index were measured in the same round.
@@ -114,45 +146,49 @@ def paired_ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Ratio:
     """
     if base.shape != other.shape or base.ndim != 2 or not base.size:
         raise InternalError(f"paired times must have one shape [prompts, repetitions], got {base.shape}, {other.shape}")
-    ratios = base / other
-    value = float(_centre(ratios))
-    if ratios.size < 2:
-        return Ratio(value, None, None)
-    P, R = ratios.shape
-    rng = np.random.default_rng(seed)
-    prompts = rng.integers(P, size=(RESAMPLES, P, 1))
-    repetitions = rng.integers(R, size=(RESAMPLES, P, R))
-    low, high = np.percentile(_centre(ratios[prompts, repetitions]), [2.5, 97.5])
-    return Ratio(value, float(low), float(high))
+    return ratio_of_times([dict(enumerate(base / other))], [], seed)
 
 
-def _centre(ratios: np.ndarray) -> np.ndarray:
-    """Geometric mean over prompts of the median over repetitions: [..., prompts, repetitions] -> [...].
+def unpaired_ratio(before: Times, after: Times, control: tuple[Times, Times] | None = None, seed: int = 0) -> Ratio:
+    """Ratio after / before of two runs, of which only the prompts are the same. Intervals: see `ratio_of_times`.
 
-    A slow outlier moves a median little, and prompts count alike.
+    Args:
+        control: times of something that did not change, before and after; its own ratio is divided out.
     """
-    return np.exp(np.log(np.median(ratios, axis=-1)).mean(axis=-1))
+    was, now = ([], []) if control is None else ([control[0]], [control[1]])
+    return ratio_of_times([after, *was], [before, *now], seed)
 
 
-#: Times of each prompt group.
-Times = Mapping[int, np.ndarray]
+def ratio_of_times(above: Sequence[Times], below: Sequence[Times], seed: int = 0) -> Ratio:
+    """Product of times over a product of others: geometric mean over prompts of the medians over repetitions.
 
-
-def unpaired_ratio(before: Times, after: Times, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Bootstrap draws [resamples] and the value of after / before: geometric mean over prompts of medians' ratios.
-
-    Prompts are drawn anew for both runs together, repetitions within each run.
+    Its 95 % interval speaks of all prompts like these, which are drawn anew. With fewer than `LEAST_PROMPTS` it speaks
+    of these alone, and repetitions are drawn anew within each; a single repetition then has none.
     """
-    groups = sorted(set(before) & set(after))
-    logs = np.stack([np.log(_medians(after[g], rng)) - np.log(_medians(before[g], rng)) for g in groups])  # [G, N]
-    resampled = rng.integers(len(groups), size=(len(groups), RESAMPLES))
-    draws = np.exp(np.take_along_axis(logs, resampled, axis=0).mean(axis=0))
-    value = np.mean([np.log(np.median(after[g]) / np.median(before[g])) for g in groups])
-    return draws, float(np.exp(value))
+    parts = [*above, *below]
+    prompts = sorted(set[int].intersection(*(set(times) for times in parts)))
+    if not prompts:
+        raise InternalError("times of no common prompt")
+    signs = [1] * len(above) + [-1] * len(below)
+    logs = [sign * np.array([_log_median(times[p]) for p in prompts]) for sign, times in zip(signs, parts, strict=True)]
+    per_prompt = np.sum(logs, axis=0)
+    value = float(np.exp(per_prompt.mean()))
+    if len(prompts) >= LEAST_PROMPTS:
+        limits = resampled_interval(per_prompt, 0.025, seed)
+    else:
+        flat = [np.concatenate([times[p] for p in prompts]) for times in parts]
+        if (fewest := min(map(len, flat))) <= len(prompts):
+            return Ratio(value, None, None)
+        strata = [np.repeat(range(len(prompts)), [len(times[p]) for p in prompts]) for times in parts]
+        draws = np.zeros(RESAMPLES)
+        for i, (sign, times, group) in enumerate(zip(signs, flat, strata, strict=True)):
+            draws += sign * resampled_means(times, seed + i, RESAMPLES, group, _log_median)
+        limits = expanded_interval(draws, 0.025, fewest, fewest - len(prompts))
+    return Ratio(value, float(np.exp(limits[0])), float(np.exp(limits[1])))
 
 
-def _medians(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.median(times[rng.integers(len(times), size=(RESAMPLES, len(times)))], axis=1)
+def _log_median(times: np.ndarray, axis: int = -1) -> Any:
+    return np.log(np.median(times, axis=axis))
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import ray.data
 from ldp_calibration.evaluation.benchmarks.choose import find_benchmark
-from ldp_calibration.evaluation.draw import Painter, Shard
+from ldp_calibration.evaluation.draw import Painter, Shard, load_engines
 from ldp_calibration.evaluation.policies import run_policies
 from ldp_calibration.evaluation.run import Run, begin, new_settings
 from ldp_runtime.bundle.files import Bundle, open_bundle
@@ -29,12 +29,12 @@ class Shards:
     """Actor: a pipeline, loaded once, that draws what is missing of one shard after the other."""
 
     def __init__(self, run: Run, bundle: Bundle, device: str, threads: int, count: int) -> None:
-        self._painter = Painter(run, bundle.folder, bundle.manifest.digest, device, threads)
+        self._painter = Painter(run, load_engines(bundle.folder, bundle.manifest.digest, device, threads))
         self._labels = [policy.label for policy in run.settings.policies]
         self._count = count
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        found = self._painter.draw_shard(self._labels, Shard(row["item"], self._count))
+        found = self._painter.draw_part(self._labels, Shard(row["item"], self._count))
         return {"shard": row["item"], "drawn": found.pictures, "there": found.there}
 
 

@@ -43,6 +43,7 @@ class Change:
     """Change of one candidate: times of the second run's calls over those of the first, with a 95 % interval.
 
     Attributes:
+        low, high: None where too few calls were measured for an interval.
         corrected: True if eager PyTorch's own ratio was divided out.
     """
 
@@ -51,15 +52,15 @@ class Change:
     before_ms: float
     after_ms: float
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     corrected: bool
 
     @property
     def verdict(self) -> Verdict:
-        if self.low > 1:
+        if self.low is not None and self.low > 1:
             return "slower"
-        return "faster" if self.high < 1 else "no difference shown"
+        return "faster" if self.high is not None and self.high < 1 else "no difference shown"
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> list[Change]:
@@ -84,17 +85,15 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> lis
             "the two results share no candidate",
             hint="compare results of one bundle, measured with the same --policy and --batch",
         )
-    rng = np.random.default_rng(seed)
     changes = []
     for name, batch in shared:
-        control = (EAGER, batch) if (EAGER, batch) in shared and name != EAGER else None
-        draws, ratio = unpaired_ratio(first[name, batch], second[name, batch], rng)
-        if control is not None:
-            drift_draws, drift = unpaired_ratio(first[control], second[control], rng)
-            draws, ratio = draws / drift_draws, ratio / drift
-        low, high = np.percentile(draws, [2.5, 97.5])
-        old, new = (float(np.median(np.concatenate(list(s[name, batch].values())))) for s in (first, second))
-        changes.append(Change(name, batch, old, new, ratio, float(low), float(high), control is not None))
+        pair, eager = (first[name, batch], second[name, batch]), (EAGER, batch)
+        control = (first[eager], second[eager]) if eager in shared and name != EAGER else None
+        if control is not None and not set[int].intersection(*(set(times) for times in (*pair, *control))):
+            control = None
+        found = unpaired_ratio(*pair, control, seed)
+        old, new = (float(np.median(np.concatenate(list(times.values())))) for times in pair)
+        changes.append(Change(name, batch, old, new, found.value, found.low, found.high, control is not None))
     return changes
 
 

@@ -12,7 +12,8 @@ from ldp_export.bench.worker.options import Scope
 #: Definition of the speed-ups, in words.
 RATIO = "geometric mean over prompts of the median over repetitions of the paired ratio (same prompts, same repetition)"
 INTERVAL = (
-    "95 % percentile bootstrap, seeded, {resamples} resamples: prompts are drawn anew, then repetitions within each"
+    "95 % expanded percentile bootstrap, seeded, {resamples} resamples: prompts are drawn anew; of fewer than "
+    "{prompts}, repetitions within each"
 )
 
 

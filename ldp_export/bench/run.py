@@ -96,7 +96,7 @@ def run_plan(plan: BenchPlan, progress: Progress = silent) -> BenchResult:
         model=_model(plan),
         statistics={
             "speedup": RATIO,
-            "ci95": INTERVAL.format(resamples=stats.RESAMPLES),
+            "ci95": INTERVAL.format(resamples=stats.RESAMPLES, prompts=stats.LEAST_PROMPTS),
             "times": f"milliseconds of a call that draws `batch` images, {_SCOPES[plan.options.scope]}; "
             "PNG not included",
             "rounds": "every repetition visits every candidate in rotating order, the others stopped; unmeasured calls "

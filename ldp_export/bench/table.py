@@ -49,7 +49,7 @@ def print_changes(changes: Sequence[Change]) -> None:
         table.add_column(title, justify="right")
     table.add_column("verdict")
     for c in changes:
-        interval = f"{c.low:.3f}-{c.high:.3f}"
+        interval = "" if c.low is None or c.high is None else f"{c.low:.3f}-{c.high:.3f}"
         cells = (f"{c.before_ms:.1f}", f"{c.after_ms:.1f}", f"{c.ratio:.3f}", interval, c.verdict)
         table.add_row(c.name, str(c.batch), *cells)
     console = Console()

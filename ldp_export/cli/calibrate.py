@@ -22,7 +22,7 @@ from ldp_export.cli.arguments.outputs import check_folder, check_new
 from ldp_export.cli.arguments.settings import settings_options
 
 if TYPE_CHECKING:
-    from ldp_calibration.search import Calibration
+    from ldp_calibration.search.calibrate import Calibration
     from ldp_runtime.architecture.choose import ModelEntry
 
 
@@ -87,17 +87,16 @@ def command(
     Searches on half of the prompts, proves on the other half. The budget holds when the lower 95 % bound of the mean on
     the held-out prompts meets it. Interrupted, it resumes. The saved policy serves this version of this bundle only.
     """
-    from ldp_calibration.budget import Budget
     from ldp_calibration.drawing import pyplot
-    from ldp_calibration.fits import fit
-    from ldp_calibration.measure import measurement_key
-    from ldp_calibration.report import calibration_json, draw_front, make_saved, save_fits, save_policy
-    from ldp_calibration.search import calibrate
+    from ldp_calibration.search.budget import Budget
+    from ldp_calibration.search.calibrate import calibrate, most_room, search_folder
+    from ldp_calibration.search.fits import fit
+    from ldp_calibration.search.report import calibration_json, draw_front, make_saved, save_fits, save_policy
     from ldp_runtime.bundle.files import open_bundle
     from ldp_runtime.bundle.saved_policies import check_saved_name, saved_folder
     from ldp_runtime.errors import ConfigError
     from ldp_runtime.pipeline.pipeline import Pipeline
-    from ldp_runtime.system.disk import write_durably
+    from ldp_runtime.system.disk import gigabytes, write_durably
 
     from ldp_export.progress import ProgressEvent
 
@@ -127,8 +126,11 @@ def command(
             hint="give another --name, or add --overwrite to replace it",
         )
     texts = _prompts(prompts_file, count, seed, opened.manifest.model)
+    work = search_folder(folder, opened.manifest, texts, seed, device)
+    if goal is not None and not as_json:
+        room = gigabytes(most_room(opened.manifest, len(texts)))
+        click.echo(f"{work}: the search draws into it; its pictures take at most {room}", err=True)
     with Pipeline.load(opened, device=device, threads=threads) as pipe, shown_progress(as_json) as progress:
-        work = folder / f"measurements-{measurement_key(opened.manifest, texts, seed)}.jsonl"
 
         def report(done: int, total: int, detail: str) -> None:
             progress(ProgressEvent("calibrate", min(done, total - 1), total, "advanced", detail))
@@ -138,7 +140,7 @@ def command(
             path = save_fits(opened.root, opened.manifest, fitted, texts)
             _say_fits(path, as_json)
             return
-        calibration = calibrate(pipe, texts, goal, work, seed=seed, report=report)
+        calibration = calibrate(pipe, texts, goal, work, seed=seed, device=device, report=report)
     saved = make_saved(name, opened.manifest, calibration)
     path = save_policy(opened.root, opened.manifest, saved)
     write_durably(path.with_suffix(".search"), calibration_json(calibration).encode())

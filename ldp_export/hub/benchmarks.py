@@ -20,7 +20,7 @@ from ldp_calibration.evaluation.benchmarks.published import (
     pinned_commits,
 )
 from ldp_runtime.errors import ConfigError, HubError, IntegrityError, LdpError, suggestion
-from ldp_runtime.system.disk import write_durably
+from ldp_runtime.system.disk import acquired, remove_leftovers, write_durably
 
 from ldp_export.hub.client import HubFile, UnreachableHubError, endpoint, list_repository
 from ldp_export.hub.download import RemoteFile, download, require_below
@@ -192,6 +192,7 @@ def fetch_benchmark(plan: BenchmarkPlan, progress: Progress = silent) -> None:
         HubError: the connection failed. IntegrityError: a file has another hash. CapacityError: the disk is full.
     """
     if plan.is_here:
+        (plan.folder / f"{RECORD}.lock").unlink(missing_ok=True)  # of a process that was killed behind its last write
         return
     entries = list[dict[str, Any]]()
     for index, file in enumerate(plan.files):
@@ -203,7 +204,19 @@ def fetch_benchmark(plan: BenchmarkPlan, progress: Progress = silent) -> None:
         progress(ProgressEvent(name, index, len(plan.files), "finished", f"{len(content) / 1e3:.0f} kB"))
     record = {"format": 1} | plan.to_json() | {"here": True, "files": [_portable(entry) for entry in entries]}
     del record["folder"], record["unasked"]
-    write_durably(plan.folder / RECORD, f"{json.dumps(record, indent=1)}\n".encode())
+    _write_record(plan.folder, f"{json.dumps(record, indent=1)}\n".encode())
+
+
+def _write_record(folder: Path, content: bytes) -> None:
+    """Writes the record, alone in the folder, and removes what killed processes left of it."""
+    lock = folder / f"{RECORD}.lock"
+    held = acquired(lock)
+    try:
+        remove_leftovers(folder)
+        write_durably(folder / RECORD, content)
+    finally:
+        held.release()
+        lock.unlink(missing_ok=True)
 
 
 def _received(plan: BenchmarkPlan, file: PlannedFile, remote: RemoteFile) -> bytes:

@@ -42,6 +42,50 @@ def test_one_pair_has_no_interval():
     assert stats.paired_ratio(np.array([[3.0]]), np.array([[2.0]])) == stats.Ratio(1.5, None, None)
 
 
+def test_few_measurements_have_no_interval():
+    assert stats.paired_ratio(np.full((4, 1), 3.0), np.full((4, 1), 2.0)) == stats.Ratio(pytest.approx(1.5), None, None)
+    single = stats.unpaired_ratio({0: np.array([2.0])}, {0: np.array([3.0])})
+    assert single == stats.Ratio(pytest.approx(1.5), None, None)
+    with pytest.raises(InternalError, match="no common prompt"):
+        stats.unpaired_ratio({0: np.ones(2)}, {1: np.ones(2)})
+
+
+@pytest.mark.parametrize(("prompts", "repetitions"), [(1, 10), (4, 5), (6, 10), (12, 5), (24, 1)])
+def test_intervals_of_paired_ratios_cover_the_truth(prompts: int, repetitions: int):
+    """Of few prompts the truth is theirs, of many that of all prompts like them. Noise of 10 % on every time."""
+    rng, covered = np.random.default_rng(1), []
+    for _ in range(300):
+        own = rng.normal(0, 0.1, (prompts, 1))
+        other, base = (rng.lognormal(0, 0.1, (prompts, repetitions)) for _ in range(2))
+        ratio = stats.paired_ratio(1.5 * np.exp(own) * base, other)
+        truth = 1.5 * np.exp(own.mean() if prompts < stats.LEAST_PROMPTS else 0.0)
+        assert ratio.low is not None
+        assert ratio.high is not None
+        assert ratio.low <= ratio.value <= ratio.high
+        covered.append(ratio.low <= truth <= ratio.high)
+    assert np.mean(covered) >= 0.92
+
+
+@pytest.mark.parametrize(("prompts", "with_control"), [(1, True), (4, False), (4, True), (12, False), (12, True)])
+def test_intervals_of_unpaired_ratios_cover_the_truth(prompts: int, with_control: bool):
+    """The second run's machine is 1.3 times slower; a control that did not change takes that out."""
+    rng, covered = np.random.default_rng(2), []
+    for _ in range(200):
+        length, own = rng.lognormal(0, 0.3, prompts), np.exp(rng.normal(0, 0.1, prompts))
+
+        def times(means: np.ndarray) -> stats.Times:
+            return {p: mean * rng.lognormal(0, 0.1, 10) for p, mean in enumerate(means)}
+
+        control = (times(2 * length), times(2.6 * length)) if with_control else None
+        ratio = stats.unpaired_ratio(times(length), times(1.2 * 1.3 * own * length), control)
+        typical = np.exp(np.log(own).mean()) if prompts < stats.LEAST_PROMPTS else 1.0
+        truth = 1.2 * typical * (1.0 if with_control else 1.3)
+        assert ratio.low is not None
+        assert ratio.high is not None
+        covered.append(ratio.low <= truth <= ratio.high)
+    assert np.mean(covered) >= 0.92
+
+
 def test_unpaired_times_are_refused():
     with pytest.raises(InternalError, match="one shape"):
         stats.paired_ratio(np.ones((2, 3)), np.ones((2, 2)))

@@ -15,7 +15,7 @@ from fuzz.driver import Tally, fuzz, load, save, tried
 from ldp_export.checkpoints.sources import Sources
 
 #: Cases of each kind: about five seconds each on an idle machine.
-CASES = {"bundles": 25, "checkpoints": 60, "listings": 25, "kills": 4, "requests": 60, "evaluations": 9}
+CASES = {"bundles": 25, "checkpoints": 60, "listings": 25, "kills": 4, "requests": 60, "evaluations": 12}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -37,6 +37,7 @@ FLOORS = (
     "ldp_calibration.evaluation",
     "ldp_calibration.evaluation.layouts",
     "ldp_calibration.evaluation.comparison",
+    "ldp_calibration.search",
     "ldp_export",
     "ldp_export.models",
     "ldp_export.checkpoints.files",

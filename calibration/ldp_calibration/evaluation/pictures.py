@@ -136,15 +136,18 @@ def is_drawn(run: Run, policy: RunPolicy, prompt: int) -> bool:
         return False
 
 
-def all_pictures(run: Run, policies: Iterable[RunPolicy]) -> list[Picture]:
+def all_pictures(run: Run, policies: Iterable[RunPolicy], prompts: Sequence[int] | None = None) -> list[Picture]:
     """Pictures of policies, by policy and prompt, each looked at.
+
+    Args:
+        prompts: numbers of prompts, in order; None: all of the run.
 
     Raises:
         IntegrityError: some are missing or damaged; the message lists them.
     """
     found, problems = list[Picture](), list[str]()
     for policy in policies:
-        for prompt in range(len(run.prompts)):
+        for prompt in range(len(run.prompts)) if prompts is None else prompts:
             try:
                 pictures = prompt_pictures(run, policy, prompt)
                 for picture in pictures:

@@ -50,6 +50,15 @@ def run_policies(
     return policies
 
 
+def distinct(labels: Sequence[str], root: Path | None, manifest: Manifest, named: Named = named_policy) -> list[str]:
+    """Labels without those that stand for the policy of an earlier one, or for the unpruned one."""
+    found: dict[tuple[str, str | None], str] = {}
+    for label in (UNPRUNED, *labels):
+        policy = run_policy(label, root, manifest, named)
+        found.setdefault((policy.policy, policy.fits), label)
+    return list(found.values())[1:]
+
+
 def run_policy(label: str, root: Path | None, manifest: Manifest, named: Named = named_policy) -> RunPolicy:
     policy = named(label, root, manifest)
     policy.check(manifest.schedule())

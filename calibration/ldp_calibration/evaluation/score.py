@@ -77,6 +77,16 @@ def check_scorer(run: Run, scorer: Scorer, replace: bool) -> None:
         )
 
 
+def is_of_another_version(run: Run, scorer: Scorer) -> bool:
+    """True if the run holds scores of another version of the scorer, or such that their version cannot be read."""
+    try:
+        return scorer_settings(run, scorer.name) != scorer.settings
+    except ConfigError:
+        return False
+    except IntegrityError:
+        return True
+
+
 def scorer_settings(run: Run, name: str) -> dict[str, Any]:
     """Settings that the scores of a run were made with.
 
@@ -98,8 +108,17 @@ def scorer_settings(run: Run, name: str) -> dict[str, Any]:
     return settings
 
 
-def plan_scores(run: Run, scorer: Scorer, labels: Sequence[str] = (), replace: bool = False) -> ScorePlan:
+def plan_scores(
+    run: Run,
+    scorer: Scorer,
+    labels: Sequence[str] = (),
+    replace: bool = False,
+    prompts: Sequence[int] | None = None,
+) -> ScorePlan:
     """Looks at every picture, and says which have no score yet.
+
+    Args:
+        prompts: numbers of the prompts to score, in order; None: all.
 
     Raises:
         IntegrityError: pictures are missing or damaged; the message lists them.
@@ -108,9 +127,9 @@ def plan_scores(run: Run, scorer: Scorer, labels: Sequence[str] = (), replace: b
     check_scorer(run, scorer, replace)
     for prompt in run.prompts:
         scorer.check(prompt)
-    twins = twins_of(run, scorer.kind.needs_twin)
+    twins = twins_of(run, scorer.kind.needs_twin, prompts)
     policies = scored_policies(run, scorer.kind.needs_twin, labels)
-    drawn, pictures = all_pictures(run, policies), dict[str, tuple[Picture, ...]]()
+    drawn, pictures = all_pictures(run, policies, prompts), dict[str, tuple[Picture, ...]]()
     missing = dict[str, tuple[Picture, ...]]()
     for policy in policies:
         pictures[policy.label] = tuple(p for p in drawn if p.policy == policy)
@@ -119,11 +138,11 @@ def plan_scores(run: Run, scorer: Scorer, labels: Sequence[str] = (), replace: b
     return ScorePlan(pictures, missing, twins)
 
 
-def twins_of(run: Run, needs_twin: bool) -> Twins:
+def twins_of(run: Run, needs_twin: bool, prompts: Sequence[int] | None = None) -> Twins:
     """Unpruned pictures, for scorers that need them. Raises IntegrityError if some are missing or damaged."""
     if not needs_twin:
         return {}
-    unpruned = all_pictures(run, [run.settings.policy(UNPRUNED)])
+    unpruned = all_pictures(run, [run.settings.policy(UNPRUNED)], prompts)
     return {(p.record.prompt, p.record.image): p for p in unpruned}
 
 
@@ -156,19 +175,21 @@ def score(
     labels: Sequence[str] = (),
     *,
     replace: bool = False,
+    prompts: Sequence[int] | None = None,
     report: Report = lambda done, total, detail: None,
 ) -> ScorePlan:
     """Scores the pictures that have no score yet. Returns what was missing.
 
     Args:
         replace: score all pictures anew, whatever scores there are.
+        prompts: numbers of the prompts to score, in order; None: all. Scores of the others stay.
 
     Raises:
         IntegrityError: pictures are missing or damaged; nothing was scored.
         ConfigError: the scores are of another version of the scorer, or another process scores.
     """
     with run.exclusive(f"score-{scorer.name}", "scoring by this scorer"):
-        found = plan_scores(run, scorer, labels, replace)
+        found = plan_scores(run, scorer, labels, replace, prompts)
         done, folder = 0, scores_folder(run, scorer.name)
         with full_disk_is_typed(run.folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +206,7 @@ def score(
                         for picture, one in zip(pictures, scores, strict=True):
                             add(_entry(scorer, _key(picture, found.twins), one))
                         done += len(pictures)
-                _sort(run, scorer, policy, found)
+                _sort(run, scorer, policy, found, prompts)
         report(done, found.left, "")
         return found
 
@@ -240,36 +261,53 @@ def _entry(scorer: Scorer, key: Key, found: Score) -> dict[str, Any]:
     }
 
 
-def _sort(run: Run, scorer: Scorer, policy: RunPolicy, found: ScorePlan) -> None:
+def _sort(run: Run, scorer: Scorer, policy: RunPolicy, found: ScorePlan, prompts: Sequence[int] | None) -> None:
     """Writes the scores of a policy in the order of its pictures, however often they were interrupted.
 
-    Scores of pictures that the run no longer has go.
+    Scores of pictures that the run no longer has go; those of prompts that were not looked at stay.
     """
     known = known_scores(run, scorer.name, scorer.fingerprint, policy)
-    keys = [_key(picture, found.twins) for picture in found.pictures[policy.label]]
+    looked_at = set(range(len(run.prompts)) if prompts is None else prompts)
+    others = [] if prompts is None else [key for key in known if key[0] not in looked_at]
+    keys = sorted(others + [_key(picture, found.twins) for picture in found.pictures[policy.label]])
     lines = [f"{json.dumps(_entry(scorer, key, known[key]))}\n" for key in keys]
     path, content = _file(run, scorer.name, policy), "".join(lines).encode()
     if path.read_bytes() != content:
         write_durably(path, content)
 
 
-def read_scores(run: Run, scorer: str, fingerprint: str, policy: RunPolicy, twins: Twins) -> np.ndarray:
+def read_scores(
+    run: Run,
+    scorer: str,
+    fingerprint: str,
+    policy: RunPolicy,
+    twins: Twins,
+    prompts: Sequence[int] | None = None,
+) -> np.ndarray:
     """Scores of a policy [prompts, images].
+
+    Args:
+        prompts: numbers of prompts, in order; None: all of the run.
 
     Raises:
         IntegrityError: pictures are missing or damaged.
         ConfigError: some have no score.
     """
-    found = scored_pictures(run, scorer, fingerprint, policy, twins)
-    return np.array([one.value for _, one in found]).reshape(len(run.prompts), run.settings.images)
+    found = scored_pictures(run, scorer, fingerprint, policy, twins, prompts)
+    return np.array([one.value for _, one in found]).reshape(-1, run.settings.images)
 
 
 def scored_pictures(
-    run: Run, scorer: str, fingerprint: str, policy: RunPolicy, twins: Twins
+    run: Run,
+    scorer: str,
+    fingerprint: str,
+    policy: RunPolicy,
+    twins: Twins,
+    prompts: Sequence[int] | None = None,
 ) -> list[tuple[Picture, Score]]:
-    """Pictures of a policy with their scores, by prompt and number; raises as `read_scores`."""
+    """Pictures of a policy with their scores, by prompt and number; arguments and errors are those of `read_scores`."""
     known = known_scores(run, scorer, fingerprint, policy)
-    pictures = all_pictures(run, [policy])
+    pictures = all_pictures(run, [policy], prompts)
     found = [(picture, known[key]) for picture in pictures if (key := _key(picture, twins)) in known]
     if lacking := len(pictures) - len(found):
         raise ConfigError(

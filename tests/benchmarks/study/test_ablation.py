@@ -137,6 +137,7 @@ def test_verdicts_of_two_precisions(small_bundle: Bundle, tmp_path: Path) -> Non
     output = tmp_path / "precision-verdicts-cpu.json"
     folder = str(small_bundle.folder)
     arguments = [folder, folder, "--policies", "none", "skip:count=1", "--prompts", "2", "--output", str(output)]
+    arguments += ["--runs", str(tmp_path / "runs"), "--workers", "1"]
     result = precision_verdicts.main(arguments)
     own, pruned, again, _ = result["rows"]
     assert own["psnr_db"] is None

@@ -218,7 +218,7 @@ def test_names_of_folders() -> None:
     assert all(len(name) < 80 and "/" not in name and not name.startswith(".") for name in names)
 
 
-@pytest.mark.parametrize("text", ["", "1", "4/4", "-1/4", "1/0", "a/b", "0/4/2", "½/2"])
+@pytest.mark.parametrize("text", ["", "1", "4/4", "-1/4", "1/0", "a/b", "0/4/2", "½/2", "0/" + "9" * 5000, "٠/٤"])
 def test_shards_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="cannot read the shard"):
         Shard.parse(text)

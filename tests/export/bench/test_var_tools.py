@@ -11,10 +11,10 @@ import torch
 from click.testing import CliRunner
 from helpers.shared import build_shared
 from helpers.var_samples import Held, build_var_bundle
-from ldp_calibration.budget import Budget
 from ldp_calibration.fidelity import PSNR_CAP, psnr_db
-from ldp_calibration.report import make_saved, save_policy
-from ldp_calibration.search import calibrate
+from ldp_calibration.search.budget import Budget
+from ldp_calibration.search.calibrate import calibrate
+from ldp_calibration.search.report import make_saved, save_policy
 from ldp_runtime import Pipeline
 from ldp_runtime.bundle.files import Bundle
 from ldp_runtime.bundle.saved_policies import resolve_policy, saved_folder

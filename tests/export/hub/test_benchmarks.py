@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import random
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fuzz.kills import Counter, in_a_child
+from helpers.evaluation import tree
 from helpers.hub_server import COMMIT, Hub, serving
 from ldp_calibration.evaluation.benchmarks import published
 from ldp_calibration.evaluation.benchmarks.choose import read_published
@@ -274,6 +278,29 @@ def test_a_full_disk_is_typed_and_the_next_run_goes_on(
         read_published("dpg", folder)
     assert fetch(hub, "dpg", "--local-dir", folder).exit_code == 0
     assert read_published("dpg", folder).prompts
+
+
+def test_a_fetch_that_is_killed_goes_on(hub: Hub, tmp_path: Path) -> None:
+    """Killed with -9 before ten of its changes to the disk: at the end there is what an undisturbed fetch leaves."""
+    names = ("dpg", "hpsv2", "--accept-license", "hpsv2", "--local-dir")
+
+    def fetched(folder: Path, victim: int, note: Path) -> None:
+        counter = Counter(folder)
+        counter.victim = victim
+        assert fetch(hub, *names, folder).exit_code == 0
+        note.write_text(str(counter.count))
+
+    whole, note = tmp_path / "whole", tmp_path / "calls"
+    assert in_a_child(lambda: fetched(whole, 0, note)) == 0
+    calls, expected = int(note.read_text()), tree(whole, ".")
+    assert calls > 10
+    victims, killed = random.Random(0).sample(range(1, calls + 1), 10), 0
+    for victim in victims:
+        folder = tmp_path / f"killed-{victim}"
+        killed += in_a_child(lambda folder=folder, victim=victim: fetched(folder, victim, note)) == -signal.SIGKILL
+        assert in_a_child(lambda folder=folder: fetched(folder, 0, note)) == 0
+        assert tree(folder, ".") == expected, victim
+    assert killed == len(victims)
 
 
 def damaged(record: dict[str, Any], folder: Path) -> None:

@@ -15,6 +15,7 @@ from ldp_runtime.system.small_files import (
     json_text,
     parse_json,
     read_json,
+    read_small,
     stays_inside,
     text_lines,
 )
@@ -96,3 +97,10 @@ def test_names_that_lead_elsewhere(name: object) -> None:
 )
 def test_names_that_stay(name: str) -> None:
     assert stays_inside(name)
+
+
+def test_a_folder_is_called_a_folder(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ValueError, match="it is a folder, not a file"):
+        read_small(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

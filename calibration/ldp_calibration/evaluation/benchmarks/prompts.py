@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from ldp_runtime.system.small_files import parse_json, read_small
 
 #: Most bytes of a file of prompts, and most prompts of it.
 MOST_BYTES, MOST_PROMPTS = 64 * 2**20, 100_000
+#: Characters that no text holds; tabs, and the line ends that JSON writes out, are none of them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 #: Most lines that a message names.
 _NAMED = 5
 
@@ -105,6 +108,11 @@ def _check_text(file: Path, line: int, text: str) -> None:
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(
             f"{file}, line {line}: a prompt of {len(text)} characters", hint=f"at most {MAX_CHARACTERS} are drawn"
+        )
+    if found := _CONTROL.search(text):
+        raise ConfigError(
+            f"{file}, line {line}: a prompt with the control character {ord(found[0]):#04x}",
+            hint="take it out; lines end in \\n or \\r\\n, not in \\r alone",
         )
 
 

@@ -60,7 +60,7 @@ def test_prompts_of_files(tmp_path: Path) -> None:
     assert [prompt.text for prompt in read_prompts(text)] == ["a red circle", "ein grüner Kreis"]
     marked = written(tmp_path, b"\xef\xbb\xbfa red circle\n")
     assert read_prompts(marked) == [EvaluationPrompt("a red circle")]
-    odd = written(tmp_path, "one\u2028line\nanother\x0bline")
+    odd = written(tmp_path, "one\u2028line\nanother\tline")
     assert len(read_prompts(odd)) == 2
     lines = ['{"prompt": "a", "tag": "t", "claims": [["circle", null]]}', '{"prompt": "b"}']
     objects = read_prompts(written(tmp_path, "\n".join(lines), "p.jsonl"))
@@ -79,6 +79,9 @@ def test_prompts_of_files(tmp_path: Path) -> None:
         ("a\nb\n".encode("utf-16"), "p.txt", "is not UTF-8"),
         ("a\nb\n".encode("utf-16-le"), "p.txt", "holds zero bytes"),
         ("x" * 40_000, "p.txt", "line 1: a prompt of 40000 characters"),
+        ("a\rb\r", "p.txt", "line 1: a prompt with the control character 0x0d"),
+        ("a\na\x0bb\n", "p.txt", "line 2: a prompt with the control character 0x0b"),
+        ('{"prompt": "a\\u0000b"}', "p.jsonl", "line 1: a prompt with the control character 0x00"),
         ('{"prompt": "a"}\n\n{"prompt": "b"}', "p.jsonl", "has empty lines: 2"),
         ('{"prompt": "a"}\na red circle', "p.jsonl", "line 2"),
         ('{"text": "a"}', "p.jsonl", "line 1: its prompt is None"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ldp_calibration import fits
-from ldp_calibration.report import save_fits
+from ldp_calibration.search import fits
+from ldp_calibration.search.report import save_fits
 from ldp_runtime import LHEP, Pipeline
 from ldp_runtime.bundle.saved_policies import FITTED, bundle_fits, list_saved, resolve_policy, saved_folder
 from ldp_runtime.errors import ConfigError, IncompatibleBundleError, IntegrityError

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers.evaluation import tree
 from hypothesis import given
 from hypothesis import strategies as st
-from ldp_calibration.budget import Budget
 from ldp_calibration.candidates import candidates, is_control
 from ldp_calibration.cost import full_flops, scale_flops, trace_flops
+from ldp_calibration.evaluation.run import IMAGES
 from ldp_calibration.fidelity import PSNR_CAP, lpips, psnr_db, ssim
-from ldp_calibration.measure import Bench, Measured, point
-from ldp_calibration.report import draw_front, make_saved, save_policy
-from ldp_calibration.search import Calibration, _prove, calibrate, pareto, remembered_fit
+from ldp_calibration.search.budget import Budget
+from ldp_calibration.search.calibrate import Calibration, _prove, calibrate, pareto, remembered_fit
+from ldp_calibration.search.report import draw_front, make_saved, save_policy
+from ldp_calibration.search.trials import Point, Report
 from ldp_calibration.stats import bound
 from ldp_runtime import LHEP, SATS, Pipeline, Policy, TopP, parse_policy
 from ldp_runtime.bundle.files import Bundle
-from ldp_runtime.bundle.saved_policies import SavedPolicy, list_saved, policy_of_command, resolve_policy, saved_folder
+from ldp_runtime.bundle.saved_policies import (
+    SavedPolicy,
+    list_saved,
+    policy_of_command,
+    resolve_policy,
+    saved_folder,
+    with_fits,
+)
 from ldp_runtime.errors import BudgetError, ConfigError, IncompatibleBundleError, IntegrityError
 from ldp_runtime.pruning.fitted import Fitted
 from ldp_runtime.pruning.parse import describe
+from ldp_runtime.system.disk import exclusive
 
 from ldp_export.cli import main
 
@@ -96,7 +110,7 @@ def test_a_missing_library_ends_a_search_before_it_begins(
 
 
 def test_every_candidate_is_a_policy_and_some_are_controls(small_pipe: Pipeline) -> None:
-    texts = candidates(small_pipe)
+    texts = candidates(small_pipe.manifest)
     assert len(set(texts)) == len(texts)
     assert all(parse_policy(text) is not None for text in texts)
     assert any(map(is_control, texts))
@@ -113,7 +127,7 @@ def test_operations_of_the_full_model(small_pipe: Pipeline) -> None:
 
 @pytest.fixture(scope="module")
 def found(small_pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tuple[Calibration, Path]:
-    work = tmp_path_factory.mktemp("calibration") / "work.jsonl"
+    work = tmp_path_factory.mktemp("calibration") / "work"
     return calibrate(small_pipe, PROMPTS, Budget("psnr", 5.0), work, policies=POLICIES), work
 
 
@@ -128,23 +142,90 @@ def test_the_cheapest_policy_within_the_budget_is_chosen(found: tuple[Calibratio
     assert {p.policy for p in calibration.front} <= set(POLICIES)
 
 
-def test_a_search_resumes_from_its_measurements(found: tuple[Calibration, Path], small_pipe: Pipeline) -> None:
+class Dies(Exception):
+    """Stands for whatever ends a process."""
+
+
+class Counting:
+    """A pipeline that counts what it draws, and dies at one drawing."""
+
+    def __init__(self, pipe: Pipeline, last: int | None = None) -> None:
+        self._pipe, self._last = pipe, last
+        self.drawn = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+    def draw(self, prompt: str, **options: Any) -> Any:
+        if self.drawn == self._last:
+            raise Dies
+        self.drawn += 1
+        return self._pipe.draw(prompt, **options)
+
+
+def test_a_search_resumes_from_its_run(found: tuple[Calibration, Path], small_pipe: Pipeline, tmp_path: Path) -> None:
+    """Wherever it died: nothing is drawn twice, half a line of scores is no score, and the result is the same."""
     calibration, work = found
-    lines = work.read_text().splitlines()
-    work.write_text("\n".join(lines) + '\n{"half a li')  # as a kill leaves it
-    drawn: list[str] = []
+    pipe = Counting(small_pipe)
+    again = calibrate(pipe, PROMPTS, Budget("psnr", 5.0), work, policies=POLICIES)  # pyright: ignore
+    assert (again.chosen, again.searched) == (calibration.chosen, calibration.searched)
+    assert pipe.drawn == 2 + 2 * calibration.held_out_prompts  # timing alone draws anew
+    whole = Counting(small_pipe)
+    calibrate(whole, PROMPTS, Budget("psnr", 5.0), tmp_path / "whole", policies=POLICIES)  # pyright: ignore
+    drawn = 0
+    for last in (2, 9, 7, 100):
+        pipe = Counting(small_pipe, last)
+        with suppress(Dies):
+            again = calibrate(pipe, PROMPTS, Budget("psnr", 5.0), tmp_path / "work", policies=POLICIES)  # pyright: ignore
+        drawn += pipe.drawn
+        for scores in (tmp_path / "work").rglob("scores/psnr/*.jsonl"):
+            scores.write_bytes(scores.read_bytes()[:-9])  # as a kill leaves it
+    assert (again.chosen, again.searched) == (calibration.chosen, calibration.searched)
+    assert drawn <= whole.drawn + 3  # of the fits, which are written once all are seen
+    (run,) = (tmp_path / "work").glob("run-*")
+    (other,) = work.glob("run-*")
+    assert tree(run, IMAGES) == tree(other, IMAGES)
 
-    class Counting:
-        manifest = small_pipe.manifest
 
-        def draw(self, prompt: str, **options: object):
-            drawn.append(prompt)
-            return small_pipe.draw(prompt, **options)
+def test_scores_of_another_version_are_made_anew(
+    found: tuple[Calibration, Path], small_pipe: Pipeline, tmp_path: Path
+) -> None:
+    calibration, work = found
+    shutil.copytree(work, tmp_path / "work")
+    (run,) = (tmp_path / "work").glob("run-*")
+    for content in ('{"scorer": "psnr", "version": "older"}', "{"):
+        (run / "scores/psnr/scorer.json").write_text(content)
+        pipe = Counting(small_pipe)
+        again = calibrate(pipe, PROMPTS, Budget("psnr", 5.0), tmp_path / "work", policies=POLICIES)  # pyright: ignore
+        assert again.searched == calibration.searched
+        assert pipe.drawn == 2 + 2 * calibration.held_out_prompts
 
-    again = calibrate(Counting(), PROMPTS, Budget("psnr", 5.0), work, policies=POLICIES)  # pyright: ignore
-    assert again.chosen == calibration.chosen
-    assert again.searched == calibration.searched
-    assert len(drawn) == 2 + 2 * calibration.held_out_prompts  # timing alone draws anew
+
+def test_two_searches_do_not_work_in_one_folder(found: tuple[Calibration, Path], small_pipe: Pipeline) -> None:
+    with exclusive(found[1] / "lock", "test"), pytest.raises(ConfigError, match="another search is going on"):
+        calibrate(small_pipe, PROMPTS, Budget("psnr", 5.0), found[1], policies=POLICIES)
+
+
+def test_texts_of_one_policy_are_one_candidate(small_pipe: Pipeline, tmp_path: Path) -> None:
+    texts = ["ld", "none", "ld:rho=0.75", "none:skip_last=0", "none:skip_last=1"]
+    calibration = calibrate(small_pipe, PROMPTS, Budget("psnr", 5.0), tmp_path / "work", policies=texts)
+    assert {p.policy for p in calibration.searched} <= {"ld", "none:skip_last=1"}
+    assert calibration.chosen.policy == "ld"
+
+
+def test_points_are_those_of_the_pipelines_pictures(found: tuple[Calibration, Path], small_pipe: Pipeline) -> None:
+    """Of 8-bit pictures, as they are seen: rounding moves a PSNR little."""
+    calibration, _ = found
+    held = np.random.default_rng(0).permutation(len(PROMPTS))[: calibration.held_out_prompts]
+    policy = with_fits(parse_policy(calibration.chosen.policy), calibration.fitted)
+    model, psnrs, operations = small_pipe.manifest.model, list[float](), 0
+    for i in map(int, held):
+        image, full = (small_pipe.draw(PROMPTS[i], seed=i, policy=p, output_type="numpy") for p in (policy, Policy()))
+        psnrs.append(psnr_db(image.images[0], full.images[0]))
+        operations += trace_flops(model, image.traces[0])
+    assert calibration.chosen.psnr.mean == pytest.approx(np.mean(psnrs), abs=0.05)
+    full_operations = len(held) * full_flops(model, small_pipe.manifest.schedule(), guided=True)
+    assert calibration.chosen.speedup == pytest.approx(full_operations / operations)
 
 
 def test_what_is_fitted_to_other_prompts_is_fitted_anew(small_pipe: Pipeline, tmp_path: Path) -> None:
@@ -158,18 +239,13 @@ def test_what_is_fitted_to_other_prompts_is_fitted_anew(small_pipe: Pipeline, tm
     assert first.to_json() != second.to_json()
     work.write_text("{")
     assert fitted([0, 1, 2, 3]).to_json() == first.to_json()
-    rows = []
-    for fits in (first, second):
-        bench = Bench(small_pipe, prompts, tmp_path / "rows.jsonl", 0, fits)
-        rows.append(bench.measure("ld:fill=linear", 7))
-    assert rows[0].psnr != rows[1].psnr
 
 
 def test_unknown_scales_are_refused_before_the_search(small_pipe: Pipeline, tmp_path: Path) -> None:
-    work = tmp_path / "rows.jsonl"
+    work = tmp_path / "work"
     with pytest.raises(ConfigError, match="do not exist"):
         calibrate(small_pipe, PROMPTS, Budget.parse("psnr>=10"), work, policies=["ld:scales=40"])
-    assert not work.exists()
+    assert not list(work.glob("run-*"))
 
 
 def test_a_speed_budget_takes_the_best_quality_that_is_fast_enough(small_pipe: Pipeline, tmp_path: Path) -> None:
@@ -187,19 +263,19 @@ def test_an_impossible_budget_says_what_came_closest(small_pipe: Pipeline, tmp_p
 def test_what_holds_on_the_search_prompts_only_is_called_so() -> None:
     """Two candidates are fine on prompts 0 to 5 and miss the budget on the others."""
 
-    class Measurements:
-        prompts = 10
+    def measure(policies: Sequence[str], prompts: Sequence[int], report: Report) -> list[Point]:
+        del report
+        found = []
+        for policy in policies:
+            psnr = bound([40.0 if prompt < 6 else 10.0 + len(policy) for prompt in prompts])
+            found.append(Point(policy, psnr, psnr, None, 2.0, (1.0,), 0.0))
+        return found
 
-        def measure(self, policy: str, prompt: int) -> Measured:
-            psnr = 40.0 if prompt < 6 else 10.0 + len(policy)
-            return Measured(policy, prompt, psnr, 0.9, None, 2.0, (1.0,), None)
-
-    bench = Measurements()
-    searched = [point([bench.measure(policy, i) for i in range(6)]) for policy in ("ld:rho=0.5", "ld")]
+    searched = measure(("ld:rho=0.5", "ld"), range(6), lambda *_: None)
     with pytest.raises(
         BudgetError, match=r"2 policies meet psnr>=30 on the 6 search prompts.*2 of them.*4 held-out"
     ) as e:
-        _prove(bench, searched, range(6, 10), Budget("psnr", 30.0), lambda *_: None)  # pyright: ignore
+        _prove(measure, searched, 6, range(6, 10), Budget("psnr", 30.0), lambda *_: None)
     assert "closest there: ld:rho=0.5 with 20.0 dB" in e.value.message
 
 
@@ -244,9 +320,7 @@ def test_the_chart_is_drawn(found: tuple[Calibration, Path], tmp_path: Path) -> 
 
 def test_the_command_line(small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a prompts file to a profile that `generate` takes, on a copy of the bundle."""
-    import shutil
-
-    monkeypatch.setattr("ldp_calibration.search.candidates", lambda pipe: POLICIES)
+    monkeypatch.setattr("ldp_calibration.search.calibrate.candidates", lambda manifest: POLICIES)
     root = tmp_path / "bundle"
     assert small_bundle.root is not None
     shutil.copytree(small_bundle.root, root)

@@ -20,8 +20,8 @@ from ldp_runtime.system.disk import write_durably, written_result
 
 from ldp_calibration.candidates import is_control
 from ldp_calibration.drawing import pyplot
-from ldp_calibration.measure import Point, prompts_hash
-from ldp_calibration.search import Calibration
+from ldp_calibration.search.calibrate import Calibration
+from ldp_calibration.search.trials import Point, prompts_hash
 
 
 def make_saved(name: str, manifest: Manifest, calibration: Calibration) -> SavedPolicy:

@@ -1,0 +1,1 @@
+"""Search of a policy that meets a budget, on the bundle that it will serve."""
