@@ -164,7 +164,12 @@ def switti_spec(name: str, title: str, transformer: SwittiConfig, vae: VarVaeCon
 
 
 def original_switti_state(model: SwittiTransformer) -> State:
-    """Parameters and the buffers of the released file: `lvl_1L` (its values) and the training mask."""
+    """Parameters and the buffers of the released file: `lvl_1L`, and the training mask as far as `_keeps_past` reads it.
+
+    One number stands for the whole mask, whose 89 million at 1024 pixels no loader needs.
+    """
     tokens, total = torch.tensor(model.config.schedule.tokens), model.config.schedule.total_tokens
     level = torch.repeat_interleave(torch.arange(len(tokens)), tokens)[None]
-    return model.state_dict() | {_LEVELS: level, _MASK: torch.empty(1, 1, total, total, device="meta")}
+    # The original hides by -inf, which files of numbers that are to be computed with may not hold.
+    mask = torch.tensor(0.0 if model.config.keeps_past else torch.finfo(torch.float32).min, device="cpu")
+    return model.state_dict() | {_LEVELS: level, _MASK: mask.expand(1, 1, total, total)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.original import original_state
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.switti import check_switti_files, infer_switti_config, load_switti, map_switti
+from ldp_export.checkpoints.synthetic import write_checkpoint
 from ldp_export.models.registry import SwittiSpec
 
 State = dict[str, torch.Tensor]
@@ -151,3 +153,12 @@ def test_contents_of_a_released_file() -> None:
     listed = original_state(golden.transformer.config)
     assert {key: tuple(t.shape) for key, t in listed.items()} == {key: tuple(t.shape) for key, t in expected.items()}
     assert torch.equal(listed["lvl_1L"], expected["lvl_1L"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_synthetic_checkpoints_say_their_kind(tmp_path: Path, case: str) -> None:
+    """A checkpoint of random weights has no `config.json`: whether scales see earlier ones stands in its mask."""
+    spec = replace(infer_spec(SwittiGolden(case).sources), name="random")
+    sources = write_checkpoint(spec, tmp_path)
+    assert load_switti(sources.transformer).config.keeps_past is spec.transformer.keeps_past
+    assert infer_spec(sources).transformer.grids == spec.transformer.grids
