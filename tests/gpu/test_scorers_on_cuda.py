@@ -12,7 +12,7 @@ from ldp_calibration.evaluation.scorers.choose import open_scorer
 from ldp_calibration.evaluation.scorers.opening import Wish
 from ldp_calibration.evaluation.scorers.scorer import Sample
 
-#: Largest differences of scores from float32 on the CPU: in float32 (without TF32, `conftest.py`), and in half precision.
+#: Largest differences of scores from float32 on the CPU: in float32 (no TF32, see `conftest.py`), in half precision.
 BOUNDS = {
     "hpsv2.1": {"float32": 0.01, "float16": 0.2, "bfloat16": 1.0},
     "imagereward": {"float32": 2e-3, "float16": 0.03, "bfloat16": 0.2},
