@@ -102,10 +102,20 @@ def _shape(shape: Any) -> str:
     return "x".join(map(str, shape)) or "()"
 
 
+#: Oldest version of transformers whose classes have the names that weights are given here.
+_OLDEST = (5, 10)
+
+
 def transformers() -> Any:
-    """Library of the networks' classes. Raises ConfigError if it is not installed."""
+    """Library of the networks' classes. Raises ConfigError if it is not installed, or too old."""
     try:
         import transformers
     except ImportError as error:
         raise ConfigError("transformers is not installed", hint=install("scorers")) from error
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        raise ConfigError(
+            f"transformers {transformers.__version__} names weights otherwise than {needed} and later",
+            hint=f"pip install 'transformers>={needed}'",
+        )
     return transformers

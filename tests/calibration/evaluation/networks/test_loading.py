@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.evaluation_goldens import VECTORS, detector_size
+from helpers.tree import ROOT
 from ldp_calibration.evaluation.networks.mask2former import load_detector
 from ldp_calibration.evaluation.networks.weights import existing, file_hash, read_weights
 from ldp_runtime.errors import ConfigError, IntegrityError
@@ -58,6 +60,15 @@ def test_a_detector_of_another_shape_is_refused() -> None:
     reduction = "backbone.stages.0.downsample.reduction.weight"
     with pytest.raises(IntegrityError):
         load_detector({**weights, reduction: torch.zeros(5, 6)}, detector_size())
+
+
+def test_an_older_library_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.__version__", "5.9.2")
+    with pytest.raises(ConfigError, match=r"names weights otherwise than 5\.10") as raised:
+        load_detector({}, detector_size())
+    assert "transformers>=5.10" in str(raised.value.hint)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["scorers"]
+    assert "transformers>=5.10,<6" in declared
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
