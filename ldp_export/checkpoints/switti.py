@@ -164,7 +164,7 @@ def switti_spec(name: str, title: str, transformer: SwittiConfig, vae: VarVaeCon
 
 
 def original_switti_state(model: SwittiTransformer) -> State:
-    """Parameters and the buffers of the released file: `lvl_1L`, and the training mask as far as `_keeps_past` reads it.
+    """Parameters and buffers of the released file: `lvl_1L`, and the training mask as far as `_keeps_past` reads it.
 
     One number stands for the whole mask, whose 89 million at 1024 pixels no loader needs.
     """
