@@ -35,9 +35,11 @@ from ldp_export.checkpoints.clip import holds_clip, tower_state
 from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, files_read, folder_of
 from ldp_export.checkpoints.files.tensors import State, listing, read_state
 from ldp_export.checkpoints.files.writer import TensorSource, check_types, write_tensors
+from ldp_export.checkpoints.hart import holds_hart
 from ldp_export.checkpoints.switti import holds_switti
 from ldp_export.checkpoints.t5 import encoder_state
 from ldp_export.checkpoints.var import holds_var
+from ldp_export.models.hart import FLOAT32_ISLANDS as HART_ISLANDS
 from ldp_export.models.hub_files import INDEX_NAME
 from ldp_export.models.switti import FLOAT32_ISLANDS as SWITTI_ISLANDS
 from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
@@ -67,7 +69,9 @@ _TRAINING_MASK = "attn_bias_for_masking"
 
 
 #: Weights of a block that stay float32, by family.
-_ISLANDS = ((holds_var, VAR_ISLANDS), (holds_switti, SWITTI_ISLANDS))
+_ISLANDS = ((holds_var, VAR_ISLANDS), (holds_switti, SWITTI_ISLANDS), (holds_hart, HART_ISLANDS))
+#: Those whose `config.json` beside the weights says what the weights do not.
+_CONFIGURED = (holds_switti, holds_hart)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     if os.path.lexists(target):
         raise ConfigError(f"{target} exists", hint="name a new path, or delete it first")
     state = read_state(source)
-    is_text_encoder = is_plain_file(source / CONFIG_FILE) and not holds_switti(state)
+    is_text_encoder = is_plain_file(source / CONFIG_FILE) and not _is_configured(state)
     if is_text_encoder:
         state = tower_state(state) if holds_clip(state) else encoder_state(state)
     state.pop(_TRAINING_MASK, None)
@@ -154,7 +158,11 @@ def _beside(source: Path, state: State, is_text_encoder: bool) -> tuple[str, ...
     """Names of the small files that are read with the weights."""
     if is_text_encoder:
         return CONFIG_FILE, TOKENIZER_FILE
-    return (CONFIG_FILE,) if holds_switti(state) else ()  # it says what the training mask would
+    return (CONFIG_FILE,) if _is_configured(state) else ()
+
+
+def _is_configured(state: State) -> bool:
+    return any(holds(state) for holds in _CONFIGURED)
 
 
 def _changes_of_text_encoder(key: str) -> bool:

@@ -16,6 +16,7 @@ from ldp_export.models.hub_files import SINGLE_NAME, HubFiles, HubPart, PartName
 from ldp_export.models.sizes import (
     ClipSizes,
     ClipTowersSizes,
+    HartConfig,
     InfinityConfig,
     InfinityVaeConfig,
     SwittiConfig,
@@ -47,7 +48,7 @@ class NamedModel:
 
     name: str
     title: str
-    transformer: InfinityConfig | VarConfig | SwittiConfig
+    transformer: InfinityConfig | VarConfig | SwittiConfig | HartConfig
     vae: InfinityVaeConfig | VarVaeConfig
     patch: int = 1
     size: str = "1M"
@@ -198,6 +199,36 @@ class SwittiSpec(NamedModel):
         """Scale at which guidance ends."""
         schedule = self.transformer.schedule
         return _FIRST_UNGUIDED.get(len(schedule), schedule.detail_scales()[0])
+
+    @property
+    def layout(self) -> LatentLayout:
+        return LatentLayout(self.vae.channels)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.transformer.text_tokens
+
+    def schedules_of(self, size: str) -> tuple[ScaleSchedule, ...]:
+        return (self.transformer.schedule,)
+
+
+@dataclass(frozen=True)
+class HartSpec(NamedModel):
+    """A model of the HART family, from texts to codebook indices, with the settings of the original's demos.
+
+    Attributes:
+        late_top_k, first_late, more_smooth: see `HartEntry`.
+    """
+
+    transformer: HartConfig
+    vae: VarVaeConfig
+    guidance: float = 4.5
+    top_k: int = 600
+    top_p: float = 0.0
+    late_top_k: int = 300
+    first_late: int = 7
+    more_smooth: bool = True
+    family: ClassVar[str] = "hart"
 
     @property
     def layout(self) -> LatentLayout:
@@ -407,7 +438,7 @@ _SPECS = (
 )
 
 #: A model of any family.
-AnySpec = InfinitySpec | VarSpec | SwittiSpec
+AnySpec = InfinitySpec | VarSpec | SwittiSpec | HartSpec
 MODELS: dict[str, AnySpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_MODEL = "infinity-shapes"
 

@@ -246,6 +246,71 @@ class SwittiConfig:
 
 
 @dataclass(frozen=True)
+class HartConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        grids: sides of the square scales.
+        codes: size of the codebook.
+        channels: channels of a code.
+        text_channels: channels of the text features.
+        text_tokens: rows of every text; shorter ones are padded, and the padding is read.
+        residual_width, residual_depth: channels and blocks of the residual head.
+        residual_steps: steps in which the residual of the last scale is denoised.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    ffn: int
+    codes: int = 4096
+    channels: int = 32
+    text_channels: int = 1536
+    text_tokens: int = 300
+    grids: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+    residual_width: int = 1024
+    residual_depth: int = 6
+    residual_steps: int = 8
+    norm_eps: float = 1e-6
+    reads_text: ClassVar[bool] = True
+    ffn_matrices: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ConfigError(
+                f"width {self.width} over {self.heads} heads must give a head dimension divisible by 4",
+                hint="choose a width that is a multiple of four times the heads",
+            )
+        if len(self.grids) < 2 or self.grids[0] != 1 or self.text_tokens < 2 or self.residual_steps < 2:
+            raise ConfigError(
+                f"grids {self.grids}, {self.text_tokens} rows of text and {self.residual_steps} steps are none of HART",
+                hint="the first of several grids is one token, behind at least two rows of text; steps are 2 or more",
+            )
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule.of_squares(self.grids)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def summary(self) -> str:
+        """Sizes in words, which tell models apart."""
+        grids = " ".join(map(str, self.grids))
+        return (
+            f"{self.depth} blocks of width {self.width} behind {self.text_tokens} rows of text, {self.codes} codes, "
+            f"and grids of sides {grids}"
+        )
+
+    def resized(self, depth: int, width: int) -> HartConfig:
+        """The same architecture with another number of blocks and channels, and heads of the same size."""
+        sizes = {"heads": width // self.head_dim, "ffn": self.ffn * width // self.width}
+        return replace(self, depth=depth, width=width, **sizes)
+
+
+@dataclass(frozen=True)
 class ClipSizes:
     """Sizes of a CLIP text tower.
 

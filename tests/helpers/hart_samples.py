@@ -1,0 +1,99 @@
+"""Golden HART model in the released layout, and the original's runs as requests."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from helpers.golden_weights import GOLDEN, golden_folder
+from ldp_export.checkpoints.hart import load_hart
+from ldp_export.checkpoints.sources import Sources
+from ldp_export.checkpoints.var import load_var_vae
+from ldp_export.models.hart import HartTransformer
+from ldp_export.models.var_vae import VarVae
+from ldp_export.reference.hart import HartSettings, HartText
+
+NAME = "hart_small"
+#: Two correct float32 implementations of the original differ by up to this in raw and guided logits, and in the latent
+#: with the same codes.
+RAW_LOGITS, GUIDED, LATENT, RESIDUAL = 1.2e-5, 1e-4, 2e-6, 2e-5
+#: As much in the final latent of a run that draws freely; mixtures multiply rounding by up to 58 at each scale.
+FREE_HARD, FREE_SMOOTH = 1e-5, 2e-2
+
+
+@cache
+def released_folder() -> Path:
+    """Folder of this process with the golden model's files as its repository has them: `llm` and `tokenizer`."""
+    folder, golden = Path(tempfile.mkdtemp(prefix="golden-hart-")), golden_folder(NAME)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for part, name in (("llm", "transformer"), ("tokenizer", "vae")):
+        (folder / part).mkdir()
+        (folder / part / "model.safetensors").symlink_to(golden / f"{name}.safetensors")
+    model = json.loads((GOLDEN / NAME / "config.json").read_text())["model"]
+    (folder / "llm" / "config.json").write_text(json.dumps(model))
+    return folder
+
+
+@dataclass(frozen=True)
+class HartGolden:
+    """Vectors of the original: one text a run."""
+
+    name: str = NAME
+
+    @property
+    def folder(self) -> Path:
+        return GOLDEN / self.name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text())
+
+    @property
+    def sources(self) -> Sources:
+        folder = released_folder()
+        return Sources(folder / "llm" / "model.safetensors", folder / "tokenizer" / "model.safetensors")
+
+    @cached_property
+    def transformer(self) -> HartTransformer:
+        return load_hart(self.sources.transformer)
+
+    @cached_property
+    def vae(self) -> VarVae:
+        return load_var_vae(self.sources.vae)
+
+    def arrays(self, name: str) -> dict[str, torch.Tensor]:
+        with np.load(self.folder / f"{name}.npz") as file:
+            return {key: torch.from_numpy(np.asarray(value)) for key, value in file.items()}
+
+    @cached_property
+    def texts(self) -> dict[str, torch.Tensor]:
+        return self.arrays("inputs")
+
+    def text(self, name: str) -> HartText:
+        return HartText.of(self.texts[f"{name}_feat"], self.texts[f"{name}_mask"])
+
+    def run(self, name: str) -> dict[str, Any]:
+        return self.config["runs"][name]
+
+    def settings(self, name: str) -> HartSettings:
+        run = self.run(name)
+        first = 7 if run["top_k"][0] > 1 else 0
+        return HartSettings(
+            run["cfg"],
+            run["top_k"][0],
+            run["top_k"][-1],
+            first,
+            run["top_p"],
+            run["g_seed"],
+            run["more_smooth"],
+            run["final_stage"] == 0,
+        )
