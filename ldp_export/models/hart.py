@@ -1,6 +1,6 @@
 """The HART transformer: next-scale prediction of codebook indices behind a prefix of text, and its residual head.
 
-Source: the released code of HART (mit-han-lab/hart). The text's rows take the place of the first scale: the last of
+Source: the released code of HART (mit-han-lab/hart). The text's rows take the place of the first scale. The last of
 them predicts the only token of the smallest grid, and all later scales see all of them. The codes of the last scale get
 a continuous residual, which a small diffusion head denoises for each position by itself.
 Parameter names are the original checkpoints' names.

@@ -1,6 +1,6 @@
 """The original generation loop of HART in eager PyTorch; its transformer is in `ldp_export.models.hart`.
 
-Scale 0 is the text itself. The last scale keeps the guidance and smoothing of the one before it, its codes pass no phi,
+Scale 0 is the text itself. The last scale keeps the guidance and smoothing of the one before it. Its codes pass no phi,
 and the residual head adds to them, guided by both branches.
 """
 
