@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ldp_export.graphs.signature import GraphSignature
     from ldp_export.verification.cases import ReferenceCases
 
-GraphKind = Literal["text_encoder", "prompt", "blocks", "decoder"]
+GraphKind = Literal["text_encoder", "prompt", "blocks", "residual", "decoder"]
 
 
 class Family(Protocol):
@@ -35,6 +35,11 @@ class Family(Protocol):
     @property
     def has_static_cache(self) -> bool:
         """True if its blocks can be exported with a static KV cache."""
+        ...
+
+    @property
+    def fuses_attention(self) -> bool:
+        """True if its blocks can be exported with attention that keeps no scores."""
         ...
 
     @property
@@ -146,9 +151,9 @@ def graph_kind(graph: str) -> GraphKind:
 
 
 def graph_blocks(graph: str, depth: int) -> tuple[int, int]:
-    """First and last block that a graph or engine serves; the text encoder and the decoder serve none."""
+    """First and last block that a graph or engine serves; the text encoder, the residual and the decoder serve none."""
     graph, kind = graph.removeprefix(QUANTIZED), graph_kind(graph)
-    if kind in ("text_encoder", "decoder"):
+    if kind in ("text_encoder", "residual", "decoder"):
         return 0, 0
     if graph == kind:
         return 0, depth

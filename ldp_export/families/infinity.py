@@ -44,6 +44,7 @@ class InfinityFamily:
     """Family of the Infinity models; see `Family`."""
 
     has_static_cache = True
+    fuses_attention = True
 
     def __init__(self, spec: InfinitySpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources, self.size = spec, sources, size or spec.size

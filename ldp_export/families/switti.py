@@ -44,6 +44,7 @@ class SwittiFamily:
     """Family of the Switti models; see `Family`."""
 
     has_static_cache = False
+    fuses_attention = False
 
     def __init__(self, spec: SwittiSpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources = spec, sources

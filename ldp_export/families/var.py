@@ -33,6 +33,7 @@ class VarFamily:
     """Family of the VAR models; see `Family`."""
 
     has_static_cache = False
+    fuses_attention = False
     text_tokens = 0
     tokenizer: Path | None = None
 

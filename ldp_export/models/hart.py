@@ -39,7 +39,7 @@ _HEAD_EPS = 1e-6
 def waves(numbers: torch.Tensor, base: float = 10000.0, channels: int = 256) -> torch.Tensor:
     """Sinusoids of numbers [n]: cosines, then sines, of falling frequencies [n, channels]."""
     half = channels // 2
-    frequencies = torch.exp(-math.log(base) * torch.arange(half, dtype=torch.float32) / half)
+    frequencies = torch.exp(-math.log(base) * torch.arange(half, dtype=torch.float32, device=numbers.device) / half)
     phases = numbers.float()[:, None] * frequencies
     return torch.cat((phases.cos(), phases.sin()), dim=-1)
 
@@ -131,7 +131,7 @@ class _Waves(nn.Module):
         self.mlp = nn.Sequential(Linear(256, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        return self.mlp(waves(numbers).to(numbers.device))
+        return self.mlp(waves(numbers))
 
 
 class _HeadNorm(nn.Module):
@@ -268,12 +268,17 @@ class HartTransformer(nn.Module):
 
     def levels(self) -> torch.Tensor:
         """Embedding of each scale's number [S, C]; the text has that of scale 0."""
-        return self.lvl_embed(torch.arange(len(self.config.grids))).float()
+        return self.lvl_embed(torch.arange(len(self.config.grids), device=self.head.weight.device)).float()
 
     def text_angles(self, positions: torch.Tensor) -> torch.Tensor:
         """Angles [R, T, c] of the text's rows at positions [R, T]: one number for both axes."""
-        _, frequencies = corner_places(self.config.schedule, self.config.head_dim)[0]
-        return angles(positions.float()[..., None].expand(*positions.shape, 2), frequencies[0].to(positions.device))
+        frequencies = self.text_frequencies
+        return angles(positions.float()[..., None].expand(*positions.shape, 2), frequencies.to(positions.device))
+
+    @property
+    def text_frequencies(self) -> torch.Tensor:
+        """Frequencies of text rows, for each channel of a half [c / 2]."""
+        return corner_places(self.config.schedule, self.config.head_dim)[0][1][0]
 
     def image_angles(self, scale: int, origin: torch.Tensor) -> torch.Tensor:
         """Angles [R, L, c] of a scale's tokens, whose coordinates begin at the last text position [R]."""

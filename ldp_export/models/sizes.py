@@ -42,7 +42,7 @@ class InfinityConfig:
     pool_heads: int = 16
     chunks: int = 1
     norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = True
+    crosses_text: ClassVar[bool] = True
     ffn_matrices: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ class VarConfig:
     grids: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     shared_ada: bool = False
     norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = False
+    crosses_text: ClassVar[bool] = False
     ffn_matrices: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class SwittiConfig:
     rope_size: int = 128
     crop: tuple[int, int, int, int] = (512, 512, 0, 0)
     norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = True
+    crosses_text: ClassVar[bool] = True
     ffn_matrices: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
@@ -272,7 +272,7 @@ class HartConfig:
     residual_depth: int = 6
     residual_steps: int = 8
     norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = True
+    crosses_text: ClassVar[bool] = False
     ffn_matrices: ClassVar[int] = 3
 
     def __post_init__(self) -> None:

@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from ldp_runtime.bundle.files import Bundle
 
 from helpers.golden_weights import GOLDEN, golden_folder
+from helpers.shared import build_shared
+from ldp_export.building.build import BuildOptions, plan_build
 from ldp_export.checkpoints.hart import load_hart
+from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.var import load_var_vae
 from ldp_export.models.hart import HartTransformer
 from ldp_export.models.var_vae import VarVae
-from ldp_export.reference.hart import HartSettings, HartText
+from ldp_export.reference.hart import HartSettings, HartText, residual_noise
 
 NAME = "hart_small"
 #: Two correct float32 implementations of the original differ by up to this in raw and guided logits, and in the latent
@@ -97,3 +101,27 @@ class HartGolden:
             run["more_smooth"],
             run["final_stage"] == 0,
         )
+
+    def request(self, name: str) -> dict[str, Any]:
+        """Arguments of a pipeline's call for a run of the original."""
+        run, own = self.run(name), self.settings(name)
+        return {
+            "prompt_embeds": self.texts[f"{run['text']}_feat"][0],
+            "prompt_attention_mask": self.texts[f"{run['text']}_mask"][0],
+            "guidance_scale": own.guidance,
+            "top_k": own.top_k,
+            "top_p": own.top_p,
+            "seed": own.seed,
+            "more_smooth": own.more_smooth,
+            "policy": "none",
+        }
+
+    def residual_noise(self, name: str) -> torch.Tensor:
+        """Noise of the residual of a run of one image [L, steps * channels], which the original draws elsewhere."""
+        run, config = self.run(name), self.transformer.config
+        noise = residual_noise(run["noise_seed"], 1, config.grids[-1] ** 2, config.channels, config.residual_steps)
+        return noise[0].flatten(1)
+
+    def build(self, output: Path, chunk: int | None = None) -> Bundle:
+        sources = self.sources
+        return build_shared(plan_build(infer_spec(sources), sources, BuildOptions(output, chunk=chunk)))[0]

@@ -38,7 +38,7 @@ def conditions_of(job: Job, manifest: Manifest) -> Conditions:
         return job.options.prompts
     assert job.embeds is not None
     generator = torch.Generator().manual_seed(job.embeds.seed)
-    shape = (job.embeds.tokens, manifest.model.text_channels)
+    shape = manifest.model.given_features(job.embeds.tokens)
     return [torch.randn(shape, generator=generator) for _ in range(job.embeds.count)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ldp_runtime.architecture.hart import HartEntry
 from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.architecture.var import VarEntry
@@ -69,7 +70,7 @@ def scales_to_record(model: InfinityEntry, parameters: int) -> int | None:
     return max(affordable, default=2)
 
 
-def recorded_codebook_bytes(model: VarEntry | SwittiEntry) -> int:
+def recorded_codebook_bytes(model: VarEntry | SwittiEntry | HartEntry) -> int:
     """Bytes of the runs of a codebook's model: logits of five rows and a pruned one, indices, latents, images."""
     schedule = model.schedule()
     h, w = schedule.final_grid

@@ -190,6 +190,8 @@ class Pipeline:
         negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
         pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
         negative_pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        prompt_attention_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        negative_prompt_attention_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         temperature: float | Sequence[float] | None = None,
         top_k: int | None = None,
@@ -260,6 +262,8 @@ class Pipeline:
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,
@@ -445,7 +449,7 @@ class Pipeline:
         elif self.manifest.has_text_encoder:
             self(["a picture"] * batch, seed=0, output_type="torch")
         else:
-            shape = min(8, self.manifest.limits.text_tokens), self.manifest.model.text_channels
+            shape = self.manifest.model.given_features(min(8, self.manifest.limits.text_tokens))
             features = torch.ones(shape, dtype=torch.float32, device="cpu")
             self(prompt_embeds=[features] * batch, negative_prompt_embeds=features, seed=0, output_type="torch")
 
@@ -515,7 +519,8 @@ class Pipeline:
     ) -> Sequence[torch.Tensor] | CounterNoise:
         """Noise of an image; if a GPU computes, another thread draws that of a generator meanwhile."""
         if self.manifest.noise == "counter":
-            return CounterNoise(seed, schedule.tokens, device, codec.variates, codec.of_uniforms)
+            variates = tuple(codec.variates(k, len(schedule)) for k in range(len(schedule)))
+            return CounterNoise(seed, schedule.tokens, device, variates, codec.of_uniforms)
         if self._drawer is None:
             return codec.noise(seed, schedule)
         return NoiseAhead(seed, codec, schedule, device, self._drawer)
