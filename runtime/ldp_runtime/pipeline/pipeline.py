@@ -218,9 +218,11 @@ class Pipeline:
             negative_prompt_embeds: text features of the negative prompts, instead of `negative_prompt`.
             pooled_prompt_embeds, negative_pooled_prompt_embeds: Switti only: pooled vectors [pooled_channels] of the
                 features; None takes them from the last token, as its text encoder does.
+            prompt_attention_mask, negative_prompt_attention_mask: HART only, whose features have the rows of padding:
+                True or 1 at tokens [T]; None: all rows are tokens.
             guidance_scale: one weight per scale (1 means no guidance), or one number g. For Infinity, g is the weight
-                of every scale. For VAR and Switti it sets the originals' ramp: scale k of S has 1 + g k / (S - 1).
-                Switti's ends at the scale that its bundle names.
+                of every scale. For VAR, Switti and HART it sets the originals' ramp: scale k of S has
+                1 + g k / (S - 1). Switti's ends at the scale that its bundle names, HART's last two weights are equal.
             temperature: temperature of the logits, one number or one per scale. Switti's number is that of the scales
                 after guidance has ended.
             top_k: for bits, 1 draws the likeliest and any other number is off; for codes, the k likeliest can be drawn.
@@ -236,7 +238,7 @@ class Pipeline:
                 warning that says what is drawn.
             output_type: "pil", "numpy", "torch" or "latent".
             cfg_insertion_layer: position where guidance is mixed; engines do so at the logits, so only [0] is allowed.
-            more_smooth: VAR and Switti: draw mixtures of codebook entries, as the originals' option of that name; None
+            more_smooth: VAR, Switti and HART: draw mixtures of codebook entries, as the originals' option of that name; None
                 does what the model's recommended settings do.
             callback_on_scale: function that sees a `ScaleEvent` after each scale; it returns False to stop.
             callback_on_image: function that sees an `ImageEvent` once an image is finished. Images of a request that

@@ -95,7 +95,7 @@ class ImageRequest:
         temperature: of the logits, one number per scale.
         filter: top-k and top-p.
         policy: what is pruned of it.
-        more_smooth: VAR and Switti: draw mixtures of codebook entries.
+        more_smooth: VAR, Switti and HART: draw mixtures of codebook entries.
         ended_temperature, guidance_end: see `ImageSettings`.
     """
 
