@@ -238,8 +238,8 @@ class Pipeline:
                 warning that says what is drawn.
             output_type: "pil", "numpy", "torch" or "latent".
             cfg_insertion_layer: position where guidance is mixed; engines do so at the logits, so only [0] is allowed.
-            more_smooth: VAR, Switti and HART: draw mixtures of codebook entries, as the originals' option of that name; None
-                does what the model's recommended settings do.
+            more_smooth: VAR, Switti and HART: draw mixtures of codebook entries, as the originals' option of that
+                name; None does what the model's recommended settings do.
             callback_on_scale: function that sees a `ScaleEvent` after each scale; it returns False to stop.
             callback_on_image: function that sees an `ImageEvent` once an image is finished. Images of a request that
                 takes several batches come while later ones are not yet begun. It returns False to stop.
