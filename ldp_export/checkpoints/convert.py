@@ -32,10 +32,18 @@ from ldp_runtime.system.disk import (
 from ldp_runtime.system.small_files import is_plain_file, read_json, stays_inside
 
 from ldp_export.checkpoints.clip import holds_clip, tower_state
-from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, files_read, folder_of
+from ldp_export.checkpoints.files.parts import (
+    CONFIG_FILE,
+    INSTRUCTION_FILE,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    files_read,
+    folder_of,
+)
 from ldp_export.checkpoints.files.tensors import State, listing, read_state
 from ldp_export.checkpoints.files.writer import TensorSource, check_types, write_tensors
 from ldp_export.checkpoints.hart import holds_hart
+from ldp_export.checkpoints.qwen2vl import holds_qwen2, text_stack_state
 from ldp_export.checkpoints.switti import holds_switti
 from ldp_export.checkpoints.t5 import encoder_state
 from ldp_export.checkpoints.var import holds_var
@@ -135,7 +143,7 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     state = read_state(source)
     is_text_encoder = is_plain_file(source / CONFIG_FILE) and not _is_configured(state)
     if is_text_encoder:
-        state = tower_state(state) if holds_clip(state) else encoder_state(state)
+        state = _text_state(state)
     state.pop(_TRAINING_MASK, None)
     changes = _changes_of_text_encoder if is_text_encoder else _changes_of_blocks(state)
     dtype = PRECISIONS[precision]
@@ -154,10 +162,18 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     return plan
 
 
+def _text_state(state: State) -> State:
+    """Tensors of a text encoder that a build reads."""
+    if holds_qwen2(state):
+        return text_stack_state(state)
+    return tower_state(state) if holds_clip(state) else encoder_state(state)
+
+
 def _beside(source: Path, state: State, is_text_encoder: bool) -> tuple[str, ...]:
     """Names of the small files that are read with the weights."""
     if is_text_encoder:
-        return CONFIG_FILE, TOKENIZER_FILE
+        more = (TOKENIZER_CONFIG, INSTRUCTION_FILE) if is_plain_file(source / INSTRUCTION_FILE) else ()
+        return (CONFIG_FILE, TOKENIZER_FILE, *more)
     return (CONFIG_FILE,) if _is_configured(state) else ()
 
 

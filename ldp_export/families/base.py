@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from ldp_runtime.architecture.choose import ModelEntry
@@ -48,8 +47,8 @@ class Family(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> Path | None:
-        """File of the text encoder's tokenizer, or None."""
+    def tokenizer(self) -> bytes | None:
+        """Content of the bundle's tokenizer.json; None without a text encoder."""
         ...
 
     @property

@@ -21,6 +21,7 @@ from ldp_export.verification.recording.sizes import recorded_codebook_bytes
 if TYPE_CHECKING:
     import torch
 
+    from ldp_export.checkpoints.qwen2vl import Qwen2TextEncoder
     from ldp_export.graphs.graph import Graph
     from ldp_export.graphs.signature import GraphSignature
     from ldp_export.models.hart import HartTransformer
@@ -35,6 +36,7 @@ class _Models:
 
     transformer: HartTransformer
     vae: VarVae
+    text: Qwen2TextEncoder | None
 
 
 class HartFamily:
@@ -55,12 +57,13 @@ class HartFamily:
         """Parts of the model on the meta device: shapes without values."""
         import torch
 
+        from ldp_export.checkpoints.qwen2vl import qwen2_skeleton
         from ldp_export.models.hart import HartTransformer
         from ldp_export.models.var_vae import VarVae
 
         with torch.device("meta"):
             transformer, vae = HartTransformer(self.spec.transformer), VarVae(self.spec.vae)
-        return _Models(transformer, vae)
+        return _Models(transformer, vae, self._text_of(qwen2_skeleton))
 
     @cached_property
     def _mapped(self) -> _Models:
@@ -69,11 +72,29 @@ class HartFamily:
         from ldp_export.checkpoints.var import map_var_vae
 
         transformer = map_hart(self.sources.transformer, self.spec.transformer)
-        return _Models(transformer, map_var_vae(self.sources.vae, self.spec.vae))
+        return _Models(transformer, map_var_vae(self.sources.vae, self.spec.vae), self.text_encoder)
+
+    @cached_property
+    def text_encoder(self) -> Qwen2TextEncoder | None:
+        from ldp_export.checkpoints.qwen2vl import map_qwen2
+
+        return self._text_of(map_qwen2)
+
+    def _text_of(self, read: Callable[[Path, int], Qwen2TextEncoder]) -> Qwen2TextEncoder | None:
+        """Text encoder as `read` opens its folder; None if there is none. Raises CheckpointError if it does not fit."""
+        if not self.sources.text_encoders:
+            return None
+        encoder, channels = read(self.sources.text_encoders[0], self.text_tokens), self.spec.transformer.text_channels
+        if encoder.channels != channels:
+            raise CheckpointError(
+                f"the text encoder has {encoder.channels} channels, the transformer reads {channels}",
+                hint="give the text encoder that the model was trained with: --text-encoder",
+            )
+        return encoder
 
     @property
-    def tokenizer(self) -> Path | None:
-        return None
+    def tokenizer(self) -> bytes | None:
+        return None if self.text_encoder is None else self.text_encoder.tokenizer
 
     @property
     def entry(self) -> HartEntry:
@@ -108,20 +129,27 @@ class HartFamily:
         self.check_text()
 
     def check_text(self) -> None:
-        if self.sources.text_encoders:
-            raise CheckpointError(
-                "HART's text encoder is not supported yet", hint="leave it out, and pass prompt_embeds with their mask"
-            )
+        from ldp_export.checkpoints.qwen2vl import check_qwen2_folder
+
+        folders = self.sources.text_encoders
+        if len(folders) > 1:
+            raise ConfigError("HART reads its text with one encoder", hint="leave --text-encoder-2 out")
+        for folder in folders:
+            check_qwen2_folder(folder)
 
     def graph_names(self, chunk: int | None) -> list[str]:
         depth = self.spec.transformer.depth
-        return [*chunk_names("prompt", depth, chunk), *chunk_names("blocks", depth, chunk), "residual", "decoder"]
+        names = [*chunk_names("prompt", depth, chunk), *chunk_names("blocks", depth, chunk), "residual", "decoder"]
+        return ["text_encoder", *names] if self.sources.text_encoders else names
 
     def signature(self, graph: str, precision: Precision) -> GraphSignature:
         from ldp_export.graphs.hart import hart_blocks_signature, hart_prompt_signature, hart_residual_signature
+        from ldp_export.graphs.t5 import text_encoder_signature
         from ldp_export.graphs.var import var_decoder_signature
 
         t, kind = self.spec.transformer, graph_kind(graph)
+        if kind == "text_encoder":
+            return text_encoder_signature(t.text_channels + 1)
         if kind == "residual":
             return hart_residual_signature(t)
         if kind == "decoder":
@@ -141,11 +169,15 @@ class HartFamily:
 
     def _graph(self, graph: str, models: _Models, precision: Precision) -> Graph:
         from ldp_export.graphs.hart import HartBlocksGraph, HartResidualGraph, hart_prompt_graph
+        from ldp_export.graphs.qwen2vl import Qwen2TextGraph
         from ldp_export.graphs.var import VarDecoderGraph
 
         kind = graph_kind(graph)
         if kind == "decoder":
             return VarDecoderGraph(models.vae, precision)
+        if kind == "text_encoder":
+            assert models.text is not None
+            return Qwen2TextGraph(models.text.module, models.text.before, models.text.padding, precision)
         if kind == "residual":
             return HartResidualGraph(models.transformer, precision)
         of_blocks = hart_prompt_graph if kind == "prompt" else HartBlocksGraph
@@ -179,13 +211,13 @@ class HartFamily:
         self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
     ) -> ReferenceCases:
         from ldp_export.checkpoints.hart import load_hart
+        from ldp_export.checkpoints.qwen2vl import load_qwen2
         from ldp_export.checkpoints.var import load_var_vae
         from ldp_export.models.hart import FLOAT32_ISLANDS
         from ldp_export.reference.quantized import products_in_8_bits
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.hart import (
             forced_hart_logits,
-            random_texts,
             record_hart_cases,
             residual_of,
         )
@@ -193,14 +225,14 @@ class HartFamily:
 
         transformer = load_hart(self.sources.transformer, self.spec.transformer)
         vae = load_var_vae(self.sources.vae, self.spec.vae)
-        texts = random_texts(transformer)
-        cases = record_hart_cases(transformer, vae, texts, self.entry, self.spec.defaults, say)
+        encoder = self._text_of(load_qwen2)
+        cases = record_hart_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
 
         def logits(case: Case) -> list[torch.Tensor]:
             return forced_hart_logits(transformer, vae, cases, case, self.entry)
 
         say("rounding")
-        cases = with_bounds(cases, self._outputs(vae, logits, lambda: residual_of(transformer, cases.tensors)))
+        cases = with_bounds(cases, self._outputs(vae, encoder, logits, lambda: residual_of(transformer, cases.tensors)))
         rounding = dict(cases.rounding)
         if precision != "float32":
             say(f"rounding of {precision}")
@@ -215,6 +247,7 @@ class HartFamily:
     def _outputs(
         self,
         vae: VarVae,
+        encoder: Qwen2TextEncoder | None,
         logits: Callable[[Case], Sequence[torch.Tensor]],
         residual: Callable[[], torch.Tensor],
     ) -> Outputs:
@@ -225,5 +258,7 @@ class HartFamily:
         from ldp_export.verification.bounds import Outputs
 
         parameters = sum(p.numel() for p in self._shapes.transformer.parameters())
-        codec = codec_of(self.entry, codebook_constants(vae))
-        return Outputs(logits, vae.decode, None, codec, lambda case: self.entry.schedule(), 2.0 * parameters, residual)
+        codec, features = codec_of(self.entry, codebook_constants(vae)), encoder and encoder.features
+        return Outputs(
+            logits, vae.decode, features, codec, lambda case: self.entry.schedule(), 2.0 * parameters, residual
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.switti import SwittiEntry
@@ -92,8 +91,8 @@ class SwittiFamily:
         return encoder
 
     @property
-    def tokenizer(self) -> Path | None:
-        return None if self.text_encoder is None else self.text_encoder.tokenizer
+    def tokenizer(self) -> bytes | None:
+        return None if self.text_encoder is None else self.text_encoder.tokenizer.read_bytes()
 
     @property
     def entry(self) -> SwittiEntry:

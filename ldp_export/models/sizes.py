@@ -365,6 +365,47 @@ class ClipTowersSizes:
 
 
 @dataclass(frozen=True)
+class Qwen2Sizes:
+    """Sizes of a Qwen2 text stack: the usual ones of a transformer whose queries share keys and values in groups."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.head_dim % 2 or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"width {self.width} does not divide into {self.heads} even heads in {self.kv_heads} groups",
+                hint="the configuration is of another model than Qwen2",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def encoder_parameters(self) -> int:
+        """Number of parameters, the table of tokens included."""
+        C, shared = self.width, self.kv_heads * self.head_dim
+        attention = 2 * C * C + C + 2 * (C + 1) * shared
+        return self.vocabulary * C + C + self.layers * (attention + 3 * C * self.ffn + 2 * C)
+
+    @property
+    def encoder_islands(self) -> int:
+        """Number of the weights that stay float32: those of the normalizations."""
+        return (2 * self.layers + 1) * self.width
+
+    @property
+    def parameters(self) -> int:
+        return self.encoder_parameters
+
+
+@dataclass(frozen=True)
 class VarVaeConfig:
     """Sizes of the VAE.
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from ldp_runtime.bundle.files import Bundle
+from tokenizers import Tokenizer, models
 
 from helpers.golden_weights import GOLDEN, golden_folder
 from helpers.shared import build_shared
 from ldp_export.building.build import BuildOptions, plan_build
+from ldp_export.checkpoints import qwen2vl
 from ldp_export.checkpoints.hart import load_hart
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.sources import Sources
@@ -45,6 +51,41 @@ def released_folder() -> Path:
     model = json.loads((GOLDEN / NAME / "config.json").read_text())["model"]
     (folder / "llm" / "config.json").write_text(json.dumps(model))
     return folder
+
+
+#: Instruction of the small text encoder, which stands for the original's.
+INSTRUCTION = "describe the picture of these words\n"
+
+
+def write_qwen2(folder: Path, width: int = 64, side: str = "left") -> Path:
+    """A small random Qwen2 model with tokenizer and instruction, as its folder must be."""
+    from transformers import Qwen2Config, Qwen2Model
+
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 96, "vocab_size": 120, "max_position_embeddings": 512}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2Model(Qwen2Config(**sizes, rope_theta=1000.0))
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+        model.save_pretrained(folder)
+    letters = {chr(code): code - 32 for code in range(32, 127)} | {"\n": 95, "<|pad|>": 96}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.add_special_tokens(["<|pad|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"pad_token": "<|pad|>", "padding_side": side}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "constants.py").write_text(f"other = [1]\nllm_system_prompt = {INSTRUCTION!r}\n")
+    return folder
+
+
+@contextmanager
+def known_instruction() -> Generator[None]:
+    """The small encoder's instruction in place of the one that is known of the original."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qwen2vl, "INSTRUCTION_LENGTH", len(INSTRUCTION))
+        patch.setattr(qwen2vl, "INSTRUCTION_SHA256", hashlib.sha256(INSTRUCTION.encode()).hexdigest())
+        yield
 
 
 @dataclass(frozen=True)
@@ -122,6 +163,6 @@ class HartGolden:
         noise = residual_noise(run["noise_seed"], 1, config.grids[-1] ** 2, config.channels, config.residual_steps)
         return noise[0].flatten(1)
 
-    def build(self, output: Path, chunk: int | None = None) -> Bundle:
-        sources = self.sources
+    def build(self, output: Path, chunk: int | None = None, text: Path | None = None) -> Bundle:
+        sources = self.sources.with_text((text,))
         return build_shared(plan_build(infer_spec(sources), sources, BuildOptions(output, chunk=chunk)))[0]

@@ -117,7 +117,8 @@ class GraphsCandidate(EngineCandidate, ABC):
         engines = open_engines(bundle, torch.device(job.options.device), job.options.threads, open_eager)
         tokenizer = None
         if bundle.manifest.has_text_encoder:
-            tokenizer = PromptTokenizer(bundle.path(TOKENIZER), bundle.manifest.limits.text_tokens)
+            padded = bundle.manifest.model.fixed_text_tokens > 0
+            tokenizer = PromptTokenizer(bundle.path(TOKENIZER), bundle.manifest.limits.text_tokens, padded=padded)
         return Pipeline(bundle.manifest, engines, tokenizer, job.batch, bundle.root)
 
     @abstractmethod

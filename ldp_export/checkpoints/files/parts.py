@@ -14,6 +14,8 @@ from ldp_export.models.hub_files import INDEX_NAME, SINGLE_NAME
 
 #: Files that a text encoder has beside its weights.
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
+#: Those that HART's text encoder has besides: settings of the tokenizer, and the original's file with its instruction.
+TOKENIZER_CONFIG, INSTRUCTION_FILE = "tokenizer_config.json", "constants.py"
 
 
 def folder_of(path: Path) -> Path:

@@ -8,6 +8,8 @@ the residual is recorded at the positions whose first step is clearest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from ldp_runtime.architecture.hart import HartEntry
@@ -15,11 +17,14 @@ from ldp_runtime.bundle.manifest import Defaults
 from ldp_runtime.families.choose import guidance_weights
 from ldp_runtime.families.hart import residual_weights
 
+from ldp_export.checkpoints.files.parts import TOKENIZER_FILE
+from ldp_export.checkpoints.qwen2vl import Qwen2TextEncoder
 from ldp_export.models.hart import HartTransformer, denoising_steps
 from ldp_export.models.var_vae import VarVae
 from ldp_export.reference.hart import HartRun, HartSettings, HartText, generate
 from ldp_export.reference.oracle import pruned_hart_logits
 from ldp_export.verification.cases import RESIDUAL, Case, ReferenceCases, fixed_masks
+from ldp_export.verification.recording.infinity import PROMPTS
 
 #: Real tokens of the prompts that stand for texts, as shares of all rows: one is padded before, one behind.
 _TOKENS = (0.6, 0.25)
@@ -31,17 +36,14 @@ _POSITIONS = 16
 def record_hart_cases(
     transformer: HartTransformer,
     vae: VarVae,
-    texts: list[torch.Tensor],
+    encoder: Qwen2TextEncoder | None,
     model: HartEntry,
     defaults: Defaults,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> ReferenceCases:
-    """Records runs of the reference model: two texts with guidance, one without, one pruned; and a residual.
-
-    Args:
-        texts: features of two prompts [T, Ct + 1], positions in the last channel.
-    """
+    """Records runs of the reference model: two texts with guidance, one without, one pruned; and a residual."""
     tensors: dict[str, torch.Tensor] = {}
+    texts = random_texts(transformer) if encoder is None else _encoded(encoder, tensors)
     cases: list[Case] = []
     for i, guidance in ((0, defaults.guidance), (0, 0.0), (1, defaults.guidance)):
         name = f"text{i}_guidance{guidance:g}"
@@ -52,7 +54,7 @@ def record_hart_cases(
             guidance, defaults.top_k, model.late_top_k, model.first_late, defaults.top_p, i, False, has_residual=False
         )
         run = generate(transformer, vae, split_text(texts[i][None]), settings, torch.empty(0))
-        case = Case(name, 1.0, guidance)
+        case = Case(name, 1.0, guidance, prompt=encoder and PROMPTS[i])
         cases.append(case)
         tensors[f"{name}.features"] = texts[i]
         rows = hart_rows(model, guidance)
@@ -79,6 +81,15 @@ def random_texts(transformer: HartTransformer) -> list[torch.Tensor]:
         features = torch.randn(config.text_tokens, config.text_channels, generator=generator)
         texts.append(torch.cat((features, positions[:, None].float()), dim=1))
     return texts
+
+
+def _encoded(encoder: Qwen2TextEncoder, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Features of the recorded prompts [T, Ct + 1]; adds them and their token ids to `tensors`."""
+    with TemporaryDirectory() as folder:
+        for i, prompt in enumerate(PROMPTS):
+            ids = encoder.ids(prompt, Path(folder) / TOKENIZER_FILE)
+            tensors[f"text{i}.ids"], tensors[f"text{i}.features"] = ids, encoder.features(ids)
+    return [tensors[f"text{i}.features"] for i in range(len(PROMPTS))]
 
 
 def split_text(features: torch.Tensor) -> HartText:

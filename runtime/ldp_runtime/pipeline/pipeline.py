@@ -177,7 +177,8 @@ class Pipeline:
             engines = open_engines(opened, target, threads, keeps_text_encoder=estimate.keeps_text_encoder)
         manifest, tokenizer = opened.manifest, None
         if manifest.has_text_encoder:
-            tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens, quote_prompts)
+            padded = manifest.model.fixed_text_tokens > 0
+            tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens, quote_prompts, padded)
         return cls(manifest, engines, tokenizer, max_batch, opened.root, max_images, slots)
 
     def __call__(

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from helpers.goldens import IMAGE
-from helpers.hart_samples import FREE_HARD, FREE_SMOOTH, HartGolden
+from helpers.hart_samples import FREE_HARD, FREE_SMOOTH, HartGolden, known_instruction, write_qwen2
 from ldp_runtime import Pipeline, Policy, ScaleEvent, StopAt, TopK
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.families.hart import HartCodec
 from ldp_runtime.schedule import ScaleSchedule
+
+from ldp_export.checkpoints.qwen2vl import load_qwen2
 
 TOLERANCE = {"greedy": FREE_HARD, "sampled": FREE_HARD, "nocfg": FREE_HARD, "topp": FREE_HARD, "smooth": FREE_SMOOTH}
 
@@ -24,8 +26,15 @@ def golden() -> HartGolden:
 
 
 @pytest.fixture(scope="module")
-def pipe(bundles: Path, golden: HartGolden) -> Iterator[Pipeline]:
-    with Pipeline.load(golden.build(bundles / golden.name, chunk=3), threads=1) as opened:
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen2(tmp_path_factory.mktemp("qwen2"))
+
+
+@pytest.fixture(scope="module")
+def pipe(bundles: Path, golden: HartGolden, text: Path) -> Iterator[Pipeline]:
+    with known_instruction():
+        bundle = golden.build(bundles / golden.name, chunk=3, text=text)
+    with Pipeline.load(bundle, threads=1) as opened:
         yield opened
 
 
@@ -117,7 +126,7 @@ class TestPruning:
         ({"prompt_attention_mask": torch.zeros(20)}, "must mark tokens"),
         ({"prompt_attention_mask": torch.full((20,), 2)}, "must mark tokens"),
         ({"prompt_attention_mask": [torch.ones(20)] * 2}, "one mask for each"),
-        ({"prompt_embeds": None, "prompt": "a cat"}, "no text encoder|without prompt_embeds"),
+        ({"prompt_embeds": None, "prompt": "a cat"}, "without prompt_embeds"),
         ({"pooled_prompt_embeds": torch.zeros(3)}, "reads no pooled"),
         ({"aspect_ratio": 2.0}, "square"),
     ],
@@ -135,3 +144,22 @@ def test_without_a_mask_every_row_is_a_token(pipe: Pipeline, golden: HartGolden)
     plain = {key: value for key, value in request.items() if key != "prompt_attention_mask"}
     assert torch.equal(marked, pipe(**plain, output_type="latent").images)
     assert not torch.equal(marked, pipe(**request, output_type="latent").images)
+
+
+class TestWords:
+    def test_words_and_their_features_draw_the_same(self, pipe: Pipeline, text: Path, tmp_path: Path) -> None:
+        with known_instruction():
+            encoder = load_qwen2(text, 20)
+        features = encoder.features(encoder.ids("A red circle", tmp_path / "tokenizer.json"))
+        mask = torch.arange(20) >= 20 - len("A red circle")
+        given = {"prompt_embeds": features[:, :-1], "prompt_attention_mask": mask}
+        plain = {"seed": 4, "more_smooth": False, "output_type": "latent"}
+        drawn = pipe("A red circle", **plain).images
+        torch.testing.assert_close(drawn, pipe(**given, **plain).images, atol=1e-3, rtol=0)
+        assert not torch.equal(drawn, pipe("A blue circle", **plain).images)
+
+    def test_a_long_text_is_cut_and_no_empty_one_is_needed(self, pipe: Pipeline) -> None:
+        plain = {"seed": 4, "more_smooth": False, "output_type": "latent"}
+        long = pipe("abcdefghijklmnopqrstuvwxyz", **plain).images
+        assert torch.equal(long, pipe("abcdefghijklmnopqrst", **plain).images)
+        assert torch.equal(long, pipe("abcdefghijklmnopqrst", negative_prompt="", **plain).images)
