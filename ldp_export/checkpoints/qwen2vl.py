@@ -1,8 +1,8 @@
 """Loading of HART's text encoder: the text stack of Qwen2-VL, a folder in the layout of `transformers`.
 
 A folder holds config.json, safetensors, tokenizer.json and tokenizer_config.json as its repository does. Beside them
-lies `constants.py` of HART's own repository, with the instruction that stands before every prompt. It is not part of
-this package: it is read as data, never executed, and must be the known one.
+lies a file of HART's own repository (`INSTRUCTION_SOURCE`), with the instruction that stands before every prompt. It
+is not part of this package: it is read as data, never executed, and must be the known one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from ldp_export.models.qwen2vl import Qwen2Text
 from ldp_export.models.sizes import Qwen2Sizes
 
 #: Where the instruction is published, and what its text is known by: its length, and the SHA-256 of its UTF-8.
-INSTRUCTION_SOURCE = "hart/utils/constants.py of github.com/mit-han-lab/hart, commit e28a41f"
+INSTRUCTION_SOURCE = (
+    "https://raw.githubusercontent.com/mit-han-lab/hart/453235fc9dc88f23a14eab7bc159d9ae15175fd1"
+    "/hart/utils/constants.py"
+)
 _NAME, INSTRUCTION_LENGTH = "llm_system_prompt", 705
 INSTRUCTION_SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a9b8f20"
 
@@ -101,7 +104,7 @@ def check_qwen2_folder(folder: Path) -> None:
     if absent:
         raise CheckpointError(
             f"the text encoder {folder} lacks {' and '.join(absent)}",
-            hint=f"{_GIVE}, and put {INSTRUCTION_SOURCE}, into it as {INSTRUCTION_FILE}",
+            hint=f"{_GIVE}, and put {INSTRUCTION_SOURCE} into it as {INSTRUCTION_FILE}",
         )
     _sizes(folder)
     read_instruction(folder / INSTRUCTION_FILE)
