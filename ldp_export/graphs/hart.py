@@ -208,7 +208,7 @@ def hart_residual_signature(config: HartConfig) -> GraphSignature:
     inputs = (
         TensorSpec("hidden", (R, L, config.width)),
         TensorSpec("codes", (L, c)),
-        TensorSpec("noise", (L, config.residual_steps * c)),
+        TensorSpec("noise", (L, config.residual_steps, c)),
         TensorSpec("weights", (R,)),
     )
     return GraphSignature("residual", inputs, (TensorSpec("residual", (L, c)),))
@@ -217,19 +217,20 @@ def hart_residual_signature(config: HartConfig) -> GraphSignature:
 class HartResidualGraph(Graph):
     """Tokens behind the last block [R, L, C] and drawn codes [L, channels] to a residual [L, channels], in all steps.
 
-    Rows are one image's branches, the conditional one first.
+    Rows are one image's branches, the conditional one first. It is float32 in every precision: its first step
+    multiplies rounding by twenty thousand.
     """
 
-    ISLANDS = _OF_MODEL
+    ISLANDS = re.compile("")
 
     def __init__(self, model: HartTransformer, precision: Precision = "float32") -> None:
         super().__init__(hart_residual_signature(model.config), precision)
         self.model = model
+        self.times = nn.Parameter(model.step_waves(), requires_grad=False)
 
     def uses(self, name: str) -> bool:
-        return re.match(r"model\.(word_embed|decoder_norm|diffloss)\.", name) is not None
+        return name == "times" or re.match(r"model\.(word_embed|decoder_norm|diffloss)\.", name) is not None
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         hidden, codes, noise, weights = tensors
-        steps = noise.unflatten(1, (self.model.config.residual_steps, self.model.config.channels))
-        return self.model.residual(self.model.residual_condition(hidden, codes), steps, weights)
+        return self.model.residual(self.model.residual_condition(hidden, codes[None]), noise, weights, self.times)

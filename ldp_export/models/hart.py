@@ -25,9 +25,7 @@ from ldp_export.models.sizes import HartConfig
 
 #: Names of parameters that stay float32 in every precision. The logits decide draws, and the first step of the
 #: residual head multiplies its output by twenty thousand.
-FLOAT32_ISLANDS = re.compile(
-    r"(context_norm|lvl_embed|head_nm|head|decoder_norm)\b|(.*\.)?(ln_wo_grad|in_ln|time_embed|final_layer)\b"
-)
+FLOAT32_ISLANDS = re.compile(r"(context_norm|lvl_embed|head_nm|head|decoder_norm|diffloss)\b|(.*\.)?ln_wo_grad\b")
 
 #: Softmax scale of the attention, beside the square root of a head's channels: four times flatter than usual.
 _FLATNESS = 0.25
@@ -150,7 +148,7 @@ class _ResBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         shift, scale, gate = self.adaLN_modulation(condition).float().chunk(3, dim=-1)
-        return x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
+        return x + gate * self.mlp(self.in_ln(x) * (1.0 + scale) + shift)
 
 
 class _FinalLayer(nn.Module):
@@ -165,7 +163,10 @@ class _FinalLayer(nn.Module):
 
 
 class _Denoiser(nn.Module):
-    """Noise and variance [..., 2 channels] that it finds in x [..., channels]; each position by itself."""
+    """Noise and variance [R, L, 2 channels] that it finds in x [1, L, channels]; each position by itself.
+
+    The time comes as its sinusoids [256], the condition as it was embedded [R, L, W].
+    """
 
     def __init__(self, config: HartConfig) -> None:
         super().__init__()
@@ -177,7 +178,7 @@ class _Denoiser(nn.Module):
         self.final_layer = _FinalLayer(W, config.channels)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        y = self.time_embed(time).float() + condition
+        y = self.time_embed.mlp(time[None, None]).float() + condition
         hidden = self.input_proj(x).float()
         for block in self.res_blocks:
             hidden = block(hidden, y)
@@ -299,14 +300,20 @@ class HartTransformer(nn.Module):
         return self.head(self.head_nm.ln_wo_grad(hidden) * (1 + scale) + shift)
 
     def residual_condition(self, hidden: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Condition of the residual head [R, L, C]: hidden tokens [R, L, C] with the drawn codes [L, channels]."""
+        """Condition of the residual head [R, L, C]: hidden tokens [R, L, C] with drawn codes [R or 1, L, channels]."""
         return self.decoder_norm(hidden + self.word_embed(codes).float())
+
+    def step_waves(self) -> torch.Tensor:
+        """Sinusoids of the residual head's steps, in the order in which they are taken [steps, 256]."""
+        times = [step.time for step in denoising_steps(self.config.residual_steps)]
+        return waves(torch.tensor(times, dtype=torch.float32, device="cpu"))
 
     def residual(
         self,
         condition: torch.Tensor,
         noise: torch.Tensor,
         weights: torch.Tensor,
+        times: torch.Tensor | None = None,
         trace: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Continuous residual of the last scale's codes [L, channels].
@@ -315,22 +322,23 @@ class HartTransformer(nn.Module):
             condition: see `residual_condition` [R, L, C]; the conditional branch comes first.
             noise: of each position, first for the start, then for each step but the last [L, steps, channels].
             weights: of the branches in the noise that is taken off [R]; the variance is the first branch's own.
+            times: see `step_waves`; None computes them.
             trace: gets what the steps begin with.
         """
         net, channels = self.diffloss.net, self.config.channels
         z, x = net.cond_embed(condition).float(), noise[:, 0]
+        times = self.step_waves().to(x.device) if times is None else times
         steps = denoising_steps(self.config.residual_steps)
         for i, step in enumerate(steps):
             if trace is not None:
                 trace.append(x)
-            time = torch.full((1,), step.time, dtype=torch.float32, device=x.device)
-            found = net(x[None], time, z)  # [R, L, 2 channels]
+            found = net(x[None], times[i], z)  # [R, L, 2 channels]
             eps = (weights[:, None, None] * found[..., :channels]).sum(dim=0)
-            share = (found[0, :, channels:] + 1) / 2
+            share = 0.5 * (found[0, :, channels:] + 1.0)
             start = (x * step.of_sample - eps * step.of_noise).clamp(-1, 1)
             x = start * step.keep_start + x * step.keep_sample
             if i + 1 < len(steps):
-                x = x + (0.5 * (share * step.most + (1 - share) * step.least)).exp() * noise[:, i + 1]
+                x = x + (0.5 * (share * step.most + (1.0 - share) * step.least)).exp() * noise[:, i + 1]
         return x * _RESIDUAL_SHARE
 
     def forward(

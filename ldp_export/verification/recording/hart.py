@@ -19,7 +19,7 @@ from ldp_runtime.families.hart import residual_weights
 
 from ldp_export.checkpoints.files.parts import TOKENIZER_FILE
 from ldp_export.checkpoints.qwen2vl import Qwen2TextEncoder
-from ldp_export.models.hart import HartTransformer, denoising_steps
+from ldp_export.models.hart import HartTransformer
 from ldp_export.models.var_vae import VarVae
 from ldp_export.reference.hart import HartRun, HartSettings, HartText, generate
 from ldp_export.reference.oracle import pruned_hart_logits
@@ -108,16 +108,16 @@ def _residual(transformer: HartTransformer, vae: VarVae, run: HartRun, weight: f
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(codes), config.residual_steps, config.channels, generator=generator)
     weights = torch.tensor(residual_weights(weight, guided=True))
-    hidden, first = run.hidden[: len(weights)], denoising_steps(config.residual_steps)[0]
-    condition = transformer.residual_condition(hidden, codes)
-    net, time = transformer.diffloss.net, torch.full((1,), float(first.time))
+    hidden = run.hidden[: len(weights)]
+    condition = transformer.residual_condition(hidden, codes[None])
+    net, time = transformer.diffloss.net, transformer.step_waves()[0]
     found = net(noise[None, :, 0], time, net.cond_embed(condition).float())[..., : config.channels]
     clearness = (noise[:, 0] - (weights[:, None, None] * found).sum(dim=0)).abs().amin(dim=1)
     kept = clearness.topk(min(_POSITIONS, len(codes))).indices.sort().values
     given = {
         "hidden": hidden[:, kept].contiguous(),
         "codes": codes[kept],
-        "noise": noise[kept].flatten(1),
+        "noise": noise[kept],
         "weights": weights,
     }
     tensors = {f"{RESIDUAL}.{key}": tensor for key, tensor in given.items()}
@@ -128,8 +128,7 @@ def _residual(transformer: HartTransformer, vae: VarVae, run: HartRun, weight: f
 def residual_of(transformer: HartTransformer, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """Residual [n, channels] of the recorded inputs."""
     hidden, codes, noise, weights = (tensors[f"{RESIDUAL}.{key}"] for key in ("hidden", "codes", "noise", "weights"))
-    steps = noise.unflatten(1, (transformer.config.residual_steps, -1))
-    return transformer.residual(transformer.residual_condition(hidden, codes), steps, weights)
+    return transformer.residual(transformer.residual_condition(hidden, codes[None]), noise, weights)
 
 
 def _store_pruned(

@@ -88,7 +88,7 @@ class HartCodec(CodebookCodec):
         weights = residual_weights(weight, guided)
         return {
             "codes": self.codes(index),
-            "noise": noise[:, -normals:].contiguous(),
+            "noise": noise[:, -normals:].unflatten(1, (self.steps, -1)).contiguous(),
             "weights": torch.tensor(weights, dtype=torch.float32, device=scores.device),
         }
 

@@ -116,7 +116,7 @@ def test_the_residual_head_alone(golden: HartGolden, name: str) -> None:
     weights = residual_weights(1 + float(expected[f"{name}_cfg"]), guided=True)
     condition, trace = expected["z"].view(2, -1, model.config.width)[: len(weights)], []
     with torch.no_grad():
-        got = model.residual(condition, noise, torch.tensor(weights), trace)
+        got = model.residual(condition, noise, torch.tensor(weights), trace=trace)
     torch.testing.assert_close(got, expected[f"{name}_out"], atol=1e-5, rtol=0)
     # The starts of late steps are multiplied; the first ones are the noise alone.
     torch.testing.assert_close(torch.stack(trace), expected[f"{name}_x"], atol=1e-4, rtol=0)
