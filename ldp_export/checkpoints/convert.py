@@ -172,8 +172,9 @@ def _text_state(state: State) -> State:
 def _beside(source: Path, state: State, is_text_encoder: bool) -> tuple[str, ...]:
     """Names of the small files that are read with the weights."""
     if is_text_encoder:
-        more = (TOKENIZER_CONFIG, INSTRUCTION_FILE) if is_plain_file(source / INSTRUCTION_FILE) else ()
-        return (CONFIG_FILE, TOKENIZER_FILE, *more)
+        more = (TOKENIZER_CONFIG,) if holds_qwen2(state) else ()
+        own = (INSTRUCTION_FILE,) if more and is_plain_file(source / INSTRUCTION_FILE) else ()
+        return (CONFIG_FILE, TOKENIZER_FILE, *more, *own)
     return (CONFIG_FILE,) if _is_configured(state) else ()
 
 

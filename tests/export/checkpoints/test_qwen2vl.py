@@ -12,7 +12,12 @@ from ldp_runtime.errors import CheckpointError
 from tokenizers import Tokenizer
 
 from ldp_export.checkpoints import qwen2vl
+from ldp_export.checkpoints.convert import convert, plan_conversion
 from ldp_export.checkpoints.qwen2vl import check_qwen2_folder, load_qwen2, read_instruction
+from ldp_export.graphs.qwen2vl import Qwen2TextGraph
+from ldp_export.models.qwen2vl import Qwen2Text
+from ldp_export.models.registry import find_model
+from ldp_export.models.sizes import Qwen2Sizes
 
 ROWS = 12
 
@@ -52,6 +57,23 @@ def test_texts_are_raw_padded_and_cut(folder: Path, tmp_path: Path) -> None:
     assert short == ([96] * 10 + [65, 66] if is_left(folder) else [65, 66] + [96] * 10)
     assert long == list(range(65, 65 + ROWS))
     assert encoder.ids("a<|pad|>b", place).tolist().count(encoder.padding) == ROWS - 2  # a spelt token is a hole
+
+
+def test_converted_weights_keep_what_lies_beside_them(folder: Path, tmp_path: Path) -> None:
+    target = convert(plan_conversion(folder, tmp_path / "converted", "float32"))
+    with known_instruction():
+        ours, theirs = (load_qwen2(place, ROWS) for place in (target, folder))
+    ids = theirs.ids("a cat", tmp_path / "tokenizer.json")
+    assert torch.equal(ours.features(ids), theirs.features(ids))
+
+
+def test_sizes_of_the_released_stack() -> None:
+    sizes = find_model("hart-0.7b").text_encoder
+    assert isinstance(sizes, Qwen2Sizes)
+    with torch.device("meta"):
+        weights = {name: p.numel() for name, p in Qwen2Text(sizes).named_parameters()}
+    assert sum(weights.values()) == sizes.encoder_parameters
+    assert sum(n for name, n in weights.items() if Qwen2TextGraph.ISLANDS.match(name)) == sizes.encoder_islands
 
 
 class TestInstruction:
