@@ -23,7 +23,7 @@ class BlockSizes(Protocol):
     @property
     def ffn(self) -> int: ...
 
-    reads_text: ClassVar[bool]
+    crosses_text: ClassVar[bool]
     ffn_matrices: ClassVar[int]
 
 
@@ -33,7 +33,7 @@ def scale_flops(model: BlockSizes, tokens: int, past: int, rows: int) -> int:
     Cross-attention to the few text tokens and the head are left out: under two percent.
     """
     C, token_rows = model.width, tokens * rows
-    text = 2 * C * C if model.reads_text else 0  # query and proj
+    text = 2 * C * C if model.crosses_text else 0  # query and proj
     matrices = 2 * (4 * C * C + text + model.ffn_matrices * C * model.ffn)  # qkv and proj; text; ffn
     attention = 4 * (past + tokens) * C
     return model.depth * token_rows * (matrices + attention)
@@ -41,7 +41,7 @@ def scale_flops(model: BlockSizes, tokens: int, past: int, rows: int) -> int:
 
 def trace_flops(model: ModelEntry, trace: Trace) -> int:
     """Operations of all scales of one image, for the tokens that were really computed."""
-    total, past = 0, 0
+    total, past = 0, model.prefix_tokens
     for scale in trace.scales:
         total += scale_flops(model, scale.tokens, past, scale.rows)
         past += scale.tokens if model.cached_layers else 0
@@ -54,7 +54,7 @@ def full_flops(model: ModelEntry, schedule: ScaleSchedule, guided: bool) -> int:
         scale_flops(
             model,
             tokens,
-            schedule.offsets[k] if model.cached_layers else 0,
+            model.prefix_tokens + (schedule.offsets[k] if model.cached_layers else 0),
             2 if guided and k < model.guided_scales else 1,
         )
         for k, tokens in enumerate(schedule.tokens)

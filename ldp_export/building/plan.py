@@ -99,7 +99,7 @@ class BuildPlan:
             return False
         model = self.family.entry
         schedules = [model.schedule(ratio) for ratio in model.aspect_ratios]
-        return model.reads_text and score_bytes(model, schedules, rows=2) > _MOST_SCORES
+        return self.family.fuses_attention and score_bytes(model, schedules, rows=2) > _MOST_SCORES
 
     def precision(self, name: str) -> Precision:
         """Precision in which a graph is exported: float32 for a decoder that is quantized afterwards."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -117,8 +116,8 @@ class BuildStages:
 
     def _write_constants(self, folder: Path, say: Callable[[str], None]) -> None:
         save_file(self.family.constants(), folder / CONSTANTS)
-        if self.family.tokenizer is not None:
-            shutil.copyfile(self.family.tokenizer, folder / TOKENIZER)
+        if (tokenizer := self.family.tokenizer) is not None:
+            (folder / TOKENIZER).write_bytes(tokenizer)
 
     def _record(self, folder: Path, say: Callable[[str], None]) -> None:
         quantized = quantized_scales(self.plan.options.builder)

@@ -32,12 +32,22 @@ from ldp_runtime.system.disk import (
 from ldp_runtime.system.small_files import is_plain_file, read_json, stays_inside
 
 from ldp_export.checkpoints.clip import holds_clip, tower_state
-from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, files_read, folder_of
+from ldp_export.checkpoints.files.parts import (
+    CONFIG_FILE,
+    INSTRUCTION_FILE,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    files_read,
+    folder_of,
+)
 from ldp_export.checkpoints.files.tensors import State, listing, read_state
 from ldp_export.checkpoints.files.writer import TensorSource, check_types, write_tensors
+from ldp_export.checkpoints.hart import holds_hart
+from ldp_export.checkpoints.qwen2vl import holds_qwen2, text_stack_state
 from ldp_export.checkpoints.switti import holds_switti
 from ldp_export.checkpoints.t5 import encoder_state
 from ldp_export.checkpoints.var import holds_var
+from ldp_export.models.hart import FLOAT32_ISLANDS as HART_ISLANDS
 from ldp_export.models.hub_files import INDEX_NAME
 from ldp_export.models.switti import FLOAT32_ISLANDS as SWITTI_ISLANDS
 from ldp_export.models.var import FLOAT32_ISLANDS as VAR_ISLANDS
@@ -67,7 +77,9 @@ _TRAINING_MASK = "attn_bias_for_masking"
 
 
 #: Weights of a block that stay float32, by family.
-_ISLANDS = ((holds_var, VAR_ISLANDS), (holds_switti, SWITTI_ISLANDS))
+_ISLANDS = ((holds_var, VAR_ISLANDS), (holds_switti, SWITTI_ISLANDS), (holds_hart, HART_ISLANDS))
+#: Those whose `config.json` beside the weights says what the weights do not.
+_CONFIGURED = (holds_switti, holds_hart)
 
 
 @dataclass(frozen=True)
@@ -129,9 +141,9 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     if os.path.lexists(target):
         raise ConfigError(f"{target} exists", hint="name a new path, or delete it first")
     state = read_state(source)
-    is_text_encoder = is_plain_file(source / CONFIG_FILE) and not holds_switti(state)
+    is_text_encoder = is_plain_file(source / CONFIG_FILE) and not _is_configured(state)
     if is_text_encoder:
-        state = tower_state(state) if holds_clip(state) else encoder_state(state)
+        state = _text_state(state)
     state.pop(_TRAINING_MASK, None)
     changes = _changes_of_text_encoder if is_text_encoder else _changes_of_blocks(state)
     dtype = PRECISIONS[precision]
@@ -150,11 +162,24 @@ def plan_conversion(source: Path, target: Path, precision: str, shard_bytes: int
     return plan
 
 
+def _text_state(state: State) -> State:
+    """Tensors of a text encoder that a build reads."""
+    if holds_qwen2(state):
+        return text_stack_state(state)
+    return tower_state(state) if holds_clip(state) else encoder_state(state)
+
+
 def _beside(source: Path, state: State, is_text_encoder: bool) -> tuple[str, ...]:
     """Names of the small files that are read with the weights."""
     if is_text_encoder:
-        return CONFIG_FILE, TOKENIZER_FILE
-    return (CONFIG_FILE,) if holds_switti(state) else ()  # it says what the training mask would
+        more = (TOKENIZER_CONFIG,) if holds_qwen2(state) else ()
+        own = (INSTRUCTION_FILE,) if more and is_plain_file(source / INSTRUCTION_FILE) else ()
+        return (CONFIG_FILE, TOKENIZER_FILE, *more, *own)
+    return (CONFIG_FILE,) if _is_configured(state) else ()
+
+
+def _is_configured(state: State) -> bool:
+    return any(holds(state) for holds in _CONFIGURED)
 
 
 def _changes_of_text_encoder(key: str) -> bool:

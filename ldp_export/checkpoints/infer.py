@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ldp_runtime.errors import CheckpointError
 
 from ldp_export.checkpoints.files.tensors import Part, State, read_state
+from ldp_export.checkpoints.hart import hart_spec, holds_hart, infer_hart_config
 from ldp_export.checkpoints.infinity import infer_infinity_config, infer_infinity_vae_config, infinity_spec
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.checkpoints.switti import holds_switti, infer_switti_config, switti_spec
@@ -39,6 +40,7 @@ class _Family:
 _FAMILIES = (
     _Family(holds_var, lambda state, _: infer_var_config(state), infer_var_vae_config, var_spec),
     _Family(holds_switti, infer_switti_config, infer_var_vae_config, switti_spec),
+    _Family(holds_hart, infer_hart_config, infer_var_vae_config, hart_spec),
     _Family(
         lambda state: True, lambda state, _: infer_infinity_config(state), infer_infinity_vae_config, infinity_spec
     ),

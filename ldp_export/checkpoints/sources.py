@@ -12,7 +12,14 @@ from ldp_runtime.bundle.manifest import FileEntry, SourcePart
 from ldp_runtime.errors import CheckpointError
 from ldp_runtime.system.small_files import is_plain_file
 
-from ldp_export.checkpoints.files.parts import CONFIG_FILE, TOKENIZER_FILE, check_file, files_read
+from ldp_export.checkpoints.files.parts import (
+    CONFIG_FILE,
+    INSTRUCTION_FILE,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    check_file,
+    files_read,
+)
 from ldp_export.models.hub_files import TEXT_ENCODERS
 from ldp_export.models.registry import NamedModel
 
@@ -119,5 +126,8 @@ def _contents(path: Path) -> tuple[str, dict[str, FileEntry]]:
 
 def _files(path: Path) -> list[Path]:
     """Files of a part that are read: weights, and what a text encoder has beside them. Others do not change it."""
-    beside = [path / name for name in (CONFIG_FILE, TOKENIZER_FILE) if path.is_dir()]
+    names = [CONFIG_FILE, TOKENIZER_FILE] if path.is_dir() else []
+    if names and is_plain_file(path / INSTRUCTION_FILE):
+        names += [TOKENIZER_CONFIG, INSTRUCTION_FILE]
+    beside = [path / name for name in names]
     return sorted([*files_read(path), *(file for file in beside if is_plain_file(file))])

@@ -13,9 +13,11 @@ from torch import nn
 
 from ldp_export.checkpoints.files.tensors import State, listing
 from ldp_export.models.choose import Config
-from ldp_export.models.sizes import ClipSizes
+from ldp_export.models.sizes import ClipSizes, Qwen2Sizes
 
 Model = TypeVar("Model", bound=nn.Module)
+#: Sizes of a model, or of what reads its texts.
+Sizes = Config | ClipSizes | Qwen2Sizes
 
 
 def shape_of(state: State, key: str, dims: int) -> tuple[int, ...]:
@@ -67,14 +69,14 @@ def renamed(pairs: Iterable[tuple[str, torch.Tensor]], names: Iterable[str]) -> 
 _WEIGHTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def map_strictly(kind: Callable[..., Model], config: Config | ClipSizes, state: State, origin: str) -> Model:
+def map_strictly(kind: Callable[..., Model], config: Sizes, state: State, origin: str) -> Model:
     """A model whose parameters are the tensors of `state` themselves; keys and shapes are checked strictly."""
     model = fitting_model(kind, config, state, origin)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def fill_strictly(kind: Callable[..., Model], config: Config | ClipSizes, state: State, origin: str) -> Model:
+def fill_strictly(kind: Callable[..., Model], config: Sizes, state: State, origin: str) -> Model:
     """A model filled strictly with the values of `state` in float32."""
     model = fitting_model(kind, config, state, origin)
     weights = {key: value.to(torch.float32) for key, value in state.items()}
@@ -87,7 +89,7 @@ def fill_strictly(kind: Callable[..., Model], config: Config | ClipSizes, state:
     return model.eval().requires_grad_(False)
 
 
-def fitting_model(kind: Callable[..., Model], config: Config | ClipSizes, state: State, origin: str) -> Model:
+def fitting_model(kind: Callable[..., Model], config: Sizes, state: State, origin: str) -> Model:
     """The empty model of `config` on the meta device, after comparing its keys and shapes with `state`."""
     with torch.device("meta"):
         model = kind(config)

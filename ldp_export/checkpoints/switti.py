@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from ldp_runtime.errors import CheckpointError, ConfigError
-from ldp_runtime.system.small_files import is_plain_file, read_json
 
-from ldp_export.checkpoints.files.parts import CONFIG_FILE, folder_of
+from ldp_export.checkpoints.files.parts import CONFIG_FILE, settings_beside
 from ldp_export.checkpoints.files.tensors import State, read_state
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, shape_of
 from ldp_export.checkpoints.var import check_codebooks, check_vae_file, tokens_of_scales
@@ -40,7 +39,7 @@ def infer_switti_config(state: State, path: Path | None = None) -> SwittiConfig:
     Raises:
         CheckpointError: tensors are missing, or their shapes fit no Switti model.
     """
-    settings = _settings(path)
+    settings = settings_beside(path)
     _refuse_variants(state, settings)
     width = shape_of(state, "pos_start", 3)[2]
     try:
@@ -70,18 +69,6 @@ def _grids(state: State) -> tuple[int, ...]:
     if any(side * side != count or side == 0 for side, count in zip(grids, tokens, strict=True)):
         raise CheckpointError(f"{_LEVELS!r} counts {tokens} tokens per scale, which are no square grids", hint=_LOOK)
     return grids
-
-
-def _settings(path: Path | None) -> Mapping[str, Any]:
-    """Content of the `config.json` beside a transformer's file; empty where there is none."""
-    beside = None if path is None else folder_of(path) / CONFIG_FILE
-    if beside is None or not is_plain_file(beside):
-        return {}
-    try:
-        content = read_json(beside)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{beside} is no configuration: {error}", hint="fetch it again") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _whole(settings: Mapping[str, Any], name: str, default: int) -> int:

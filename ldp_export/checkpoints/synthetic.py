@@ -66,7 +66,7 @@ def _values(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
         return torch.zeros(like.shape)
     if name.endswith("scale_mul_1H11"):
         return torch.full(like.shape, 1.4)
-    if re.search(r"norm(\d|_out)?(\.norm)?\.weight$", name):
+    if re.search(r"(norm(\d|_out)?(\.norm)?|ln_wo_grad|in_ln)\.weight$", name):
         return torch.randn(like.shape, generator=generator).mul_(0.1).add_(1)
     # Biases and other vectors are small; matrices are scaled so that activations keep their size.
     spread = 0.02 if like.dim() < 2 else like[0].numel() ** -0.5

@@ -12,7 +12,7 @@ from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_export.checkpoints.files.tensors import State, read_state
 from ldp_export.checkpoints.strict import count_numbered, fill_strictly, fitting_model, map_strictly, renamed, shape_of
 from ldp_export.models.registry import VarSpec
-from ldp_export.models.sizes import SwittiConfig, VarConfig, VarVaeConfig
+from ldp_export.models.sizes import HartConfig, SwittiConfig, VarConfig, VarVaeConfig
 from ldp_export.models.var import VarTransformer
 from ldp_export.models.var_vae import VarVae
 
@@ -25,6 +25,11 @@ _HITS = "quantize.ema_vocab_hit_SV"
 
 
 _PHIS = "quantize.quant_resi."
+
+
+#: Beginning of the VAE's keys in a file that also holds its discriminator, and keys of which only training has a use.
+_WITH_DISCRIMINATOR = "vae."
+_TRAINED = re.compile(r"disc\.|vae\.(decoder2|post_quant_conv2)\.")
 
 
 def infer_var_config(state: State) -> VarConfig:
@@ -165,8 +170,14 @@ def _plain_transformer(state: State) -> State:
 def _plain_vae(state: State) -> State:
     """Tensors under the reference model's names.
 
-    The original has other names if all scales share one phi, or if each scale has its own.
+    The original has other names if all scales share one phi, or if each scale has its own. HART's file holds
+    the VAE under `vae.`, beside the discriminator of its training and perhaps a second decoder. Neither of the two
+    draws pictures.
     """
+    if "vae.quantize.embedding.weight" in state:
+        state = {
+            key.removeprefix(_WITH_DISCRIMINATOR): value for key, value in state.items() if not _TRAINED.match(key)
+        }
     kept = {key: value for key, value in state.items() if key != _HITS}
     return renamed(kept.items(), map(_plain_phi, kept))
 
@@ -194,7 +205,7 @@ def var_spec(name: str, title: str, transformer: VarConfig, vae: VarVaeConfig) -
     return VarSpec(name, title, transformer, vae, size=size, top_p=0.95, licence="not stated")
 
 
-def check_codebooks(transformer: VarConfig | SwittiConfig, vae: VarVaeConfig) -> None:
+def check_codebooks(transformer: VarConfig | SwittiConfig | HartConfig, vae: VarVaeConfig) -> None:
     """Raises CheckpointError if a transformer and a VAE have codebooks of different sizes."""
     ours, theirs = ((c.codes, c.channels) for c in (transformer, vae))
     if ours != theirs:

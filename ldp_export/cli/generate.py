@@ -88,7 +88,7 @@ Examples:
     click.option(
         "--more-smooth/--no-more-smooth",
         default=None,
-        help="VAR and Switti: mix codes instead of choosing them.  [default: as the model's settings recommend]",
+        help="VAR, Switti and HART: mix codes instead of choosing them.  [default: as the model's settings recommend]",
     ),
 )
 @grouped(

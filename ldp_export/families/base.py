@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from ldp_runtime.architecture.choose import ModelEntry
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from ldp_export.graphs.signature import GraphSignature
     from ldp_export.verification.cases import ReferenceCases
 
-GraphKind = Literal["text_encoder", "prompt", "blocks", "decoder"]
+GraphKind = Literal["text_encoder", "prompt", "blocks", "residual", "decoder"]
 
 
 class Family(Protocol):
@@ -38,13 +37,18 @@ class Family(Protocol):
         ...
 
     @property
+    def fuses_attention(self) -> bool:
+        """True if its blocks can be exported with attention that keeps no scores."""
+        ...
+
+    @property
     def text_tokens(self) -> int:
         """Tokens of the longest text; 0 for models that read none."""
         ...
 
     @property
-    def tokenizer(self) -> Path | None:
-        """File of the text encoder's tokenizer, or None."""
+    def tokenizer(self) -> bytes | None:
+        """Content of the bundle's tokenizer.json; None without a text encoder."""
         ...
 
     @property
@@ -146,9 +150,9 @@ def graph_kind(graph: str) -> GraphKind:
 
 
 def graph_blocks(graph: str, depth: int) -> tuple[int, int]:
-    """First and last block that a graph or engine serves; the text encoder and the decoder serve none."""
+    """First and last block that a graph or engine serves; the text encoder, the residual and the decoder serve none."""
     graph, kind = graph.removeprefix(QUANTIZED), graph_kind(graph)
-    if kind in ("text_encoder", "decoder"):
+    if kind in ("text_encoder", "residual", "decoder"):
         return 0, 0
     if graph == kind:
         return 0, depth

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.infinity import InfinityEntry
@@ -44,6 +43,7 @@ class InfinityFamily:
     """Family of the Infinity models; see `Family`."""
 
     has_static_cache = True
+    fuses_attention = True
 
     def __init__(self, spec: InfinitySpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources, self.size = spec, sources, size or spec.size
@@ -120,8 +120,8 @@ class InfinityFamily:
         return self.spec.text_tokens
 
     @property
-    def tokenizer(self) -> Path | None:
-        return None if self.text_encoder is None else self.text_encoder.tokenizer
+    def tokenizer(self) -> bytes | None:
+        return None if self.text_encoder is None else self.text_encoder.tokenizer.read_bytes()
 
     def check_files(self) -> None:
         from ldp_export.checkpoints.infinity import check_files

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.switti import SwittiEntry
@@ -43,6 +42,7 @@ class SwittiFamily:
     """Family of the Switti models; see `Family`."""
 
     has_static_cache = False
+    fuses_attention = False
 
     def __init__(self, spec: SwittiSpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources = spec, sources
@@ -90,8 +90,8 @@ class SwittiFamily:
         return encoder
 
     @property
-    def tokenizer(self) -> Path | None:
-        return None if self.text_encoder is None else self.text_encoder.tokenizer
+    def tokenizer(self) -> bytes | None:
+        return None if self.text_encoder is None else self.text_encoder.tokenizer.read_bytes()
 
     @property
     def entry(self) -> SwittiEntry:

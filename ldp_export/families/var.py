@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.var import VarEntry
@@ -33,8 +32,9 @@ class VarFamily:
     """Family of the VAR models; see `Family`."""
 
     has_static_cache = False
+    fuses_attention = False
     text_tokens = 0
-    tokenizer: Path | None = None
+    tokenizer: bytes | None = None
 
     def __init__(self, spec: VarSpec, sources: Sources, size: str | None) -> None:
         self.spec, self.sources = spec, sources

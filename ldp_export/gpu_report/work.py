@@ -52,7 +52,7 @@ def _draw(bundle: str, weights: str, device: str) -> dict[str, Any]:
     from ldp_runtime.pipeline.memory import estimate_memory
 
     opened, is_random = open_bundle(bundle), weights == "random"
-    condition = _condition(opened.manifest.model.text_channels if is_random else None)
+    condition = _condition(opened.manifest.model.given_features(_TEXT_TOKENS) if is_random else None)
     used = _use_of(device)
     before, started = used(), time.perf_counter()
     with _Most(used) as most, Pipeline.load(opened, device=device, max_batch=1) as pipe:
@@ -69,13 +69,13 @@ def _draw(bundle: str, weights: str, device: str) -> dict[str, Any]:
     }
 
 
-def _condition(text_channels: int | None) -> dict[str, Any]:
-    """Text, or random features of so many channels."""
-    if text_channels is None:
+def _condition(shape: tuple[int, int] | None) -> dict[str, Any]:
+    """Text, or random features of this shape."""
+    if shape is None:
         return {"prompt": _TEXT}
     import torch
 
-    features = torch.randn(_TEXT_TOKENS, text_channels, generator=torch.Generator().manual_seed(_SEED))
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED))
     return {"prompt_embeds": features}
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldp_export.models.hart import HartTransformer
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
-from ldp_export.models.sizes import InfinityConfig, InfinityVaeConfig, SwittiConfig, VarConfig, VarVaeConfig
+from ldp_export.models.sizes import HartConfig, InfinityConfig, InfinityVaeConfig, SwittiConfig, VarConfig, VarVaeConfig
 from ldp_export.models.switti import SwittiTransformer
 from ldp_export.models.var import VarTransformer
 from ldp_export.models.var_vae import VarVae
 
-Config = InfinityConfig | InfinityVaeConfig | SwittiConfig | VarConfig | VarVaeConfig
+Config = HartConfig | InfinityConfig | InfinityVaeConfig | SwittiConfig | VarConfig | VarVaeConfig
 
 
 @cache
@@ -27,6 +28,7 @@ def empty_model(config: Config) -> nn.Module:
         InfinityVaeConfig: InfinityVae,
         VarConfig: VarTransformer,
         SwittiConfig: SwittiTransformer,
+        HartConfig: HartTransformer,
         VarVaeConfig: VarVae,
     }
     with torch.device("meta"):

@@ -16,8 +16,10 @@ from ldp_export.models.hub_files import SINGLE_NAME, HubFiles, HubPart, PartName
 from ldp_export.models.sizes import (
     ClipSizes,
     ClipTowersSizes,
+    HartConfig,
     InfinityConfig,
     InfinityVaeConfig,
+    Qwen2Sizes,
     SwittiConfig,
     VarConfig,
     VarVaeConfig,
@@ -26,7 +28,7 @@ from ldp_export.models.sizes import (
 from ldp_export.models.t5 import FLAN_T5_XL, T5Sizes
 
 #: Sizes of what reads a text.
-TextSizes = T5Sizes | ClipTowersSizes
+TextSizes = T5Sizes | ClipTowersSizes | Qwen2Sizes
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class NamedModel:
 
     name: str
     title: str
-    transformer: InfinityConfig | VarConfig | SwittiConfig
+    transformer: InfinityConfig | VarConfig | SwittiConfig | HartConfig
     vae: InfinityVaeConfig | VarVaeConfig
     patch: int = 1
     size: str = "1M"
@@ -211,6 +213,41 @@ class SwittiSpec(NamedModel):
         return (self.transformer.schedule,)
 
 
+#: Text stack of Qwen2-VL-1.5B-Instruct.
+_QWEN2_TEXT = Qwen2Sizes(layers=28, width=1536, heads=12, kv_heads=2, ffn=8960, vocabulary=151936, rope_theta=1000000.0)
+
+
+@dataclass(frozen=True)
+class HartSpec(NamedModel):
+    """A model of the HART family, from texts to codebook indices, with the settings of the original's demos.
+
+    Attributes:
+        late_top_k, first_late, more_smooth: see `HartEntry`.
+    """
+
+    transformer: HartConfig
+    vae: VarVaeConfig
+    guidance: float = 4.5
+    top_k: int = 600
+    top_p: float = 0.0
+    late_top_k: int = 300
+    first_late: int = 7
+    more_smooth: bool = True
+    family: ClassVar[str] = "hart"
+    released_text: ClassVar[TextSizes] = _QWEN2_TEXT
+
+    @property
+    def layout(self) -> LatentLayout:
+        return LatentLayout(self.vae.channels)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.transformer.text_tokens
+
+    def schedules_of(self, size: str) -> tuple[ScaleSchedule, ...]:
+        return (self.transformer.schedule,)
+
+
 def _infinity(depth: int, width: int, heads: int, bits: int, chunks: int) -> InfinityConfig:
     """Sizes of an Infinity transformer with flan-t5-xl's text channels and the original number of pooling heads."""
     text_channels = 2048
@@ -297,6 +334,23 @@ def _switti_hub(name: str) -> HubFiles:
             *_CLIP,
         )
     )
+
+
+_HART = "mit-han-lab/hart-0.7b-1024px"
+#: The averages of training are what the original draws with. No file of the repositories could be listed here.
+_HART_HUB = HubFiles(
+    (
+        HubPart("transformer", _HART, "llm/ema_model.bin", beside=("llm/config.json",), folder="hart"),
+        HubPart("vae", _HART, "tokenizer/model.safetensors", folder="hart"),
+        HubPart(
+            "text_encoder",
+            "mit-han-lab/Qwen2-VL-1.5B-Instruct",
+            beside=(*_BESIDE_TEXT, "tokenizer_config.json"),
+            folder="text_encoder",
+            licence="Apache-2.0",
+        ),
+    )
+)
 
 
 def _var(depth: int, pixels: int = 256, revision: str = "6d0ee6598a42f75079aa79e58b012b57b284c91b") -> VarSpec:
@@ -397,6 +451,14 @@ _SPECS = (
     # No commit is known to hold this file, so the revision is the branch.
     _var(36, 512, "main"),
     *(_switti(name, pixels) for name, pixels in _SWITTI.items()),
+    HartSpec(
+        "hart-0.7b",
+        "HART 0.7B, 1024x1024",
+        HartConfig(24, 1536, heads=24, ffn=4096),
+        _VAR_VAE,
+        size="1024px",
+        hub=_HART_HUB,
+    ),
     _unreleased("infinity-layer16", 16, 1152, 12),
     _unreleased("infinity-layer24", 24, 1536, 16),
     _unreleased("infinity-layer32", 32, 2080, 20),
@@ -407,7 +469,7 @@ _SPECS = (
 )
 
 #: A model of any family.
-AnySpec = InfinitySpec | VarSpec | SwittiSpec
+AnySpec = InfinitySpec | VarSpec | SwittiSpec | HartSpec
 MODELS: dict[str, AnySpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_MODEL = "infinity-shapes"
 

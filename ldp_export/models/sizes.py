@@ -42,7 +42,7 @@ class InfinityConfig:
     pool_heads: int = 16
     chunks: int = 1
     norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = True
+    crosses_text: ClassVar[bool] = True
     ffn_matrices: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ class VarConfig:
     grids: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     shared_ada: bool = False
     norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = False
+    crosses_text: ClassVar[bool] = False
     ffn_matrices: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class SwittiConfig:
     rope_size: int = 128
     crop: tuple[int, int, int, int] = (512, 512, 0, 0)
     norm_eps: float = 1e-6
-    reads_text: ClassVar[bool] = True
+    crosses_text: ClassVar[bool] = True
     ffn_matrices: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
@@ -240,6 +240,71 @@ class SwittiConfig:
         )
 
     def resized(self, depth: int, width: int) -> SwittiConfig:
+        """The same architecture with another number of blocks and channels, and heads of the same size."""
+        sizes = {"heads": width // self.head_dim, "ffn": self.ffn * width // self.width}
+        return replace(self, depth=depth, width=width, **sizes)
+
+
+@dataclass(frozen=True)
+class HartConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        grids: sides of the square scales.
+        codes: size of the codebook.
+        channels: channels of a code.
+        text_channels: channels of the text features.
+        text_tokens: rows of every text; shorter ones are padded, and the padding is read.
+        residual_width, residual_depth: channels and blocks of the residual head.
+        residual_steps: steps in which the residual of the last scale is denoised.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    ffn: int
+    codes: int = 4096
+    channels: int = 32
+    text_channels: int = 1536
+    text_tokens: int = 300
+    grids: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+    residual_width: int = 1024
+    residual_depth: int = 6
+    residual_steps: int = 8
+    norm_eps: float = 1e-6
+    crosses_text: ClassVar[bool] = False
+    ffn_matrices: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ConfigError(
+                f"width {self.width} over {self.heads} heads must give a head dimension divisible by 4",
+                hint="choose a width that is a multiple of four times the heads",
+            )
+        if len(self.grids) < 2 or self.grids[0] != 1 or self.text_tokens < 2 or self.residual_steps < 2:
+            raise ConfigError(
+                f"grids {self.grids}, {self.text_tokens} rows of text and {self.residual_steps} steps are none of HART",
+                hint="the first of several grids is one token, behind at least two rows of text; steps are 2 or more",
+            )
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule.of_squares(self.grids)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def summary(self) -> str:
+        """Sizes in words, which tell models apart."""
+        grids = " ".join(map(str, self.grids))
+        return (
+            f"{self.depth} blocks of width {self.width} behind {self.text_tokens} rows of text, {self.codes} codes, "
+            f"and grids of sides {grids}"
+        )
+
+    def resized(self, depth: int, width: int) -> HartConfig:
         """The same architecture with another number of blocks and channels, and heads of the same size."""
         sizes = {"heads": width // self.head_dim, "ffn": self.ffn * width // self.width}
         return replace(self, depth=depth, width=width, **sizes)
@@ -293,6 +358,47 @@ class ClipTowersSizes:
     def encoder_islands(self) -> int:
         """Number of the weights that stay float32: those of the normalizations."""
         return sum((2 * tower.layers + 1) * 2 * tower.width for tower in (self.clip_l, self.clip_bigg))
+
+    @property
+    def parameters(self) -> int:
+        return self.encoder_parameters
+
+
+@dataclass(frozen=True)
+class Qwen2Sizes:
+    """Sizes of a Qwen2 text stack: the usual ones of a transformer whose queries share keys and values in groups."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.head_dim % 2 or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"width {self.width} does not divide into {self.heads} even heads in {self.kv_heads} groups",
+                hint="the configuration is of another model than Qwen2",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def encoder_parameters(self) -> int:
+        """Number of parameters, the table of tokens included."""
+        C, shared = self.width, self.kv_heads * self.head_dim
+        attention = 2 * C * C + C + 2 * (C + 1) * shared
+        return self.vocabulary * C + C + self.layers * (attention + 3 * C * self.ffn + 2 * C)
+
+    @property
+    def encoder_islands(self) -> int:
+        """Number of the weights that stay float32: those of the normalizations."""
+        return (2 * self.layers + 1) * self.width
 
     @property
     def parameters(self) -> int:

@@ -14,10 +14,12 @@ from ldp_runtime.schedule import ScaleSchedule
 from ldp_runtime.token_layout import LatentLayout
 from torch.nn import functional as F
 
+from ldp_export.models.hart import HartTransformer
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.switti import SwittiTransformer
 from ldp_export.models.var import VarTransformer
 from ldp_export.models.var_vae import VarVae
+from ldp_export.reference.hart import HartText
 from ldp_export.reference.switti import SwittiText
 
 
@@ -105,6 +107,31 @@ def pruned_switti_logits(
     sequence = _inputs_of_indices(vae, indices, visible, schedule)
     prompt = model.encode_prompt(texts.features, texts.pooled, texts.mask)
     logits = model(prompt, sequence.expand(len(texts.mask), -1, -1), schedule, torch.cat(visible))
+    return [part[:, mask] for part, mask in zip(logits.split(schedule.tokens, dim=1), visible, strict=True)]
+
+
+@torch.no_grad()
+def pruned_hart_logits(
+    model: HartTransformer,
+    vae: VarVae,
+    texts: HartText,
+    indices: Sequence[torch.Tensor],
+    keep: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor]:
+    """Teacher-forced logits of the kept tokens of HART; see `pruned_var_logits`.
+
+    Args:
+        texts: one for each row.
+        indices: codebook indices of the full grid of every scale [h*w].
+
+    Returns:
+        Logits [R, kept, codes] of every scale.
+    """
+    schedule = model.config.schedule
+    visible = [_mask(kept, count) for kept, count in zip(keep, schedule.tokens, strict=True)]
+    sequence = _inputs_of_indices(vae, indices, visible, schedule).expand(len(texts.features), -1, -1)
+    inputs = sequence.split(schedule.tokens[1:], dim=1)
+    logits = model(texts.features, texts.positions, inputs, torch.cat(visible))
     return [part[:, mask] for part, mask in zip(logits.split(schedule.tokens, dim=1), visible, strict=True)]
 
 

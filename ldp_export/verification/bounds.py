@@ -18,7 +18,7 @@ from ldp_runtime.families.base import Codec
 from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.reference.arithmetic import ComputedIn, Unfavourable
-from ldp_export.verification.cases import Case, ReferenceCases
+from ldp_export.verification.cases import RESIDUAL, Case, ReferenceCases
 
 _T = TypeVar("_T")
 
@@ -41,6 +41,7 @@ class Outputs:
         codec: the family's tokens.
         schedule: scale schedule of a case.
         operations: arithmetic operations that one token of one row takes.
+        residual: output of the `residual` graph from the recorded inputs; None for models that have none.
     """
 
     logits: Callable[[Case], Sequence[torch.Tensor]]
@@ -49,6 +50,7 @@ class Outputs:
     codec: Codec
     schedule: Callable[[Case], ScaleSchedule]
     operations: float
+    residual: Callable[[], torch.Tensor] | None = None
 
     def latent(self, cases: ReferenceCases, case: Case) -> torch.Tensor:
         """Latent [d, H, W] of a case's tokens."""
@@ -97,6 +99,9 @@ def with_bounds(cases: ReferenceCases, outputs: Outputs) -> ReferenceCases:
         for text in cases.texts:
             exact, rough = _twice(lambda ids=cases.tensors[f"{text}.ids"]: features(ids))
             bounds.note(text_rounding(text), f"{text}.features", exact, rough)
+    if outputs.residual is not None:
+        exact, rough = _twice(outputs.residual)
+        bounds.note(RESIDUAL, f"{RESIDUAL}.residual", exact, rough)
     return replace(cases, tensors=bounds.tensors, rounding=with_neighbours(bounds.rounding))
 
 

@@ -36,9 +36,13 @@ def case_rows(bundle: Bundle, engines: Engines, reference: ReferenceCases, case:
 def rows_of_text(
     bundle: Bundle, engines: Engines, reference: ReferenceCases, case: Case, guided: bool, tokens: int | None = None
 ) -> PromptRows:
-    """Rows of the first `tokens` (None: all) of a recorded case's text, with the unconditional one if it is guided."""
+    """Rows of the first `tokens` (None: all) of a recorded case's text, with the unconditional one if it is guided.
+
+    Models that read padding have texts of one length: theirs is moved by so many rows instead.
+    """
     text = recorded_text(reference, case, engines, "features", "pooled")
-    text = TextFeatures(text.rows[:tokens], text.pooled)
+    moved = tokens is not None and bundle.manifest.model.fixed_text_tokens > 0
+    text = TextFeatures(text.rows.roll(tokens or 0, 0) if moved else text.rows[:tokens], text.pooled)
     if not guided or f"{case.name}.negative" not in reference.tensors:
         return text_rows(engines, bundle.manifest, text, guided)
     negative = recorded_text(reference, case, engines, "negative", "negative_pooled")

@@ -71,6 +71,10 @@ class Case:
         return replace(schedule, grids=schedule.grids[: self.scales])
 
 
+#: Name of the recorded call of the `residual` graph; its tensors are `{name}.{tensor}`, inputs and output.
+RESIDUAL = "residual"
+
+
 @dataclass(frozen=True)
 class Shape:
     """A call of the blocks alone, block by block; see `recording/shapes.py`. Its tensors are named `{name}.{tensor}`.

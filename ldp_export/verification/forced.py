@@ -6,7 +6,7 @@ Production knows nothing of it: recorded tokens come from a codec, masks from a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,15 +42,20 @@ class RecordedCodec:
     def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
         return self.codec.noise(seed, schedule)
 
-    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
-        return self.codec.draw_noise(generator, tokens)
+    def draw_noise(self, generator: torch.Generator, schedule: ScaleSchedule, scale: int) -> torch.Tensor:
+        return self.codec.draw_noise(generator, schedule, scale)
+
+    def residual_inputs(
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, weight: float, guided: bool
+    ) -> Mapping[str, torch.Tensor] | None:
+        """None: recorded latents are those before the residual, whose graph is checked by itself."""
+        return None
 
     def mixing(self) -> RecordedCodec:
         return self
 
-    @property
-    def variates(self) -> int:
-        return self.codec.variates
+    def variates(self, scale: int, scales: int) -> int:
+        return self.codec.variates(scale, scales)
 
     def of_uniforms(self, uniform: torch.Tensor) -> torch.Tensor:
         return self.codec.of_uniforms(uniform)

@@ -23,7 +23,7 @@ from torch import nn
 
 from ldp_export.graphs.graph import Graph
 from ldp_export.verification.bounds import scale_rounding, text_rounding, with_neighbours
-from ldp_export.verification.cases import Case, ReferenceCases
+from ldp_export.verification.cases import RESIDUAL, Case, ReferenceCases
 
 
 @torch.no_grad()
@@ -48,6 +48,10 @@ def measure_rounding(
         decoder = graph("decoder")
         drawn = [(decoder(tensors[f"{case.name}.latent"][None])[0], tensors[f"{case.name}.image"]) for case in images]
         errors["image"] = max(_largest(got, expected) for got, expected in drawn)
+    if f"{RESIDUAL}.residual" in tensors:
+        residual = graph(RESIDUAL)
+        got = residual(*(tensors[f"{RESIDUAL}.{name}"] for name in residual.signature.input_names))
+        errors[RESIDUAL] = _largest(got, tensors[f"{RESIDUAL}.residual"])
     if cases.texts:
         encoder = graph("text_encoder")
         for text in cases.texts:

@@ -16,7 +16,7 @@ from ldp_runtime.errors import VerificationError
 from ldp_runtime.pipeline.open_engines import Engines, checked_threads, device_of, open_engines
 
 from ldp_export.verification.case_runs import case_rows, quantized_scales, run_case
-from ldp_export.verification.cases import Case, ReferenceCases
+from ldp_export.verification.cases import RESIDUAL, Case, ReferenceCases
 from ldp_export.verification.checks import Add, Check, bad_numbers_fail, compare, compare_rms
 from ldp_export.verification.rows import ROW_CHECKS
 from ldp_export.verification.shapes import check_shapes
@@ -72,6 +72,8 @@ def verify_bundle(
         for case in reference.cases:
             with bad_numbers_fail(case.name, add):
                 _check_case(bundle, engines, limits, case, target, add)
+        with bad_numbers_fail("residual", add):
+            _check_residual(engines, limits, target, add)
         with bad_numbers_fail("quantized blocks", add):
             _check_quantized_blocks(bundle, engines, reference, target, add)
         check_shapes(bundle, engines, limits, add)
@@ -117,6 +119,21 @@ def _check_text(engines: Engines, limits: Limits, device: torch.device, add: Add
         engines.text_encoder.run({"ids": ids[None].to(device)}, {"features": features})
         name = f"text_encoder, prompt {text.removeprefix('text')}"
         add(compare(name, features[0], expected, limits.features(text, expected)))
+
+
+def _check_residual(engines: Engines, limits: Limits, device: torch.device, add: Add) -> None:
+    """Checks the residual's graph, if there is one, on its recorded inputs."""
+    if engines.residual is None:
+        return
+    recorded = {
+        name.removeprefix(f"{RESIDUAL}."): tensor.to(device)
+        for name, tensor in limits.reference.tensors.items()
+        if name.startswith(f"{RESIDUAL}.")
+    }
+    expected = recorded.pop(RESIDUAL)
+    residual = torch.empty_like(expected)
+    engines.residual.run(recorded, {"residual": residual})
+    add(compare("residual", residual, expected.cpu(), limits.shape(RESIDUAL, expected)))
 
 
 def _check_case(

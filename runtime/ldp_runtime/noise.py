@@ -115,14 +115,14 @@ class CounterNoise:
     Attributes:
         tokens: number of tokens of each scale.
         device: where the noise is drawn: that of the logits.
-        variates: number of variates of a token.
+        variates: number of variates of a token of each scale.
         of_uniforms: noise of tokens from uniform variates, float64 [L, variates] in (0, 1).
     """
 
     seed: int
     tokens: Sequence[int]
     device: torch.device
-    variates: int
+    variates: Sequence[int]
     of_uniforms: Callable[[torch.Tensor], torch.Tensor]
 
     def at(self, scale: int, kept: torch.Tensor | None) -> torch.Tensor:
@@ -130,8 +130,8 @@ class CounterNoise:
         positions = kept
         if positions is None:
             positions = torch.arange(self.tokens[scale], dtype=torch.int64, device=self.device)
-        parts = positions.split(max(1, _AT_A_TIME // self.variates))
+        parts = positions.split(max(1, _AT_A_TIME // self.variates[scale]))
         return torch.cat([self._draw(scale, part) for part in parts])
 
     def _draw(self, scale: int, positions: torch.Tensor) -> torch.Tensor:
-        return self.of_uniforms(uniforms(counter_words(self.seed, scale, positions, self.variates)))
+        return self.of_uniforms(uniforms(counter_words(self.seed, scale, positions, self.variates[scale])))

@@ -222,3 +222,26 @@ def relative_rope_table(
         angles = torch.cat([xs.repeat(h, 1), ys.repeat_interleave(w, 0)], dim=1)  # [h*w, head_dim/2]
         table.append((angles.cos(), angles.sin()))
     return tuple(table)
+
+
+@lru_cache(maxsize=4)
+def corner_places(schedule: ScaleSchedule, head_dim: int) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Places and frequencies of every scale, from which angles follow where a prompt's length is known.
+
+    Places are (row, column) on the last scale's grid [h*w, 2], of the corner of each token. The frequencies
+    [h*w, head_dim / 2] serve both halves of the channels. The token of scale 0 is a text's last row: it has the
+    frequencies of text. Tensors are cached: callers must not write to them.
+    """
+    import torch
+
+    if head_dim % 4:
+        raise InternalError(f"2-D RoPE needs a head dimension divisible by 4, got {head_dim}")
+    text = 1.0 / 10000 ** (2 * _counted(head_dim // 2) / head_dim)
+    image = 1.0 / 10000 ** (4 * _counted(head_dim // 4) / head_dim)
+    last, table = schedule.grids[-1][0], []
+    for scale, (h, w) in enumerate(schedule.grids):
+        ys, xs = (_counted(side) / side * last for side in (h, w))
+        places = torch.stack((ys.repeat_interleave(w), xs.repeat(h)), dim=1)
+        frequencies = text if scale == 0 else torch.cat((image, image))
+        table.append((places, frequencies.expand(h * w, -1).contiguous()))
+    return tuple(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Encoding, Tokenizer
@@ -24,15 +25,19 @@ class PromptTokenizer:
 
     Args:
         quotes: the log may quote prompts: it warns of the words that the model does not know. Else it counts them.
+        padded: texts have `max_tokens` rows, no end, and padding as the file says.
     """
 
-    def __init__(self, path: Path, max_tokens: int, quotes: bool = True) -> None:
+    def __init__(self, path: Path, max_tokens: int, quotes: bool = True, padded: bool = False) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
             raise IntegrityError(
                 f"cannot read the tokenizer {path}: {error}", hint="copy the bundle again, or rebuild it"
             ) from error
+        self._padding: dict[str, Any] | None = self._tokenizer.padding if padded else None
+        if padded and self._padding is None:
+            raise IntegrityError(f"the tokenizer {path} does not say how texts are padded", hint="rebuild the bundle")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_tokens, self._quotes = max_tokens, quotes
@@ -47,12 +52,14 @@ class PromptTokenizer:
         """
         if not prompt.strip():
             raise ConfigError("the prompt is empty", hint="describe the picture in a few words")
-        encoded = self._tokenizer.encode(prompt)
+        encoded = self._tokenizer.encode(prompt, add_special_tokens=self._padding is None)
         if words := self._unknown_words(prompt, encoded):
             of = f"{', '.join(map(repr, words))} of {prompt!r}" if self._quotes else f"{len(words)} words of a prompt"
             level = logging.WARNING if self._quotes else logging.INFO
             logger.log(level, "the model does not know %s, and reads them as one unknown word", of)
         ids = self._ended(encoded.ids)
+        if self._padding is not None:
+            return torch.tensor(self._padded(ids, self._padding), dtype=torch.int64, device="cpu")
         if len(ids) > self.max_tokens:
             logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
             ids = [*ids[: self.max_tokens - 1], self._end]
@@ -60,7 +67,7 @@ class PromptTokenizer:
 
     def ids(self, prompt: str) -> list[int]:
         """All token ids of a prompt, its end included; more than `max_tokens` are not cut here."""
-        return self._ended(self._tokenizer.encode(prompt).ids)
+        return self._ended(self._tokenizer.encode(prompt, add_special_tokens=self._padding is None).ids)
 
     def _unknown_words(self, prompt: str, encoded: Encoding) -> list[str]:
         """Words (or characters) that have no token of their own, each once."""
@@ -69,5 +76,14 @@ class PromptTokenizer:
         words = dict.fromkeys(prompt[start:end].strip() for start, end in spans)
         return [word for word in words if word]
 
+    def _padded(self, ids: list[int], padding: dict[str, Any]) -> list[int]:
+        if len(ids) > self.max_tokens:
+            logger.warning("the prompt has %d tokens; the model reads the first %d", len(ids), self.max_tokens)
+        ids = ids[: self.max_tokens]
+        more = [int(padding["pad_id"])] * (self.max_tokens - len(ids))
+        return [*more, *ids] if padding["direction"] == "left" else [*ids, *more]
+
     def _ended(self, ids: list[int]) -> list[int]:
+        if self._padding is not None:  # such a text has no end token
+            return ids
         return ids if ids and ids[-1] == self._end else [*ids, self._end]

@@ -22,6 +22,7 @@ from fuzz.samples import ODD, Family, damaged, folder, mutated, places, sources
 from ldp_export.checkpoints.clip import load_clip
 from ldp_export.checkpoints.convert import convert, plan_conversion
 from ldp_export.checkpoints.files.tensors import read_state, save_state
+from ldp_export.checkpoints.hart import load_hart
 from ldp_export.checkpoints.infer import infer_spec
 from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
 from ldp_export.checkpoints.sources import Sources
@@ -30,7 +31,20 @@ from ldp_export.checkpoints.t5 import load_text_encoder
 from ldp_export.checkpoints.var import load_var, load_var_vae
 
 State = dict[str, torch.Tensor]
-PARTS = ("infinity", "infinity vae", "var", "var vae", "switti", "text encoder", "text tower", "convert")
+PARTS = (
+    "infinity",
+    "infinity vae",
+    "var",
+    "var vae",
+    "switti",
+    "hart",
+    "hart vae",
+    "text encoder",
+    "text tower",
+    "convert",
+)
+#: Parts beside whose file lies a configuration.
+_CONFIGURED = ("switti", "hart")
 #: Parts that are a folder.
 _FOLDERS = ("text encoder", "text tower")
 HOW = ("bytes", "header", "keys", "types", "shapes", "container", "config", "kind of file", "beside", "name", "shards")
@@ -81,12 +95,14 @@ def _read(part: str, path: Path, place: Path) -> State:
     spec: Any = infer_spec(given)
     loaders: dict[str, Callable[..., torch.nn.Module]] = {
         "infinity": load_infinity, "infinity vae": load_infinity_vae, "var": load_var, "var vae": load_var_vae,
-        "switti": load_switti,
+        "switti": load_switti, "hart": load_hart, "hart vae": load_var_vae,
     }  # fmt: skip
     return dict(loaders[part](path, spec.vae if part.endswith("vae") else spec.transformer).state_dict())
 
 
 def _family(part: str) -> Family:
+    if part.startswith("hart"):
+        return "hart"
     named: Family = "var" if part.startswith("var") else "infinity"
     return "switti" if part in ("switti", "text tower") else named
 
@@ -130,8 +146,8 @@ def _written(part: str, place: Path, state: State) -> Path:
 
 
 def _copy_settings(part: str, place: Path) -> None:
-    """Copies what says beside Switti's tensors which attention they are for."""
-    if part == "switti":
+    """Copies what says beside the tensors what they do not: Switti's attention, HART's heads."""
+    if part in _CONFIGURED:
         shutil.copy(_path(part).parent / "config.json", place / "config.json")
 
 
@@ -238,10 +254,10 @@ def _container(rng: random.Random, part: str, place: Path) -> Made:
 
 
 def _config(rng: random.Random, part: str, place: Path) -> Made:
-    if part not in (*_FOLDERS, "switti"):
+    if part not in (*_FOLDERS, *_CONFIGURED):
         return _keys(rng, part, place)
     written = _written(part, place, _state(part))
-    path = (written.parent if part == "switti" else written) / "config.json"
+    path = (written.parent if part in _CONFIGURED else written) / "config.json"
     value = json.loads(path.read_text())
     what = rng.randrange(4) if part in _FOLDERS else 2
     if what == 0:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from helpers.hart_samples import HartGolden, known_instruction, write_qwen2
 from helpers.samples import build_bundle, write_sources
 from helpers.switti_samples import SwittiGolden, write_towers
 from helpers.var_samples import VAR_MODELS, build_var_bundle
@@ -22,8 +23,8 @@ from ldp_runtime.bundle.files import Bundle, open_bundle
 
 from ldp_export.checkpoints.sources import Sources
 
-Family = Literal["infinity", "var", "switti"]
-FAMILIES: tuple[Family, ...] = ("infinity", "var", "switti")
+Family = Literal["infinity", "var", "switti", "hart"]
+FAMILIES: tuple[Family, ...] = ("infinity", "var", "switti", "hart")
 #: Environment variable that names the folder in which samples stay between processes.
 FOLDER = "FUZZ_FOLDER"
 
@@ -44,6 +45,8 @@ def sources(family: Family) -> Sources:
     if family == "switti":
         place = place if place.exists() else write_towers(place)[0].parent
         return SwittiGolden("switti_small").sources.with_text((place / "clip_l", place / "clip_bigg"))
+    if family == "hart":
+        return HartGolden().sources.with_text((place if place.exists() else write_qwen2(place),))
     if place.exists():
         return Sources(place / "transformer.safetensors", place / "vae.safetensors", place / "text_encoder")
     return write_sources(place, text_encoder=True)
@@ -57,6 +60,9 @@ def bundle(family: Family) -> Bundle:
         return open_bundle(place)
     if family == "switti":
         return SwittiGolden("switti_small").build(place, towers=sources(family).text_encoders)
+    if family == "hart":
+        with known_instruction():
+            return HartGolden().build(place, text=sources(family).text_encoder)
     return build_bundle(sources(family), place) if family == "infinity" else build_var_bundle(sources(family), place)
 
 

@@ -33,6 +33,9 @@ _STEP = 16
 #: otherwise in float32 is kept as it is, so that every machine unpacks the same bits.
 _NUDGES = ((1e-14, 1e-14), (1e-14, -1e-14), (-1e-14, 1e-14), (-1e-14, -1e-14))
 
+#: Correlation of draws with the tensor that was made of them; with others it is that of chance.
+_RELATED = 0.8
+
 
 class Stream:
     """Normal draws of PyTorch's CPU generator.
@@ -141,17 +144,14 @@ def write(case: str, folder: Path) -> None:
 
 
 def pack(source: Path, target: Path, seed: int, skip: int) -> None:
-    """Packs a file whose tensors were drawn one after the other; what was not drawn is kept as it is.
-
-    Raises:
-        ValueError: a tensor's rule was not found, so packing would not save anything.
-    """
+    """Packs a file whose tensors were drawn one after the other; what was not drawn is kept as it is."""
     tensors = load_file(source)
     stream, left = Stream(seed, skip), dict(tensors)
     draws: list[list[Any]] = []
     corrections: list[np.ndarray] = []
     unsure: list[np.ndarray] = []
     exact: list[np.ndarray] = []
+    kept: dict[str, torch.Tensor] = {}
     while True:
         state = stream.generator.get_state()
         key, drawn = _next(stream, state, left)
@@ -164,14 +164,19 @@ def pack(source: Path, target: Path, seed: int, skip: int) -> None:
             draws.append([None, [small[0]], 1, 1, 0])
             continue
         tensor = left.pop(key)
-        rule, difference = _rule(drawn, tensor)
+        try:
+            rule, difference = _rule(drawn, tensor)
+        except ValueError:  # drawn now, but by parts of different scales: kept, and the stream goes on behind it
+            kept[key] = tensor
+            draws.append([None, list(tensor.shape), 1, 1, 0])
+            continue
         draws.append([key, list(tensor.shape), *rule])
         places = np.nonzero(_unsure(stream, state, drawn))[0]
         unsure.append(places + sum(map(len, corrections)))
         exact.append(tensor.flatten().numpy().view(np.int32)[places])
         corrections.append(difference)
     recipe = {"seed": seed, "skip": skip, "sha256": hash_of(tensors), "draws": draws}
-    arrays = {f"as is/{key}": tensor.numpy() for key, tensor in left.items()}
+    arrays = {f"as is/{key}": tensor.numpy() for key, tensor in (left | kept).items()}
     text = np.frombuffer(json.dumps(recipe).encode(), np.uint8)
     found = {"corrections": corrections, "unsure": unsure, "exact": exact}
     np.savez_compressed(target, recipe=text, **{key: np.concatenate(parts) for key, parts in found.items()}, **arrays)
@@ -189,7 +194,7 @@ def _next(stream: Stream, state: torch.Tensor, left: dict[str, torch.Tensor]) ->
         for key, tensor in left.items():
             if tensor.numel() == count and tensor.is_floating_point():
                 values = tensor.flatten().double().numpy()
-                if values.std() > 0 and np.corrcoef(drawn, values)[0, 1] > 0.9999:
+                if values.std() > 0 and np.corrcoef(drawn, values)[0, 1] > _RELATED:
                     return key, drawn
     return None, np.empty(0)
 

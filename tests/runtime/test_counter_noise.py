@@ -89,9 +89,10 @@ CODECS = [
 def test_only_the_place_decides(codec: BitCodec | CodebookCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept positions in any order and number get what the full grid gives them, drawn at once or in parts."""
     schedule = ScaleSchedule.of_squares((1, 2, 6))
-    noise = CounterNoise(3, schedule.tokens, CPU, codec.variates, codec.of_uniforms)
+    variates = [codec.variates(k, len(schedule)) for k in range(len(schedule))]
+    noise = CounterNoise(3, schedule.tokens, CPU, variates, codec.of_uniforms)
     full = noise.at(2, None)
-    assert full.shape == (36, codec.variates)
+    assert full.shape == (36, variates[2])
     assert full.dtype == torch.float32
     generator = torch.Generator().manual_seed(0)
     for count in (0, 1, 5, 36):

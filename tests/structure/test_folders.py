@@ -98,7 +98,7 @@ def test_families_and_backends_have_one_name_in_every_layer() -> None:
         "ldp_export.verification.recording",
         "ldp_export.bench.worker",
     )
-    for family in ("infinity", "var", "switti"):
+    for family in ("infinity", "var", "switti", "hart"):
         assert {layer for layer in layers if f"{layer}.{family}" in modules()} == set(layers)
     engines, builders = "ldp_runtime.engines", "ldp_export.builders"
     for backend in ("onnxruntime", "tensorrt", "torch_compiled"):

@@ -38,7 +38,7 @@ def conditions_of(job: Job, manifest: Manifest) -> Conditions:
         return job.options.prompts
     assert job.embeds is not None
     generator = torch.Generator().manual_seed(job.embeds.seed)
-    shape = (job.embeds.tokens, manifest.model.text_channels)
+    shape = manifest.model.given_features(job.embeds.tokens)
     return [torch.randn(shape, generator=generator) for _ in range(job.embeds.count)]
 
 
@@ -117,7 +117,8 @@ class GraphsCandidate(EngineCandidate, ABC):
         engines = open_engines(bundle, torch.device(job.options.device), job.options.threads, open_eager)
         tokenizer = None
         if bundle.manifest.has_text_encoder:
-            tokenizer = PromptTokenizer(bundle.path(TOKENIZER), bundle.manifest.limits.text_tokens)
+            padded = bundle.manifest.model.fixed_text_tokens > 0
+            tokenizer = PromptTokenizer(bundle.path(TOKENIZER), bundle.manifest.limits.text_tokens, padded=padded)
         return Pipeline(bundle.manifest, engines, tokenizer, job.batch, bundle.root)
 
     @abstractmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 from ldp_runtime.bundle.files import open_bundle
 
 from ldp_export.bench.worker.candidates import Candidate, EngineCandidate
+from ldp_export.bench.worker.hart import EagerHart, HartGraphs
 from ldp_export.bench.worker.infinity import EagerInfinity, InfinityGraphs
 from ldp_export.bench.worker.messages import Job
 from ldp_export.bench.worker.switti import EagerSwitti, SwittiGraphs
@@ -17,6 +18,7 @@ _EAGER = {
     "infinity": (EagerInfinity, InfinityGraphs),
     "var": (EagerVar, VarGraphs),
     "switti": (EagerSwitti, SwittiGraphs),
+    "hart": (EagerHart, HartGraphs),
 }
 
 

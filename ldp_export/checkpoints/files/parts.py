@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,25 @@ from ldp_export.models.hub_files import INDEX_NAME, SINGLE_NAME
 
 #: Files that a text encoder has beside its weights.
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
+#: Those that HART's text encoder has besides: settings of the tokenizer, and the original's file with its instruction.
+TOKENIZER_CONFIG, INSTRUCTION_FILE = "tokenizer_config.json", "constants.py"
 
 
 def folder_of(path: Path) -> Path:
     """Folder of a checkpoint, in which the files beside its weights lie."""
     return path if path.is_dir() else path.parent
+
+
+def settings_beside(path: Path | None) -> Mapping[str, Any]:
+    """Content of the `config.json` beside a checkpoint; empty where there is none. Raises `CheckpointError`."""
+    beside = None if path is None else folder_of(path) / CONFIG_FILE
+    if beside is None or not is_plain_file(beside):
+        return {}
+    try:
+        content = read_json(beside)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{beside} is no configuration: {error}", hint="fetch it again") from error
+    return content if isinstance(content, dict) else {}
 
 
 def files_read(path: Path) -> list[Path]:

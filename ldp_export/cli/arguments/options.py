@@ -112,7 +112,8 @@ weights_options = grouped(
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
-        help="Transformer of Infinity, VAR or Switti in the original layout: .pth, safetensors, or a folder of shards.",
+        help="Transformer of Infinity, VAR, Switti or HART in the original layout: .pth, safetensors, or a folder of "
+        "shards.",
     ),
     click.option(
         "--vae",
@@ -122,7 +123,8 @@ weights_options = grouped(
     click.option(
         "--text-encoder",
         type=click.Path(path_type=Path),
-        help="Folder of its text encoder (config.json, safetensors, tokenizer.json): T5, or Switti's CLIP-L.",
+        help="Folder of its text encoder (config.json, safetensors, tokenizer.json): T5, Switti's CLIP-L, or HART's "
+        "Qwen2-VL.",
     ),
     click.option(
         "--text-encoder-2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ldp_runtime.architecture.hart import HartEntry
 from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.architecture.var import VarEntry
@@ -98,7 +99,7 @@ def recording_switti_memory(model: SwittiEntry, decoder_channels: int, parameter
     return held + max(weights + layer, 8 * _DECODER_TENSORS * decoder_channels * pixels)
 
 
-def recorded_codebook_bytes(model: VarEntry | SwittiEntry) -> int:
+def recorded_codebook_bytes(model: VarEntry | SwittiEntry | HartEntry) -> int:
     """Bytes of the runs of a codebook's model: logits of five rows and a pruned one, indices, latents, images."""
     schedule = model.schedule()
     h, w = schedule.final_grid

@@ -20,8 +20,11 @@ class BaseEntry(BaseModel, ABC):
 
     Attributes:
         reads_text: True if images are drawn from texts, False if they are drawn from class labels.
+        crosses_text: True if blocks attend to the text apart from earlier tokens.
         mixes_codes: True if tokens may be drawn as mixtures of codes (`more_smooth`).
         ffn_matrices: matrix products of a feed-forward layer.
+        position_channels: last channels of the text features, which hold the position of each row.
+        adds_residual: True if a graph of its own adds to the codes of the last scale.
         learns_unconditional: True if the unconditional condition is part of the weights; else it is an empty text.
     """
 
@@ -35,8 +38,11 @@ class BaseEntry(BaseModel, ABC):
     latent_channels: int
     vae_stride: int
     reads_text: ClassVar[bool] = True
+    crosses_text: ClassVar[bool] = True
     mixes_codes: ClassVar[bool] = False
     ffn_matrices: ClassVar[int] = 2
+    position_channels: ClassVar[int] = 0
+    adds_residual: ClassVar[bool] = False
     learns_unconditional: ClassVar[bool] = True
 
     @property
@@ -58,6 +64,26 @@ class BaseEntry(BaseModel, ABC):
     @abstractmethod
     def logits(self) -> int:
         """Number of logits per token."""
+
+    @property
+    def fixed_text_tokens(self) -> int:
+        """Rows of every text, if the model reads padding; 0: a text has as many rows as tokens."""
+        return 0
+
+    def given_features(self, tokens: int) -> tuple[int, int]:
+        """Shape of the text features that a caller gives for a prompt of so many tokens."""
+        channels: int = getattr(self, "text_channels", 0)
+        return self.fixed_text_tokens or tokens, channels - self.position_channels
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Rows of the text that every layer attends to as to earlier tokens; 0 if text is read otherwise."""
+        return 0
+
+    @property
+    def more_variates(self) -> int:
+        """Variates of a token of the last scale, beside one for each logit."""
+        return 0
 
     @property
     def guided_scales(self) -> int:

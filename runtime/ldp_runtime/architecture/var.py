@@ -29,6 +29,7 @@ class VarEntry(BaseEntry):
     pooled_channels: ClassVar[int] = 0
     more_smooth: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    crosses_text: ClassVar[bool] = False
     mixes_codes: ClassVar[bool] = True
 
     @property

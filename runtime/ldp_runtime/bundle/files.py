@@ -182,7 +182,9 @@ def check_manifest(manifest: Manifest, folder: Path) -> None:
     problems += [
         f"{what} needs {file!r}, which is not listed" for what, file in needed.items() if file not in manifest.files
     ]
-    kinds = ("prompt", "blocks", "decoder", *(("text_encoder",) if manifest.has_text_encoder else ()))
+    kinds = ["prompt", "blocks", "decoder"]
+    kinds += ["text_encoder"] if manifest.has_text_encoder else []
+    kinds += ["residual"] if manifest.model.adds_residual else []
     problems += [f"there is no graph of the kind {kind}" for kind in kinds if not manifest.chunks(kind)]
     sets = [("prompt", ""), ("blocks", ""), *(("blocks", entry.name) for entry in manifest.quantized)]
     problems += [

@@ -86,7 +86,7 @@ class GraphEntry(_Entry):
         scales: name of the set of quantized scales that a `blocks` graph serves; empty: all other scales.
     """
 
-    kind: Literal["text_encoder", "prompt", "blocks", "decoder"]
+    kind: Literal["text_encoder", "prompt", "blocks", "residual", "decoder"]
     file: str
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]

@@ -137,6 +137,7 @@ class Blocks:
         watch: FiniteWatch,
         remember: bool = True,
         quantized: str | None = None,
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Runs one scale.
 
@@ -148,6 +149,7 @@ class Blocks:
             watch: checks that the logits are finite.
             remember: append keys and values to the cache; the last scale has no use for them.
             quantized: set of quantized scales whose chunks are run; None: those that are not quantized.
+            hidden: memory for the tokens behind the last block [R, L, C], of models that return them.
 
         Returns:
             Logits [R, L, V].
@@ -164,6 +166,8 @@ class Blocks:
             out = logits if is_last else latents.new_empty(R, L, self.shape.width)
             inputs = {name: tensor for name, tensor in tensors.items() if name in chunk.inputs}
             outputs = {"logits" if is_last else "hidden_out": out}
+            if is_last and hidden is not None:
+                outputs["hidden_out"] = hidden
             for read, written in zip(reads[chunk.first : chunk.last], writes[chunk.first : chunk.last], strict=True):
                 inputs |= read
                 outputs |= written

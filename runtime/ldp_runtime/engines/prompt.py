@@ -10,15 +10,19 @@ from ldp_runtime.bundle.manifest import GraphEntry
 from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.tensors import axis_sizes, empty
 
-#: Tensor that the first chunk computes for the others, and nobody else reads: the projected text.
-PASSED_ON = "text"
+
+def passed_on(graphs: Sequence[GraphEntry]) -> frozenset[str]:
+    """Names of the tensors that a chunk computes for later ones, and nobody else reads, such as the projected text."""
+    read = {tensor.name for graph in graphs for tensor in graph.inputs}
+    return frozenset(tensor.name for graph in graphs for tensor in graph.outputs if tensor.name in read)
 
 
 class PromptChain:
-    """`Engine` of several chunks: the first reads the prompt, the others read what it passes on."""
+    """`Engine` of several chunks: the first reads the prompt, the others read what those before pass on."""
 
     def __init__(self, chunks: Sequence[tuple[GraphEntry, Engine]]) -> None:
         self._chunks = list(chunks)
+        self._passed_on = passed_on([graph for graph, _ in chunks])
         self.name, self.device = "prompt", self._chunks[0][1].device
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
@@ -26,8 +30,8 @@ class PromptChain:
         for graph, engine in self._chunks:
             computed: dict[str, torch.Tensor] = {}
             for tensor in graph.outputs:
-                if tensor.name == PASSED_ON:
-                    computed[PASSED_ON] = empty(tensor, sizes, self.device)
+                if tensor.name in self._passed_on:
+                    computed[tensor.name] = empty(tensor, sizes, self.device)
                 elif tensor.name in outputs:
                     computed[tensor.name] = outputs[tensor.name]
             engine.run({tensor.name: tensors[tensor.name] for tensor in graph.inputs}, computed)

@@ -51,13 +51,12 @@ class Codec(Protocol):
         """
         ...
 
-    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
-        """Variates of the next scale [tokens, ...], from the image's generator, as `noise` gives them."""
+    def draw_noise(self, generator: torch.Generator, schedule: ScaleSchedule, scale: int) -> torch.Tensor:
+        """Variates of the scale that is next [tokens, ...], from the image's generator, as `noise` gives them."""
         ...
 
-    @property
-    def variates(self) -> int:
-        """Number of variates of a token."""
+    def variates(self, scale: int, scales: int) -> int:
+        """Number of variates of a scale's token."""
         ...
 
     def of_uniforms(self, uniform: torch.Tensor) -> torch.Tensor:
@@ -84,6 +83,22 @@ class Codec(Protocol):
 
         Args:
             ended: guidance has ended before this scale; see `ImageState.guidance_ended`.
+        """
+        ...
+
+    def residual_inputs(
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, weight: float, guided: bool
+    ) -> Mapping[str, torch.Tensor] | None:
+        """Inputs of the `residual` graph, which adds to the last scale's codes, beside its hidden tokens.
+
+        The other arguments are those of `draw`.
+
+        Args:
+            weight: of the conditional branch at this scale.
+            guided: the unconditional branch is alive.
+
+        Returns:
+            Tensors by name; `weights` [R] says how many branches the graph reads. None: the codes are complete.
         """
         ...
 

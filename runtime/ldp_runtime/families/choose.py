@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ldp_runtime.architecture.choose import ModelEntry
+from ldp_runtime.architecture.hart import HartEntry
 from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.architecture.var import VarEntry
 from ldp_runtime.engines.blocks import Placement
-from ldp_runtime.families import infinity, switti, var
+from ldp_runtime.families import hart, infinity, switti, var
 from ldp_runtime.families.base import Codec, Constants
 from ldp_runtime.guidance import per_scale
 from ldp_runtime.schedule import ScaleSchedule
@@ -19,6 +20,8 @@ def codec_of(model: ModelEntry, constants: Constants) -> Codec:
     """Codec of a model."""
     if isinstance(model, InfinityEntry):
         return infinity.codec(model)
+    if isinstance(model, HartEntry):
+        return hart.codec(model, constants)
     return var.codec(model, constants) if isinstance(model, VarEntry) else switti.codec(model, constants)
 
 
@@ -28,6 +31,8 @@ def placement(model: ModelEntry, constants: Constants, schedule: ScaleSchedule) 
         return var.placement(constants, schedule)
     if isinstance(model, SwittiEntry):
         return switti.placement(model, constants, schedule)
+    if isinstance(model, HartEntry):
+        return hart.placement(model, constants, schedule)
     return infinity.placement(model, constants, schedule)
 
 
@@ -36,13 +41,16 @@ def guidance_weights(model: ModelEntry, guidance: float | Sequence[float], scale
 
     A single number has the meaning of the family's original code. Infinity: the weight of every scale. VAR: the end of
     a ramp that begins without guidance, so that 0 is no guidance at all. Switti: as VAR, within the model's window of
-    scales. A list holds the weights themselves, in all of them.
+    scales. HART: as VAR, with the ramp's end at the last scale but one. A list holds the weights themselves, in
+    all of them.
 
     Raises:
         ConfigError: `guidance` is not made of numbers, has too few of them, or one is not finite.
     """
     if isinstance(model, SwittiEntry):
         return switti.guidance_weights(model, guidance, scales)
+    if isinstance(model, HartEntry):
+        return hart.guidance_weights(guidance, scales)
     family = var if isinstance(model, VarEntry) else infinity
     return family.guidance_weights(guidance, scales)
 

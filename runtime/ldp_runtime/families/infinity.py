@@ -9,7 +9,7 @@ one token is a 2x2 patch of latents and bits = 4 d; otherwise the grids coincide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,14 +83,18 @@ class BitCodec:
     def noise(self, seed: int, schedule: ScaleSchedule) -> tuple[torch.Tensor, ...]:
         return position_noise(seed, schedule, self.layout.bits)
 
-    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
-        return draw_noise(generator, tokens, self.layout.bits)
+    def draw_noise(self, generator: torch.Generator, schedule: ScaleSchedule, scale: int) -> torch.Tensor:
+        return draw_noise(generator, schedule.tokens[scale], self.layout.bits)
+
+    def residual_inputs(
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, weight: float, guided: bool
+    ) -> Mapping[str, torch.Tensor] | None:
+        return None
 
     def mixing(self) -> BitCodec:
         return self
 
-    @property
-    def variates(self) -> int:
+    def variates(self, scale: int, scales: int) -> int:
         return self.layout.bits
 
     def of_uniforms(self, uniform: torch.Tensor) -> torch.Tensor:

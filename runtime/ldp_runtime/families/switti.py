@@ -26,9 +26,9 @@ class SwittiCodec(CodebookCodec):
 
     first_smooth: int = 0
 
-    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
+    def draw_noise(self, generator: torch.Generator, schedule: ScaleSchedule, scale: int) -> torch.Tensor:
         """Next variates of the generator [tokens, V]: one block a scale, for an index or for a mixture."""
-        drawn = torch.empty(tokens, self.codebook.shape[0], dtype=torch.float32, device="cpu")
+        drawn = torch.empty(schedule.tokens[scale], self.codebook.shape[0], dtype=torch.float32, device="cpu")
         return drawn.exponential_(1, generator=generator)
 
     def draw(

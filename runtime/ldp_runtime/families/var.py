@@ -5,7 +5,7 @@ Source: the VAR reference implementation (`VectorQuantizer2`, `autoregressive_in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,19 +57,23 @@ class CodebookCodec:
         The original draws an index even if it then mixes, so with `more_smooth` the index's variates are dropped.
         """
         generator = torch.Generator("cpu").manual_seed(seed)
-        return tuple(self.draw_noise(generator, tokens) for tokens in schedule.tokens)
+        return tuple(self.draw_noise(generator, schedule, scale) for scale in range(len(schedule)))
 
-    def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
+    def draw_noise(self, generator: torch.Generator, schedule: ScaleSchedule, scale: int) -> torch.Tensor:
         """Next variates of the generator [tokens, V]."""
-        drawn = torch.empty(tokens, self.codebook.shape[0], dtype=torch.float32, device="cpu")
+        drawn = torch.empty(schedule.tokens[scale], self.codebook.shape[0], dtype=torch.float32, device="cpu")
         drawn.exponential_(1, generator=generator)
         return drawn.exponential_(1, generator=generator) if self.more_smooth else drawn
+
+    def residual_inputs(
+        self, scores: torch.Tensor, noise: torch.Tensor, rule: SamplingFilter, weight: float, guided: bool
+    ) -> Mapping[str, torch.Tensor] | None:
+        return None
 
     def mixing(self) -> CodebookCodec:
         return replace(self, more_smooth=True)
 
-    @property
-    def variates(self) -> int:
+    def variates(self, scale: int, scales: int) -> int:
         return self.codebook.shape[0]
 
     def of_uniforms(self, uniform: torch.Tensor) -> torch.Tensor:

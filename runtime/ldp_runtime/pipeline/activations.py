@@ -23,14 +23,14 @@ _DECODER_MAPS = 8
 def score_bytes(model: BaseEntry, schedules: Sequence[ScaleSchedule], rows: int) -> int:
     """Bytes of the self-attention's scores [rows, heads, tokens, past + tokens] at the largest scale."""
     tokens, past = _largest(schedules)
-    return _FLOAT32 * rows * model.heads * tokens * (past + tokens)
+    return _FLOAT32 * rows * model.heads * tokens * (model.prefix_tokens + past + tokens)
 
 
 def layer_bytes(model: BaseEntry, schedules: Sequence[ScaleSchedule], rows: int, fused_attention: bool) -> int:
     """Bytes of the widest layer of the largest scale: tokens, and keys and values joined to their past, or scores."""
     tokens, past = _largest(schedules)
     widest = _FLOAT32 * rows * tokens * (model.ffn + 4 * model.width)
-    joined = _FLOAT32 * rows * (past + tokens) * 2 * model.width
+    joined = _FLOAT32 * rows * (model.prefix_tokens + past + tokens) * 2 * model.width
     return widest + joined + (joined if fused_attention else score_bytes(model, schedules, rows))
 
 
@@ -46,7 +46,7 @@ def sampling_bytes(model: ModelEntry, schedules: Sequence[ScaleSchedule], images
     A generator's noise is there for every scale, other noise as it is drawn.
     """
     tokens, _ = _largest(schedules)
-    made = _FLOAT32 * 4 * 2 * images * tokens * model.logits
+    made = _FLOAT32 * 4 * 2 * images * tokens * model.logits + _FLOAT32 * images * tokens * model.more_variates
     if noise == "generator":
         return made + _FLOAT32 * images * max(s.total_tokens for s in schedules) * model.logits
     from ldp_runtime.noise import COUNTER_NOISE_BYTES

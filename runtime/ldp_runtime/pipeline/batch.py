@@ -238,6 +238,10 @@ class Group:
             return self.prompt.start.contiguous()
         return placement.offsets[self.scale].expand(self.prompt.rows, -1).contiguous()
 
+    def rows_by_image(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Rows of each image [branches, ...], of a tensor of all rows [R, ...]."""
+        return [rows[self.rows_of(i)] for i in range(len(self.images))]
+
     def by_image(self, logits: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Scores [L, n] of both branches of each image (None: stopped), from the logits of all rows [R, L, V]."""
         scores = self.images[0].settings.codec.scores(logits).unbind()

@@ -8,7 +8,7 @@ import torch
 
 from ldp_runtime.bundle.manifest import Manifest
 from ldp_runtime.engines.blocks import PromptRows
-from ldp_runtime.engines.prompt import PASSED_ON
+from ldp_runtime.engines.prompt import passed_on
 from ldp_runtime.engines.tensors import axis_sizes, empty
 from ldp_runtime.errors import ConfigError
 from ldp_runtime.numerics import check_finite
@@ -151,12 +151,12 @@ def run_prompt(engines: Engines, manifest: Manifest, inputs: Mapping[str, torch.
     """Runs the prompt graph on labels [R], or on features [R, T, text_channels] and pooled vectors of equal texts."""
     graphs, device = manifest.chunks("prompt"), engines.prompt.device
     inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
-    sizes = axis_sizes(graphs[0].inputs, inputs, "prompt")
+    sizes, inner = axis_sizes(graphs[0].inputs, inputs, "prompt"), passed_on(graphs)
     outputs = {
         tensor.name: empty(tensor, sizes, device)
         for graph in graphs
         for tensor in graph.outputs
-        if tensor.name != PASSED_ON
+        if tensor.name not in inner
     }
     engines.prompt.run(inputs, outputs)
     check_finite("prompt", *outputs.values())

@@ -242,7 +242,7 @@ def start_run(
         )
         drawn = noise(image.seed, settings.codec, image.schedule)
         states.append(ImageState.new(settings, image.schedule, image.seed, drawn, device))
-    return Run(engines.blocks, placement, states, rows(images), quantized, memory), states
+    return Run(engines.blocks, placement, states, rows(images), quantized, memory, engines.residual), states
 
 
 def _codec(engines: Engines, image: ImageRequest) -> Codec:

@@ -85,6 +85,7 @@ def estimate_memory(
     if manifest.backend.startswith("tensorrt") and manifest.kv_cache == "dynamic":
         # The engines also write the keys and values of the last scale, which are never read, to a buffer.
         activations += keys_and_values(tokens)
+    activations += keys_and_values(model.prefix_tokens)
     if manifest.has_fused_blocks:  # CUDA graphs read the text from a fixed buffer; quantized scales have another one
         buffers, length = 1 + len(manifest.quantized), padded(manifest.limits.text_tokens)
         activations += buffers * keys_and_values(length)

@@ -25,7 +25,7 @@ class NoiseAhead(Sequence[torch.Tensor]):
         self, seed: int, codec: Codec, schedule: ScaleSchedule, device: torch.device, drawer: Executor
     ) -> None:
         generator = torch.Generator("cpu").manual_seed(seed)
-        self._drawn = [drawer.submit(codec.draw_noise, generator, tokens) for tokens in schedule.tokens]
+        self._drawn = [drawer.submit(codec.draw_noise, generator, schedule, k) for k in range(len(schedule))]
         self._device = device
 
     def __len__(self) -> int:

@@ -42,12 +42,14 @@ class Engines:
 
     Attributes:
         text_encoder: engine of the text encoder; None if the bundle expects text features.
+        residual: engine that adds to the last scale's codes; None for models that have none.
         codec: codec of the model's tokens.
         constants: tensors of the bundle by name.
             `level_offsets` [levels, C]: added by `blocks` to every token of scale k >= 1.
-            `unconditional_text` [tokens, text_channels]: learned rows (Infinity), or an encoded empty text (Switti).
+            `unconditional_text` [tokens, text_channels]: learned rows (Infinity), zeros (HART), or an encoded empty
+                text (Switti).
             `positions` [tokens, C]: VAR only.
-            `codebook`, `phi_weight`, `phi_bias`: VAR and Switti; see `CodebookCodec`.
+            `codebook`, `phi_weight`, `phi_bias`: VAR, Switti and HART; see `CodebookCodec`.
         cuda_graphs: counts of captured and replayed CUDA graphs; None if the backend captures none.
     """
 
@@ -58,6 +60,7 @@ class Engines:
     codec: Codec
     constants: Mapping[str, torch.Tensor]
     cuda_graphs: GraphCounters | None = None
+    residual: Engine | None = None
 
     def release_text_encoder(self) -> None:
         """Gives the text encoder's memory back until the next text, if it was opened for this one only."""
@@ -65,7 +68,7 @@ class Engines:
             self.text_encoder.release()
 
     def close(self) -> None:
-        for engine in (self.text_encoder, self.prompt, self.decoder):
+        for engine in (self.text_encoder, self.prompt, self.residual, self.decoder):
             if engine is not None:
                 engine.close()
         self.blocks.close()
@@ -171,6 +174,7 @@ def open_engines(
             {entry.name: blocks_of(entry.name) for entry in manifest.quantized},
         ),
         decoder=opened("decoder")[0][1],
+        residual=opened("residual")[0][1] if manifest.model.adds_residual else None,
         codec=_codec(bundle, constants),
         constants=constants,
         cuda_graphs=counters,

@@ -177,7 +177,8 @@ class Pipeline:
             engines = open_engines(opened, target, threads, keeps_text_encoder=estimate.keeps_text_encoder)
         manifest, tokenizer = opened.manifest, None
         if manifest.has_text_encoder:
-            tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens, quote_prompts)
+            padded = manifest.model.fixed_text_tokens > 0
+            tokenizer = PromptTokenizer(opened.path(TOKENIZER), manifest.limits.text_tokens, quote_prompts, padded)
         return cls(manifest, engines, tokenizer, max_batch, opened.root, max_images, slots)
 
     def __call__(
@@ -190,6 +191,8 @@ class Pipeline:
         negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
         pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
         negative_pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        prompt_attention_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        negative_prompt_attention_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         temperature: float | Sequence[float] | None = None,
         top_k: int | None = None,
@@ -216,9 +219,11 @@ class Pipeline:
             negative_prompt_embeds: text features of the negative prompts, instead of `negative_prompt`.
             pooled_prompt_embeds, negative_pooled_prompt_embeds: Switti only: pooled vectors [pooled_channels] of the
                 features; None takes them from the last token, as its text encoder does.
+            prompt_attention_mask, negative_prompt_attention_mask: HART only, whose features have the rows of padding:
+                True or 1 at tokens [T]; None: all rows are tokens.
             guidance_scale: one weight per scale (1 means no guidance), or one number g. For Infinity, g is the weight
-                of every scale. For VAR and Switti it sets the originals' ramp: scale k of S has 1 + g k / (S - 1).
-                Switti's ends at the scale that its bundle names.
+                of every scale. For VAR, Switti and HART it sets the originals' ramp: scale k of S has
+                1 + g k / (S - 1). Switti's ends at the scale that its bundle names, HART's last two weights are equal.
             temperature: temperature of the logits, one number or one per scale. Switti's number is that of the scales
                 after guidance has ended.
             top_k: for bits, 1 draws the likeliest and any other number is off; for codes, the k likeliest can be drawn.
@@ -234,8 +239,8 @@ class Pipeline:
                 warning that says what is drawn.
             output_type: "pil", "numpy", "torch" or "latent".
             cfg_insertion_layer: position where guidance is mixed; engines do so at the logits, so only [0] is allowed.
-            more_smooth: VAR and Switti: draw mixtures of codebook entries, as the originals' option of that name; None
-                does what the model's recommended settings do.
+            more_smooth: VAR, Switti and HART: draw mixtures of codebook entries, as the originals' option of that
+                name; None does what the model's recommended settings do.
             callback_on_scale: function that sees a `ScaleEvent` after each scale; it returns False to stop.
             callback_on_image: function that sees an `ImageEvent` once an image is finished. Images of a request that
                 takes several batches come while later ones are not yet begun. It returns False to stop.
@@ -260,6 +265,8 @@ class Pipeline:
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,
@@ -445,7 +452,7 @@ class Pipeline:
         elif self.manifest.has_text_encoder:
             self(["a picture"] * batch, seed=0, output_type="torch")
         else:
-            shape = min(8, self.manifest.limits.text_tokens), self.manifest.model.text_channels
+            shape = self.manifest.model.given_features(min(8, self.manifest.limits.text_tokens))
             features = torch.ones(shape, dtype=torch.float32, device="cpu")
             self(prompt_embeds=[features] * batch, negative_prompt_embeds=features, seed=0, output_type="torch")
 
@@ -515,7 +522,8 @@ class Pipeline:
     ) -> Sequence[torch.Tensor] | CounterNoise:
         """Noise of an image; if a GPU computes, another thread draws that of a generator meanwhile."""
         if self.manifest.noise == "counter":
-            return CounterNoise(seed, schedule.tokens, device, codec.variates, codec.of_uniforms)
+            variates = tuple(codec.variates(k, len(schedule)) for k in range(len(schedule)))
+            return CounterNoise(seed, schedule.tokens, device, variates, codec.of_uniforms)
         if self._drawer is None:
             return codec.noise(seed, schedule)
         return NoiseAhead(seed, codec, schedule, device, self._drawer)

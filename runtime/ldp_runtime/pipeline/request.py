@@ -95,7 +95,7 @@ class ImageRequest:
         temperature: of the logits, one number per scale.
         filter: top-k and top-p.
         policy: what is pruned of it.
-        more_smooth: VAR and Switti: draw mixtures of codebook entries.
+        more_smooth: VAR, Switti and HART: draw mixtures of codebook entries.
         ended_temperature, guidance_end: see `ImageSettings`.
     """
 
@@ -135,6 +135,8 @@ def make_request(
     negative_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None,
     pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
     negative_pooled_prompt_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    prompt_attention_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    negative_prompt_attention_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
     guidance_scale: float | Sequence[float] | None,
     temperature: float | Sequence[float] | None,
     top_k: int | None,
@@ -168,6 +170,8 @@ def make_request(
     texts |= {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
     texts |= {"pooled_prompt_embeds": pooled_prompt_embeds}
     texts |= {"negative_pooled_prompt_embeds": negative_pooled_prompt_embeds}
+    texts |= {"prompt_attention_mask": prompt_attention_mask}
+    texts |= {"negative_prompt_attention_mask": negative_prompt_attention_mask}
     if manifest.model.reads_text:
         conditions, negatives = _prompts(manifest, class_labels, texts, max_images)
     else:
@@ -335,10 +339,19 @@ def _texts(manifest: Manifest, texts: Mapping[str, Any], name: str, most: int) -
             else f"{pooled_name} is given without {name}_embeds",
             hint="leave it out" if not manifest.model.pooled_channels else "give both, or the words",
         )
+    mask_name, masks = f"{name}_attention_mask", texts[f"{name}_attention_mask"]
+    if masks is not None and (features is None or not manifest.model.position_channels):
+        raise ConfigError(
+            f"{mask_name} is given, but {manifest.model.name} reads no padding"
+            if not manifest.model.position_channels
+            else f"{mask_name} is given without {name}_embeds",
+            hint="leave it out" if not manifest.model.position_channels else "give both, or the words",
+        )
     if words is not None and features is not None and not _is_unused(name, words):
         raise ConfigError(f"{name} and {name}_embeds are given, not both", hint="leave one of them out")
     if features is not None:
         rows = _features(manifest, features, f"{name}_embeds", most)
+        rows = _with_positions(manifest, rows, masks, mask_name, most)
         return [*_with_pooled(manifest, rows, pooled, pooled_name, most)]
     return None if words is None else list(_words(manifest, words, name, most))
 
@@ -394,6 +407,43 @@ def _with_pooled(
     return [TextFeatures(each, _own_numbers(v, name)) for each, v in zip(rows, vectors, strict=True)]
 
 
+def _with_positions(
+    manifest: Manifest, rows: Sequence[torch.Tensor], masks: Any, name: str, most: int
+) -> list[torch.Tensor]:
+    """Features with their positions as last channel, for models that read padding; without a mask nothing is padding.
+
+    A row of padding has the position of the token before it.
+    """
+    if not manifest.model.position_channels:
+        return list(rows)
+    if isinstance(masks, torch.Tensor):
+        masks = [masks] if masks.dim() < 2 else list(masks)
+    if masks is not None and (not is_list(masks) or len(listed(name, masks, most)) != len(rows)):
+        raise ConfigError(f"{name} must be one mask for each of {len(rows)} texts", hint="[tokens] each")
+    given = (
+        [torch.ones(len(row), dtype=torch.float32, device=row.device) for row in rows] if masks is None else [*masks]
+    )
+    odd = [mask for mask, row in zip(given, rows, strict=True) if not _is_mask(mask, len(row))]
+    if odd:
+        raise ConfigError(
+            f"{name} must mark tokens of {[len(row) for row in rows]} rows with True or 1, others with False or 0, "
+            f"got {shown(odd[0])}",
+            hint="as the tokenizer gives it; at least one row is a token",
+        )
+    with torch.inference_mode(False):
+        places = [(mask != 0).long().cumsum(0) - 1 for mask in given]
+        return [
+            torch.cat((row, place.to(row.device, row.dtype)[:, None]), dim=1)
+            for row, place in zip(rows, places, strict=True)
+        ]
+
+
+def _is_mask(mask: Any, rows: int) -> bool:
+    if not isinstance(mask, torch.Tensor) or mask.layout != torch.strided or mask.is_meta or mask.is_complex():
+        return False
+    return mask.shape == (rows,) and bool(((mask == 0) | (mask == 1)).all()) and bool((mask != 0).any())
+
+
 def pooled_by_last_token(rows: torch.Tensor, channels: int) -> TextFeatures:
     """Encoded text of features [T, text_channels], pooled by its last token: the last `channels` of its last row."""
     return TextFeatures(rows, rows[-1, -channels:].contiguous())
@@ -401,8 +451,14 @@ def pooled_by_last_token(rows: torch.Tensor, channels: int) -> TextFeatures:
 
 def _read_features(manifest: Manifest, row: Any, name: str) -> torch.Tensor:
     """Text features [T, text_channels] as float32, contiguous, of their own memory."""
-    channels, longest = manifest.model.text_channels, manifest.limits.text_tokens
+    channels, longest = manifest.model.text_channels - manifest.model.position_channels, manifest.limits.text_tokens
     _check_dense(row, name)
+    fixed = manifest.model.fixed_text_tokens
+    if fixed and row.shape != (fixed, channels):
+        raise ConfigError(
+            f"{name} must be [{fixed}, {channels}], got {list(row.shape)}",
+            hint=f"pass the last hidden state of all {fixed} rows, those of padding too, and their mask",
+        )
     if row.dim() != 2 or row.shape[1] != channels or not 1 <= row.shape[0] <= longest:
         raise ConfigError(
             f"{name} must be [tokens, {channels}] with 1 to {longest} tokens, got {list(row.shape)}",

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
+from ldp_runtime.engines.base import Engine
 from ldp_runtime.engines.blocks import Blocks, Placement, PromptRows
 from ldp_runtime.engines.cache_memory import CacheMemory
 from ldp_runtime.engines.cache_plan import CachePlan
@@ -16,7 +17,7 @@ from ldp_runtime.errors import LdpError
 from ldp_runtime.numerics import FiniteWatch
 from ldp_runtime.pipeline.batch import Group, ImageState
 from ldp_runtime.pipeline.recorder import Recorder
-from ldp_runtime.pipeline.scale_loop import Scores, draw_scale
+from ldp_runtime.pipeline.scale_loop import Answer, draw_scale
 
 
 class Run:
@@ -27,6 +28,7 @@ class Run:
         prompt: rows [conditional of each image, unconditional of each image whose branch is alive].
         quantized: name of the set of each quantized scale; see `Manifest.quantized_scales`.
         memory: memory of the caches, which other runs may share; None: the run has its own.
+        residual: engine that adds to the codes of the last scale of the schedule; None: nothing is added.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Run:
         prompt: PromptRows,
         quantized: Mapping[int, str] | None = None,
         memory: CacheMemory | None = None,
+        residual: Engine | None = None,
     ) -> None:
+        self._residual = residual
         self.blocks, self.placement, self.quantized = blocks, placement, quantized or {}
         self._memory = memory or _own_memory(blocks, images, self.quantized)
         self.groups = [Group(list(images), prompt)]
@@ -67,7 +71,7 @@ class Run:
         if group is None:
             return []
         drawn = list(group.images)
-        draw_scale(group, self._scores, self._watch, self._recorder.begin())
+        draw_scale(group, self, self._watch, self._recorder.begin())
         self.groups = [group for group in self.groups if group.images]
         return drawn
 
@@ -121,10 +125,11 @@ class Run:
         self.check()
         self._recorder.settle()
 
-    def _scores(self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None) -> Scores:
-        """Scores of both branches of each image [L, n], from the blocks."""
+    def answers(self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None) -> list[Answer]:
+        """Answer of the blocks for each image of a group."""
         assert group.held is not None
         given = (group.rows(inputs), group.offset(self.placement), self.placement.at(group.scale, kept))
+        hidden = self._hidden(group, *given[0].shape[:2])
         logits = self.blocks.run(
             *given,
             group.prompt,
@@ -133,8 +138,29 @@ class Run:
             watch=self._watch,
             remember=group.remembers,
             quantized=self.quantized.get(group.scale),
+            hidden=hidden,
         )
-        return group.by_image(logits)
+        behind = [None] * len(group.images) if hidden is None else group.rows_by_image(hidden)
+        return [Answer(*pair, tokens) for pair, tokens in zip(group.by_image(logits), behind, strict=True)]
+
+    def _hidden(self, group: Group, rows: int, tokens: int) -> torch.Tensor | None:
+        """Memory for the tokens behind the last block, at the scale whose codes get a residual."""
+        if self._residual is None or group.scale + 1 < len(group.images[0].schedule):
+            return None
+        return torch.empty(rows, tokens, self.blocks.shape.width, dtype=torch.float32, device=self.blocks.device)
+
+    def residual(self, hidden: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Residual [L, channels] from the tokens behind the last block [branches, L, C]."""
+        assert self._residual is not None
+        codes, branches = inputs["codes"], len(inputs["weights"])
+        residual = torch.empty_like(codes)
+        self._residual.run({"hidden": hidden[:branches].contiguous(), **inputs}, {"residual": residual})
+        self._watch.see(
+            residual,
+            "the graph 'residual' gave NaN or infinity",
+            hint="the engine's precision does not hold this model; verify the bundle, or build it in float32",
+        )
+        return residual
 
 
 def _own_memory(blocks: Blocks, images: Sequence[ImageState], quantized: Collection[int]) -> CacheMemory:

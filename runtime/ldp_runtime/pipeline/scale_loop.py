@@ -9,7 +9,9 @@ resolves both as done here.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -21,16 +23,39 @@ from ldp_runtime.pruning.policy import ScaleView, Selection
 from ldp_runtime.pruning.recall import recall
 from ldp_runtime.pruning.sats import GuidanceGap
 
-#: Scores of both branches of each image [L, n], from the inputs of the computed tokens and their indices (None: all).
-Scores = list[tuple[torch.Tensor, torch.Tensor | None]]
-EngineCall = Callable[[Group, torch.Tensor, torch.Tensor | None], Scores]
+
+@dataclass(frozen=True)
+class Answer:
+    """Result of the blocks for one image.
+
+    Attributes:
+        scores: of the conditional branch [L, n].
+        other: of the unconditional branch [L, n]; None: it is stopped.
+        hidden: tokens behind the last block [branches, L, C], where a residual is made of them.
+    """
+
+    scores: torch.Tensor
+    other: torch.Tensor | None
+    hidden: torch.Tensor | None = None
 
 
-def draw_scale(group: Group, call: EngineCall, watch: FiniteWatch, laps: ScaleLaps) -> None:
+class Engines(Protocol):
+    """Engine calls of one scale."""
+
+    def answers(self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None) -> list[Answer]:
+        """Answer for each image, from the inputs of the computed tokens and their indices (None: all)."""
+        ...
+
+    def residual(self, hidden: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Residual [L, channels] of the computed tokens; see `Codec.residual_inputs`."""
+        ...
+
+
+def draw_scale(group: Group, engines: Engines, watch: FiniteWatch, laps: ScaleLaps) -> None:
     """Draws the next scale of all images of a group: the algorithm.
 
     Args:
-        call: runs the blocks of the group's scale.
+        engines: run the blocks of the group's scale.
         watch: looks for NaN and infinity in what guidance makes of the scores.
     """
     k, images, inputs = group.scale, list(group.images), group.inputs()
@@ -39,10 +64,10 @@ def draw_scale(group: Group, call: EngineCall, watch: FiniteWatch, laps: ScaleLa
     if kept is not None:
         inputs = inputs.index_select(1, kept)
     laps.selected()
-    scores = call(group, inputs, kept) if inputs.shape[1] else []
+    answers = engines.answers(group, inputs, kept) if inputs.shape[1] else []
     laps.computed()
     for i, image in enumerate(images):
-        codes, gap = _sample(image, k, *scores[i], kept, watch) if scores else (inputs[i], None)
+        codes, gap = _sample(image, k, answers[i], kept, engines, watch) if answers else (inputs[i], None)
         _accumulate(image, k, codes, view, selection)
         image.gaps.append(gap)
         image.stopped = image.unconditional and image.stops_after(k)
@@ -62,20 +87,19 @@ def _choose(image: ImageState, k: int, inputs: torch.Tensor) -> tuple[ScaleView 
 def _sample(
     image: ImageState,
     k: int,
-    scores: torch.Tensor,
-    other: torch.Tensor | None,
+    answer: Answer,
     kept: torch.Tensor | None,
+    engines: Engines,
     watch: FiniteWatch,
 ) -> tuple[torch.Tensor, GuidanceGap | None]:
     """Codes [L, channels], and the guidance gap where the policy watches it.
 
     Args:
-        scores: of the conditional branch [L, n].
-        other: of the unconditional branch [L, n], where it is alive.
         watch: checks what guidance makes of the scores, where float32 might not hold it.
     """
     own, rule, schedule = image.settings, image.settings.policy.guidance, image.schedule
     weight, grid, gap = own.guidance[k], schedule.grids[k], None
+    scores, other = answer.scores, answer.other
     if other is not None:
         if rule is not None and rule.watches(k, schedule):
             gap = GuidanceGap(grid, own.codec.gap(scores, other), kept, own.codec.gap_terms)
@@ -94,7 +118,25 @@ def _sample(
             f"guidance {weight:g} and temperature {temperature:g} gave NaN or infinity at scale {k}",
             hint="ask for a smaller guidance_scale, or a larger temperature",
         )
-    return own.codec.draw(tempered, image.noise_at(k, kept), own.filter, k, len(schedule), ended), gap
+    noise = image.noise_at(k, kept)
+    codes = own.codec.draw(tempered, noise, own.filter, k, len(schedule), ended)
+    if answer.hidden is not None:
+        codes = codes + _residual(image, tempered, noise, weight, answer.hidden, engines)
+    return codes, gap
+
+
+def _residual(
+    image: ImageState,
+    scores: torch.Tensor,
+    noise: torch.Tensor,
+    weight: float,
+    hidden: torch.Tensor,
+    engines: Engines,
+) -> torch.Tensor:
+    """Continuous residual [L, channels] of the last scale's codes; it is guided while both branches are there."""
+    own = image.settings
+    inputs = own.codec.residual_inputs(scores, noise, own.filter, weight, len(hidden) > 1)
+    return scalar(0.0) if inputs is None else engines.residual(hidden, inputs)
 
 
 def _accumulate(

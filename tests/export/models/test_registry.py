@@ -17,7 +17,7 @@ from ldp_export.graphs.clip import ClipTowersGraph
 from ldp_export.hub.resolve import find_sources, resolve_model
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
-from ldp_export.models.registry import DEFAULT_MODEL, MODELS, InfinitySpec, SwittiSpec, find_model
+from ldp_export.models.registry import DEFAULT_MODEL, MODELS, HartSpec, InfinitySpec, SwittiSpec, find_model
 from ldp_export.models.sizes import ClipTowersSizes, ffn_width
 from ldp_export.models.t5 import FLAN_T5_XL
 
@@ -135,9 +135,21 @@ def test_hub_models_say_where_they_come_from(name: str) -> None:
     assert hub is not None
     assert all(re.fullmatch(r"[0-9a-f]{40}|main", part.revision) for part in hub.parts)
     assert [part.name for part in hub.parts[:2]] == ["transformer", "vae"]
-    readers = {"var": 0, "infinity": 1, "switti": 2}[find_model(name).family]
+    readers = {"var": 0, "infinity": 1, "switti": 2, "hart": 1}[find_model(name).family]
     assert [part.name for part in hub.text_encoders] == ["text_encoder", "text_encoder_2"][:readers]
     assert all(part.licence for part in hub.text_encoders)
+
+
+def test_sizes_of_hart_as_published() -> None:
+    """Parameters of all tensors of its code at the released sizes; the page's 0.7B are those of the transformer."""
+    spec = find_model("hart-0.7b")
+    assert isinstance(spec, HartSpec)
+    assert spec.counts is not None
+    assert (spec.counts.transformer, spec.counts.block) == (732_399_168, 28_317_696)
+    assert (spec.transformer.schedule.total_tokens, spec.transformer.head_dim) == (9451, 64)
+    assert (spec.guidance, spec.top_k, spec.late_top_k, spec.more_smooth) == (4.5, 600, 300, True)
+    assert spec.text_encoder is not None
+    assert spec.text_encoder.encoder_parameters == 1_543_714_304
 
 
 def test_sizes_of_switti_as_published() -> None:

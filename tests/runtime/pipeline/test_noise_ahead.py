@@ -34,7 +34,7 @@ def test_the_same_noise(codec: Codec) -> None:
 
 def test_an_error_of_the_drawing_thread_is_raised_where_its_noise_is_asked_for() -> None:
     class Broken(BitCodec):
-        def draw_noise(self, generator: torch.Generator, tokens: int) -> torch.Tensor:
+        def draw_noise(self, generator: torch.Generator, schedule: ScaleSchedule, scale: int) -> torch.Tensor:
             raise ValueError("no noise")
 
     with ThreadPoolExecutor(1) as drawer:
