@@ -6,6 +6,7 @@ Whoever holds the run decides when a step is taken; `scale_loop.py` is what a st
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -17,7 +18,7 @@ from ldp_runtime.errors import LdpError
 from ldp_runtime.numerics import FiniteWatch
 from ldp_runtime.pipeline.batch import Group, ImageState
 from ldp_runtime.pipeline.recorder import Recorder
-from ldp_runtime.pipeline.scale_loop import Answer, draw_scale
+from ldp_runtime.pipeline.scale_loop import Answers, draw_scale
 
 
 class Run:
@@ -71,7 +72,7 @@ class Run:
         if group is None:
             return []
         drawn = list(group.images)
-        draw_scale(group, self, self._watch, self._recorder.begin())
+        draw_scale(group, self._answers, self._watch, self._recorder.begin())
         self.groups = [group for group in self.groups if group.images]
         return drawn
 
@@ -125,8 +126,8 @@ class Run:
         self.check()
         self._recorder.settle()
 
-    def answers(self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None) -> list[Answer]:
-        """Answer of the blocks for each image of a group."""
+    def _answers(self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None) -> Answers:
+        """Scores of both branches of each image [L, n], from the blocks, and the residual of its last codes."""
         assert group.held is not None
         given = (group.rows(inputs), group.offset(self.placement), self.placement.at(group.scale, kept))
         hidden = self._hidden(group, *given[0].shape[:2])
@@ -140,8 +141,11 @@ class Run:
             quantized=self.quantized.get(group.scale),
             hidden=hidden,
         )
-        behind = [None] * len(group.images) if hidden is None else group.rows_by_image(hidden)
-        return [Answer(*pair, tokens) for pair, tokens in zip(group.by_image(logits), behind, strict=True)]
+        scores = group.by_image(logits)
+        if hidden is None:
+            return [(*pair, None) for pair in scores]
+        behind = group.rows_by_image(hidden)
+        return [(*pair, partial(self._residual_of, rows)) for pair, rows in zip(scores, behind, strict=True)]
 
     def _hidden(self, group: Group, rows: int, tokens: int) -> torch.Tensor | None:
         """Memory for the tokens behind the last block, at the scale whose codes get a residual."""
@@ -149,7 +153,7 @@ class Run:
             return None
         return torch.empty(rows, tokens, self.blocks.shape.width, dtype=torch.float32, device=self.blocks.device)
 
-    def residual(self, hidden: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _residual_of(self, hidden: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Residual [L, channels] from the tokens behind the last block [branches, L, C]."""
         assert self._residual is not None
         codes, branches = inputs["codes"], len(inputs["weights"])

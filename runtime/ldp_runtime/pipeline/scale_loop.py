@@ -9,9 +9,7 @@ resolves both as done here.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -23,39 +21,19 @@ from ldp_runtime.pruning.policy import ScaleView, Selection
 from ldp_runtime.pruning.recall import recall
 from ldp_runtime.pruning.sats import GuidanceGap
 
-
-@dataclass(frozen=True)
-class Answer:
-    """Result of the blocks for one image.
-
-    Attributes:
-        scores: of the conditional branch [L, n].
-        other: of the unconditional branch [L, n]; None: it is stopped.
-        hidden: tokens behind the last block [branches, L, C], where a residual is made of them.
-    """
-
-    scores: torch.Tensor
-    other: torch.Tensor | None
-    hidden: torch.Tensor | None = None
+#: Residual [L, channels] that a graph of its own adds to the codes of the last scale; see `Codec.residual_inputs`.
+Residual = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+#: For each image, scores of both branches [L, n] (None: stopped), and the residual where codes get one.
+Answers = list[tuple[torch.Tensor, torch.Tensor | None, Residual | None]]
+#: Gives them from the inputs of the computed tokens and their indices (None: all).
+EngineCall = Callable[[Group, torch.Tensor, torch.Tensor | None], Answers]
 
 
-class Engines(Protocol):
-    """Engine calls of one scale."""
-
-    def answers(self, group: Group, inputs: torch.Tensor, kept: torch.Tensor | None) -> list[Answer]:
-        """Answer for each image, from the inputs of the computed tokens and their indices (None: all)."""
-        ...
-
-    def residual(self, hidden: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Residual [L, channels] of the computed tokens; see `Codec.residual_inputs`."""
-        ...
-
-
-def draw_scale(group: Group, engines: Engines, watch: FiniteWatch, laps: ScaleLaps) -> None:
+def draw_scale(group: Group, call: EngineCall, watch: FiniteWatch, laps: ScaleLaps) -> None:
     """Draws the next scale of all images of a group: the algorithm.
 
     Args:
-        engines: run the blocks of the group's scale.
+        call: runs the blocks of the group's scale.
         watch: looks for NaN and infinity in what guidance makes of the scores.
     """
     k, images, inputs = group.scale, list(group.images), group.inputs()
@@ -64,10 +42,10 @@ def draw_scale(group: Group, engines: Engines, watch: FiniteWatch, laps: ScaleLa
     if kept is not None:
         inputs = inputs.index_select(1, kept)
     laps.selected()
-    answers = engines.answers(group, inputs, kept) if inputs.shape[1] else []
+    answers = call(group, inputs, kept) if inputs.shape[1] else []
     laps.computed()
     for i, image in enumerate(images):
-        codes, gap = _sample(image, k, answers[i], kept, engines, watch) if answers else (inputs[i], None)
+        codes, gap = _sample(image, k, *answers[i], kept, watch) if answers else (inputs[i], None)
         _accumulate(image, k, codes, view, selection)
         image.gaps.append(gap)
         image.stopped = image.unconditional and image.stops_after(k)
@@ -87,19 +65,20 @@ def _choose(image: ImageState, k: int, inputs: torch.Tensor) -> tuple[ScaleView 
 def _sample(
     image: ImageState,
     k: int,
-    answer: Answer,
+    scores: torch.Tensor,
+    other: torch.Tensor | None,
+    residual: Residual | None,
     kept: torch.Tensor | None,
-    engines: Engines,
     watch: FiniteWatch,
 ) -> tuple[torch.Tensor, GuidanceGap | None]:
     """Codes [L, channels], and the guidance gap where the policy watches it.
 
     Args:
+        scores, other: of the conditional and the unconditional branch [L, n].
         watch: checks what guidance makes of the scores, where float32 might not hold it.
     """
     own, rule, schedule = image.settings, image.settings.policy.guidance, image.schedule
     weight, grid, gap = own.guidance[k], schedule.grids[k], None
-    scores, other = answer.scores, answer.other
     if other is not None:
         if rule is not None and rule.watches(k, schedule):
             gap = GuidanceGap(grid, own.codec.gap(scores, other), kept, own.codec.gap_terms)
@@ -120,23 +99,10 @@ def _sample(
         )
     noise = image.noise_at(k, kept)
     codes = own.codec.draw(tempered, noise, own.filter, k, len(schedule), ended)
-    if answer.hidden is not None:
-        codes = codes + _residual(image, tempered, noise, weight, answer.hidden, engines)
+    if residual is not None:
+        given = own.codec.residual_inputs(tempered, noise, own.filter, weight, guided=other is not None)
+        codes = codes if given is None else codes + residual(given)
     return codes, gap
-
-
-def _residual(
-    image: ImageState,
-    scores: torch.Tensor,
-    noise: torch.Tensor,
-    weight: float,
-    hidden: torch.Tensor,
-    engines: Engines,
-) -> torch.Tensor:
-    """Continuous residual [L, channels] of the last scale's codes; it is guided while both branches are there."""
-    own = image.settings
-    inputs = own.codec.residual_inputs(scores, noise, own.filter, weight, len(hidden) > 1)
-    return scalar(0.0) if inputs is None else engines.residual(hidden, inputs)
 
 
 def _accumulate(
