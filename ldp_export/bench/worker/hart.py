@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from ldp_runtime.architecture.hart import HartEntry
@@ -32,7 +33,7 @@ class EagerHart:
     def __init__(self, job: Job) -> None:
         self.manifest = open_bundle(Path(job.bundle), integrity="sizes").manifest
         self.device = torch.device(job.options.device)
-        assert isinstance(self.manifest.model, HartEntry)
+        self.entry = cast(HartEntry, self.manifest.model)
         model, vae = _load_modules(job, self.manifest)
         self.model, self.vae = model.to(self.device), vae.to(self.device)
         self.watch = Stopwatch(self.device)
@@ -46,8 +47,7 @@ class EagerHart:
     @torch.no_grad()
     def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         """The whole batch shares the noise stream of its first seed, as in the original loop."""
-        entry, defaults, config = self.manifest.model, self.manifest.defaults, self.model.config
-        assert isinstance(entry, HartEntry)
+        entry, defaults, config = self.entry, self.manifest.defaults, self.model.config
         settings = HartSettings(
             defaults.guidance,
             defaults.top_k,
