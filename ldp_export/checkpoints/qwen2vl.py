@@ -36,7 +36,7 @@ INSTRUCTION_SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a
 
 #: Tensors beside the text stack: the tower of pictures, and the head that predicts tokens.
 _ASIDE = re.compile(r"(visual\.|model\.visual\.|lm_head\.)")
-_PREFIX = re.compile(r"(model\.language_model\.|language_model\.model\.|model\.)")
+_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|model\.)")
 _FILES = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG, INSTRUCTION_FILE)
 _WHOLE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _GIVE = "give the folder of mit-han-lab/Qwen2-VL-1.5B-Instruct"
@@ -144,7 +144,7 @@ def _known(path: Path, text: str) -> str:
 
 def holds_qwen2(state: State) -> bool:
     """True for the tensors of Qwen2's text stack, alone or in a model with pictures."""
-    return any(key.endswith("layers.0.self_attn.q_proj.bias") for key in state)
+    return any(_PREFIX.sub("", key, count=1) == "layers.0.self_attn.q_proj.bias" for key in state)
 
 
 def text_stack_state(state: State) -> State:

@@ -33,6 +33,7 @@ class EagerHart:
     def __init__(self, job: Job) -> None:
         self.manifest = open_bundle(Path(job.bundle), integrity="sizes").manifest
         self.device = torch.device(job.options.device)
+        self.entry = cast(HartEntry, self.manifest.model)
         model, vae = _load_modules(job, self.manifest)
         self.model, self.vae = model.to(self.device), vae.to(self.device)
         self.watch = Stopwatch(self.device)
@@ -46,8 +47,7 @@ class EagerHart:
     @torch.no_grad()
     def draw(self, prompts: Sequence[int], seeds: Sequence[int], policy: str = "none") -> Drawing:
         """The whole batch shares the noise stream of its first seed, as in the original loop."""
-        entry = cast(HartEntry, self.manifest.model)  # its family chose this candidate
-        defaults, config = self.manifest.defaults, self.model.config
+        entry, defaults, config = self.entry, self.manifest.defaults, self.model.config
         settings = HartSettings(
             defaults.guidance,
             defaults.top_k,

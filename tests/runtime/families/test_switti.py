@@ -8,6 +8,7 @@ from ldp_runtime.architecture.switti import SwittiEntry
 from ldp_runtime.families.choose import guidance_end, guidance_weights, temperatures
 from ldp_runtime.families.switti import SwittiCodec
 from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.schedule import ScaleSchedule
 
 
 def entry(first_guided: int = 0, first_unguided: int = 3) -> SwittiEntry:
@@ -58,5 +59,8 @@ class TestMixtures:
 
     def test_one_block_of_noise_a_scale(self) -> None:
         one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-        assert torch.equal(self.codec.draw_noise(one, 6), torch.empty(6, 20).exponential_(1, generator=other))
+        assert torch.equal(
+            self.codec.draw_noise(one, ScaleSchedule.of_grids(((2, 3),)), 0),
+            torch.empty(6, 20).exponential_(1, generator=other),
+        )
         assert torch.equal(one.get_state(), other.get_state())

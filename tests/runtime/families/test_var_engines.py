@@ -20,6 +20,7 @@ from ldp_runtime.pipeline.conditions import condition_rows
 from ldp_runtime.pipeline.request import ImageRequest
 from ldp_runtime.pipeline.run import Run
 from ldp_runtime.sampling import SamplingFilter
+from ldp_runtime.schedule import ScaleSchedule
 
 from ldp_export.reference.oracle import pruned_var_logits
 from ldp_export.reference.var import VarSettings, generate
@@ -63,7 +64,8 @@ def run_loop(
     weights = guidance_weights(pipe.manifest.model, settings.guidance, len(schedule))
     guided = any(weight != 1 for weight in weights)
     generator = torch.Generator().manual_seed(settings.seed)
-    noise = [codec.draw_noise(generator, B * tokens).view(B, tokens, -1) for tokens in schedule.tokens]
+    batch = ScaleSchedule.of_grids(tuple((B * h, w) for h, w in schedule.grids))
+    noise = [codec.draw_noise(generator, batch, k).unflatten(0, (B, -1)) for k in range(len(batch))]
     own = ImageSettings(
         codec if forced is None else RecordedCodec(codec),
         weights,
