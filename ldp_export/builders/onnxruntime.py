@@ -8,16 +8,19 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldp_runtime.bundle.manifest import Backend, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.errors import EngineBuildError
 from ldp_runtime.system.disk import scratch_path
 
-from ldp_export.builders.base import STAGE_FILE, ExportedGraph
+from ldp_export.builders.base import STAGE_FILE, ExportedGraph, insert_static_products
 from ldp_export.graphs.signature import MODEL_FILE, QUANTIZED, GraphSignature
 from ldp_export.logs import errors_only
+
+if TYPE_CHECKING:
+    from ldp_export.quantization.formats import Format
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,23 @@ class Int8Builder(OnnxRuntimeBuilder):
     def quantizes(self, name: str) -> bool:
         return name.startswith(QUANTIZED) or (name == DECODER and self.decoder)
 
+    def is_static(self, name: str) -> bool:
+        """True if the engine of this name has ranges that were measured before it was built."""
+        return name.startswith(QUANTIZED) and self.quantized is not None and self.quantized.ranges == "static"
+
+    @property
+    def form(self) -> Format:
+        from ldp_export.quantization.formats import SEVEN_BITS
+
+        return SEVEN_BITS
+
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
         if not self.quantizes(signature.name):
             return {"quantized": False}
         from ldp_export.builders.quantize import NOISY, SPREAD
 
+        if self.is_static(signature.name):
+            return {"quantized": True, "form": repr(self.form)}
         version = importlib.metadata.version("onnxruntime")
         ranges = {"noisy": NOISY, "spread": SPREAD} if signature.name == DECODER else {}
         return {"quantized": True, "weight_bits": 7, "onnxruntime": version, **ranges}
@@ -77,6 +92,9 @@ class Int8Builder(OnnxRuntimeBuilder):
         name = graph.signature.name
         if not self.quantizes(name):
             _copy(graph.folder, folder)
+            return
+        if self.is_static(name):
+            insert_static_products(graph, folder, self.form, say)
             return
         from ldp_export.builders.quantize import latents_of, quantize_convolutions, quantize_products
 

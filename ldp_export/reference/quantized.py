@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,20 +14,53 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-#: Endings of the names of layers that the prompt graph computes, once per image and unquantized.
-_OF_THE_PROMPT = ("mat_kv", "ada_lin.1")
+from ldp_export.quantization.formats import Format, quantized_product
+from ldp_export.quantization.ranges import Ranges, quantized_layers
+
+
+@dataclass(frozen=True)
+class StaticProducts:
+    """Products of 8-bit numbers whose inputs have ranges that were measured beforehand."""
+
+    form: Format
+    ranges: Ranges
+
+
+#: Products in 8 bits: of a precision, whose inputs are measured row by row in each call, or with static ranges.
+EightBits = QuantizedPrecision | StaticProducts
+#: Product of inputs [.., K] with the weight [N, K] and the bias [N] or None of a layer.
+_Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 @contextmanager
-def products_in_8_bits(blocks: nn.Module, precision: QuantizedPrecision) -> Generator[None]:
-    """Rounds, within its scope, both factors of the products in the linear layers of `blocks` to 8 bits, row by row."""
-    weights = {
-        id(layer.weight)
-        for name, layer in blocks.named_modules()
-        if isinstance(layer, nn.Linear) and not name.endswith(_OF_THE_PROMPT)
-    }
-    with _Rounded(weights, KINDS[precision]):
+def products_in_8_bits(blocks: nn.Module, products: EightBits) -> Generator[None]:
+    """Rounds, within its scope, both factors of the products in the linear layers of `blocks` to 8 bits."""
+    layers = quantized_layers(blocks)
+    if isinstance(products, StaticProducts):
+        by_weight = {id(layer.weight): _static(products, name) for name, layer in layers.items()}
+    else:
+        by_weight = dict.fromkeys((id(layer.weight) for layer in layers.values()), _measured(KINDS[products]))
+    with _Rounded(by_weight):
         yield
+
+
+def _measured(kind: torch.dtype) -> _Product:
+    def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        empty = weight.new_empty(0, dtype=torch.float32)
+        matrix = Matrix(weight, weight.new_zeros(len(weight)) if bias is None else bias, empty)
+        return product(x, rounded(matrix, kind))
+
+    return compute
+
+
+def _static(products: StaticProducts, name: str) -> _Product:
+    def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        layer = quantized_product(weight, products.ranges.magnitudes[name], products.form)
+        units = layer.weight(weight).float() * layer.weight_step[:, None]
+        out = F.linear(layer.inputs(x), units).to(weight.dtype)
+        return out if bias is None else out + bias
+
+    return compute
 
 
 class _Rounded(TorchFunctionMode):
@@ -35,16 +69,13 @@ class _Rounded(TorchFunctionMode):
     Weights are recognised by their parameter, because `streamed_weights` may replace the data meanwhile.
     """
 
-    def __init__(self, weights: set[int], kind: torch.dtype) -> None:
+    def __init__(self, products: Mapping[int, _Product]) -> None:
         super().__init__()
-        self.weights, self.kind = weights, kind
+        self.products = products
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not F.linear or id(args[1]) not in self.weights:
+        if func is not F.linear or (compute := self.products.get(id(args[1]))) is None:
             return func(*args, **(kwargs or {}))
-        x, weight, bias = args
-        empty = weight.new_empty(0, dtype=torch.float32)
-        matrix = Matrix(weight, weight.new_zeros(len(weight)) if bias is None else bias, empty)
-        return product(x, rounded(matrix, self.kind))
+        return compute(*args)
