@@ -104,11 +104,16 @@ class Quantizer(Compiler, Protocol):
 
 @runtime_checkable
 class StaticQuantizer(Quantizer, Protocol):
-    """Quantizer that can hold the ranges of the quantized inputs in its engines."""
+    """Quantizer whose engines can hold 8-bit weights, and the ranges of the quantized inputs."""
+
+    @property
+    def weights_in_8_bits(self) -> bool:
+        """True if the weights of all blocks are stored in 8 bits, while products are in the graphs' precision."""
+        ...
 
     @property
     def form(self) -> Format:
-        """Format of the quantized blocks' products if their ranges are static."""
+        """Format of the blocks' numbers in 8 bits, if their ranges are static or only weights are rounded."""
         ...
 
 
@@ -122,17 +127,27 @@ def static_form(builder: Builder) -> Format | None:
     return builder.form if isinstance(builder, StaticQuantizer) and quantized and quantized.ranges == "static" else None
 
 
+def weight_form(builder: Builder) -> Format | None:
+    """Format of the blocks' weights if these alone are in 8 bits; None if they are as the graphs' precision says."""
+    return builder.form if isinstance(builder, StaticQuantizer) and builder.weights_in_8_bits else None
+
+
+def has_8_bit_weights(builder: Builder, name: str) -> bool:
+    """True if the engine of this name stores 8-bit weights for products in the graphs' precision."""
+    return name.startswith("blocks") and weight_form(builder) is not None
+
+
 def quantized_scales(builder: Builder) -> QuantizedScales | None:
     return builder.quantized if isinstance(builder, Quantizer) else None
 
 
-def insert_static_products(graph: ExportedGraph, folder: Path, form: Format, say: Callable[[str], None]) -> int:
+def insert_8_bits(graph: ExportedGraph, folder: Path, form: Format, say: Callable[[str], None]) -> int:
     """Writes a `blocks` graph with 8-bit products into `folder`; see `insert_products`."""
     from ldp_export.quantization.insert import insert_products
     from ldp_export.quantization.ranges import Ranges
 
-    assert graph.ranges is not None
-    return insert_products(graph.folder, folder, Ranges.load(graph.ranges), graph.first, form, say)
+    ranges = None if graph.ranges is None else Ranges.load(graph.ranges)
+    return insert_products(graph.folder, folder, ranges, graph.first, form, say)
 
 
 STAGE_FILE = "stage.json"

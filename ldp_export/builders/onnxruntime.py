@@ -15,7 +15,7 @@ from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.errors import EngineBuildError
 from ldp_runtime.system.disk import scratch_path
 
-from ldp_export.builders.base import STAGE_FILE, ExportedGraph, insert_static_products
+from ldp_export.builders.base import STAGE_FILE, ExportedGraph, has_8_bit_weights, insert_8_bits
 from ldp_export.graphs.signature import MODEL_FILE, QUANTIZED, GraphSignature
 from ldp_export.logs import errors_only
 
@@ -54,10 +54,12 @@ class Int8Builder(OnnxRuntimeBuilder):
     Attributes:
         decoder: quantizes the decoder's convolutions.
         quantized: last scales at which the blocks' matrix products are quantized; None for none.
+        weights_in_8_bits: stores the blocks' weights in 8 bits, for products in float32.
     """
 
     decoder: bool = False
     quantized: QuantizedScales | None = None
+    weights_in_8_bits: bool = False
 
     def quantizes(self, name: str) -> bool:
         return name.startswith(QUANTIZED) or (name == DECODER and self.decoder)
@@ -68,17 +70,19 @@ class Int8Builder(OnnxRuntimeBuilder):
 
     @property
     def form(self) -> Format:
-        from ldp_export.quantization.formats import SEVEN_BITS
+        from ldp_export.quantization.formats import FORMATS, SEVEN_BITS
 
-        return SEVEN_BITS
+        return FORMATS["int8"] if self.weights_in_8_bits else SEVEN_BITS
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
+        if has_8_bit_weights(self, signature.name):
+            return {"weights": repr(self.form)}
+        if self.is_static(signature.name):
+            return {"quantized": True, "form": repr(self.form)}
         if not self.quantizes(signature.name):
             return {"quantized": False}
         from ldp_export.builders.quantize import NOISY, SPREAD
 
-        if self.is_static(signature.name):
-            return {"quantized": True, "form": repr(self.form)}
         version = importlib.metadata.version("onnxruntime")
         ranges = {"noisy": NOISY, "spread": SPREAD} if signature.name == DECODER else {}
         return {"quantized": True, "weight_bits": 7, "onnxruntime": version, **ranges}
@@ -90,11 +94,11 @@ class Int8Builder(OnnxRuntimeBuilder):
             EngineBuildError: ONNX Runtime's quantizer refuses the graph.
         """
         name = graph.signature.name
+        if has_8_bit_weights(self, name) or self.is_static(name):
+            insert_8_bits(graph, folder, self.form, say)
+            return
         if not self.quantizes(name):
             _copy(graph.folder, folder)
-            return
-        if self.is_static(name):
-            insert_static_products(graph, folder, self.form, say)
             return
         from ldp_export.builders.quantize import latents_of, quantize_convolutions, quantize_products
 

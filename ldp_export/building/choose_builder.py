@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from ldp_runtime.bundle.manifest import Backend, Precision, QuantizedPrecision, QuantizedScales, RangeKind
 from ldp_runtime.engines.hardware import instructions, local_capability, multiplies_bfloat16
@@ -35,6 +36,11 @@ QUANTIZED_SHARE = 0.85
 _FLOAT8_SINCE = (8, 9)
 
 
+#: What `--quantize` takes: a precision of products, or weights alone.
+Quantization = Literal["int8", "float8", "int8-weights"]
+WEIGHTS_ALONE: Quantization = "int8-weights"
+
+
 @dataclass(frozen=True)
 class BackendOptions:
     """User's options for the engines of a build; None where the user says nothing.
@@ -45,7 +51,7 @@ class BackendOptions:
         profiles: number of buckets of scales.
         max_batch: most images in one call.
         int8_decoder: makes a decoder that multiplies 8-bit integers, in ONNX Runtime on a CPU.
-        quantize: precision of the quantized last scales; see `QuantizedScales`.
+        quantize: precision of the quantized last scales, see `QuantizedScales`; or weights alone, at all scales.
         quantize_share: share of the tokens at the quantized last scales; see `QuantizedScales`.
         quantize_ranges: origin of the ranges of quantized inputs; see `QuantizedScales`.
     """
@@ -55,7 +61,7 @@ class BackendOptions:
     profiles: int | None = None
     max_batch: int | None = None
     int8_decoder: bool = False
-    quantize: QuantizedPrecision | None = None
+    quantize: Quantization | None = None
     quantize_share: float | None = None
     quantize_ranges: RangeKind | None = None
 
@@ -77,13 +83,16 @@ def choose_builder(options: BackendOptions, spec: AnySpec, size: str, precision:
             f"{options.backend} on a GPU has no decoder in 8-bit integers: ONNX Runtime multiplies them on a CPU",
             hint="leave --int8-decoder out",
         )
-    quantized = _quantized(options, spec, precision)
+    rounds_weights = options.quantize == WEIGHTS_ALONE
+    if rounds_weights:
+        _check_weights_alone(options, spec)
+    quantized = None if rounds_weights else _quantized(options, spec, precision)
     if options.backend == "onnxruntime":
         _refuse_options(options)
         check_provider("cpu")  # a build verifies its engines there
         return (
-            Int8Builder(decoder=options.int8_decoder, quantized=quantized)
-            if options.int8_decoder or quantized
+            Int8Builder(decoder=options.int8_decoder, quantized=quantized, weights_in_8_bits=rounds_weights)
+            if options.int8_decoder or quantized or rounds_weights
             else OnnxRuntimeBuilder()
         )
     if options.backend == "torch":
@@ -127,6 +136,7 @@ def choose_builder(options: BackendOptions, spec: AnySpec, size: str, precision:
         text_tokens=spec.text_tokens,
         local=local_capability() in capabilities,
         quantized=quantized,
+        weights_in_8_bits=rounds_weights,
         timing_cache=platformdirs.user_cache_path("ldp-export") / "timing" / f"{'-'.join(capabilities)}.cache",
     )
 
@@ -143,7 +153,7 @@ def _quantized(options: BackendOptions, spec: AnySpec, precision: str) -> Quanti
     Raises:
         ConfigError: the backend, the model or this machine's GPU does not support them.
     """
-    bits, share, here = options.quantize, options.quantize_share, local_capability()
+    bits, share, here = cast(QuantizedPrecision | None, options.quantize), options.quantize_share, local_capability()
     if bits is None:
         for name, value in (("--quantize-share", share), ("--quantize-ranges", options.quantize_ranges)):
             if value is not None:
@@ -183,6 +193,23 @@ def _quantized(options: BackendOptions, spec: AnySpec, precision: str) -> Quanti
     elif bits == "float8":
         _refuse_without_float8(options, here)
     return QuantizedScales(precision=bits, share=share, ranges=ranges)
+
+
+def _check_weights_alone(options: BackendOptions, spec: AnySpec) -> None:
+    """Raises ConfigError if the backend or the model has no 8-bit weights, or for options of quantized scales."""
+    for name, value in (
+        ("--quantize-share", options.quantize_share),
+        ("--quantize-ranges", options.quantize_ranges),
+    ):
+        if value is not None:
+            raise ConfigError(
+                f"{name} belongs to products in 8 bits; {WEIGHTS_ALONE} rounds weights alone, at all scales",
+                hint="leave it out, or use --quantize int8",
+            )
+    if options.backend == "torch":
+        raise ConfigError("torch stores no weights in 8 bits for other products", hint="--quantize int8, on a GPU")
+    if not spec.quantizes_on_gpu:
+        raise ConfigError("weights alone are in 8 bits of Infinity's blocks only", hint="--quantize int8")
 
 
 def _ranges(options: BackendOptions, spec: AnySpec) -> RangeKind:

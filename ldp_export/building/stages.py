@@ -18,7 +18,7 @@ from ldp_runtime.engines.torch_compiled.threads import torch_threads
 from safetensors.torch import save_file
 
 from ldp_export import __version__
-from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, quantized_scales, static_form
+from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, quantized_scales, static_form, weight_form
 from ldp_export.building.cache import Stage, is_complete
 from ldp_export.building.plan import BuildPlan
 from ldp_export.families.base import MeasuresRanges, graph_blocks, graph_kind, graph_parts, loaded_graph
@@ -125,6 +125,8 @@ class BuildStages:
             recorded["quantized"] = quantized.precision
         if ranges := self._ranges_stages():
             recorded["ranges"] = ranges[-1].key
+        if (form := weight_form(self.plan.options.builder)) is not None:
+            recorded["weights"] = repr(form)
         return Stage(REFERENCE, self._inputs() | recorded, self._record)
 
     def _graph_stages(self, name: str) -> list[Stage]:
@@ -198,8 +200,12 @@ class BuildStages:
         cases.save(folder)
 
     def _in_8_bits(self) -> EightBits | None:
-        """Products of the quantized blocks, which the reference model imitates; None if there are none."""
+        """Numbers in 8 bits of the blocks, which the reference model imitates; None if there are none."""
+        from ldp_export.reference.quantized import RoundedWeights
+
         builder = self.plan.options.builder
+        if (form := weight_form(builder)) is not None:
+            return RoundedWeights(form)
         if (form := static_form(builder)) is None:
             quantized = quantized_scales(builder)
             return quantized and quantized.precision

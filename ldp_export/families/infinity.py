@@ -231,7 +231,7 @@ class InfinityFamily:
     def record(self, precision: Precision, quantized: EightBits | None, say: Callable[[str], None]) -> ReferenceCases:
         from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
         from ldp_export.checkpoints.t5 import load_text_encoder
-        from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits, round_weights
         from ldp_export.reference.streamed import streamed_weights
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.infinity import (
@@ -245,13 +245,20 @@ class InfinityFamily:
         from ldp_export.verification.rounding import measure_quantized, measure_rounding
 
         scales, folder = self._recorded_scales, self.sources.text_encoder
+
+        def round_if_asked(transformer: InfinityTransformer) -> None:
+            if isinstance(quantized, RoundedWeights):
+                round_weights(transformer.blocks, quantized, precision, streamed=scales is not None)
+
         vae = load_infinity_vae(self.sources.vae, self.spec.vae)
         encoder = None if folder is None else load_text_encoder(folder)
         if scales is None:
             transformer = load_infinity(self.sources.transformer, self.spec.transformer)
+            round_if_asked(transformer)
             cases = record_infinity_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
         else:
             transformer = self._mapped.transformer
+            round_if_asked(transformer)
             cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
 
         cases = with_text_lengths(cases, transformer, encoder, self.entry, self.spec.defaults)
@@ -270,7 +277,7 @@ class InfinityFamily:
             if precision != "float32":
                 say(f"rounding of {precision}")
                 rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-            if quantized is not None:
+            if quantized is not None and not isinstance(quantized, RoundedWeights):
                 say("rounding of 8-bit numbers")
                 with products_in_8_bits(transformer.blocks, quantized):
                     rounding |= measure_quantized(cases, logits)

@@ -1,10 +1,10 @@
-"""Insertion of 8-bit products into an exported `blocks` graph, as the pairs of operators that TensorRT takes.
+"""Insertion of 8-bit numbers into an exported `blocks` graph, as the pairs of operators that TensorRT takes.
 
     x -> Mul(1 / factor) -> QuantizeLinear -> DequantizeLinear -> MatMul
                                    8-bit W -> DequantizeLinear ---^
 
 A library that multiplies 8-bit numbers fuses the pairs into the product. One that does not computes the same numbers in
-floats. Weights are read, rounded and written one by one.
+floats. Weights are read, rounded and written one by one. Where weights alone are rounded, the lower line is inserted.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from safetensors import safe_open
 from ldp_export.checkpoints.files.writer import ELEMENT_TYPES, TensorSource, write_tensors
 from ldp_export.graphs.onnx import WEIGHTS_FILE, external_tensor, onnx_type
 from ldp_export.graphs.signature import MODEL_FILE
-from ldp_export.quantization.formats import Format, QuantizedProduct, quantized_product
+from ldp_export.quantization.formats import Format, QuantizedProduct, quantized_product, rounded_weight
 from ldp_export.quantization.ranges import Ranges
 
 #: Weights of the blocks in a graph, whose blocks are numbered from 0. The embedding and the head stay as they are: the
 #: one reads few channels, the other decides the tokens.
 _WEIGHT = re.compile(r"blocks\.(\d+)\.(.+)\.weight")
 
+_ZERO = torch.tensor(0.0)
 _TYPES = {name: dtype for dtype, name in ELEMENT_TYPES.items()}
 
 
 def insert_products(
     source: Path,
     target: Path,
-    ranges: Ranges,
+    ranges: Ranges | None,
     first: int,
     form: Format,
     say: Callable[[str], None] = lambda detail: None,
@@ -42,7 +43,7 @@ def insert_products(
     """Writes a copy of the graph in folder `source` into `target`, whose products with blocks' weights are in 8 bits.
 
     Args:
-        ranges: ranges of the inputs, by the layer's name in the whole model.
+        ranges: ranges of the inputs, by the layer's name in the whole model; None: only the weights are rounded.
         first: index of the graph's first block in the whole model.
 
     Returns:
@@ -65,21 +66,24 @@ def insert_products(
         held = set(stored.keys())
         sources = {name: _as_stored(stored, name) for name in graph.initializers if name in held}
         for node, match in products.items():
-            layer = f"{first + int(match[1])}.{match[2]}"
-            if layer not in ranges.magnitudes:
-                raise EngineBuildError(
-                    f"no range was measured of the inputs of {layer}", hint="build again with --force"
-                )
+            layer, weight = f"{first + int(match[1])}.{match[2]}", match[0]
             say(f"measuring weights: {layer}")
-            weight = match[0]
-            product = quantized_product(stored.get_tensor(weight).t(), ranges.magnitudes[layer], form)
-            _insert(graph, node, product)
+            product = _product(stored.get_tensor(weight).t(), layer, ranges, form)
+            _insert(graph, node, product, rounds_inputs=ranges is not None)
             sources[weight] = _as_rounded(stored, weight, product)
         places = write_tensors(sources.values(), target / WEIGHTS_FILE, lambda name: say(f"weights: {name}"))
     for name, place in places.items():
         graph.initializers[name].const_value = external_tensor(sources[name], place, target)
     ir.save(model, target / MODEL_FILE)
     return len(products)
+
+
+def _product(weight: torch.Tensor, layer: str, ranges: Ranges | None, form: Format) -> QuantizedProduct:
+    if ranges is None:
+        return rounded_weight(weight, form)
+    if layer not in ranges.magnitudes:
+        raise EngineBuildError(f"no range was measured of the inputs of {layer}", hint="build again with --force")
+    return quantized_product(weight, ranges.magnitudes[layer], form)
 
 
 def _weight_of(node: Any) -> re.Match[str] | None:
@@ -100,8 +104,8 @@ def _as_rounded(stored: Any, name: str, product: QuantizedProduct) -> TensorSour
     return TensorSource(name, shape, product.form.dtype, lambda: product.weight(stored.get_tensor(name).t()).t())
 
 
-def _insert(graph: Any, node: Any, product: QuantizedProduct) -> None:
-    """Puts the pairs of operators before both inputs of a product node."""
+def _insert(graph: Any, node: Any, product: QuantizedProduct, rounds_inputs: bool) -> None:
+    """Puts the operators before the inputs of a product node."""
     import onnx_ir as ir
 
     x, weight = node.inputs
@@ -121,14 +125,16 @@ def _insert(graph: Any, node: Any, product: QuantizedProduct) -> None:
 
     if bool((product.factor != 1).any()):
         x = operator("Mul", x, constant("factor", 1 / product.factor, kind))
-    pair = (constant("input_step", torch.tensor(product.input_step), kind), constant("zero", torch.tensor(0.0), eight))
-    x = operator("DequantizeLinear", operator("QuantizeLinear", x, *pair), *pair)
+    if rounds_inputs:
+        step, zero = constant("input_step", torch.tensor(product.input_step), kind), constant("zero", _ZERO, eight)
+        x = operator("DequantizeLinear", operator("QuantizeLinear", x, step, zero), step, zero)
     weight.type = ir.TensorType(eight)
     if product.form.by_channel:  # outputs are the columns of the stored matrix
         step = constant("weight_step", product.weight_step, kind)
         w = operator("DequantizeLinear", weight, step, constant("zeros", 0 * product.weight_step, eight), axis=1)
     else:
-        w = operator("DequantizeLinear", weight, constant("weight_step", product.weight_step[0], kind), pair[1])
+        step, zero = constant("weight_step", product.weight_step[0], kind), constant("weight_zero", _ZERO, eight)
+        w = operator("DequantizeLinear", weight, step, zero)
     graph.insert_before(node, added)
     node.replace_input_with(0, x)
     node.replace_input_with(1, w)

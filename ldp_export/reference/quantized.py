@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ldp_runtime.bundle.manifest import QuantizedPrecision
+from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.engines.torch_compiled.fused.products import KINDS, Matrix, product, rounded
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ldp_export.quantization.formats import Format, quantized_product
+from ldp_export.quantization.formats import Format, quantized_product, rounded_weight
 from ldp_export.quantization.ranges import Ranges, quantized_layers
+from ldp_export.reference.streamed import round_when_loaded
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,41 @@ class StaticProducts:
     ranges: Ranges
 
 
-#: Products in 8 bits: of a precision, whose inputs are measured row by row in each call, or with static ranges.
-EightBits = QuantizedPrecision | StaticProducts
+@dataclass(frozen=True)
+class RoundedWeights:
+    """Weights in 8 bits at all scales; products are as before, in the precision of the graphs."""
+
+    form: Format
+
+
+#: What is in 8 bits: the products of some scales, whose inputs are measured row by row in each call or have static
+#: ranges; or the weights alone, which are then those of the model.
+EightBits = QuantizedPrecision | StaticProducts | RoundedWeights
 #: Product of inputs [.., K] with the weight [N, K] and the bias [N] or None of a layer.
 _Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
+def round_weights(blocks: nn.Module, weights: RoundedWeights, precision: Precision, streamed: bool) -> None:
+    """Rounds the weights of the blocks' layers as they are stored: in that precision, then in 8 bits.
+
+    Args:
+        streamed: they are views of files, which `streamed_weights` is to round when it loads them.
+    """
+    dtype: torch.dtype = getattr(torch, precision)
+
+    def rounded(weight: torch.Tensor) -> torch.Tensor:
+        stored = weight.to(dtype).float()
+        return rounded_weight(stored, weights.form).used(stored)
+
+    for layer in quantized_layers(blocks).values():
+        if streamed:
+            round_when_loaded(layer.weight, rounded)
+        else:
+            layer.weight.data = rounded(layer.weight.data).to(layer.weight.dtype)
+
+
 @contextmanager
-def products_in_8_bits(blocks: nn.Module, products: EightBits) -> Generator[None]:
+def products_in_8_bits(blocks: nn.Module, products: QuantizedPrecision | StaticProducts) -> Generator[None]:
     """Rounds, within its scope, both factors of the products in the linear layers of `blocks` to 8 bits."""
     layers = quantized_layers(blocks)
     if isinstance(products, StaticProducts):
@@ -56,8 +84,7 @@ def _measured(kind: torch.dtype) -> _Product:
 def _static(products: StaticProducts, name: str) -> _Product:
     def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         layer = quantized_product(weight, products.ranges.magnitudes[name], products.form)
-        units = layer.weight(weight).float() * layer.weight_step[:, None]
-        out = F.linear(layer.inputs(x), units).to(weight.dtype)
+        out = F.linear(layer.inputs(x), layer.used(weight)).to(weight.dtype)
         return out if bias is None else out + bias
 
     return compute

@@ -25,7 +25,7 @@ from ldp_runtime.system.disk import scratch_path, write_durably
 from ldp_runtime.system.installation import install
 from ldp_runtime.token_layout import LatentLayout
 
-from ldp_export.builders.base import ExportedGraph, insert_static_products
+from ldp_export.builders.base import ExportedGraph, has_8_bit_weights, insert_8_bits
 from ldp_export.builders.cancellable import BuildProgress, progress_monitor, run_cancellable
 from ldp_export.builders.tensorrt.network import Network, allow_plain_attention, parse_network, refuse_unused
 from ldp_export.builders.tensorrt.optimization_profiles import graph_profiles
@@ -55,6 +55,7 @@ class TensorRtBuilder:
         local: True if this machine's GPU is among the targets.
         timing_cache: file in which TensorRT keeps measured kernels between builds, or None.
         quantized: last scales at which the blocks' matrix products are in 8 bits; None for none.
+        weights_in_8_bits: stores the blocks' weights in 8-bit integers, for products in the graphs' precision.
     """
 
     flavour: Flavour
@@ -67,6 +68,7 @@ class TensorRtBuilder:
     local: bool = False
     timing_cache: Path | None = None
     quantized: QuantizedScales | None = None
+    weights_in_8_bits: bool = False
 
     @property
     def backend(self) -> Backend:
@@ -92,15 +94,17 @@ class TensorRtBuilder:
     def quantizes(self, name: str) -> bool:
         return name.startswith(QUANTIZED)
 
+    def _is_in_8_bits(self, name: str) -> bool:
+        return self.quantizes(name) or has_8_bit_weights(self, name)
+
     @property
     def form(self) -> Format:
         from ldp_export.quantization.formats import FORMATS
 
-        assert self.quantized is not None
-        return FORMATS[self.quantized.precision]
+        return FORMATS["int8" if self.quantized is None else self.quantized.precision]
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
-        quantized = {"form": repr(self.form)} if self.quantizes(signature.name) else {}
+        quantized = {"form": repr(self.form)} if self._is_in_8_bits(signature.name) else {}
         return quantized | {
             "library": self.library.title,
             "compute_capabilities": list(self.capabilities),
@@ -129,13 +133,13 @@ class TensorRtBuilder:
 
     @contextmanager
     def _parsed_folder(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> Generator[Path]:
-        """Folder of the graph that the engine is built from: a temporary copy if its products are to be in 8 bits."""
-        if not self.quantizes(graph.signature.name):
+        """Folder of the graph that the engine is built from: a temporary copy if some of it is to be in 8 bits."""
+        if not self._is_in_8_bits(graph.signature.name):
             yield graph.folder
             return
         copy = scratch_path(folder.parent)
         try:
-            insert_static_products(graph, copy, self.form, say)
+            insert_8_bits(graph, copy, self.form, say)
             yield copy
         finally:
             shutil.rmtree(copy, ignore_errors=True)

@@ -150,9 +150,10 @@ backend_options = grouped(
     ),
     click.option(
         "--quantize",
-        type=click.Choice(["int8", "float8"]),
+        type=click.Choice(["int8", "float8", "int8-weights"]),
         help="Blocks multiply 8-bit numbers at the last scales, which cost most and decide least: int8 with "
-        "onnxruntime on a CPU; int8 or float8 with torch on a GPU, tensorrt and tensorrt-rtx.",
+        "onnxruntime on a CPU; int8 or float8 with torch on a GPU, tensorrt and tensorrt-rtx. int8-weights saves "
+        "memory instead, at all scales: products stay as they are.",
     ),
     click.option(
         "--quantize-share",

@@ -186,6 +186,7 @@ class Manifest(_Entry):
         noise: source of the noise of its images.
         fused_attention: True if self-attention keeps no scores in memory.
         quantized: sets of quantized scales; empty: all blocks compute in `precision`.
+        weight_precision: element type in which the blocks' weights are stored if it is not that of their products.
         sources: origin of each part of the model.
         digest: SHA-256 of all other fields; empty until `sealed` computes it.
     """
@@ -200,6 +201,7 @@ class Manifest(_Entry):
     noise: NoiseMode = "generator"
     fused_attention: bool = False
     quantized: tuple[QuantizedScales, ...] = ()
+    weight_precision: Literal["int8"] | None = None
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]
     sources: dict[str, SourcePart]
@@ -210,8 +212,9 @@ class Manifest(_Entry):
     def computed_digest(self) -> str:
         """SHA-256 of the manifest without its digest field, in canonical JSON."""
         content = self.model_dump(mode="json", exclude={"digest"})
-        if not self.fused_attention:  # as in bundles from before it was a field
-            del content["fused_attention"]
+        for name in ("fused_attention", "weight_precision"):
+            if not content[name]:  # as in bundles from before it was a field
+                del content[name]
         for entry in content["quantized"]:
             if entry["ranges"] == "measured":  # likewise
                 del entry["ranges"]
