@@ -230,7 +230,7 @@ def _refuse_without_float8(options: BackendOptions, here: str | None) -> None:
     named = parse_capabilities(options.capabilities) if options.capabilities else tuple(filter(None, [here]))
     for name in named:
         if capability(name) < _FLOAT8_SINCE:
-            raise ConfigError(f"GPUs of compute capability {name} multiply no 8-bit floats", hint="--quantize int8")
+            raise ConfigError(f"a GPU of compute capability {name} multiplies no 8-bit floats", hint="--quantize int8")
 
 
 def _refuse_options(options: BackendOptions) -> None:

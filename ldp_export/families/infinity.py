@@ -229,7 +229,7 @@ class InfinityFamily:
         return 8 * largest + 8 * 6 * self.spec.vae.base_channels * tokens * self.entry.pixels_per_token**2
 
     def record(self, precision: Precision, quantized: EightBits | None, say: Callable[[str], None]) -> ReferenceCases:
-        from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
+        from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae, map_infinity
         from ldp_export.checkpoints.t5 import load_text_encoder
         from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits, round_weights
         from ldp_export.reference.streamed import streamed_weights
@@ -248,7 +248,7 @@ class InfinityFamily:
 
         def round_if_asked(transformer: InfinityTransformer) -> None:
             if isinstance(quantized, RoundedWeights):
-                round_weights(transformer.blocks, quantized, precision, streamed=scales is not None)
+                round_weights(transformer.blocks, quantized, precision, mapped=scales is not None)
 
         vae = load_infinity_vae(self.sources.vae, self.spec.vae)
         encoder = None if folder is None else load_text_encoder(folder)
@@ -257,7 +257,7 @@ class InfinityFamily:
             round_if_asked(transformer)
             cases = record_infinity_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
         else:
-            transformer = self._mapped.transformer
+            transformer = map_infinity(self.sources.transformer, self.spec.transformer)
             round_if_asked(transformer)
             cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
 

@@ -12,11 +12,11 @@ from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
 from ldp_runtime.engines.torch_compiled.fused.products import KINDS, Matrix, product, rounded
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import register_parametrization
 from torch.overrides import TorchFunctionMode
 
 from ldp_export.quantization.formats import Format, quantized_product, rounded_weight
 from ldp_export.quantization.ranges import Ranges, quantized_layers
-from ldp_export.reference.streamed import round_when_loaded
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,32 @@ EightBits = QuantizedPrecision | StaticProducts | RoundedWeights
 _Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-def round_weights(blocks: nn.Module, weights: RoundedWeights, precision: Precision, streamed: bool) -> None:
+def round_weights(blocks: nn.Module, weights: RoundedWeights, precision: Precision, mapped: bool) -> None:
     """Rounds the weights of the blocks' layers as they are stored: in that precision, then in 8 bits.
 
     Args:
-        streamed: they are views of files, which `streamed_weights` is to round when it loads them.
+        mapped: they are views of files, which cannot be changed: they are rounded each time they are read.
     """
-    dtype: torch.dtype = getattr(torch, precision)
-
-    def rounded(weight: torch.Tensor) -> torch.Tensor:
-        stored = weight.to(dtype).float()
-        return rounded_weight(stored, weights.form).used(stored)
-
+    rounding = _RoundedWhenRead(weights.form, getattr(torch, precision))
     for layer in quantized_layers(blocks).values():
-        if streamed:
-            round_when_loaded(layer.weight, rounded)
+        if mapped:
+            register_parametrization(layer, "weight", rounding, unsafe=True)
         else:
-            layer.weight.data = rounded(layer.weight.data).to(layer.weight.dtype)
+            layer.weight.data = rounding(layer.weight.data)
+
+
+class _RoundedWhenRead(nn.Module):
+    """Rounding of a weight, whatever arithmetic is imitated outside."""
+
+    def __init__(self, form: Format, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.form, self.dtype = form, dtype
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+            stored = weight.to(self.dtype).float()
+            used = rounded_weight(stored, self.form).used(stored)
+            return used.to(self.dtype) if weight.dtype == self.dtype else used
 
 
 @contextmanager

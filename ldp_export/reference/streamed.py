@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -25,15 +25,6 @@ class Streamable(Protocol):
 
     @property
     def float32_islands(self) -> re.Pattern[str]: ...
-
-
-#: Attribute of a parameter: the function that rounds it when it is loaded.
-_ROUNDED = "_rounded_when_loaded"
-
-
-def round_when_loaded(parameter: torch.Tensor, rounded: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Lets `streamed_weights` round a block's parameter each time it loads it; the parameter itself stays as it is."""
-    setattr(parameter, _ROUNDED, rounded)
 
 
 @contextmanager
@@ -67,9 +58,7 @@ def _convert_in_turn(
 
     def load(*_: object) -> None:
         for parameter in mapped:
-            rounded = getattr(parameter, _ROUNDED, None)
-            data = parameter.data if rounded is None else rounded(parameter.data)
-            parameter.data = data.to(dtypes[parameter])
+            parameter.data = parameter.data.to(dtypes[parameter])
 
     def drop(*_: object) -> None:
         for parameter, data in mapped.items():
