@@ -28,9 +28,7 @@ PRODUCTS = 6 * WIDE.depth
 AMPERE, ADA, BLACKWELL = "8.6", "8.9", "12.0"
 
 
-def builder(
-    targets: tuple[str, ...], quantized: QuantizedScales | None = None, weights: bool = False
-) -> TensorRtBuilder:
+def builder(targets: tuple[str, ...], scales: QuantizedScales | None = None, weights: bool = False) -> TensorRtBuilder:
     made = TensorRtBuilder(
         "tensorrt-rtx", targets, all_schedules("0.06M"), spec().layout, buckets=1, max_rows=2, text_tokens=16
     )
