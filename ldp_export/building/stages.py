@@ -97,7 +97,7 @@ class BuildStages:
         return [*parts, Stage(RANGES, {"parts": [part.key for part in parts], **self._recipe()}, merge)]
 
     def _recipe(self) -> dict[str, Any]:
-        """How static ranges were measured, for whoever asks the bundle."""
+        """Recipe of static ranges, for whoever asks the bundle."""
         from ldp_export.quantization.formats import SMOOTHING
 
         prompts = "\n".join(self._prompts)

@@ -285,7 +285,7 @@ class InfinityFamily:
 
     def ranges(self, prompt: str, number: int) -> Ranges:
         from ldp_export.checkpoints.t5 import load_text_encoder
-        from ldp_export.quantization.measure import infinity_ranges
+        from ldp_export.verification.recording.ranges import infinity_ranges
 
         folder = self.sources.text_encoder
         encoder = None if folder is None else load_text_encoder(folder)
