@@ -26,7 +26,9 @@ from benchmarks.paths import REPORTS, RESULTS
 from benchmarks.report import scorers
 from benchmarks.report.read import between
 
-MODELS = ("infinity-2b", "infinity-8b")
+INFINITY = ("infinity-2b", "infinity-8b")
+HART = "hart-0.7b"
+MODELS = (*INFINITY, HART)
 #: Benchmarks, their prompts, pictures of each, and what scores them.
 BENCHMARKS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "geneval-rewritten": (553, 4, ("geneval", "psnr", "ssim", "lpips")),
@@ -54,12 +56,14 @@ class Row:
 
     Attributes:
         measured: candidate of the GPU's speed measurement that draws as the policy does, or None.
+        models: models that have the row.
     """
 
     title: str
     policy: str
     paper: Mapping[str, tuple[float | None, ...]]
     measured: str | None = None
+    models: tuple[str, ...] = MODELS
 
 
 _NOTHING: dict[str, tuple[float | None, ...]] = {}
@@ -70,6 +74,7 @@ ROWS = (
         {
             "infinity-2b": (0.74, 82.84, 30.55, 0.94, None, None, None),
             "infinity-8b": (0.79, 86.44, 31.00, 1.05, None, None, None),
+            HART: (0.51, 74.75, 29.07, 0.66, None, None, None),
         },
         "compiled, unpruned",
     ),
@@ -79,6 +84,7 @@ ROWS = (
         {
             "infinity-2b": (0.73, None, 30.47, 0.94, 27.42, 0.8785, 0.1350),
             "infinity-8b": (0.79, None, 30.65, 1.03, 26.87, 0.8622, 0.1135),
+            HART: (0.50, 75.61, 28.84, 0.64, 22.15, 0.7454, 0.2325),
         },
         "compiled, LD, no scale skipped",
     ),
@@ -90,17 +96,29 @@ ROWS = (
             "infinity-8b": (0.79, 86.34, 30.24, 1.03, 23.82, 0.7644, 0.1726),
         },
         "compiled, LD, last two skipped",
+        INFINITY,
     ),
     Row("LHEP alone", "lhep", {"infinity-2b": (0.73, None, None, None, 27.39, 0.8769, 0.1348)}),
-    Row("LHEP alone, last two skipped", "lhep:skip_last=2", _NOTHING),
+    Row("LHEP alone, last two skipped", "lhep:skip_last=2", _NOTHING, None, INFINITY),
     Row("SATS alone", "none:delta=0.15", {"infinity-2b": (0.74, None, None, None, None, None, None)}),
-    Row("SATS alone, last two skipped", "none:delta=0.15,skip_last=2", _NOTHING),
-    Row("control: last two skipped", "none:skip_last=2", _NOTHING, "compiled, control: skip-2"),
+    Row("SATS alone, last two skipped", "none:delta=0.15,skip_last=2", _NOTHING, None, INFINITY),
+    Row("control: last two skipped", "none:skip_last=2", _NOTHING, "compiled, control: skip-2", INFINITY),
     Row("control: one branch at the end", "none:stop=first", _NOTHING, "compiled, control: stop guidance"),
+    Row(
+        "control: FastVAR's shares",
+        "top-k:share=0.5+0.25,score=distance",
+        {HART: (0.49, 74.76, 27.68, 0.60, 20.85, 0.7044, 0.3161)},
+        None,
+        (HART,),
+    ),
 )
 
 
-def commands(bundle: str, folder: str, weights: str) -> Iterator[tuple[str, list[str]]]:
+def rows_of(model: str) -> list[Row]:
+    return [row for row in ROWS if model in row.models]
+
+
+def commands(model: str, bundle: str, folder: str, weights: str) -> Iterator[tuple[str, list[str]]]:
     """Commands that repeat the table, with what each does."""
     step = ["ldp-export", "evaluate"]
     yield (
@@ -116,7 +134,7 @@ def commands(bundle: str, folder: str, weights: str) -> Iterator[tuple[str, list
     )
     for name in BENCHMARKS:
         drawn = ["generate", bundle, "--benchmark", name, "--device", "cuda", "--output", f"{folder}/{name}"]
-        yield f"draw {name}", [*step, *drawn, *_policies()]
+        yield f"draw {name}", [*step, *drawn, *_policies(model)]
     for name, (_, _, judges) in BENCHMARKS.items():
         chosen = [part for scorer in judges for part in ("--scorer", scorer)]
         looked = [*chosen, "--weights", weights, "--device", "cuda"]
@@ -126,8 +144,8 @@ def commands(bundle: str, folder: str, weights: str) -> Iterator[tuple[str, list
         yield f"compare {name}", [*step, "compare", f"{folder}/{name}"]
 
 
-def _policies() -> list[str]:
-    return [part for row in ROWS if row.policy != "none" for part in ("--policy", row.policy)]
+def _policies(model: str) -> list[str]:
+    return [part for row in rows_of(model) if row.policy != "none" for part in ("--policy", row.policy)]
 
 
 def dpg_command(folder: Path) -> list[str] | None:
@@ -147,7 +165,9 @@ def cost(model: str, results: Path) -> dict[str, Any]:
     """Pictures and most bytes of a policy, DPG's layout with them; hours on one GPU, None where none were measured."""
     pictures = sum(prompts * images for prompts, images, _ in BENCHMARKS.values())
     seconds = gpu_seconds(model, results)
-    hours = {row.policy: None if (s := seconds.get(row.measured)) is None else pictures * s / 3600 for row in ROWS}
+    hours = {
+        row.policy: None if (s := seconds.get(row.measured)) is None else pictures * s / 3600 for row in rows_of(model)
+    }
     laid_out = BENCHMARKS["dpg"][0] * BENCHMARKS["dpg"][1]
     return {"pictures": pictures, "bytes": (pictures + laid_out) * _PICTURE, "hours": hours}
 
@@ -195,9 +215,10 @@ def table(model: str, results: Path) -> str:
     """Rows of a model: what was measured, empty where nothing was, and the paper's figure in brackets."""
     scores = tuple(figure for figure in FIGURES if figure not in LIKENESS)
     lines = [f"| {model} | policy | {' | '.join(scores)} |", f"|---|---|{'---|' * len(scores)}"]
-    lines += [f"| {row.title} | `{row.policy}` | {_cells(row, model, scores, results)} |" for row in ROWS]
+    lines += [f"| {row.title} | `{row.policy}` | {_cells(row, model, scores, results)} |" for row in rows_of(model)]
     lines += ["", f"| {model}, likeness | {' | '.join(LIKENESS)} |", f"|---|{'---|' * len(LIKENESS)}"]
-    lines += [f"| `{row.policy}` | {_cells(row, model, LIKENESS, results)} |" for row in ROWS if row.policy != "none"]
+    pruned = [row for row in rows_of(model) if row.policy != "none"]
+    lines += [f"| `{row.policy}` | {_cells(row, model, LIKENESS, results)} |" for row in pruned]
     return "\n".join(lines)
 
 
@@ -215,19 +236,19 @@ def _cell(here: float | None, paper: float | None, digits: int) -> str:
 
 def cost_table(results: Path) -> str:
     """Hours of drawing each policy's pictures on one H200, by model."""
-    costs = {model: cost(model, results)["hours"] for model in MODELS}
-    lines = [f"| policy | {' | '.join(f'{model}, hours' for model in MODELS)} |", f"|---|{'---|' * len(MODELS)}"]
-    for row in ROWS:
-        hours = [costs[model][row.policy] for model in MODELS]
+    costs = {model: cost(model, results)["hours"] for model in INFINITY}  # no other was measured
+    lines = [f"| policy | {' | '.join(f'{model}, hours' for model in INFINITY)} |", f"|---|{'---|' * len(INFINITY)}"]
+    for row in rows_of(INFINITY[0]):
+        hours = [costs[model][row.policy] for model in INFINITY]
         lines.append(f"| `{row.policy}` | {' | '.join('' if h is None else f'{h:.1f}' for h in hours)} |")
     return "\n".join(lines)
 
 
-def commands_text(bundle: str, folder: str, weights: str) -> str:
+def commands_text(model: str, bundle: str, folder: str, weights: str) -> str:
     """Commands as they are typed in a shell."""
-    policies = " ".join(_policies())
+    policies = " ".join(_policies(model))
     lines = [f'POLICIES="{policies}"']
-    for what, command in commands(bundle, folder, weights):
+    for what, command in commands(model, bundle, folder, weights):
         lines += [f"# {what}", shlex.join(command).replace(policies, "$POLICIES")]
     return "\n".join(lines)
 
@@ -244,7 +265,9 @@ def page_with_tables(page: str, results: Path) -> str:
     """Text of the page with everything between its markers written anew."""
     for model in MODELS:
         page = between(page, model, table(model, results))
-    return between(between(page, "cost", cost_table(results)), "commands", _indented(commands_text(*_PLACES)))
+    return between(
+        between(page, "cost", cost_table(results)), "commands", _indented(commands_text(INFINITY[0], *_PLACES))
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -259,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.page:
         write_pages()
     elif options.model is None:
-        parser.error("--model infinity-2b or infinity-8b")
+        parser.error(f"--model {' or '.join(MODELS)}")
     elif options.collect:
         write_figures(options.model, options.collect)
     elif options.run:
@@ -284,17 +307,17 @@ def pages(results: Path) -> dict[Path, str]:
 
 
 def _say(model: str, folder: Path, weights: str) -> None:
-    print(commands_text("BUNDLE", str(folder), weights))
-    found = cost(model, RESULTS)
-    print(f"{found['pictures']} pictures a policy, {len(ROWS) + 1} policies with the null run:")
-    print(f"at most {found['bytes'] * (len(ROWS) + 1) / 1e9:.0f} GB")
+    print(commands_text(model, "BUNDLE", str(folder), weights))
+    found, count = cost(model, RESULTS), len(rows_of(model)) + 1
+    print(f"{found['pictures']} pictures a policy, {count} policies with the null run:")
+    print(f"at most {found['bytes'] * count / 1e9:.0f} GB")
     for policy, hours in found["hours"].items():
         print(f"  {policy}: " + ("not measured" if hours is None else f"{hours:.1f} hours on one H200"))
 
 
 def run_all(model: str, bundle: str, folder: Path, weights: str) -> None:
     """Runs every command, and collects what they found."""
-    for what, command in commands(bundle, str(folder), weights):
+    for what, command in commands(model, bundle, str(folder), weights):
         print(f"# {what}", flush=True)
         _called(command)
     answered = dpg_command(folder)

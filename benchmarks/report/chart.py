@@ -20,6 +20,8 @@ EAGER, EAGER_GRAPHS, UNPRUNED = "eager", "eager, hoisted", "engines"
 #: Words that tell engines apart, the first that is found counts: in words, and their colour. Last those of the bundle.
 KINDS = {
     "bfloat16": ("or: bfloat16 in PyTorch", "tab:orange"),
+    "int8 last scales with static ranges": ("last scales in 8 bits, static ranges", "tab:olive"),
+    "int8 weights": ("weights in 8 bits", "tab:brown"),
     "int8 last scales": ("last scales in 8 bits", "tab:green"),
     "int8 decoder": ("", "tab:cyan"),
     "": ("", "tab:blue"),

@@ -91,7 +91,7 @@ def page_texts(results: Path, folder: Path) -> dict[str, str]:
 
 def _source(page: str) -> str:
     """File of raw results that a page is written from."""
-    others = {"precision.md": precision_results.FILE, "choosing.md": choosing_results.FILE}
+    others = {"precision.md": ", ".join(precision_results.FILES), "choosing.md": choosing_results.FILE}
     return {**others, "builds.md": "large-build-*.json"}.get(page, f"{page.removesuffix('.md')}.json")
 
 

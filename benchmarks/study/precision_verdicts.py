@@ -16,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from ldp_calibration.evaluation.comparison.paired import signs, verdict_interval
 from ldp_calibration.evaluation.pictures import all_pictures, content, pixels
 from ldp_calibration.evaluation.run import UNPRUNED, Run
 from ldp_calibration.evaluation.score import read_scores, score
@@ -58,8 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def rows(
     bundles: Sequence[Path], policies: Sequence[str], setting: Setting, runs: Path, workers: int
 ) -> list[dict[str, Any]]:
-    """Of each bundle and policy; the first bundle's unpruned pictures are what all others are compared with."""
-    found, references = [], None
+    """Of each bundle and policy; the first bundle's unpruned pictures are what all others are compared with.
+
+    Other bundles are also compared with the first one under the same policy, in pairs.
+    """
+    found: list[dict[str, Any]] = []
+    references, first = None, dict[str, tuple[Sequence[np.ndarray], np.ndarray]]()
     pruned = [policy for policy in policies if policy != UNPRUNED]
     for path in bundles:
         manifest = open_bundle(path, "sizes").manifest
@@ -67,7 +72,10 @@ def rows(
         for policy in policies if references is not None else (UNPRUNED, *pruned):
             drawn, accepted = pictures(run, policy), verdicts(run, policy)
             references = drawn if references is None else references
-            found.append({"engines": label(manifest), "policy": policy} | row(drawn, references, accepted))
+            found.append({"engines": label(manifest), "policy": policy} | row(drawn, references, int(accepted.sum())))
+            if policy in first:
+                found[-1]["same_policy"] = paired(*first[policy], drawn, accepted)
+            first.setdefault(policy, (drawn, accepted))
     return found
 
 
@@ -76,11 +84,25 @@ def pictures(run: Run, policy: str) -> list[np.ndarray]:
     return [pixels(content(picture)) for picture in all_pictures(run, [run.settings.policy(policy)])]
 
 
-def verdicts(run: Run, policy: str) -> int:
-    """Number of pictures that the evaluator accepts."""
+def verdicts(run: Run, policy: str) -> np.ndarray:
+    """1 for each picture that the evaluator accepts, else 0."""
     scorer = open_scorer("shapes")
     score(run, scorer, [policy], report=say)
-    return int(read_scores(run, scorer.name, scorer.fingerprint, run.settings.policy(policy), {}).sum())
+    return read_scores(run, scorer.name, scorer.fingerprint, run.settings.policy(policy), {}).ravel()
+
+
+def paired(
+    before: Sequence[np.ndarray], accepted_before: np.ndarray, after: Sequence[np.ndarray], accepted: np.ndarray
+) -> dict[str, Any]:
+    """What other engines change under one policy: accepted pictures, in points, and PSNR."""
+    changes = accepted - accepted_before
+    return {
+        "accepted_difference": 100 * float(changes.mean()),
+        "accepted_difference_ci95": [100 * end for end in verdict_interval(signs(changes))],
+        "lost": int((changes < 0).sum()),
+        "gained": int((changes > 0).sum()),
+        "psnr_db": mean(psnr_db(in_unit(a), in_unit(b)) for a, b in zip(before, after, strict=True)),
+    }
 
 
 def row(pictures: Sequence[np.ndarray], references: Sequence[np.ndarray], accepted: int) -> dict[str, Any]:

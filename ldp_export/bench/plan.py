@@ -186,7 +186,10 @@ def label(manifest: Manifest) -> str:
     words = [manifest.backend]
     if manifest.precision != "float32":
         words.append(manifest.precision)
-    words += [f"{entry.precision} {entry.name} scales" for entry in manifest.quantized]
+    if manifest.weight_precision is not None:
+        words.append(f"{manifest.weight_precision} weights")
+    static = {"static": " with static ranges", "measured": ""}
+    words += [f"{entry.precision} {entry.name} scales{static[entry.ranges]}" for entry in manifest.quantized]
     if manifest.graphs["decoder"].quantized:
         words.append("int8 decoder")
     return ", ".join(words)

@@ -15,6 +15,8 @@ from ldp_export.graphs.signature import GraphSignature
 if TYPE_CHECKING:
     from torch import nn
 
+    from ldp_export.quantization.formats import Format
+
 
 @dataclass(frozen=True)
 class ExportedGraph:
@@ -25,12 +27,16 @@ class ExportedGraph:
         folder: folder of `model.onnx` and of the weights that it refers to; read only.
         module: returns the graph's PyTorch module with its weights, for compilers that do not read ONNX.
         reference: folder of the recorded reference runs, for compilers that measure ranges of activations.
+        ranges: folder of the ranges that were measured beforehand; None unless the builder's are static.
+        first: index of its first block in the model.
     """
 
     signature: GraphSignature
     folder: Path
     module: Callable[[], nn.Module]
     reference: Path
+    ranges: Path | None = None
+    first: int = 0
 
 
 class Builder(Protocol):
@@ -96,12 +102,52 @@ class Quantizer(Compiler, Protocol):
         ...
 
 
+@runtime_checkable
+class StaticQuantizer(Quantizer, Protocol):
+    """Quantizer whose engines can hold 8-bit weights, and the ranges of the quantized inputs."""
+
+    @property
+    def weights_in_8_bits(self) -> bool:
+        """True if the weights of all blocks are stored in 8 bits, while products are in the graphs' precision."""
+        ...
+
+    @property
+    def form(self) -> Format:
+        """Format of the blocks' numbers in 8 bits, if their ranges are static or only weights are rounded."""
+        ...
+
+
 def is_quantized(builder: Builder, name: str) -> bool:
     return isinstance(builder, Quantizer) and builder.quantizes(name)
 
 
+def static_form(builder: Builder) -> Format | None:
+    """Format of the products whose inputs have static ranges; None if a builder makes none."""
+    quantized = quantized_scales(builder)
+    return builder.form if isinstance(builder, StaticQuantizer) and quantized and quantized.ranges == "static" else None
+
+
+def weight_form(builder: Builder) -> Format | None:
+    """Format of the blocks' weights if these alone are in 8 bits; None if they are as the graphs' precision says."""
+    return builder.form if isinstance(builder, StaticQuantizer) and builder.weights_in_8_bits else None
+
+
+def has_8_bit_weights(builder: Builder, name: str) -> bool:
+    """True if the engine of this name stores 8-bit weights for products in the graphs' precision."""
+    return name.startswith("blocks") and weight_form(builder) is not None
+
+
 def quantized_scales(builder: Builder) -> QuantizedScales | None:
     return builder.quantized if isinstance(builder, Quantizer) else None
+
+
+def insert_8_bits(graph: ExportedGraph, folder: Path, form: Format, say: Callable[[str], None]) -> int:
+    """Writes a `blocks` graph with 8-bit products into `folder`; see `insert_products`."""
+    from ldp_export.quantization.insert import insert_products
+    from ldp_export.quantization.ranges import Ranges
+
+    ranges = None if graph.ranges is None else Ranges.load(graph.ranges)
+    return insert_products(graph.folder, folder, ranges, graph.first, form, say)
 
 
 STAGE_FILE = "stage.json"

@@ -8,16 +8,19 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldp_runtime.bundle.manifest import Backend, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.errors import EngineBuildError
 from ldp_runtime.system.disk import scratch_path
 
-from ldp_export.builders.base import STAGE_FILE, ExportedGraph
+from ldp_export.builders.base import STAGE_FILE, ExportedGraph, has_8_bit_weights, insert_8_bits
 from ldp_export.graphs.signature import MODEL_FILE, QUANTIZED, GraphSignature
 from ldp_export.logs import errors_only
+
+if TYPE_CHECKING:
+    from ldp_export.quantization.formats import Format
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,31 @@ class Int8Builder(OnnxRuntimeBuilder):
     Attributes:
         decoder: quantizes the decoder's convolutions.
         quantized: last scales at which the blocks' matrix products are quantized; None for none.
+        weights_in_8_bits: stores the blocks' weights in 8 bits, for products in float32.
     """
 
     decoder: bool = False
     quantized: QuantizedScales | None = None
+    weights_in_8_bits: bool = False
 
     def quantizes(self, name: str) -> bool:
         return name.startswith(QUANTIZED) or (name == DECODER and self.decoder)
 
+    def is_static(self, name: str) -> bool:
+        """True if the engine of this name has ranges that were measured before it was built."""
+        return name.startswith(QUANTIZED) and self.quantized is not None and self.quantized.ranges == "static"
+
+    @property
+    def form(self) -> Format:
+        from ldp_export.quantization.formats import FORMATS, SEVEN_BITS
+
+        return FORMATS["int8"] if self.weights_in_8_bits else SEVEN_BITS
+
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
+        if has_8_bit_weights(self, signature.name):
+            return {"weights": repr(self.form)}
+        if self.is_static(signature.name):
+            return {"quantized": True, "form": repr(self.form)}
         if not self.quantizes(signature.name):
             return {"quantized": False}
         from ldp_export.builders.quantize import NOISY, SPREAD
@@ -75,6 +94,9 @@ class Int8Builder(OnnxRuntimeBuilder):
             EngineBuildError: ONNX Runtime's quantizer refuses the graph.
         """
         name = graph.signature.name
+        if has_8_bit_weights(self, name) or self.is_static(name):
+            insert_8_bits(graph, folder, self.form, say)
+            return
         if not self.quantizes(name):
             _copy(graph.folder, folder)
             return

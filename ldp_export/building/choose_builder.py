@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, cast
 
-from ldp_runtime.bundle.manifest import Backend, Precision, QuantizedPrecision, QuantizedScales
+from ldp_runtime.bundle.manifest import Backend, Precision, QuantizedPrecision, QuantizedScales, RangeKind
 from ldp_runtime.engines.hardware import instructions, local_capability, multiplies_bfloat16
 from ldp_runtime.engines.onnxruntime import check_provider
 from ldp_runtime.engines.tensorrt.library import capability, load_library
@@ -35,6 +36,11 @@ QUANTIZED_SHARE = 0.85
 _FLOAT8_SINCE = (8, 9)
 
 
+#: What `--quantize` takes: a precision of products, or weights alone.
+Quantization = Literal["int8", "float8", "int8-weights"]
+WEIGHTS_ALONE: Quantization = "int8-weights"
+
+
 @dataclass(frozen=True)
 class BackendOptions:
     """User's options for the engines of a build; None where the user says nothing.
@@ -45,8 +51,9 @@ class BackendOptions:
         profiles: number of buckets of scales.
         max_batch: most images in one call.
         int8_decoder: makes a decoder that multiplies 8-bit integers, in ONNX Runtime on a CPU.
-        quantize: precision of the quantized last scales; see `QuantizedScales`.
+        quantize: precision of the quantized last scales, see `QuantizedScales`; or weights alone, at all scales.
         quantize_share: share of the tokens at the quantized last scales; see `QuantizedScales`.
+        quantize_ranges: origin of the ranges of quantized inputs; see `QuantizedScales`.
     """
 
     backend: Backend = "onnxruntime"
@@ -54,8 +61,9 @@ class BackendOptions:
     profiles: int | None = None
     max_batch: int | None = None
     int8_decoder: bool = False
-    quantize: QuantizedPrecision | None = None
+    quantize: Quantization | None = None
     quantize_share: float | None = None
+    quantize_ranges: RangeKind | None = None
 
 
 def choose_builder(options: BackendOptions, spec: AnySpec, size: str, precision: str) -> Builder:
@@ -75,13 +83,16 @@ def choose_builder(options: BackendOptions, spec: AnySpec, size: str, precision:
             f"{options.backend} on a GPU has no decoder in 8-bit integers: ONNX Runtime multiplies them on a CPU",
             hint="leave --int8-decoder out",
         )
-    quantized = _quantized(options, spec, precision)
+    rounds_weights = options.quantize == WEIGHTS_ALONE
+    if rounds_weights:
+        _check_weights_alone(options, spec)
+    quantized = None if rounds_weights else _quantized(options, spec, precision)
     if options.backend == "onnxruntime":
         _refuse_options(options)
         check_provider("cpu")  # a build verifies its engines there
         return (
-            Int8Builder(decoder=options.int8_decoder, quantized=quantized)
-            if options.int8_decoder or quantized
+            Int8Builder(decoder=options.int8_decoder, quantized=quantized, weights_in_8_bits=rounds_weights)
+            if options.int8_decoder or quantized or rounds_weights
             else OnnxRuntimeBuilder()
         )
     if options.backend == "torch":
@@ -124,6 +135,8 @@ def choose_builder(options: BackendOptions, spec: AnySpec, size: str, precision:
         max_rows=2 * batch,
         text_tokens=spec.text_tokens,
         local=local_capability() in capabilities,
+        quantized=quantized,
+        weights_in_8_bits=rounds_weights,
         timing_cache=platformdirs.user_cache_path("ldp-export") / "timing" / f"{'-'.join(capabilities)}.cache",
     )
 
@@ -140,10 +153,11 @@ def _quantized(options: BackendOptions, spec: AnySpec, precision: str) -> Quanti
     Raises:
         ConfigError: the backend, the model or this machine's GPU does not support them.
     """
-    bits, share, here = options.quantize, options.quantize_share, local_capability()
+    bits, share, here = cast(QuantizedPrecision | None, options.quantize), options.quantize_share, local_capability()
     if bits is None:
-        if share is not None:
-            raise ConfigError("--quantize-share says where --quantize begins", hint="add --quantize int8")
+        for name, value in (("--quantize-share", share), ("--quantize-ranges", options.quantize_ranges)):
+            if value is not None:
+                raise ConfigError(f"{name} belongs to --quantize", hint="add --quantize int8")
         return None
     share = QUANTIZED_SHARE if share is None else share
     if not 0 < share < 1:
@@ -151,6 +165,7 @@ def _quantized(options: BackendOptions, spec: AnySpec, precision: str) -> Quanti
             f"--quantize-share is a share of the tokens between 0 and 1, got {share:g}",
             hint=f"leave it out: {QUANTIZED_SHARE:g} of the tokens are then quantized",
         )
+    ranges = _ranges(options, spec)
     if options.backend == "onnxruntime":
         if bits != "int8":
             raise ConfigError("ONNX Runtime multiplies 8-bit integers, no 8-bit floats", hint="--quantize int8")
@@ -159,22 +174,63 @@ def _quantized(options: BackendOptions, spec: AnySpec, precision: str) -> Quanti
                 f"ONNX Runtime rounds to 8 bits from float32, not from {precision}",
                 hint="leave --precision out, or --quantize",
             )
-    elif options.backend != "torch" or here is None:
-        where = " on a CPU" if options.backend == "torch" else ""
+    elif options.backend == "torch" and here is None:
         raise ConfigError(
-            f"{options.backend}{where} has no blocks in 8 bits",
+            "torch on a CPU has no blocks in 8 bits",
             hint="leave --quantize out; --backend onnxruntime has them on a CPU, torch on a GPU",
         )
     elif not spec.quantizes_on_gpu:
-        raise ConfigError("on a GPU, torch has Infinity's blocks in 8 bits only", hint="leave --quantize out")
-    elif bits == "float8" and capability(here) < _FLOAT8_SINCE:
-        raise ConfigError(f"this GPU (compute capability {here}) multiplies no 8-bit floats", hint="--quantize int8")
-    elif bits == "float8" and precision == "float32":
+        raise ConfigError("on a GPU only Infinity's blocks are in 8 bits", hint="leave --quantize out")
+    elif options.backend != "torch" and precision == "float16":
+        raise ConfigError(
+            "steps of 8-bit numbers can be too small for float16", hint="--precision bfloat16, or leave it out"
+        )
+    elif bits == "float8" and options.backend == "torch" and precision == "float32":
         raise ConfigError(
             "on most GPUs products of 8-bit floats are bfloat16 or float16, not float32",
             hint="leave --precision out, or --quantize int8",
         )
-    return QuantizedScales(precision=bits, share=share)
+    elif bits == "float8":
+        _refuse_without_float8(options, here)
+    return QuantizedScales(precision=bits, share=share, ranges=ranges)
+
+
+def _check_weights_alone(options: BackendOptions, spec: AnySpec) -> None:
+    """Raises ConfigError if the backend or the model has no 8-bit weights, or for options of quantized scales."""
+    for name, value in (
+        ("--quantize-share", options.quantize_share),
+        ("--quantize-ranges", options.quantize_ranges),
+    ):
+        if value is not None:
+            raise ConfigError(
+                f"{name} belongs to products in 8 bits; {WEIGHTS_ALONE} rounds weights alone, at all scales",
+                hint="leave it out, or use --quantize int8",
+            )
+    if options.backend == "torch":
+        raise ConfigError("torch stores no weights in 8 bits for other products", hint="--quantize int8, on a GPU")
+    if not spec.quantizes_on_gpu:
+        raise ConfigError("weights alone are in 8 bits of Infinity's blocks only", hint="--quantize int8")
+
+
+def _ranges(options: BackendOptions, spec: AnySpec) -> RangeKind:
+    """Origin of the ranges; raises ConfigError for one that the backend or the model does not have."""
+    tuned = options.backend.startswith("tensorrt")
+    ranges = options.quantize_ranges or ("static" if tuned else "measured")
+    if tuned and ranges == "measured":
+        raise ConfigError(f"{options.backend} holds ranges in its engines", hint="leave --quantize-ranges out")
+    if options.backend == "torch" and ranges == "static":
+        raise ConfigError("torch measures ranges row by row in each call", hint="leave --quantize-ranges out")
+    if ranges == "static" and not spec.quantizes_on_gpu:
+        raise ConfigError("static ranges are measured on Infinity's blocks only", hint="leave --quantize-ranges out")
+    return ranges
+
+
+def _refuse_without_float8(options: BackendOptions, here: str | None) -> None:
+    """Raises ConfigError if a GPU that is built for multiplies no 8-bit floats."""
+    named = parse_capabilities(options.capabilities) if options.capabilities else tuple(filter(None, [here]))
+    for name in named:
+        if capability(name) < _FLOAT8_SINCE:
+            raise ConfigError(f"a GPU of compute capability {name} multiplies no 8-bit floats", hint="--quantize int8")
 
 
 def _refuse_options(options: BackendOptions) -> None:

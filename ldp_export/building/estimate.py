@@ -18,7 +18,7 @@ from ldp_runtime.pipeline.activations import decoder_bytes, layer_bytes
 from ldp_runtime.pipeline.memory import available_memory
 from ldp_runtime.system.disk import existing_parent, gigabytes
 
-from ldp_export.builders.base import Compiler, is_quantized, quantized_scales
+from ldp_export.builders.base import Compiler, has_8_bit_weights, is_quantized, quantized_scales
 from ldp_export.builders.onnxruntime import Int8Builder
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class _Sizes:
             code = len(builder.profiles(self.plan.signature(name))) * _ENGINE_CODE if tuned else 0
             itemsize = 4 if self.plan.precision(name) == "float32" else 2
             for engine in self.plan.engine_names(name):
-                engines.append(code + (size // itemsize if is_quantized(builder, engine) else size))
+                rounded = is_quantized(builder, engine) or has_8_bit_weights(builder, engine)
+                engines.append(code + (size // itemsize if rounded else size))
         return engines
 
     @property

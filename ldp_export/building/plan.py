@@ -49,6 +49,7 @@ class BuildOptions:
         discard_graphs: deletes an exported graph once its engine is built: half the disk, but another export next time.
         kv_cache: kind of KV cache of the `blocks` graphs; see `graphs/kv_cache.py`.
         noise: kind of the sampling noise that the bundle's pipelines draw.
+        quantize_prompts: prompts on which static ranges are measured; none: those of `quantization/prompts.py`.
     """
 
     output: Path
@@ -60,6 +61,7 @@ class BuildOptions:
     discard_graphs: bool = False
     kv_cache: KvCacheKind = "dynamic"
     noise: NoiseMode = "generator"
+    quantize_prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from ldp_runtime.errors import LdpError
 from ldp_runtime.system.disk import is_full, put_in_place, remove_files, scratch_path, sync, sync_tree, write_durably
 from ldp_runtime.system.small_files import json_text, read_small, stays_inside
 
-from ldp_export.builders.base import is_quantized, quantized_scales
+from ldp_export.builders.base import is_quantized, quantized_scales, weight_form
 from ldp_export.building.cache import files_of
 from ldp_export.building.plan import BuildPlan
-from ldp_export.building.stages import ENGINE, toolchain
+from ldp_export.building.stages import ENGINE, RANGES_OF_PROMPT, toolchain
 from ldp_export.families.base import graph_blocks, graph_kind
 from ldp_export.graphs.signature import LAST_SCALES, QUANTIZED, tensor_entries
 
@@ -59,6 +59,7 @@ def seal(plan: BuildPlan, sources: dict[str, SourcePart], folders: dict[str, Pat
         fused_attention=plan.fused_attention,
         precision=plan.options.precision,
         quantized=() if quantized is None else (quantized,),
+        weight_precision=None if weight_form(builder) is None else "int8",
         graphs={name: _graph(plan, name) for graph in plan.graph_names for name in plan.engine_names(graph)},
         files=files,
         sources=sources,
@@ -75,6 +76,8 @@ def _files(folders: dict[str, Path]) -> tuple[dict[str, Path], dict[str, FileEnt
     for stage, folder in folders.items():
         if stage + ENGINE in folders:
             continue  # the engine ships, not the graph that it was built from
+        if stage.startswith(RANGES_OF_PROMPT):
+            continue  # they ship merged
         prefix = "" if stage == "constants" else stage.removesuffix(ENGINE) + "/"
         for inside, entry in files_of(folder).items():
             places[prefix + inside] = folder / inside

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldp_runtime.bundle.files import CONSTANTS, REFERENCE, TOKENIZER
 from ldp_runtime.engines.torch_compiled.threads import torch_threads
 from safetensors.torch import save_file
 
 from ldp_export import __version__
-from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, quantized_scales
+from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, quantized_scales, static_form, weight_form
 from ldp_export.building.cache import Stage, is_complete
 from ldp_export.building.plan import BuildPlan
-from ldp_export.families.base import graph_kind, graph_parts, loaded_graph
+from ldp_export.families.base import MeasuresRanges, graph_blocks, graph_kind, graph_parts, loaded_graph
 from ldp_export.graphs.graph import OPSET
 from ldp_export.graphs.kv_cache import STATIC_OPSET
 from ldp_export.graphs.onnx import FORMAT, export_graph
 from ldp_export.versions import TOOLCHAIN
+
+if TYPE_CHECKING:
+    from ldp_export.reference.quantized import EightBits
+
+#: Stage of the static ranges of quantized products, prefix of the stages that measure them on one prompt each, and file
+#: that says how they were measured.
+RANGES, RANGES_OF_PROMPT, RECIPE_FILE = "ranges", "ranges_of_prompt_", "recipe.json"
+
 
 #: Suffix of the stage that builds an engine, after the name of the engine.
 ENGINE = ".engine"
@@ -45,10 +57,59 @@ class BuildStages:
         """Stages in the order in which they run."""
         stages = [stage for name in self.plan.graph_names for stage in self._graph_stages(name)]
         stages.append(Stage("constants", self._inputs(), self._write_constants))
+        stages = [*self._ranges_stages(), *stages]
         # Ranges for a quantized decoder are measured on the recorded runs, so these come first.
         first = is_quantized(self.plan.options.builder, "decoder")
-        stages.insert(0 if first else len(stages), self._reference_stage())
+        stages.insert(len(self._ranges_stages()) if first else len(stages), self._reference_stage())
         return stages
+
+    @cached_property
+    def _prompts(self) -> tuple[str, ...]:
+        """Prompts on which static ranges are measured."""
+        from ldp_export.quantization.prompts import GENERAL, SHAPES
+
+        return self.plan.options.quantize_prompts or (SHAPES if self.plan.spec.embedded else GENERAL)
+
+    def _ranges_stages(self) -> list[Stage]:
+        """Stages that measure the static ranges of quantized products: one a prompt, so that a killed build goes on."""
+        if static_form(self.plan.options.builder) is None:
+            return []
+        family = self.plan.family
+        assert isinstance(family, MeasuresRanges)
+        recorded = self._inputs() | {"size": family.entry.size}
+
+        def measure(number: int, prompt: str) -> Stage:
+            def run(folder: Path, say: Callable[[str], None]) -> None:
+                say(prompt)
+                with self._reference_threads():
+                    family.ranges(prompt, number).save(folder)
+
+            return Stage(f"{RANGES_OF_PROMPT}{number}", recorded | {"prompt": prompt, "number": number}, run)
+
+        parts = [measure(number, prompt) for number, prompt in enumerate(self._prompts)]
+
+        def merge(folder: Path, say: Callable[[str], None]) -> None:
+            from ldp_export.quantization.ranges import Ranges
+
+            Ranges.merged(Ranges.load(part.place(self.cache)) for part in parts).save(folder)
+            (folder / RECIPE_FILE).write_text(json.dumps(self._recipe(), indent=1))
+
+        return [*parts, Stage(RANGES, {"parts": [part.key for part in parts], **self._recipe()}, merge)]
+
+    def _recipe(self) -> dict[str, Any]:
+        """Recipe of static ranges, for whoever asks the bundle."""
+        from ldp_export.quantization.formats import SMOOTHING
+
+        prompts = "\n".join(self._prompts)
+        return {
+            "prompts": list(self._prompts),
+            "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+            "ranges": "largest magnitude by channel, over all scales and prompts",
+            "smoothing": SMOOTHING,
+        }
+
+    def _reference_threads(self) -> AbstractContextManager[None]:
+        return torch_threads(1 if self.family.entry.width < _WIDE else None)
 
     def _inputs(self) -> dict[str, Any]:
         """Inputs of stages that depend on the whole model: its sources, the toolchain and the model's specification."""
@@ -62,6 +123,10 @@ class BuildStages:
         }
         if quantized := quantized_scales(self.plan.options.builder):
             recorded["quantized"] = quantized.precision
+        if ranges := self._ranges_stages():
+            recorded["ranges"] = ranges[-1].key
+        if (form := weight_form(self.plan.options.builder)) is not None:
+            recorded["weights"] = repr(form)
         return Stage(REFERENCE, self._inputs() | recorded, self._record)
 
     def _graph_stages(self, name: str) -> list[Stage]:
@@ -84,12 +149,22 @@ class BuildStages:
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
             reference = self._reference_stage().place(self.cache)
-            exported = ExportedGraph(signature, place, lambda: loaded_graph(self.family, graph, precision), reference)
+            ranges = self._ranges_stages()
+            exported = ExportedGraph(
+                signature,
+                place,
+                lambda: loaded_graph(self.family, graph, precision),
+                reference,
+                ranges[-1].place(self.cache) if ranges else None,
+                graph_blocks(graph, self.family.entry.depth)[0],
+            )
             builder.build(exported, folder, say)
 
         inputs = {"graph": export.key, **builder.key(signature)}
         if engine == "decoder" and is_quantized(builder, engine):
             inputs["reference"] = self._reference_stage().key  # the ranges of its activations are measured there
+        if engine != graph and (ranges := self._ranges_stages()):
+            inputs["ranges"] = ranges[-1].key
         return Stage(engine + ENGINE, inputs, compile_engine, spent=place if discard else None)
 
     def _export_stage(self, name: str) -> Stage:
@@ -120,10 +195,24 @@ class BuildStages:
             (folder / TOKENIZER).write_bytes(tokenizer)
 
     def _record(self, folder: Path, say: Callable[[str], None]) -> None:
-        quantized = quantized_scales(self.plan.options.builder)
-        with torch_threads(1 if self.family.entry.width < _WIDE else None):
-            cases = self.family.record(self.plan.options.precision, quantized and quantized.precision, say)
+        with self._reference_threads():
+            cases = self.family.record(self.plan.options.precision, self._in_8_bits(), say)
         cases.save(folder)
+
+    def _in_8_bits(self) -> EightBits | None:
+        """Numbers in 8 bits of the blocks, which the reference model imitates; None if there are none."""
+        from ldp_export.reference.quantized import RoundedWeights
+
+        builder = self.plan.options.builder
+        if (form := weight_form(builder)) is not None:
+            return RoundedWeights(form)
+        if (form := static_form(builder)) is None:
+            quantized = quantized_scales(builder)
+            return quantized and quantized.precision
+        from ldp_export.quantization.ranges import Ranges
+        from ldp_export.reference.quantized import StaticProducts
+
+        return StaticProducts(form, Ranges.load(self._ranges_stages()[-1].place(self.cache)))
 
 
 def toolchain() -> dict[str, str]:

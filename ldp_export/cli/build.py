@@ -15,6 +15,7 @@ from ldp_export.cli.arguments.options import (
     compiled_options,
     local_dir_option,
     print_json,
+    prompt_lines,
     shown_progress,
     weights_options,
 )
@@ -24,6 +25,7 @@ from ldp_export.cli.fetch import show_fetch
 if TYPE_CHECKING:
     from ldp_runtime.bundle.files import Bundle
 
+    from ldp_export.builders.base import Builder
     from ldp_export.building.plan import BuildOptions, BuildPlan
     from ldp_export.hub.fetch import FetchPlan
     from ldp_export.models.registry import AnySpec
@@ -157,11 +159,28 @@ class _Chosen:
         precision = chosen["precision"] or default_precision(backend.backend)
         builder = choose_builder(backend, spec, chosen["size"] or spec.size, precision)
         return BuildOptions(
+            quantize_prompts=_prompts(chosen["quantize_prompts"], builder),
             output=self.output or Path("bundles") / spec.name,
             builder=builder,
             precision=precision,
             **{name: chosen[name] for name in ("size", "chunk", "force", "discard_graphs", "kv_cache", "noise")},
         )
+
+
+def _prompts(file: Path | None, builder: Builder) -> tuple[str, ...]:
+    """Prompts of `--quantize-prompts`; raises ConfigError if there are none, or no ranges to measure on them."""
+    from ldp_runtime.errors import ConfigError
+
+    from ldp_export.builders.base import quantized_scales
+
+    if file is None:
+        return ()
+    quantized = quantized_scales(builder)
+    if quantized is None or quantized.ranges != "static":
+        raise ConfigError(
+            "--quantize-prompts are for static ranges", hint="add --quantize-ranges static, or leave it out"
+        )
+    return tuple(prompt_lines(file))
 
 
 def _flag(name: str) -> str:

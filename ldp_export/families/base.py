@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 from ldp_runtime.architecture.choose import ModelEntry
-from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
+from ldp_runtime.bundle.manifest import Precision
 
 from ldp_export.graphs.signature import QUANTIZED
 from ldp_export.models.counts import Weights
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ldp_export.graphs.graph import Graph
     from ldp_export.graphs.signature import GraphSignature
+    from ldp_export.quantization.ranges import Ranges
+    from ldp_export.reference.quantized import EightBits
     from ldp_export.verification.cases import ReferenceCases
 
 GraphKind = Literal["text_encoder", "prompt", "blocks", "residual", "decoder"]
@@ -106,13 +108,20 @@ class Family(Protocol):
         """Tensors that the runtime uses between engine calls, in float32; see `ldp_runtime.families.choose`."""
         ...
 
-    def record(
-        self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
-    ) -> ReferenceCases:
+    def record(self, precision: Precision, quantized: EightBits | None, say: Callable[[str], None]) -> ReferenceCases:
         """Records runs of the reference model, against which engines are verified.
 
         The errors caused by rounding to `precision`, and to `quantized` at the last scales, are recorded with them.
         """
+        ...
+
+
+@runtime_checkable
+class MeasuresRanges(Protocol):
+    """A family whose reference model can be watched, so that engines hold the ranges of quantized inputs."""
+
+    def ranges(self, prompt: str, number: int) -> Ranges:
+        """Ranges of the inputs of the blocks' layers, while one image is drawn; see `infinity_ranges`."""
         ...
 
 

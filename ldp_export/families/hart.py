@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.hart import HartEntry
-from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
+from ldp_runtime.bundle.manifest import Precision
 from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.checkpoints.files.headers import halved_bytes
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ldp_export.graphs.signature import GraphSignature
     from ldp_export.models.hart import HartTransformer
     from ldp_export.models.var_vae import VarVae
+    from ldp_export.reference.quantized import EightBits
     from ldp_export.verification.bounds import Outputs
     from ldp_export.verification.cases import Case, ReferenceCases
 
@@ -207,14 +208,12 @@ class HartFamily:
         total = t.text_tokens + t.schedule.total_tokens
         return 2 * halved_bytes(self.sources.transformer) + 4 * 2 * t.heads * total**2
 
-    def record(
-        self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
-    ) -> ReferenceCases:
+    def record(self, precision: Precision, quantized: EightBits | None, say: Callable[[str], None]) -> ReferenceCases:
         from ldp_export.checkpoints.hart import load_hart
         from ldp_export.checkpoints.qwen2vl import load_qwen2
         from ldp_export.checkpoints.var import load_var_vae
         from ldp_export.models.hart import FLOAT32_ISLANDS
-        from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.hart import (
             forced_hart_logits,
@@ -238,8 +237,8 @@ class HartFamily:
             say(f"rounding of {precision}")
             in_precision(transformer, precision, FLOAT32_ISLANDS)
             rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-        if quantized is not None:
-            say(f"rounding of {quantized}")
+        if quantized is not None and not isinstance(quantized, RoundedWeights):
+            say("rounding of 8-bit numbers")
             with products_in_8_bits(transformer.blocks, quantized):
                 rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)

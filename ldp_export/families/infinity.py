@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.infinity import InfinityEntry
-from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
+from ldp_runtime.bundle.manifest import Precision
 from ldp_runtime.errors import CheckpointError, ConfigError
 from ldp_runtime.schedule import SCALES_OF_SIZE, ScaleSchedule
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ldp_export.graphs.signature import GraphSignature
     from ldp_export.models.infinity import InfinityTransformer
     from ldp_export.models.infinity_vae import InfinityVae
+    from ldp_export.quantization.ranges import Ranges
+    from ldp_export.reference.quantized import EightBits
     from ldp_export.verification.bounds import Outputs
     from ldp_export.verification.cases import Case, ReferenceCases
 
@@ -226,12 +228,10 @@ class InfinityFamily:
         tokens = self.entry.schedule().tokens[(self._recorded_scales or 0) - 1]
         return 8 * largest + 8 * 6 * self.spec.vae.base_channels * tokens * self.entry.pixels_per_token**2
 
-    def record(
-        self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
-    ) -> ReferenceCases:
-        from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae
+    def record(self, precision: Precision, quantized: EightBits | None, say: Callable[[str], None]) -> ReferenceCases:
+        from ldp_export.checkpoints.infinity import load_infinity, load_infinity_vae, map_infinity
         from ldp_export.checkpoints.t5 import load_text_encoder
-        from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits, round_weights
         from ldp_export.reference.streamed import streamed_weights
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.infinity import (
@@ -245,13 +245,20 @@ class InfinityFamily:
         from ldp_export.verification.rounding import measure_quantized, measure_rounding
 
         scales, folder = self._recorded_scales, self.sources.text_encoder
+
+        def round_if_asked(transformer: InfinityTransformer) -> None:
+            if isinstance(quantized, RoundedWeights):
+                round_weights(transformer.blocks, quantized, precision, mapped=scales is not None)
+
         vae = load_infinity_vae(self.sources.vae, self.spec.vae)
         encoder = None if folder is None else load_text_encoder(folder)
         if scales is None:
             transformer = load_infinity(self.sources.transformer, self.spec.transformer)
+            round_if_asked(transformer)
             cases = record_infinity_cases(transformer, vae, encoder, self.entry, self.spec.defaults, say)
         else:
-            transformer = self._mapped.transformer
+            transformer = map_infinity(self.sources.transformer, self.spec.transformer)
+            round_if_asked(transformer)
             cases = record_first_scales(transformer, vae, encoder, self.entry, self.spec.defaults, scales, say)
 
         cases = with_text_lengths(cases, transformer, encoder, self.entry, self.spec.defaults)
@@ -270,11 +277,19 @@ class InfinityFamily:
             if precision != "float32":
                 say(f"rounding of {precision}")
                 rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-            if quantized is not None:
-                say(f"rounding of {quantized}")
+            if quantized is not None and not isinstance(quantized, RoundedWeights):
+                say("rounding of 8-bit numbers")
                 with products_in_8_bits(transformer.blocks, quantized):
                     rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)
+
+    def ranges(self, prompt: str, number: int) -> Ranges:
+        from ldp_export.checkpoints.t5 import load_text_encoder
+        from ldp_export.verification.recording.ranges import infinity_ranges
+
+        folder = self.sources.text_encoder
+        encoder = None if folder is None else load_text_encoder(folder)
+        return infinity_ranges(self._mapped.transformer, encoder, self.entry, self.spec.defaults, prompt, number)
 
     def _outputs(
         self, vae: InfinityVae, encoder: TextEncoder | None, logits: Callable[[Case], Sequence[torch.Tensor]]

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.switti import SwittiEntry
-from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
+from ldp_runtime.bundle.manifest import Precision
 from ldp_runtime.errors import CheckpointError, ConfigError
 
 from ldp_export.checkpoints.sources import Sources
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ldp_export.models.clip import ClipTowers
     from ldp_export.models.switti import SwittiTransformer
     from ldp_export.models.var_vae import VarVae
+    from ldp_export.reference.quantized import EightBits
     from ldp_export.verification.bounds import Outputs
     from ldp_export.verification.cases import Case, ReferenceCases
 
@@ -212,13 +213,11 @@ class SwittiFamily:
     def reference_memory(self) -> int:
         return recording_switti_memory(self.entry, self.spec.vae.base_channels, self._parameters, self._recorded_scales)
 
-    def record(
-        self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
-    ) -> ReferenceCases:
+    def record(self, precision: Precision, quantized: EightBits | None, say: Callable[[str], None]) -> ReferenceCases:
         from ldp_export.checkpoints.clip import load_clip
         from ldp_export.checkpoints.switti import load_switti
         from ldp_export.checkpoints.var import load_var_vae
-        from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits
         from ldp_export.reference.streamed import streamed_weights
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.shapes import with_shapes
@@ -256,8 +255,8 @@ class SwittiFamily:
             if precision != "float32":
                 say(f"rounding of {precision}")
                 rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-            if quantized is not None:
-                say(f"rounding of {quantized}")
+            if quantized is not None and not isinstance(quantized, RoundedWeights):
+                say("rounding of 8-bit numbers")
                 with products_in_8_bits(transformer.blocks, quantized):
                     rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)

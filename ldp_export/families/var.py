@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.var import VarEntry
-from ldp_runtime.bundle.manifest import Precision, QuantizedPrecision
+from ldp_runtime.bundle.manifest import Precision
 from ldp_runtime.errors import ConfigError
 
 from ldp_export.checkpoints.files.headers import halved_bytes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ldp_export.graphs.signature import GraphSignature
     from ldp_export.models.var import VarTransformer
     from ldp_export.models.var_vae import VarVae
+    from ldp_export.reference.quantized import EightBits
     from ldp_export.verification.bounds import Outputs
     from ldp_export.verification.cases import Case, ReferenceCases
 
@@ -141,12 +142,10 @@ class VarFamily:
         t = self.spec.transformer
         return 2 * halved_bytes(self.sources.transformer) + 4 * 2 * t.heads * t.schedule.total_tokens**2
 
-    def record(
-        self, precision: Precision, quantized: QuantizedPrecision | None, say: Callable[[str], None]
-    ) -> ReferenceCases:
+    def record(self, precision: Precision, quantized: EightBits | None, say: Callable[[str], None]) -> ReferenceCases:
         from ldp_export.checkpoints.var import load_var, load_var_vae
         from ldp_export.models.var import FLOAT32_ISLANDS
-        from ldp_export.reference.quantized import products_in_8_bits
+        from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.var import forced_var_logits, record_var_cases
         from ldp_export.verification.rounding import in_precision, measure_quantized, measure_rounding
@@ -165,8 +164,8 @@ class VarFamily:
             say(f"rounding of {precision}")
             in_precision(transformer, precision, FLOAT32_ISLANDS)
             rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-        if quantized is not None:
-            say(f"rounding of {quantized}")
+        if quantized is not None and not isinstance(quantized, RoundedWeights):
+            say("rounding of 8-bit numbers")
             with products_in_8_bits(transformer.blocks, quantized):
                 rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)

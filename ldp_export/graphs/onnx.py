@@ -20,7 +20,7 @@ import torch
 from ldp_runtime.errors import ExportError
 from torch import nn
 
-from ldp_export.checkpoints.files.writer import TensorSource, write_tensors
+from ldp_export.checkpoints.files.writer import Place, TensorSource, write_tensors
 from ldp_export.graphs.graph import Graph
 from ldp_export.graphs.signature import MODEL_FILE
 from ldp_export.graphs.tracing import record
@@ -34,6 +34,10 @@ FORMAT = 3
 
 
 WEIGHTS_FILE = "weights.safetensors"
+
+
+#: Element types that ONNX calls otherwise.
+_ONNX_NAMES = {torch.float32: "FLOAT", torch.float8_e4m3fn: "FLOAT8E4M3FN"}
 
 
 #: Most elements of a tensor that is folded into a new, anonymous constant: weights are larger and keep their names.
@@ -188,8 +192,6 @@ def store_weights(
     say: Callable[[str], None],
 ) -> None:
     """Streams the weights that the graph uses into their file, and makes the initializers refer to it."""
-    import onnx_ir as ir
-
     initializers, types = model.graph.initializers, graph.weight_types()
     used = {name: weights[name] for name in initializers if name in weights}
     sources = [
@@ -198,16 +200,29 @@ def store_weights(
     ]
     places = write_tensors(sources, folder / WEIGHTS_FILE, lambda name: say(f"weights: {name}"))
     for source in sources:
-        place = places[source.name]
-        initializers[source.name].const_value = ir.ExternalTensor(
-            WEIGHTS_FILE,
-            place.offset,
-            place.length,
-            ir.DataType[str(source.dtype).removeprefix("torch.").upper().replace("FLOAT32", "FLOAT")],
-            name=source.name,
-            shape=ir.Shape(source.shape),
-            base_dir=folder,
-        )
+        initializers[source.name].const_value = external_tensor(source, places[source.name], folder)
+
+
+def external_tensor(source: TensorSource, place: Place, folder: Path) -> Any:
+    """Value of an initializer that lies in the weights' file of a graph's folder."""
+    import onnx_ir as ir
+
+    return ir.ExternalTensor(
+        WEIGHTS_FILE,
+        place.offset,
+        place.length,
+        onnx_type(source.dtype),
+        name=source.name,
+        shape=ir.Shape(source.shape),
+        base_dir=folder,
+    )
+
+
+def onnx_type(dtype: torch.dtype) -> Any:
+    """ONNX's element type for one of PyTorch's."""
+    import onnx_ir as ir
+
+    return ir.DataType[_ONNX_NAMES.get(dtype, str(dtype).removeprefix("torch.").upper())]
 
 
 def _write(model: Any, path: Path) -> None:

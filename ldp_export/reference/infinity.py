@@ -176,8 +176,7 @@ def _run_blocks(
             f"cannot insert guidance at {insertion} in {depth} blocks", hint=f"a block from 0 to {depth - 1}"
         )
     for index, block in enumerate(model.layers):
-        text_kv = block.ca.text_kv(prompt.text)
-        x, caches[index] = block(x, prompt.modulation, rope, text_kv, prompt.attention_mask, caches[index])
+        x, caches[index] = block(x, prompt.modulation, rope, prompt.text, prompt.attention_mask, caches[index])
         if index in mixed_after and guidance != 1:
             half = x.shape[0] // 2
             mixed = guidance * x[:half] + (1 - guidance) * x[half:]

@@ -33,8 +33,9 @@ def test_pages_are_what_the_raw_files_give() -> None:
         assert path.read_text() == text, "run python -m benchmarks.paper_table --page"
 
 
-def test_commands_are_commands() -> None:
-    for _, command in paper_table.commands("bundle", "runs", "weights"):
+@pytest.mark.parametrize("model", paper_table.MODELS)
+def test_commands_are_commands(model: str) -> None:
+    for _, command in paper_table.commands(model, "bundle", "runs", "weights"):
         _, verb, step, *rest = command
         group = main.get_command(click.Context(main), verb)
         assert isinstance(group, click.Group)
@@ -57,7 +58,9 @@ def test_nothing_measured_is_empty(tmp_path: Path) -> None:
     text = paper_table.table("infinity-8b", tmp_path)
     assert "| `ld-skip-2` | (0.79) | (86.34) |" in text
     assert "| `none:stop=first` |  |  |" in text
-    assert paper_table.cost("infinity-8b", tmp_path)["hours"] == {row.policy: None for row in paper_table.ROWS}
+    assert paper_table.cost("infinity-8b", tmp_path)["hours"] == {
+        row.policy: None for row in paper_table.rows_of("infinity-8b")
+    }
     assert scorers.table(tmp_path) == ""
 
 

@@ -44,6 +44,7 @@ FLOORS = (
     "ldp_export.checkpoints",
     "ldp_export.hub",
     "ldp_export.graphs",
+    "ldp_export.quantization",
     "ldp_export.reference",
     "ldp_export.verification",
     "ldp_export.verification.recording",

@@ -9,25 +9,30 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldp_runtime.bundle.manifest import Backend, TargetEntry
+from ldp_runtime.bundle.manifest import Backend, QuantizedScales, TargetEntry
 from ldp_runtime.bundle.optimization_profiles import OptimizationProfile
 from ldp_runtime.engines.tensorrt.library import Flavour, Library, Message, load_library
 from ldp_runtime.errors import EngineBuildError, IncompatibleBundleError
 from ldp_runtime.schedule import ScaleSchedule
-from ldp_runtime.system.disk import write_durably
+from ldp_runtime.system.disk import scratch_path, write_durably
 from ldp_runtime.system.installation import install
 from ldp_runtime.token_layout import LatentLayout
 
-from ldp_export.builders.base import ExportedGraph
+from ldp_export.builders.base import ExportedGraph, has_8_bit_weights, insert_8_bits
 from ldp_export.builders.cancellable import BuildProgress, progress_monitor, run_cancellable
 from ldp_export.builders.tensorrt.network import Network, allow_plain_attention, parse_network, refuse_unused
 from ldp_export.builders.tensorrt.optimization_profiles import graph_profiles
-from ldp_export.graphs.signature import Axis, GraphSignature
+from ldp_export.graphs.signature import QUANTIZED, Axis, GraphSignature
+
+if TYPE_CHECKING:
+    from ldp_export.quantization.formats import Format
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,8 @@ class TensorRtBuilder:
         text_tokens: longest prompt, in tokens.
         local: True if this machine's GPU is among the targets.
         timing_cache: file in which TensorRT keeps measured kernels between builds, or None.
+        quantized: last scales at which the blocks' matrix products are in 8 bits; None for none.
+        weights_in_8_bits: stores the blocks' weights in 8-bit integers, for products in the graphs' precision.
     """
 
     flavour: Flavour
@@ -60,6 +67,8 @@ class TensorRtBuilder:
     text_tokens: int
     local: bool = False
     timing_cache: Path | None = None
+    quantized: QuantizedScales | None = None
+    weights_in_8_bits: bool = False
 
     @property
     def backend(self) -> Backend:
@@ -82,8 +91,21 @@ class TensorRtBuilder:
     def profiles(self, signature: GraphSignature) -> tuple[OptimizationProfile, ...]:
         return graph_profiles(signature, self.schedules, self.layout, self.buckets, self.max_rows, self.text_tokens)
 
+    def quantizes(self, name: str) -> bool:
+        return name.startswith(QUANTIZED)
+
+    def _is_in_8_bits(self, name: str) -> bool:
+        return self.quantizes(name) or has_8_bit_weights(self, name)
+
+    @property
+    def form(self) -> Format:
+        from ldp_export.quantization.formats import FORMATS
+
+        return FORMATS["int8" if self.quantized is None else self.quantized.precision]
+
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
-        return {
+        quantized = {"form": repr(self.form)} if self._is_in_8_bits(signature.name) else {}
+        return quantized | {
             "library": self.library.title,
             "compute_capabilities": list(self.capabilities),
             "profiles": [repr(profile) for profile in self.profiles(signature)],
@@ -99,8 +121,8 @@ class TensorRtBuilder:
         library, progress = self.library, BuildProgress()
 
         def work() -> None:
-            with library.listening() as heard:
-                network = parse_network(library, graph.signature, graph.folder, heard)
+            with library.listening() as heard, self._parsed_folder(graph, folder, say) as source:
+                network = parse_network(library, graph.signature, source, heard)
                 allow_plain_attention(library, network.network, graph.signature)
                 config = self._config(library, network, graph.signature, progress)
                 _write_engine(library, network, config, graph.signature, folder / ENGINE_FILE, progress, heard)
@@ -108,6 +130,19 @@ class TensorRtBuilder:
             (folder / LAYERS_FILE).write_text(json.dumps(dict(sorted(network.layers.items())), indent=1))
 
         run_cancellable(work, progress, say)
+
+    @contextmanager
+    def _parsed_folder(self, graph: ExportedGraph, folder: Path, say: Callable[[str], None]) -> Generator[Path]:
+        """Folder of the graph that the engine is built from: a temporary copy if some of it is to be in 8 bits."""
+        if not self._is_in_8_bits(graph.signature.name):
+            yield graph.folder
+            return
+        copy = scratch_path(folder.parent)
+        try:
+            insert_8_bits(graph, copy, self.form, say)
+            yield copy
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
 
     def _config(self, library: Library, network: Network, signature: GraphSignature, progress: BuildProgress) -> Any:
         """Builder configuration: profiles, targets, exact arithmetic, progress."""

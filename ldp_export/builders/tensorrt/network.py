@@ -24,6 +24,8 @@ LAYER_OF = {
     "Attention": "ATTENTION_INPUT",
     "RotaryEmbedding": "ROTARY_EMBEDDING",
     "TensorScatter": "KV_CACHE_UPDATE",
+    "QuantizeLinear": "QUANTIZE",
+    "DequantizeLinear": "DEQUANTIZE",
 }
 
 

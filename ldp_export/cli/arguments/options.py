@@ -150,14 +150,26 @@ backend_options = grouped(
     ),
     click.option(
         "--quantize",
-        type=click.Choice(["int8", "float8"]),
+        type=click.Choice(["int8", "float8", "int8-weights"]),
         help="Blocks multiply 8-bit numbers at the last scales, which cost most and decide least: int8 with "
-        "onnxruntime on a CPU; int8 or float8 with torch on a GPU.",
+        "onnxruntime on a CPU; int8 or float8 with torch on a GPU, tensorrt and tensorrt-rtx. int8-weights saves "
+        "memory instead, at all scales: products stay as they are.",
     ),
     click.option(
         "--quantize-share",
         type=float,
         help="With --quantize: the share of an image's tokens, counted from the last scale.  [default: 0.85]",
+    ),
+    click.option(
+        "--quantize-ranges",
+        type=click.Choice(["measured", "static"]),
+        help="With --quantize: ranges measured in each call, where images then run one by one, or by the build.  "
+        "[default: static with TensorRT, else measured]",
+    ),
+    click.option(
+        "--quantize-prompts",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="With static ranges: file of prompts to measure them on, one a line.  [default: eight of its own]",
     ),
     click.option(
         "--int8-decoder",

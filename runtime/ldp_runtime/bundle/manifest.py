@@ -44,6 +44,11 @@ Backend = Literal["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"]
 QuantizedPrecision = Literal["int8", "float8"]
 
 
+#: Origin of the ranges of quantized inputs. "measured": each call measures its own, on all its rows or on each.
+#: "static": the build measured them, and the engine holds them.
+RangeKind = Literal["measured", "static"]
+
+
 #: Source of a request's noise, see `noise.py`. "generator": the originals' CPU generator, one per image and in their
 #: order. "counter": a function of seed, scale and position, drawn on the device.
 NoiseMode = Literal["generator", "counter"]
@@ -132,11 +137,13 @@ class QuantizedScales(_Entry):
 
     Attributes:
         name: name of the set, which its graphs carry.
+        ranges: origin of the ranges of the inputs. With measured ones, images run one by one.
     """
 
     precision: QuantizedPrecision
     share: float = Field(gt=0, lt=1)
     name: str = Field(default="last", pattern=r"^[a-z0-9]+$")
+    ranges: RangeKind = "measured"
 
 
 class SourcePart(_Entry):
@@ -179,6 +186,7 @@ class Manifest(_Entry):
         noise: source of the noise of its images.
         fused_attention: True if self-attention keeps no scores in memory.
         quantized: sets of quantized scales; empty: all blocks compute in `precision`.
+        weight_precision: element type in which the blocks' weights are stored if it is not that of their products.
         sources: origin of each part of the model.
         digest: SHA-256 of all other fields; empty until `sealed` computes it.
     """
@@ -193,6 +201,7 @@ class Manifest(_Entry):
     noise: NoiseMode = "generator"
     fused_attention: bool = False
     quantized: tuple[QuantizedScales, ...] = ()
+    weight_precision: Literal["int8"] | None = None
     graphs: dict[str, GraphEntry]
     files: dict[str, FileEntry]
     sources: dict[str, SourcePart]
@@ -202,8 +211,14 @@ class Manifest(_Entry):
 
     def computed_digest(self) -> str:
         """SHA-256 of the manifest without its digest field, in canonical JSON."""
-        absent = set() if self.fused_attention else {"fused_attention"}  # as in bundles from before it was a field
-        return content_digest(self.model_dump(mode="json", exclude={"digest"} | absent))
+        content = self.model_dump(mode="json", exclude={"digest"})
+        for name in ("fused_attention", "weight_precision"):
+            if not content[name]:  # as in bundles from before it was a field
+                del content[name]
+        for entry in content["quantized"]:
+            if entry["ranges"] == "measured":  # likewise
+                del entry["ranges"]
+        return content_digest(content)
 
     def sealed(self) -> Manifest:
         return self.model_copy(update={"digest": self.computed_digest()})
@@ -260,6 +275,10 @@ class Manifest(_Entry):
     def scale_sets(self, schedule: ScaleSchedule) -> dict[int, str]:
         """Name of the set of each quantized scale, by the scale's index."""
         return {k: entry.name for k, entry in self.quantized_scales(schedule).items()}
+
+    def scales_alone(self, schedule: ScaleSchedule) -> frozenset[int]:
+        """Quantized scales whose engines measure ranges in each call: an image must not depend on the others of it."""
+        return frozenset(k for k, entry in self.quantized_scales(schedule).items() if entry.ranges == "measured")
 
     def schedules(self) -> list[ScaleSchedule]:
         """Schedules of all aspect ratios that the bundle draws."""

@@ -93,21 +93,21 @@ class CachePlan:
         cls,
         shape: ModelShape,
         schedules: Sequence[ScaleSchedule],
-        quantized: Callable[[ScaleSchedule], Collection[int]],
+        alone: Callable[[ScaleSchedule], Collection[int]],
         images: int,
         slots: int,
     ) -> CachePlan:
         """Plan for runs of at most so many images of these schedules.
 
         Args:
-            quantized: scales of a schedule whose blocks are quantized.
+            alone: scales of a schedule at which images run one by one.
         """
         capacity = max(1, *(schedule.offsets[-2] for schedule in schedules))  # nobody reads the last scale's
         spare = max(schedule.tokens[-1] for schedule in schedules) if shape.writes_all else 0
         if shape.cache_tokens is not None:
             return cls(shape, slots, 2 * images, shape.cache_tokens, 0, 0, 0)
         early = max(_offset_within(schedule, capacity * _EARLY_SHARE) for schedule in schedules)
-        split = (max(schedule.detail_scales()[0], min(quantized(schedule), default=0)) for schedule in schedules)
+        split = (max(schedule.detail_scales()[0], min(alone(schedule), default=0)) for schedule in schedules)
         shared = max(schedule.offsets[k] for schedule, k in zip(schedules, split, strict=True))
         return cls(shape, slots, 2 * images, capacity, spare, early, 0 if images == 1 or shared <= early else shared)
 

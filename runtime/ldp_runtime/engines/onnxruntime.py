@@ -107,6 +107,8 @@ def _session_options(ort: Any, device: torch.device, threads: int | None) -> Any
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Left to itself, it starts a thread for each core of the machine, and pins them where this process may not run.
     options.intra_op_num_threads = threads or default_threads()
+    # It would multiply 8-bit numbers wherever weights are stored in 8 bits. What is multiplied is the bundle's to say.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if device.type != "cpu":
         # The provider list alone does not show it when single nodes land on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

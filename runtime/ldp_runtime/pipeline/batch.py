@@ -2,7 +2,7 @@
 
 Images run in one call while each of them has the same tokens. From its first pruned scale on, an image runs by itself
 with its own rows. So masks are never ragged, and a pruned image does not depend on its neighbours. The same holds from
-its quantized scales on, where an engine may take ranges from all rows of a call.
+its quantized scales on, where an engine takes ranges from all rows of a call.
 
 Early scales lie in a small arena. Where the first images split, all go on in slots of memory; those that find none free
 wait at that scale, until others are done.
@@ -132,9 +132,9 @@ class ImageState:
         assert self.settings.policy.tokens is not None
         return self.settings.policy.tokens
 
-    def first_alone(self, quantized: Collection[int]) -> int | None:
+    def first_alone(self, alone: Collection[int]) -> int | None:
         """The first scale at which the image runs by itself, if there is one."""
-        return min((k for k in {*self.pruned, *quantized} if k < self.scales), default=None)
+        return min((k for k in {*self.pruned, *alone} if k < self.scales), default=None)
 
     def stops_after(self, scale: int) -> bool:
         """True if the policy stops the unconditional branch after this scale, which another one follows."""
@@ -279,11 +279,11 @@ class Group:
         elif self.held is not None:
             self.held.release()
 
-    def begin(self, memory: CacheMemory, quantized: Collection[int]) -> bool:
+    def begin(self, memory: CacheMemory, alone: Collection[int]) -> bool:
         """Takes memory for the first scales; False: there is none now."""
         images, schedule = self.images, self.images[0].schedule
-        alone = (image.first_alone(quantized) for image in images if len(images) > 1)
-        split, last = min((k for k in alone if k is not None), default=None), max(image.scales for image in images) - 1
+        splits = (image.first_alone(alone) for image in images if len(images) > 1)
+        split, last = min((k for k in splits if k is not None), default=None), max(image.scales for image in images) - 1
         for shared in (True, False):
             self.moves_at, positions = memory.plan.boundary(schedule, last, split, shared)
             if self.moves_at == 0:
@@ -293,23 +293,23 @@ class Group:
                 return True
         return False
 
-    def parts(self, memory: CacheMemory, quantized: Collection[int]) -> list[Group]:
+    def parts(self, memory: CacheMemory, alone: Collection[int]) -> list[Group]:
         """Groups that this one goes on as: those that have memory for their next scale, then those that wait for it.
 
         Args:
-            quantized: scales whose blocks are quantized.
+            alone: scales at which images run one by one; see `Manifest.scales_alone`.
         """
         if self.moves_at == self.scale:
-            return self._moved(memory, quantized)
+            return self._moved(memory, alone)
         if memory.plan.shape.cache_tokens is None or len(self.images) == 1:
             return [self]
-        return self._apart(memory, quantized)
+        return self._apart(memory, alone)
 
-    def _moved(self, memory: CacheMemory, quantized: Collection[int]) -> list[Group]:
+    def _moved(self, memory: CacheMemory, alone: Collection[int]) -> list[Group]:
         """Groups in slots: images that ever split by themselves, the others together; and those left without a slot."""
         static = memory.plan.shape.cache_tokens is not None  # a static cache splits in its slots
         several = len(self.images) > 1 and not static
-        single = [image for image in self.images if several and image.first_alone(quantized) is not None]
+        single = [image for image in self.images if several and image.first_alone(alone) is not None]
         together = [image for image in self.images if image not in single]
         moved: list[Group] = []
         for wanted in (*([image] for image in single), *([together] if together else [])):
@@ -328,10 +328,10 @@ class Group:
         self.leave([image for group in moved for image in group.images])
         return [*moved, self] if self.images else moved
 
-    def _apart(self, memory: CacheMemory, quantized: Collection[int]) -> list[Group]:
-        """Groups of a static cache: images that are pruned or quantized at this scale alone, the others together."""
+    def _apart(self, memory: CacheMemory, alone: Collection[int]) -> list[Group]:
+        """Groups of a static cache: images that are pruned or must run alone at this scale, and the others together."""
         k = self.scale
-        single = [image for image in self.images if k in quantized or k in image.pruned]
+        single = [image for image in self.images if k in alone or k in image.pruned]
         if not single:
             return [self]
         together = [image for image in self.images if image not in single]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -220,6 +220,7 @@ def start_run(
     noise: Noise,
     placement: Placement,
     quantized: Mapping[int, str],
+    alone: Collection[int],
     memory: CacheMemory | None,
 ) -> tuple[Run, list[ImageState]]:
     """Run of these requests, and its images in their order.
@@ -242,7 +243,7 @@ def start_run(
         )
         drawn = noise(image.seed, settings.codec, image.schedule)
         states.append(ImageState.new(settings, image.schedule, image.seed, drawn, device))
-    return Run(engines.blocks, placement, states, rows(images), quantized, memory, engines.residual), states
+    return Run(engines.blocks, placement, states, rows(images), quantized, memory, engines.residual, alone), states
 
 
 def _codec(engines: Engines, image: ImageRequest) -> Codec:

@@ -60,7 +60,7 @@ class MemoryEstimate:
 
 def cache_plan(manifest: Manifest, shape: ModelShape, max_batch: int, slots: int | None = None) -> CachePlan:
     """Memory of the KV caches for batches of so many images; see `Pipeline.load` for the slots."""
-    return CachePlan.of(shape, manifest.schedules(), manifest.quantized_scales, max_batch, slots or max_batch)
+    return CachePlan.of(shape, manifest.schedules(), manifest.scales_alone, max_batch, slots or max_batch)
 
 
 def estimate_memory(

@@ -513,9 +513,9 @@ class Pipeline:
     ) -> tuple[Run, list[ImageState]]:
         rows = partial(condition_rows, engines, self.manifest, self._tokenizer)
         schedule = images[0].schedule
-        quantized = self.manifest.scale_sets(schedule)
+        sets, alone = self.manifest.scale_sets(schedule), self.manifest.scales_alone(schedule)
         noise = partial(self._noise, engines.blocks.device)
-        return start_run(engines, images, rows, noise, self._placement(schedule), quantized, memory)
+        return start_run(engines, images, rows, noise, self._placement(schedule), sets, alone, memory)
 
     def _noise(
         self, device: torch.device, seed: int, codec: Codec, schedule: ScaleSchedule

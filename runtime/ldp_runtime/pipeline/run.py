@@ -28,6 +28,7 @@ class Run:
         images: at least one, all of the schedule that `placement` was made for.
         prompt: rows [conditional of each image, unconditional of each image whose branch is alive].
         quantized: name of the set of each quantized scale; see `Manifest.quantized_scales`.
+        alone: scales at which images run one by one; None: the quantized ones. See `Manifest.scales_alone`.
         memory: memory of the caches, which other runs may share; None: the run has its own.
         residual: engine that adds to the codes of the last scale of the schedule; None: nothing is added.
     """
@@ -41,10 +42,12 @@ class Run:
         quantized: Mapping[int, str] | None = None,
         memory: CacheMemory | None = None,
         residual: Engine | None = None,
+        alone: Collection[int] | None = None,
     ) -> None:
         self._residual = residual
         self.blocks, self.placement, self.quantized = blocks, placement, quantized or {}
-        self._memory = memory or _own_memory(blocks, images, self.quantized)
+        self._alone = self.quantized if alone is None else alone
+        self._memory = memory or _own_memory(blocks, images, self._alone)
         self.groups = [Group(list(images), prompt)]
         self._watch, self._recorder = FiniteWatch(), Recorder(blocks.device)
 
@@ -81,10 +84,10 @@ class Run:
         for group in sorted(self.groups, key=lambda group: group.scale):
             if image is not None and image not in group.images:
                 continue
-            if group.held is None and not group.begin(self._memory, self.quantized):
+            if group.held is None and not group.begin(self._memory, self._alone):
                 continue
             group.stop_branches()
-            parts, at = group.parts(self._memory, self.quantized), self.groups.index(group)
+            parts, at = group.parts(self._memory, self._alone), self.groups.index(group)
             self.groups[at : at + 1] = parts
             chosen = parts[0] if image is None else next(part for part in parts if image in part.images)
             if chosen.moves_at != chosen.scale:
@@ -167,7 +170,7 @@ class Run:
         return residual
 
 
-def _own_memory(blocks: Blocks, images: Sequence[ImageState], quantized: Collection[int]) -> CacheMemory:
+def _own_memory(blocks: Blocks, images: Sequence[ImageState], alone: Collection[int]) -> CacheMemory:
     """Memory of a run that shares it with no other."""
     count, schedules = len(images), [images[0].schedule]
-    return CacheMemory(CachePlan.of(blocks.shape, schedules, lambda _: quantized, count, count), blocks.device)
+    return CacheMemory(CachePlan.of(blocks.shape, schedules, lambda _: alone, count, count), blocks.device)

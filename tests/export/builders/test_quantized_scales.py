@@ -275,13 +275,12 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(quantize="int8", quantize_share=0.5).quantized.share == 0.5
     assert isinstance(chosen(), OnnxRuntimeBuilder)
     refused: list[tuple[str, str, dict[str, Any]]] = [
-        ("add --quantize", "float32", {"quantize_share": 0.5}),
+        ("belongs to --quantize", "float32", {"quantize_share": 0.5}),
         ("between 0 and 1, got 1", "float32", {"quantize": "int8", "quantize_share": 1.0}),
         ("between 0 and 1, got 0", "float32", {"quantize": "int8", "quantize_share": 0.0}),
         ("no 8-bit floats", "float32", {"quantize": "float8"}),
         ("not from float16", "float16", {"quantize": "int8"}),
         ("torch on a CPU has no blocks in 8 bits", "float32", {"backend": "torch", "quantize": "int8"}),
-        ("tensorrt-rtx has no blocks in 8 bits", "bfloat16", {"backend": "tensorrt-rtx", "quantize": "int8"}),
     ]
     monkeypatch.setattr("ldp_export.building.choose_builder.local_capability", lambda: None)
     for message, precision, options in refused:
@@ -307,5 +306,5 @@ def test_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             assert isinstance(builder, TorchBuilder)
             assert builder.quantized is not None
         else:
-            with pytest.raises(ConfigError, match=r"capability 8\.0\) multiplies no 8-bit floats"):
+            with pytest.raises(ConfigError, match=r"capability 8\.0 multiplies no 8-bit floats"):
                 choose_builder(options, spec(), "0.06M", "bfloat16")
