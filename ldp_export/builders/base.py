@@ -111,7 +111,6 @@ class StaticQuantizer(Quantizer, Protocol):
         """True if the weights of all blocks are stored in 8 bits, while products are in the graphs' precision."""
         ...
 
-    @property
     def form(self) -> Format:
         """Format of the blocks' numbers in 8 bits, if their ranges are static or only weights are rounded."""
         ...
@@ -124,17 +123,18 @@ def is_quantized(builder: Builder, name: str) -> bool:
 def static_form(builder: Builder) -> Format | None:
     """Format of the products whose inputs have static ranges; None if a builder makes none."""
     quantized = quantized_scales(builder)
-    return builder.form if isinstance(builder, StaticQuantizer) and quantized and quantized.ranges == "static" else None
+    static = quantized is not None and quantized.ranges == "static"
+    return builder.form() if isinstance(builder, StaticQuantizer) and static else None
 
 
 def weight_form(builder: Builder) -> Format | None:
     """Format of the blocks' weights if these alone are in 8 bits; None if they are as the graphs' precision says."""
-    return builder.form if isinstance(builder, StaticQuantizer) and builder.weights_in_8_bits else None
+    return builder.form() if isinstance(builder, StaticQuantizer) and builder.weights_in_8_bits else None
 
 
 def has_8_bit_weights(builder: Builder, name: str) -> bool:
     """True if the engine of this name stores 8-bit weights for products in the graphs' precision."""
-    return name.startswith("blocks") and weight_form(builder) is not None
+    return name.startswith("blocks") and isinstance(builder, StaticQuantizer) and builder.weights_in_8_bits
 
 
 def quantized_scales(builder: Builder) -> QuantizedScales | None:

@@ -68,7 +68,6 @@ class Int8Builder(OnnxRuntimeBuilder):
         """True if the engine of this name has ranges that were measured before it was built."""
         return name.startswith(QUANTIZED) and self.quantized is not None and self.quantized.ranges == "static"
 
-    @property
     def form(self) -> Format:
         from ldp_export.quantization.formats import FORMATS, SEVEN_BITS
 
@@ -76,9 +75,9 @@ class Int8Builder(OnnxRuntimeBuilder):
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
         if has_8_bit_weights(self, signature.name):
-            return {"weights": repr(self.form)}
+            return {"weights": repr(self.form())}
         if self.is_static(signature.name):
-            return {"quantized": True, "form": repr(self.form)}
+            return {"quantized": True, "form": repr(self.form())}
         if not self.quantizes(signature.name):
             return {"quantized": False}
         from ldp_export.builders.quantize import NOISY, SPREAD
@@ -95,7 +94,7 @@ class Int8Builder(OnnxRuntimeBuilder):
         """
         name = graph.signature.name
         if has_8_bit_weights(self, name) or self.is_static(name):
-            insert_8_bits(graph, folder, self.form, say)
+            insert_8_bits(graph, folder, self.form(), say)
             return
         if not self.quantizes(name):
             _copy(graph.folder, folder)

@@ -24,7 +24,7 @@ from ldp_runtime.errors import LdpError
 from ldp_runtime.system.disk import is_full, put_in_place, remove_files, scratch_path, sync, sync_tree, write_durably
 from ldp_runtime.system.small_files import json_text, read_small, stays_inside
 
-from ldp_export.builders.base import is_quantized, quantized_scales, weight_form
+from ldp_export.builders.base import has_8_bit_weights, is_quantized, quantized_scales
 from ldp_export.building.cache import files_of
 from ldp_export.building.plan import BuildPlan
 from ldp_export.building.stages import ENGINE, RANGES_OF_PROMPT, toolchain
@@ -59,7 +59,7 @@ def seal(plan: BuildPlan, sources: dict[str, SourcePart], folders: dict[str, Pat
         fused_attention=plan.fused_attention,
         precision=plan.options.precision,
         quantized=() if quantized is None else (quantized,),
-        weight_precision=None if weight_form(builder) is None else "int8",
+        weight_precision="int8" if has_8_bit_weights(builder, "blocks") else None,
         graphs={name: _graph(plan, name) for graph in plan.graph_names for name in plan.engine_names(graph)},
         files=files,
         sources=sources,

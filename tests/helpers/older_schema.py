@@ -10,7 +10,7 @@ from ldp_runtime.bundle.files import CURRENT, MANIFEST, Bundle, open_bundle
 from ldp_runtime.bundle.manifest import content_digest
 
 #: Fields that schema 3 does not have, and the digest.
-NEW_FIELDS = ("noise", "fused_attention", "quantized", "digest")
+NEW_FIELDS = ("noise", "fused_attention", "quantized", "weight_precision", "digest")
 
 
 def schema_3_of(content: dict[str, Any]) -> dict[str, Any]:

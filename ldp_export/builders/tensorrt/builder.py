@@ -97,14 +97,13 @@ class TensorRtBuilder:
     def _is_in_8_bits(self, name: str) -> bool:
         return self.quantizes(name) or has_8_bit_weights(self, name)
 
-    @property
     def form(self) -> Format:
         from ldp_export.quantization.formats import FORMATS
 
         return FORMATS["int8" if self.quantized is None else self.quantized.precision]
 
     def key(self, signature: GraphSignature) -> Mapping[str, Any]:
-        quantized = {"form": repr(self.form)} if self._is_in_8_bits(signature.name) else {}
+        quantized = {"form": repr(self.form())} if self._is_in_8_bits(signature.name) else {}
         return quantized | {
             "library": self.library.title,
             "compute_capabilities": list(self.capabilities),
@@ -139,7 +138,7 @@ class TensorRtBuilder:
             return
         copy = scratch_path(folder.parent)
         try:
-            insert_8_bits(graph, copy, self.form, say)
+            insert_8_bits(graph, copy, self.form(), say)
             yield copy
         finally:
             shutil.rmtree(copy, ignore_errors=True)
