@@ -75,7 +75,10 @@ class Held:
         """`.pth` files as released: flat, with the buffers that carry nothing."""
         folder.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator().manual_seed(self.seed)
-        transformer = _randomised(VarTransformer(self.transformer), generator)
+        with torch.random.fork_rng():  # layers draw their first values from PyTorch's own generator
+            torch.manual_seed(self.seed)
+            made, decoder = VarTransformer(self.transformer), VarVae(self.vae)
+        transformer = _randomised(made, generator)
         for key in [key for key in transformer if key.endswith("v_bias")]:
             transformer[key.removesuffix("v_bias") + "zero_k_bias"] = torch.zeros_like(transformer[key])
         tokens = torch.tensor(self.transformer.schedule.tokens)
@@ -83,7 +86,7 @@ class Held:
         transformer["lvl_1L"] = level[None]
         transformer["attn_bias_for_masking"] = torch.where(level[:, None] >= level, 0.0, -torch.inf)[None, None]
         transformer["head.weight"] *= 3
-        vae = _randomised(VarVae(self.vae), generator) | {"quantize.ema_vocab_hit_SV": torch.zeros(3, self.vae.codes)}
+        vae = _randomised(decoder, generator) | {"quantize.ema_vocab_hit_SV": torch.zeros(3, self.vae.codes)}
         names = {"shared": "qresi_ls.{}", "one": "qresi", "each": "{}"}[self.phi_names]
         for key in [key for key in vae if ".qresi_ls." in key]:
             stem, _, rest = key.partition("qresi_ls.")
