@@ -39,6 +39,7 @@ _FLOAT8_SINCE = (8, 9)
 #: What `--quantize` takes: a precision of products, or weights alone.
 Quantization = Literal["int8", "float8", "int8-weights"]
 WEIGHTS_ALONE: Quantization = "int8-weights"
+_TOO_SMALL = "steps of 8-bit numbers can be too small for float16"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def choose_builder(options: BackendOptions, spec: AnySpec, size: str, precision:
         )
     rounds_weights = options.quantize == WEIGHTS_ALONE
     if rounds_weights:
-        _check_weights_alone(options, spec)
+        _check_weights_alone(options, spec, precision)
     quantized = None if rounds_weights else _quantized(options, spec, precision)
     if options.backend == "onnxruntime":
         _refuse_options(options)
@@ -182,9 +183,7 @@ def _quantized(options: BackendOptions, spec: AnySpec, precision: str) -> Quanti
     elif not spec.quantizes_on_gpu:
         raise ConfigError("on a GPU only Infinity's blocks are in 8 bits", hint="leave --quantize out")
     elif options.backend != "torch" and precision == "float16":
-        raise ConfigError(
-            "steps of 8-bit numbers can be too small for float16", hint="--precision bfloat16, or leave it out"
-        )
+        raise ConfigError(_TOO_SMALL, hint="--precision bfloat16, or leave it out")
     elif bits == "float8" and options.backend == "torch" and precision == "float32":
         raise ConfigError(
             "on most GPUs products of 8-bit floats are bfloat16 or float16, not float32",
@@ -195,8 +194,8 @@ def _quantized(options: BackendOptions, spec: AnySpec, precision: str) -> Quanti
     return QuantizedScales(precision=bits, share=share, ranges=ranges)
 
 
-def _check_weights_alone(options: BackendOptions, spec: AnySpec) -> None:
-    """Raises ConfigError if the backend or the model has no 8-bit weights, or for options of quantized scales."""
+def _check_weights_alone(options: BackendOptions, spec: AnySpec, precision: str) -> None:
+    """Raises ConfigError if backend, model or precision have no 8-bit weights, or for options of quantized scales."""
     for name, value in (
         ("--quantize-share", options.quantize_share),
         ("--quantize-ranges", options.quantize_ranges),
@@ -210,6 +209,8 @@ def _check_weights_alone(options: BackendOptions, spec: AnySpec) -> None:
         raise ConfigError("torch stores no weights in 8 bits for other products", hint="--quantize int8, on a GPU")
     if not spec.quantizes_on_gpu:
         raise ConfigError("weights alone are in 8 bits of Infinity's blocks only", hint="--quantize int8")
+    if precision == "float16":
+        raise ConfigError(_TOO_SMALL, hint="--precision bfloat16 or float32, or leave it out")
 
 
 def _ranges(options: BackendOptions, spec: AnySpec) -> RangeKind:

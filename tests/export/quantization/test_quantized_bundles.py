@@ -270,6 +270,7 @@ def chosen(precision: str = "float32", model: Any = None, **changes: Any) -> Any
             {"backend": "tensorrt-rtx", "quantize": "float8", "capabilities": "8.6"},
         ),
         ("rounds weights alone", "float32", {"quantize": "int8-weights", "quantize_share": 0.5}),
+        ("too small for float16", "float16", {"quantize": "int8-weights"}),
         ("stores no weights in 8 bits", "float32", {"backend": "torch", "quantize": "int8-weights"}),
     ],
 )
