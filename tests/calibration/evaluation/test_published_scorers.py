@@ -6,6 +6,7 @@ is that files are found and refused, scores are kept, batches agree, and figures
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from helpers.evaluation import painted_run, tree
 from helpers.evaluation_networks import judged_prompts, small_networks, write_answers
+from helpers.formula_vgg import formula_vgg
+from ldp_calibration import perceptual
 from ldp_calibration.evaluation.benchmarks.prompts import as_lines
 from ldp_calibration.evaluation.dpg.questions import read_questions
 from ldp_calibration.evaluation.networks import weights
@@ -87,8 +91,11 @@ def test_all_scorers_to_the_end(run: Run, wish: Wish, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_pictures_of_the_embedded_model(wish: Wish, tmp_path: Path) -> None:
-    """Drawn, laid out and scored as a user does it; `shapes` and likeness stand beside the published scorers."""
+def test_a_hundred_pictures_of_the_embedded_model(wish: Wish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn, laid out and scored as a user does it; `shapes` and likeness stand beside the published scorers.
+
+    LPIPS looks through a network of weights by a formula: its figures mean nothing.
+    """
 
     def done(*arguments: object) -> None:
         made = CliRunner().invoke(main, list(map(str, arguments)))
@@ -102,6 +109,11 @@ def test_a_hundred_pictures_of_the_embedded_model(wish: Wish, tmp_path: Path) ->
     done(*generate, "--images", 1, "--output", one)
     for scorer in ("shapes", "psnr", "ssim"):
         done("evaluate", "score", four, "--scorer", scorer)
+    vgg = tmp_path / "vgg" / perceptual.VGG_WEIGHTS
+    vgg.parent.mkdir()
+    torch.save(formula_vgg(), vgg)
+    monkeypatch.setattr(perceptual, "VGG_HASH", hashlib.sha256(vgg.read_bytes()).hexdigest()[:8])
+    done("evaluate", "score", four, "--scorer", "lpips", "--weights", vgg.parent)
     for layout, folder, count in (
         ("geneval", four, 125),
         ("imagereward", four, 100),
@@ -113,11 +125,12 @@ def test_a_hundred_pictures_of_the_embedded_model(wish: Wish, tmp_path: Path) ->
         assert len([path for path in (out / "ld").rglob("*") if path.is_file()]) == count
     run = open_run(four)
     assert [len(drawn.stem) for drawn in (four / "images" / "ld").rglob("*.png")] == [5] * 100
-    through_all(run, wish, tmp_path, ("geneval", *NETWORKS), besides=("shapes", "psnr", "ssim"))
+    through_all(run, wish, tmp_path, ("geneval", *NETWORKS), besides=("shapes", "psnr", "ssim", "lpips"))
     compared = json.loads((four / "compare" / "compare.json").read_text())
     by_label = {policy["label"]: policy["results"] for policy in compared["policies"]}
     assert by_label["none"]["shapes"]["mean"]["value"] > 0.8
     assert by_label["ld"]["psnr"]["mean"]["value"] > 20
+    assert by_label["ld"]["lpips"]["mean"]["value"] > 0
 
 
 def _scored(run: Run, name: str) -> list:
