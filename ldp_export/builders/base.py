@@ -122,9 +122,13 @@ def is_quantized(builder: Builder, name: str) -> bool:
 
 def static_form(builder: Builder) -> Format | None:
     """Format of the products whose inputs have static ranges; None if a builder makes none."""
+    return builder.form() if isinstance(builder, StaticQuantizer) and has_static_ranges(builder) else None
+
+
+def has_static_ranges(builder: Builder) -> bool:
+    """True if quantized engines hold ranges that the build measures beforehand."""
     quantized = quantized_scales(builder)
-    static = quantized is not None and quantized.ranges == "static"
-    return builder.form() if isinstance(builder, StaticQuantizer) and static else None
+    return quantized is not None and quantized.ranges == "static"
 
 
 def weight_form(builder: Builder) -> Format | None:

@@ -18,8 +18,9 @@ from ldp_runtime.pipeline.activations import decoder_bytes, layer_bytes
 from ldp_runtime.pipeline.memory import available_memory
 from ldp_runtime.system.disk import existing_parent, gigabytes
 
-from ldp_export.builders.base import Compiler, has_8_bit_weights, is_quantized, quantized_scales
+from ldp_export.builders.base import Compiler, has_8_bit_weights, has_static_ranges, is_quantized, quantized_scales
 from ldp_export.builders.onnxruntime import Int8Builder
+from ldp_export.families.base import MeasuresRanges
 
 if TYPE_CHECKING:
     from ldp_export.building.plan import BuildPlan
@@ -150,6 +151,8 @@ def _source_bytes(plan: BuildPlan) -> int:
 def _host_memory(plan: BuildPlan, sizes: _Sizes) -> int:
     """Peak memory in bytes: that of the largest stage, since stages run one after the other."""
     stages = [plan.family.reference_memory]
+    if has_static_ranges(plan.options.builder) and isinstance(plan.family, MeasuresRanges):
+        stages.append(plan.family.ranges_memory)
     if sizes.engines:
         stages.append(int(_COMPILER_BASE + _COMPILER_FACTOR * max(sizes.graphs)))
     if quantized_scales(plan.options.builder) and plan.options.builder.backend == "onnxruntime":

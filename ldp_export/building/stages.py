@@ -18,7 +18,15 @@ from ldp_runtime.engines.torch_compiled.threads import torch_threads
 from safetensors.torch import save_file
 
 from ldp_export import __version__
-from ldp_export.builders.base import Compiler, ExportedGraph, is_quantized, quantized_scales, static_form, weight_form
+from ldp_export.builders.base import (
+    Compiler,
+    ExportedGraph,
+    has_static_ranges,
+    is_quantized,
+    quantized_scales,
+    static_form,
+    weight_form,
+)
 from ldp_export.building.cache import Stage, is_complete
 from ldp_export.building.plan import BuildPlan
 from ldp_export.families.base import MeasuresRanges, graph_blocks, graph_kind, graph_parts, loaded_graph
@@ -57,10 +65,10 @@ class BuildStages:
         """Stages in the order in which they run."""
         stages = [stage for name in self.plan.graph_names for stage in self._graph_stages(name)]
         stages.append(Stage("constants", self._inputs(), self._write_constants))
-        stages = [*self._ranges_stages(), *stages]
+        stages = [*self._ranges_stages, *stages]
         # Ranges for a quantized decoder are measured on the recorded runs, so these come first.
         first = is_quantized(self.plan.options.builder, "decoder")
-        stages.insert(len(self._ranges_stages()) if first else len(stages), self._reference_stage())
+        stages.insert(len(self._ranges_stages) if first else len(stages), self._reference_stage())
         return stages
 
     @cached_property
@@ -70,9 +78,10 @@ class BuildStages:
 
         return self.plan.options.quantize_prompts or (SHAPES if self.plan.spec.embedded else GENERAL)
 
+    @cached_property
     def _ranges_stages(self) -> list[Stage]:
         """Stages that measure the static ranges of quantized products: one a prompt, so that a killed build goes on."""
-        if static_form(self.plan.options.builder) is None:
+        if not has_static_ranges(self.plan.options.builder):
             return []
         family = self.plan.family
         assert isinstance(family, MeasuresRanges)
@@ -123,7 +132,7 @@ class BuildStages:
         }
         if quantized := quantized_scales(self.plan.options.builder):
             recorded["quantized"] = quantized.precision
-        if ranges := self._ranges_stages():
+        if ranges := self._ranges_stages:
             recorded["ranges"] = ranges[-1].key
         if (form := weight_form(self.plan.options.builder)) is not None:
             recorded["weights"] = repr(form)
@@ -149,7 +158,7 @@ class BuildStages:
 
         def compile_engine(folder: Path, say: Callable[[str], None]) -> None:
             reference = self._reference_stage().place(self.cache)
-            ranges = self._ranges_stages()
+            ranges = self._ranges_stages
             exported = ExportedGraph(
                 signature,
                 place,
@@ -163,7 +172,7 @@ class BuildStages:
         inputs = {"graph": export.key, **builder.key(signature)}
         if engine == "decoder" and is_quantized(builder, engine):
             inputs["reference"] = self._reference_stage().key  # the ranges of its activations are measured there
-        if engine != graph and (ranges := self._ranges_stages()):
+        if engine != graph and (ranges := self._ranges_stages):
             inputs["ranges"] = ranges[-1].key
         return Stage(engine + ENGINE, inputs, compile_engine, spent=place if discard else None)
 
@@ -212,7 +221,7 @@ class BuildStages:
         from ldp_export.quantization.ranges import Ranges
         from ldp_export.reference.quantized import StaticProducts
 
-        return StaticProducts(form, Ranges.load(self._ranges_stages()[-1].place(self.cache)))
+        return StaticProducts(form, Ranges.load(self._ranges_stages[-1].place(self.cache)))
 
 
 def toolchain() -> dict[str, str]:

@@ -70,7 +70,7 @@ def _print(bundle: Bundle) -> None:
     console.print(f"digest {manifest.digest}", highlight=False, soft_wrap=True)
     console.print(
         f"{model.depth} blocks, width {model.width}, {model.heads} heads, {model.token}; "
-        f"{manifest.precision} on {manifest.backend}"
+        f"{manifest.precision}{_stored(manifest)} on {manifest.backend}"
     )
     console.print(f"{'verified' if bundle.state == 'verified' else 'to verify'}: {coverage(bundle)}")
     console.print(f"keys and values: {_cache(manifest)}")
@@ -106,7 +106,14 @@ def _bits(manifest: Manifest, quantized: dict[int, QuantizedScales], scale: int)
     """Cell with the precision of a scale's blocks; none if all scales have the same."""
     if not manifest.quantized:
         return []
-    return [quantized[scale].precision if scale in quantized else manifest.precision]
+    if scale not in quantized:
+        return [manifest.precision]
+    return [f"{quantized[scale].precision}{', static' if quantized[scale].ranges == 'static' else ''}"]
+
+
+def _stored(manifest: Manifest) -> str:
+    """Words for the blocks' weights if they are stored in another type than that of their products."""
+    return "" if manifest.weight_precision is None else f" (weights of the blocks in {manifest.weight_precision})"
 
 
 def _cache(manifest: Manifest) -> str:

@@ -120,6 +120,11 @@ class Family(Protocol):
 class MeasuresRanges(Protocol):
     """A family whose reference model can be watched, so that engines hold the ranges of quantized inputs."""
 
+    @property
+    def ranges_memory(self) -> int:
+        """Bytes of memory that the drawing of one prompt takes."""
+        ...
+
     def ranges(self, prompt: str, number: int) -> Ranges:
         """Ranges of the inputs of the blocks' layers, while one image is drawn; see `infinity_ranges`."""
         ...

@@ -213,7 +213,7 @@ class HartFamily:
         from ldp_export.checkpoints.qwen2vl import load_qwen2
         from ldp_export.checkpoints.var import load_var_vae
         from ldp_export.models.hart import FLOAT32_ISLANDS
-        from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits
+        from ldp_export.reference.quantized import products_in_8_bits
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.hart import (
             forced_hart_logits,
@@ -237,7 +237,7 @@ class HartFamily:
             say(f"rounding of {precision}")
             in_precision(transformer, precision, FLOAT32_ISLANDS)
             rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-        if quantized is not None and not isinstance(quantized, RoundedWeights):
+        if quantized is not None:
             say("rounding of 8-bit numbers")
             with products_in_8_bits(transformer.blocks, quantized):
                 rounding |= measure_quantized(cases, logits)

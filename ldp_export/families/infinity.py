@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from ldp_runtime.architecture.infinity import InfinityEntry
@@ -16,7 +16,12 @@ from ldp_export.checkpoints.files.headers import halved_bytes
 from ldp_export.checkpoints.sources import Sources
 from ldp_export.families.base import chunk_names, counted_bytes, graph_blocks, graph_kind, loaded_graph
 from ldp_export.models.registry import InfinitySpec
-from ldp_export.verification.recording.sizes import recorded_infinity_bytes, recording_memory, scales_to_record
+from ldp_export.verification.recording.sizes import (
+    ranges_memory,
+    recorded_infinity_bytes,
+    recording_memory,
+    scales_to_record,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -283,13 +288,20 @@ class InfinityFamily:
                     rounding |= measure_quantized(cases, logits)
         return replace(cases, rounding=rounding)
 
+    @property
+    def ranges_memory(self) -> int:
+        transformer, block, _ = self._counted
+        outside = transformer - self.spec.transformer.depth * block
+        return ranges_memory(self.entry) + 4 * (outside + block)
+
     def ranges(self, prompt: str, number: int) -> Ranges:
         from ldp_export.checkpoints.t5 import load_text_encoder
-        from ldp_export.verification.recording.ranges import infinity_ranges
+        from ldp_export.verification.recording.ranges import infinity_ranges, prompt_features
 
-        folder = self.sources.text_encoder
-        encoder = None if folder is None else load_text_encoder(folder)
-        return infinity_ranges(self._mapped.transformer, encoder, self.entry, self.spec.defaults, prompt, number)
+        t, folder = self.spec.transformer, self.sources.text_encoder
+        load = None if folder is None else partial(load_text_encoder, folder)
+        text = prompt_features(load, prompt, number, t.text_tokens, t.text_channels)
+        return infinity_ranges(self._mapped.transformer, text, self.entry, self.spec.defaults, number)
 
     def _outputs(
         self, vae: InfinityVae, encoder: TextEncoder | None, logits: Callable[[Case], Sequence[torch.Tensor]]

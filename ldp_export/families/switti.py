@@ -217,7 +217,7 @@ class SwittiFamily:
         from ldp_export.checkpoints.clip import load_clip
         from ldp_export.checkpoints.switti import load_switti
         from ldp_export.checkpoints.var import load_var_vae
-        from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits
+        from ldp_export.reference.quantized import products_in_8_bits
         from ldp_export.reference.streamed import streamed_weights
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.shapes import with_shapes
@@ -255,7 +255,7 @@ class SwittiFamily:
             if precision != "float32":
                 say(f"rounding of {precision}")
                 rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-            if quantized is not None and not isinstance(quantized, RoundedWeights):
+            if quantized is not None:
                 say("rounding of 8-bit numbers")
                 with products_in_8_bits(transformer.blocks, quantized):
                     rounding |= measure_quantized(cases, logits)

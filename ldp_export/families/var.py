@@ -145,7 +145,7 @@ class VarFamily:
     def record(self, precision: Precision, quantized: EightBits | None, say: Callable[[str], None]) -> ReferenceCases:
         from ldp_export.checkpoints.var import load_var, load_var_vae
         from ldp_export.models.var import FLOAT32_ISLANDS
-        from ldp_export.reference.quantized import RoundedWeights, products_in_8_bits
+        from ldp_export.reference.quantized import products_in_8_bits
         from ldp_export.verification.bounds import with_bounds
         from ldp_export.verification.recording.var import forced_var_logits, record_var_cases
         from ldp_export.verification.rounding import in_precision, measure_quantized, measure_rounding
@@ -164,7 +164,7 @@ class VarFamily:
             say(f"rounding of {precision}")
             in_precision(transformer, precision, FLOAT32_ISLANDS)
             rounding |= measure_rounding(cases, logits, lambda name: loaded_graph(self, name, precision))
-        if quantized is not None and not isinstance(quantized, RoundedWeights):
+        if quantized is not None:
             say("rounding of 8-bit numbers")
             with products_in_8_bits(transformer.blocks, quantized):
                 rounding |= measure_quantized(cases, logits)

@@ -70,8 +70,14 @@ class _RoundedWhenRead(nn.Module):
 
 
 @contextmanager
-def products_in_8_bits(blocks: nn.Module, products: QuantizedPrecision | StaticProducts) -> Generator[None]:
-    """Rounds, within its scope, both factors of the products in the linear layers of `blocks` to 8 bits."""
+def products_in_8_bits(blocks: nn.Module, products: EightBits) -> Generator[None]:
+    """Rounds, within its scope, both factors of the products in the linear layers of `blocks` to 8 bits.
+
+    Raises:
+        TypeError: weights alone are in 8 bits: no product rounds anything, see `round_weights`.
+    """
+    if isinstance(products, RoundedWeights):
+        raise TypeError("weights alone are rounded before a run, not in its products")
     layers = quantized_layers(blocks)
     if isinstance(products, StaticProducts):
         by_weight = {id(layer.weight): _static(products, name) for name, layer in layers.items()}

@@ -14,6 +14,7 @@ from ldp_export.building.build import BuildOptions, BuildPlan, plan_build
 from ldp_export.checkpoints.files.tensors import save_state
 from ldp_export.checkpoints.infinity import original_infinity_state, original_infinity_vae_state
 from ldp_export.checkpoints.sources import Sources
+from ldp_export.graphs.infinity import InfinityBlocksGraph
 from ldp_export.models.infinity import InfinityTransformer
 from ldp_export.models.infinity_vae import InfinityVae
 from ldp_export.models.registry import InfinitySpec
@@ -37,6 +38,15 @@ def random_transformer(config: InfinityConfig = TRANSFORMER, seed: int = 0) -> I
         model.head.weight.mul_(3)
         model.word_embed.weight.mul_(3)
     return model.eval().requires_grad_(False)
+
+
+def random_inputs(graph: InfinityBlocksGraph) -> dict[str, torch.Tensor]:
+    """A call of two rows; all of the text is read."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for entry, example in zip(graph.signature.inputs, graph.signature.examples(), strict=True):
+        is_mask = entry.dtype == "bool"
+        found[entry.name] = torch.ones_like(example) if is_mask else torch.randn(example.shape, generator=generator)
+    return found
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from ldp_runtime.architecture.infinity import InfinityEntry
 from ldp_runtime.bundle.manifest import Defaults
@@ -18,27 +20,34 @@ from ldp_export.verification.recording.sizes import TEXT_TOKENS
 
 
 @torch.no_grad()
+def prompt_features(
+    load: Callable[[], TextEncoder] | None, prompt: str, number: int, text_tokens: int, channels: int
+) -> torch.Tensor:
+    """Features [T, Ct] of a prompt; without a text encoder, seeded random ones in their place.
+
+    Args:
+        load: loads the text encoder, which leaves memory again before anything is drawn.
+        number: number of the prompt: the seed of random features.
+        text_tokens: most tokens that the model reads.
+    """
+    if load is None:
+        return torch.randn(TEXT_TOKENS, channels, generator=torch.Generator().manual_seed(number))
+    encoder = load()
+    return encoder.features(PromptTokenizer(encoder.tokenizer, text_tokens)(prompt))
+
+
+@torch.no_grad()
 def infinity_ranges(
-    transformer: InfinityTransformer,
-    encoder: TextEncoder | None,
-    model: InfinityEntry,
-    defaults: Defaults,
-    prompt: str,
-    number: int,
+    transformer: InfinityTransformer, text: torch.Tensor, model: InfinityEntry, defaults: Defaults, number: int
 ) -> Ranges:
     """Ranges of one guided image, drawn over all scales with the model's default settings.
 
     Args:
         transformer: reference model; its weights may be views of files, in any element type.
-        encoder: encodes the prompt; None takes seeded random features in its place.
+        text: features of the prompt [T, Ct].
         number: number of the prompt: the seed, and the choice of an aspect ratio, which the prompts take in turn.
     """
     ratio = model.aspect_ratios[number % len(model.aspect_ratios)]
-    if encoder is None:
-        generator = torch.Generator().manual_seed(number)
-        text = torch.randn(TEXT_TOKENS, transformer.config.text_channels, generator=generator)
-    else:
-        text = encoder.features(PromptTokenizer(encoder.tokenizer, transformer.config.text_tokens)(prompt))
     rule = SamplingFilter(defaults.top_k, defaults.top_p)
     settings = InfinitySettings(defaults.guidance, defaults.temperature, rule, number)
     with streamed_weights(transformer), watched(transformer.blocks) as ranges:

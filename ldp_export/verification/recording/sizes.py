@@ -54,6 +54,14 @@ def recording_memory(model: InfinityEntry) -> int:
     return cache + scores + max(exact, 4 * 2 * tokens * (model.ffn + 4 * model.width))
 
 
+def ranges_memory(model: InfinityEntry) -> int:
+    """Bytes of a guided image that the reference model draws to the end: keys, values, scores, and the widest layer."""
+    schedules = [ScaleSchedule.of_size(model.size, ratio) for ratio in model.aspect_ratios]
+    tokens, total = max(max(s.tokens) for s in schedules), max(s.total_tokens for s in schedules)
+    cache = 4 * 2 * 2 * model.depth * total * model.width
+    return cache + 4 * 2 * tokens * max(model.heads * total, model.ffn + 4 * model.width)
+
+
 #: Arithmetic operations that recording may take, for whole runs and for one call: minutes on two cores.
 _WHOLE_RUNS, _ONE_CALL = 20e12, 4.5e12
 

@@ -140,6 +140,8 @@ def test_verdicts_of_two_precisions(small_bundle: Bundle, tmp_path: Path) -> Non
     arguments += ["--runs", str(tmp_path / "runs"), "--workers", "1"]
     result = precision_verdicts.main(arguments)
     own, pruned, again, _ = result["rows"]
+    assert "same_policy" not in own
+    assert (again["same_policy"]["accepted_difference"], again["same_policy"]["psnr_db"]) == (0, PSNR_CAP)
     assert own["psnr_db"] is None
     assert again["psnr_db"] == PSNR_CAP
     assert pruned["psnr_db"] < PSNR_CAP

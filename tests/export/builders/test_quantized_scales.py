@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from helpers.engine_runs import run_loop
-from helpers.samples import TRANSFORMER, random_texts, random_transformer, spec
+from helpers.samples import TRANSFORMER, random_inputs, random_texts, random_transformer, spec
 from helpers.shared import build_shared
 from helpers.var_samples import VAR_MODELS
 from ldp_runtime import Pipeline
@@ -193,15 +193,6 @@ def test_what_it_takes_is_predicted(sources: Sources, tmp_path: Path) -> None:
     assert quantized.bundle > plain.bundle
     assert quantized.disk > plain.disk
     assert quantized.device_memory > plain.device_memory
-
-
-def random_inputs(graph: InfinityBlocksGraph) -> dict[str, torch.Tensor]:
-    """A call of two rows; all of the text is read."""
-    generator, found = torch.Generator().manual_seed(0), {}
-    for entry, example in zip(graph.signature.inputs, graph.signature.examples(), strict=True):
-        is_mask = entry.dtype == "bool"
-        found[entry.name] = torch.ones_like(example) if is_mask else torch.randn(example.shape, generator=generator)
-    return found
 
 
 def logits_of(

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers.goldens import Golden
 from helpers.samples import random_texts, spec, write_sources
 from helpers.shared import build_shared
@@ -24,10 +25,11 @@ from ldp_export.bench.plan import label
 from ldp_export.builders import base
 from ldp_export.builders.onnxruntime import Int8Builder
 from ldp_export.building import stages
-from ldp_export.building.build import BuildOptions, build, plan_build
+from ldp_export.building.build import BuildOptions, BuildPlan, build, plan_build
 from ldp_export.building.choose_builder import BackendOptions, choose_builder
 from ldp_export.building.estimate import estimate_build
 from ldp_export.checkpoints.sources import Sources
+from ldp_export.cli import main
 from ldp_export.families.infinity import InfinityFamily
 from ldp_export.graphs.signature import MODEL_FILE
 from ldp_export.models.registry import find_model
@@ -293,13 +295,36 @@ def test_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(quantize="int8-weights") == WEIGHTS
 
 
-def test_built_before_there_were_static_ranges(sources: Sources, small_bundle: Bundle) -> None:
-    """A manifest without the new fields has the digest that it had."""
-    content = json.loads((small_bundle.folder / "manifest.json").read_text())
-    assert content.pop("weight_precision") is None
-    del content["fused_attention"]
-    digest = content.pop("digest")
-    assert content_digest(content) == digest
+def test_digests_of_bundles_from_before_static_ranges(small_bundle: Bundle) -> None:
+    """Sets of quantized scales said nothing of their ranges then, and digests cover nothing of it."""
+    older = small_bundle.manifest.model_copy(update={"quantized": (QuantizedScales(precision="int8", share=0.85),)})
+    content = older.model_dump(mode="json", exclude={"digest", "fused_attention", "weight_precision"})
+    assert content["quantized"][0].pop("ranges") == "measured"
+    assert older.computed_digest() == content_digest(content)
+    for change in ({"weight_precision": "int8"}, {"quantized": STATIC.quantized and (STATIC.quantized,)}):
+        assert older.model_copy(update=change).computed_digest() != older.computed_digest()
+
+
+def test_what_is_in_8_bits_is_shown(static: Bundle, weights: Bundle) -> None:
+    made = [CliRunner().invoke(main, ["inspect", str(bundle.folder)]).output for bundle in (static, weights)]
+    shown = [" ".join(output.split()) for output in made]  # a terminal wraps lines
+    assert "int8, static" in shown[0]
+    assert "weights of the blocks in int8" in shown[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_memory_of_drawing_prompts_is_predicted() -> None:
+    """Keys and values of one picture of a large model: such a build is refused, not killed."""
+    large = find_model("infinity-8b")
+    held = Sources(Path("transformer"), Path("vae"), here=False)
+
+    def memory(**changes: Any) -> int:
+        builder = choose_builder(BackendOptions(capabilities="8.9", **RTX, **changes), large, "1M", "bfloat16")
+        options = BuildOptions(Path("bundle"), builder=builder, precision="bfloat16", chunk=1)
+        return estimate_build(BuildPlan(large, held, options)).host_memory
+
+    square = 4 * 2 * 2 * 40 * 10_521 * 3584  # float32, keys and values, two branches, blocks, tokens, width
+    assert memory() < square < memory(quantize="int8") < 2 * square
 
 
 def test_prompts_are_encoded_if_there_is_a_text_encoder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers.samples import TRANSFORMER, random_transformer
+from helpers.samples import TRANSFORMER, random_inputs, random_transformer
 from ldp_runtime.engines.onnxruntime import import_onnxruntime
 from ldp_runtime.errors import EngineBuildError, IntegrityError
 from torch import nn
@@ -29,14 +29,6 @@ from ldp_export.reference.quantized import (
 
 #: Products of a block: queries, keys and values; after self-attention; of cross-attention; of the feed-forward.
 PRODUCTS = 6
-
-
-def inputs_of(graph: InfinityBlocksGraph) -> dict[str, torch.Tensor]:
-    generator, found = torch.Generator().manual_seed(0), {}
-    for entry, example in zip(graph.signature.inputs, graph.signature.examples(), strict=True):
-        is_mask = entry.dtype == "bool"
-        found[entry.name] = torch.ones_like(example) if is_mask else torch.randn(example.shape, generator=generator)
-    return found
 
 
 def ranges_of(blocks: nn.Module, graph: InfinityBlocksGraph, inputs: dict[str, torch.Tensor]) -> Ranges:
@@ -69,7 +61,7 @@ def test_equals_the_reference_in_the_same_numbers(exported: Path, tmp_path: Path
     """To float32's rounding; the few inputs that lie on the edge of two numbers may fall to either side."""
     chosen = SEVEN_BITS if form == "seven" else FORMATS["int8" if form == "int8" else "float8"]
     graph = InfinityBlocksGraph(random_transformer())
-    inputs = inputs_of(graph)
+    inputs = random_inputs(graph)
     ranges = ranges_of(graph.blocks, graph, inputs)
     exact = graph(*inputs.values())[0]
     with products_in_8_bits(graph.blocks, StaticProducts(chosen, ranges)):
@@ -84,7 +76,7 @@ def test_weights_alone(exported: Path, tmp_path: Path) -> None:
     """Products are float32: all that is left is the order of their sums."""
     model = random_transformer()
     graph = InfinityBlocksGraph(model)
-    inputs = inputs_of(graph)
+    inputs = random_inputs(graph)
     exact = graph(*inputs.values())[0]
     insert_products(exported, tmp_path, None, 0, FORMATS["int8"])
     round_weights(graph.blocks, RoundedWeights(FORMATS["int8"]), "float32", mapped=False)
@@ -99,7 +91,7 @@ def test_weights_alone(exported: Path, tmp_path: Path) -> None:
 
 def test_ranges_are_those_of_the_inputs() -> None:
     graph = InfinityBlocksGraph(random_transformer())
-    inputs, seen = inputs_of(graph), dict[str, torch.Tensor]()
+    inputs, seen = random_inputs(graph), dict[str, torch.Tensor]()
 
     def note(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
